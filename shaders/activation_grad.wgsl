@@ -1,0 +1,31 @@
+// Clears dz where the forward output was not positive. One invocation: four channels of eight consecutive pixels.
+
+struct Params {
+    pixels: u32,
+    quads: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> mask: array<u32>;
+@group(0) @binding(2) var<storage, read_write> dz: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn activation_grad(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = linear_index(group, groups, local);
+    let tile = index / p.quads;
+    let quad = index % p.quads;
+    let first = tile * 8u;
+    if first >= p.pixels {
+        return;
+    }
+    let count = min(8u, p.pixels - first);
+    let word = mask[index];
+    for (var i = 0u; i < count; i++) {
+        let at = (first + i) * p.quads + quad;
+        dz[at] = masked(dz[at], word, i);
+    }
+}

@@ -1,0 +1,46 @@
+// Mean and sum of squared differences of each chunk of pixels. One invocation: four channels of one chunk.
+
+struct Params {
+    pixels: u32,
+    quads: u32,
+    chunk: u32,
+    chunks: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> partials: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn batch_norm_stats(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let index = linear_index(group, groups, local);
+    let chunk = index / p.quads;
+    let quad = index % p.quads;
+    if chunk >= p.chunks {
+        return;
+    }
+    let first = chunk * p.chunk;
+    let end = min(first + p.chunk, p.pixels);
+    let count = f32(end - first);
+    let offset = x[first * p.quads + quad];
+    var sum = vec4<f32>();
+    for (var pixel = first; pixel < end; pixel++) {
+        sum += x[pixel * p.quads + quad] - offset;
+    }
+    let mean = offset + sum / count;
+    // The differences from the rounded mean do not quite add up to 0: what is left corrects both moments.
+    var rest = vec4<f32>();
+    var squares = vec4<f32>();
+    for (var pixel = first; pixel < end; pixel++) {
+        let difference = x[pixel * p.quads + quad] - mean;
+        rest += difference;
+        squares += difference * difference;
+    }
+    let at = chunk * 2u * p.quads + quad;
+    partials[at] = mean + rest / count;
+    partials[at + p.quads] = max(squares - rest * rest / count, vec4<f32>());
+}

@@ -1,0 +1,334 @@
+//! Arguments that several commands share, and what they stand for.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use thawline::compile::{Optimizer, Options};
+use thawline::data::ImageFolder;
+use thawline::gpu::{Device, DeviceOptions};
+use thawline::graph::{AdamW, Graph, Sgd};
+use thawline::models::{self, Spec};
+use thawline::policy::{self, Policy, PolicyError, Resolved};
+use thawline::tensor::HostTensor;
+use thawline::weights::{self, StateDict};
+
+/// Height and width of images, in pixels: `N` or `HxW`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size {
+    pub height: usize,
+    pub width: usize,
+}
+
+impl Size {
+    /// In the order in which [`models::build`] takes it.
+    pub fn pair(self) -> (usize, usize) {
+        (self.height, self.width)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (height, width) = text.split_once(['x', '×']).unwrap_or((text, text));
+        match (height.parse(), width.parse()) {
+            (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok(Self { height, width }),
+            _ => Err("expected pixels a side such as 224, or height and width such as 192x256".into()),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.height == self.width {
+            true => write!(f, "{}", self.height),
+            false => write!(f, "{}x{}", self.height, self.width),
+        }
+    }
+}
+
+/// For counts of which there must be at least one.
+pub fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number of at least 1".into())
+}
+
+pub fn learning_rate(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|lr: &f64| *lr > 0.0 && lr.is_finite());
+    value.ok_or_else(|| "expected a number above 0".into())
+}
+
+/// Pixels a side, as images are transformed to.
+pub fn side(pixels: usize) -> Result<u32> {
+    u32::try_from(pixels).with_context(|| format!("an image cannot have {pixels} pixels a side"))
+}
+
+/// `--model`, `--weights`, `--classes`, `--seed`.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
+    /// the weights file holds]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Start from this safetensors or PyTorch file [default: random weights]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub classes: Option<usize>,
+    /// Whatever is random follows from this number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `--size`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct SizeArgs {
+    /// Image size in pixels, N or HxW [default: what the weights were trained for, else the model's: 224, or 16 for
+    /// resnet_tiny]
+    #[arg(long, value_name = "N|HxW")]
+    pub size: Option<Size>,
+}
+
+/// `--policy` and `--set`.
+#[derive(Args, Clone, Debug)]
+pub struct PolicyArgs {
+    /// What trains and how batch norms behave: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt,
+    /// or a TOML file
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "full")]
+    pub policy: String,
+    /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
+    /// update=ema(0.9)'
+    #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
+    pub rules: Vec<String>,
+}
+
+/// `--device`.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Index or part of the name of a device that `thawline devices` lists [default: the first]
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub device: Option<String>,
+}
+
+impl DeviceArgs {
+    pub fn open(&self) -> Result<Device> {
+        Ok(Device::open(&DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() })?)
+    }
+}
+
+impl PolicyArgs {
+    /// The policy with its `--set` rules, applied to `graph`. Warnings go to standard error.
+    pub fn resolve(&self, graph: Graph) -> Result<Resolved> {
+        resolve(&self.policy, &self.rules, graph)
+    }
+
+    /// For inference, on which no policy has a say: refuses what is wrong with it, and does not warn.
+    pub fn resolve_for_inference(&self, graph: Graph) -> Result<Graph> {
+        let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
+        match policy::resolve(&policy, graph.clone()) {
+            // What a batch is too small for in training does not matter.
+            Ok(_) | Err(PolicyError::SingleValue { .. }) => Ok(graph),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Applies a policy and further rules to `graph`. Warnings go to standard error.
+pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
+    let policy = Policy::load(name_or_file)?.with_rules(rules)?;
+    let resolved = policy::resolve(&policy, graph)?;
+    for warning in &resolved.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(resolved)
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OptimizerName {
+    Sgd,
+    Adamw,
+}
+
+/// `--optimizer` and what belongs to it. Defaults are PyTorch's, except where a command has its own.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OptimizerArgs {
+    /// How gradients become steps
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = OptimizerName::Sgd)]
+    pub optimizer: OptimizerName,
+    /// SGD's momentum, from 0 up to but not including 1 [default: 0.9; step: 0]
+    #[arg(long, value_name = "X", value_parser = share)]
+    pub momentum: Option<f32>,
+    /// SGD with Nesterov's momentum
+    #[arg(long)]
+    pub nesterov: bool,
+    /// Shrinks the weights of convolutions and linear layers; never biases or batch norms [default: 0; AdamW: 0.01]
+    #[arg(long, value_name = "X", value_parser = not_negative)]
+    pub weight_decay: Option<f32>,
+    /// SGD: shrink by lr × decay itself, as AdamW does, instead of adding to the gradient
+    #[arg(long)]
+    pub decoupled_decay: bool,
+    /// Share of the target that is spread over all classes, from 0 up to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = share)]
+    pub label_smoothing: f32,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|x| (0.0..1.0).contains(x));
+    value.ok_or_else(|| "expected a number from 0 up to, but not including, 1".into())
+}
+
+fn not_negative(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|x: &f32| *x >= 0.0 && x.is_finite());
+    value.ok_or_else(|| "expected a number of at least 0".into())
+}
+
+impl OptimizerArgs {
+    /// Options of a step without accumulation.
+    pub fn options(&self, default_momentum: f32) -> Result<Options> {
+        let optimizer = match self.optimizer {
+            OptimizerName::Sgd => {
+                let momentum = self.momentum.unwrap_or(default_momentum);
+                if self.nesterov && momentum == 0.0 {
+                    bail!("--nesterov needs a --momentum above 0");
+                }
+                let weight_decay = self.weight_decay.unwrap_or(0.0);
+                Optimizer::Sgd(Sgd { momentum, nesterov: self.nesterov, weight_decay, decoupled: self.decoupled_decay })
+            }
+            OptimizerName::Adamw => {
+                if self.momentum.is_some() || self.nesterov || self.decoupled_decay {
+                    bail!("--momentum, --nesterov and --decoupled-decay are for --optimizer sgd");
+                }
+                let weight_decay = self.weight_decay.unwrap_or(0.01);
+                Optimizer::AdamW(AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay })
+            }
+        };
+        Ok(Options { optimizer, label_smoothing: self.label_smoothing, accumulate: 1, export_gradients: false })
+    }
+}
+
+/// `--data` and how it is split.
+#[derive(Args, Clone, Debug)]
+pub struct DataArgs {
+    /// Folder with train/ and val/, each with a folder of images a class; or with the class folders themselves
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Share of each class that is set aside for validation, chosen by --seed, where there are no train/ and val/
+    #[arg(long, value_name = "X", default_value_t = 0.2)]
+    pub val_fraction: f64,
+    /// Go on past images that cannot be decoded, and count them
+    #[arg(long)]
+    pub skip_broken: bool,
+}
+
+impl DataArgs {
+    pub fn open(&self, seed: u64) -> Result<ImageFolder> {
+        Ok(ImageFolder::open(&self.data, self.val_fraction, seed)?)
+    }
+}
+
+/// The network that the arguments choose, and its weights file if there is one.
+pub struct Model {
+    pub spec: &'static Spec,
+    /// `--classes`, else the file's, else the model's.
+    pub classes: usize,
+    /// The size that the file's run was trained at, if the file tells.
+    pub trained_size: Option<Size>,
+    /// The names of the classes in the order of their labels, if the file tells and the number of classes is its own.
+    pub class_names: Option<Vec<String>>,
+    /// The file's content.
+    pub state: Option<StateDict>,
+    pub seed: u64,
+}
+
+impl ModelArgs {
+    /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
+    pub fn read(&self) -> Result<Model> {
+        self.of(self.weights.as_ref().map(StateDict::load).transpose()?)
+    }
+
+    /// As [`read`](Self::read), with the weights file's content.
+    pub fn of(&self, state: Option<StateDict>) -> Result<Model> {
+        let named = self.model.as_deref().map(models::spec).transpose()?;
+        let Some(state) = state else {
+            let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
+            let classes = self.classes.unwrap_or_else(|| default_classes(spec));
+            return Ok(Model { spec, classes, trained_size: None, class_names: None, state: None, seed: self.seed });
+        };
+        let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
+        let recognised = recognise(&state);
+        if let (Some(named), Some((found, _))) = (named, recognised)
+            && named.name != found
+        {
+            bail!("{file} holds the weights of {found}, not of {}", named.name);
+        }
+        let told = state.metadata.get("model").and_then(|name| models::spec(name).ok());
+        let spec = match recognised {
+            Some((name, _)) => models::spec(name)?,
+            None => named.or(told).with_context(|| {
+                format!(
+                    "{file} holds the weights of no network that is known; --model NAME says how it differs from one"
+                )
+            })?,
+        };
+        let in_file = recognised.map(|(_, classes)| classes);
+        let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(spec));
+        let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
+        Ok(Model {
+            spec,
+            classes,
+            trained_size: state.metadata.get("size").and_then(|size| size.parse().ok()),
+            class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
+            state: Some(state),
+            seed: self.seed,
+        })
+    }
+}
+
+/// The network whose weights `state` holds, and its number of classes.
+pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
+    models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
+}
+
+/// ImageNet's classes for networks that are made for ImageNet's images.
+fn default_classes(spec: &Spec) -> usize {
+    if spec.mean == models::IMAGENET_MEAN { 1000 } else { 10 }
+}
+
+impl Model {
+    /// The image size: `asked`, else the file's, else the model's.
+    pub fn size(&self, asked: Option<Size>) -> Size {
+        let default = Size { height: self.spec.default_size, width: self.spec.default_size };
+        asked.or(self.trained_size).unwrap_or(default)
+    }
+
+    /// The network for batches of `batch` images, every layer frozen.
+    pub fn network(&self, batch: usize, size: Size) -> Result<Graph> {
+        Ok(self.spec.build(batch, size.pair(), self.classes)?)
+    }
+
+    /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.
+    pub fn tensors(&mut self, graph: &Graph) -> Result<Vec<HostTensor>> {
+        match self.state.take() {
+            Some(state) => Ok(weights::from_state(graph, state, self.seed)?.tensors),
+            None => Ok(weights::initialise(graph, self.seed)),
+        }
+    }
+}
+
+/// Refuses where the work would be for nothing, or do harm: files are replaced by renaming, which would replace a device,
+/// too.
+pub fn check_output(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if path.exists() && !path.is_file() {
+        bail!("cannot write {}: it is a folder or a device; give a file", path.display());
+    }
+    if !folder.is_dir() {
+        bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
+    }
+    Ok(())
+}

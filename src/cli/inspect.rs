@@ -1,0 +1,180 @@
+use super::args::{self, ModelArgs, Size};
+use super::output;
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use thawline::graph::Graph;
+use thawline::weights::{self, StateDict, TensorData};
+
+/// List the layers of a network: the numbers and names that policies select by.
+///
+/// Give a weights file, whose network is recognised and whose tensors are checked, or a model's name.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline inspect resnet18.pth
+  thawline inspect --model resnet50 --size 192x256 --json")]
+pub struct Args {
+    /// A safetensors or PyTorch file
+    #[arg(required_unless_present = "model")]
+    file: Option<PathBuf>,
+    /// A model's name instead of a file
+    #[arg(long, conflicts_with = "file")]
+    model: Option<String>,
+    /// Number of classes of --model [default: 1000, or 10 for resnet_tiny]
+    #[arg(long, value_name = "N", value_parser = args::positive, conflicts_with = "file")]
+    classes: Option<usize>,
+    /// Image size that shapes are shown for, N or HxW [default: the file's or the model's own]
+    #[arg(long, value_name = "N|HxW")]
+    size: Option<Size>,
+    /// Print JSON: {model, classes, size, parameters, layers: [{index, name, kind, block, shape, parameters, tensors}]},
+    /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct LayerRow {
+    index: usize,
+    name: String,
+    kind: &'static str,
+    /// The residual block.
+    block: Option<String>,
+    /// Of one image: images, height, width, channels.
+    shape: [usize; 4],
+    /// Values that can train; running statistics are not counted.
+    parameters: usize,
+    /// Names in a weights file.
+    tensors: Vec<String>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let state = args.file.as_ref().map(StateDict::load).transpose()?;
+    let file = state.as_ref().map(FileFacts::of);
+    // A file of an unknown network is still worth showing.
+    if let (Some(state), Some(file)) = (&state, &file)
+        && args::recognise(state).is_none()
+    {
+        return unknown(state, file, args.json);
+    }
+    let model = ModelArgs { model: args.model, weights: args.file, classes: args.classes, seed: 0 }.of(state)?;
+    let size = model.size(args.size);
+    let graph = model.network(1, size)?;
+    let (name, classes) = (model.spec.name, model.classes);
+    // Says what does not fit, before showing a network that the file is not of.
+    if let Some(state) = model.state {
+        weights::from_state(&graph, state, 0)?;
+    }
+    let layers = layers(&graph);
+    let parameters: usize = layers.iter().map(|l| l.parameters).sum();
+    if args.json {
+        let mut report = json!({
+            "model": name,
+            "classes": classes,
+            "size": [size.height, size.width],
+            "parameters": parameters,
+            "layers": layers,
+        });
+        if let Some(file) = file {
+            report["file"] = serde_json::to_value(file)?;
+        }
+        return output::json(&report);
+    }
+    if let Some(file) = &file {
+        file.print()?;
+    }
+    let rows = layers.iter().map(|l| {
+        let parameters = output::or_blank(l.parameters as u64, |n| n.to_string());
+        let [_, h, w, c] = l.shape;
+        let block = l.block.clone().unwrap_or_default();
+        vec![l.index.to_string(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block]
+    });
+    output::line(output::table(&[">index", "name", "kind", ">output", ">parameters", "block"], rows))?;
+    output::line(format_args!(
+        "{name}, {classes} classes, {size} px: {} layers, {} parameters",
+        layers.len(),
+        output::count(parameters)
+    ))
+}
+
+fn layers(graph: &Graph) -> Vec<LayerRow> {
+    let in_file = weights::expected(graph);
+    let layers = graph.layers().iter().enumerate();
+    layers
+        .map(|(index, layer)| {
+            let tensors = || in_file.iter().filter(|t| t.name.rsplit_once('.').is_some_and(|(of, _)| of == layer.name));
+            let trains = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
+            LayerRow {
+                index,
+                name: layer.name.clone(),
+                kind: layer.kind.name(),
+                block: layer.block.clone(),
+                shape: layer.shape.0,
+                parameters: tensors().filter(|t| trains(&t.name)).map(|t| t.shape.iter().product::<usize>()).sum(),
+                tensors: tensors().map(|t| t.name.clone()).collect(),
+            }
+        })
+        .collect()
+}
+
+#[derive(Serialize)]
+struct FileFacts {
+    path: String,
+    /// How many there are.
+    tensors: usize,
+    /// Numbers in all of them.
+    values: usize,
+    /// Updates of the running statistics so far, the most of any batch norm.
+    batches_tracked: Option<i64>,
+    /// The text entries of a safetensors header.
+    metadata: BTreeMap<String, String>,
+}
+
+impl FileFacts {
+    fn of(state: &StateDict) -> Self {
+        let tracked = state.tensors.iter().filter(|(name, _)| name.ends_with(".num_batches_tracked"));
+        let counts = tracked.filter_map(|(_, tensor)| match &tensor.data {
+            TensorData::I64(count) => count.first().copied(),
+            TensorData::F32(_) => None,
+        });
+        Self {
+            path: state.origin.as_ref().map_or(String::new(), |path| path.display().to_string()),
+            tensors: state.tensors.len(),
+            values: state.tensors.values().map(|t| t.data.len()).sum(),
+            batches_tracked: counts.max(),
+            metadata: state.metadata.clone(),
+        }
+    }
+
+    fn print(&self) -> Result<()> {
+        let values = output::count(self.values);
+        output::line(format_args!("{}: {} tensors, {values} values", self.path, self.tensors))?;
+        if let Some(batches) = self.batches_tracked {
+            output::line(format_args!("  batches tracked: {batches}"))?;
+        }
+        for (key, value) in &self.metadata {
+            output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Lists the tensors of a file whose network is not known.
+fn unknown(state: &StateDict, file: &FileFacts, as_json: bool) -> Result<()> {
+    if as_json {
+        let tensors: BTreeMap<&str, &[usize]> =
+            state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])).collect();
+        return output::json(&json!({"model": null, "file": file, "tensors": tensors}));
+    }
+    file.print()?;
+    let rows = state.tensors.iter().map(|(name, tensor)| {
+        let kind = match tensor.data {
+            TensorData::F32(_) => "float",
+            TensorData::I64(_) => "integer",
+        };
+        vec![name.escape_debug().to_string(), kind.into(), format!("{:?}", tensor.shape)]
+    });
+    output::line(output::table(&["tensor", "kind", "shape"], rows))?;
+    output::line("no network that is known has these weights")
+}

@@ -1,0 +1,79 @@
+//! The command line: one file a subcommand, each a thin shell over the library.
+
+mod args;
+mod bench;
+mod devices;
+mod eval;
+mod finetune;
+mod inputs;
+mod inspect;
+mod output;
+mod plan;
+mod predict;
+mod sample_data;
+mod step;
+mod version;
+
+use clap::{Parser, Subcommand};
+
+/// Fine-tune convolutional networks on any GPU, with every batch-norm choice explicit, priced and measured.
+///
+/// A policy says which layers train and how each batch norm behaves. It is compiled, not looked up: what is frozen
+/// costs no more than inference. `plan` shows the price before a run, `bench` measures it.
+#[derive(Parser)]
+#[command(name = "thawline", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Devices(devices::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
+    Finetune(finetune::Args),
+    Eval(eval::Args),
+    Predict(predict::Args),
+    SampleData(sample_data::Args),
+    Step(step::Args),
+    Bench(bench::Args),
+    Version(version::Args),
+}
+
+impl Cli {
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Devices(args) => devices::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Plan(args) => plan::run(args),
+            Command::Finetune(args) => finetune::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Predict(args) => predict::run(args),
+            Command::SampleData(args) => sample_data::run(args),
+            Command::Step(args) => step::run(args),
+            Command::Bench(args) => bench::run(args),
+            Command::Version(args) => version::run(args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_hold_together() {
+        super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_has_help() {
+        for command in super::Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} of {} has no help", argument.get_id(), command.get_name());
+            }
+        }
+    }
+}

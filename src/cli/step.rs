@@ -1,0 +1,110 @@
+use super::args::{self, DeviceArgs, ModelArgs, OptimizerArgs, PolicyArgs, Size};
+use super::inputs::{self, Inputs};
+use super::output;
+use anyhow::{Result, bail};
+use serde_json::json;
+use std::path::PathBuf;
+use thawline::graph::Role;
+use thawline::plan::Input;
+use thawline::train::{self, Images, Session};
+use thawline::weights::{self, StateDict};
+
+/// Do optimiser steps on one batch from a file, for comparing with other tools.
+///
+/// The inputs file is safetensors with `images` f32 [N, 3, H, W], used as they are, and `labels` i64 [N]. The same batch is
+/// used for every step. Standard output has one JSON object a step. No augmentation, no dropout, nothing random.
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  thawline step --model resnet18 --weights in.safetensors --inputs batch.safetensors --policy bn-only \\
+    --optimizer sgd --lr 0.01 --momentum 0.9 --steps 5 --grads grads.safetensors --out out.safetensors")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Safetensors with `images` f32 [N, 3, H, W] and `labels` i64 [N]
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// Where the weights go: safetensors with the names and the layout of --weights
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Where the last step's gradients go, under the names of the parameters that train
+    #[arg(long, value_name = "FILE")]
+    grads: Option<PathBuf>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
+    /// Learning rate
+    #[arg(long, value_name = "X", default_value_t = 0.001, value_parser = args::learning_rate)]
+    lr: f64,
+    /// How many steps
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = args::positive)]
+    steps: usize,
+    /// After the first step, run the plan on the device and on the CPU reference, compare after every kernel call, and
+    /// fail with the first call that differs. Slow
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    for path in [Some(&args.out), args.grads.as_ref()].into_iter().flatten() {
+        args::check_output(path)?;
+    }
+    if args.grads.as_ref() == Some(&args.out) {
+        bail!("--out and --grads are the same file");
+    }
+    let options = thawline::compile::Options { export_gradients: args.grads.is_some(), ..args.optimizer.options(0.0)? };
+    let mut model = args.model.read()?;
+    let mut file = StateDict::load(&args.inputs)?;
+    let Inputs { dims: [n, _, height, width], images } = Inputs::of(&mut file, &args.inputs)?;
+    let labels = inputs::labels(&mut file, &args.inputs, n, model.classes)?;
+    let network = model.network(n, Size { height, width })?;
+    let resolved = args.policy.resolve(network)?;
+    resolved.check_training()?;
+    let metadata = model.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let tensors = model.tensors(&resolved.graph)?;
+
+    let device = args.device.open()?;
+    let mut session = Session::new(&device, resolved.graph, &tensors, Input::Values, options)?;
+    for step in 1..=args.steps {
+        let loss = session.step(Images::Values(&images), &labels, args.lr)?.mean_loss();
+        if !loss.is_finite() {
+            bail!("the loss of step {step} is {loss}: nothing was written; a lower --lr may help");
+        }
+        output::line(json!({"step": step, "loss": loss}))?;
+        if args.check && step == 1 {
+            train::check(session.executor())?;
+            eprintln!("check: all {} calls agree with the reference", session.plan().calls.len());
+        }
+    }
+
+    if let Some(path) = &args.grads {
+        gradients(&session)?.save(path)?;
+    }
+    let mut state = weights::to_state(session.network(), &session.parameters()?);
+    state.metadata = metadata;
+    state.save(&args.out)?;
+    Ok(())
+}
+
+/// The last step's gradients of what trains, in file form.
+fn gradients(session: &Session) -> Result<StateDict> {
+    let graph = &session.plan().graph;
+    let mut state = StateDict::default();
+    for (id, mut gradient) in session.gradients()? {
+        let param = graph.param(id);
+        // The slot may be larger than the gradient in it.
+        gradient.truncate(param.shape.stored_len());
+        let parts = weights::to_file(graph, param, &gradient);
+        match (param.role, param.update) {
+            // Gamma and beta are one parameter, of which a policy may train one row.
+            (Role::Affine, Some(update)) => {
+                let [from, to] = update.rows;
+                state.tensors.extend(parts.into_iter().take(to).skip(from));
+            }
+            _ => state.tensors.extend(parts),
+        }
+    }
+    Ok(state)
+}

@@ -1,0 +1,278 @@
+//! Reverse-mode differentiation, only on paths to something trainable.
+//!
+//! Walking the forward nodes backwards, each node's gradient is complete when the walk reaches it. A node is
+//! differentiated only if a trainable parameter stands behind it, so what nobody needs is never created, and what it
+//! would have kept alive dies early. An optimiser's step follows as soon as its gradient is complete, so that
+//! gradients, too, share memory.
+//!
+//! ReLU keeps one bit a value, whatever happens to its output. Formulas: Ioffe & Szegedy 2015 for batch norm; for one
+//! folded into its convolution the chain rule through `w·γr` and `β − μγr`, see [`Op::FoldAffineGrad`].
+
+use super::{Optimizer, Options};
+use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op, ParamId, Phase, StateKind};
+
+pub(super) fn differentiate(graph: Graph, options: &Options) -> Result<Graph, GraphError> {
+    let forward = graph.nodes.len();
+    let mut walk = Walk { needs: needs_gradient(&graph), gradients: vec![None; forward], graph, options };
+    for index in (0..forward).rev() {
+        let id = NodeId(index as u32);
+        if walk.needs[index] {
+            walk.visit(id)?;
+        }
+    }
+    Ok(walk.graph)
+}
+
+/// For each node, whether a trainable parameter stands behind it.
+fn needs_gradient(graph: &Graph) -> Vec<bool> {
+    let mut needs = vec![false; graph.nodes.len()];
+    for (id, node) in graph.nodes() {
+        needs[id.index()] = match node.op {
+            Op::Param(param) => graph.param(param).update.is_some(),
+            _ => node.inputs.iter().any(|input| needs[input.index()]),
+        };
+    }
+    needs
+}
+
+struct Walk<'a> {
+    graph: Graph,
+    options: &'a Options,
+    needs: Vec<bool>,
+    /// The gradient of each forward node as far as it has been summed.
+    gradients: Vec<Option<NodeId>>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, id: NodeId) -> Result<(), GraphError> {
+        let node = self.graph.node(id).clone();
+        let (layer, inputs) = (node.layer, &node.inputs);
+        if let Op::SoftmaxCrossEntropy { smoothing } = node.op {
+            let op = Op::SoftmaxCrossEntropyGrad { smoothing };
+            let gradient = self.push(op, inputs.clone(), layer)?;
+            return self.contribute(inputs[0], gradient);
+        }
+        // The moments of a batch are differentiated together with the normalisation that they serve.
+        let Some(gradient) = self.gradients[id.index()].take() else { return Ok(()) };
+        match node.op {
+            Op::Param(param) => self.update(param, id, gradient, layer),
+            Op::Conv2d(conv) => {
+                let g = self.through_act(id, gradient, conv.act)?;
+                if conv.residual {
+                    self.contribute(inputs[inputs.len() - 1], g)?;
+                }
+                if self.needs(inputs[1]) {
+                    let op = Op::Conv2dWeightGrad { window: conv.window };
+                    let dw = self.push(op, vec![inputs[0], g], layer)?;
+                    self.contribute(inputs[1], dw)?;
+                }
+                if conv.bias && self.needs(inputs[2]) {
+                    let db = self.push(Op::ChannelSum, vec![g], layer)?;
+                    self.contribute(inputs[2], db)?;
+                }
+                if self.needs(inputs[0]) {
+                    self.input_gradient(inputs[0], inputs[1], g, conv.window, layer)?;
+                }
+                Ok(())
+            }
+            Op::FoldBatchNorm { eps, .. } => {
+                let [weight, moments, affine] = [inputs[0], inputs[1], inputs[2]];
+                if self.needs(affine) {
+                    let db = self.gradients.iter().enumerate().find_map(|(i, g)| {
+                        let side = self.graph.nodes[i].op == Op::SideOutput && self.graph.nodes[i].inputs == [id];
+                        if side { *g } else { None }
+                    });
+                    let db = db.ok_or_else(|| GraphError {
+                        node: self.graph.label(id),
+                        reason: "the folded bias has no gradient".into(),
+                    })?;
+                    let op = Op::FoldAffineGrad { eps };
+                    let sums = self.push(op, vec![weight, gradient, db, moments], layer)?;
+                    self.contribute(affine, sums)?;
+                }
+                if self.needs(weight) {
+                    let dw = self.push(Op::FoldWeightGrad { eps }, vec![gradient, moments, affine], layer)?;
+                    self.contribute(weight, dw)?;
+                }
+                Ok(())
+            }
+            // Stays until the fold that it belongs to is visited.
+            Op::SideOutput => {
+                self.gradients[id.index()] = Some(gradient);
+                Ok(())
+            }
+            Op::BatchNormApply(apply) => {
+                let [x, moments, affine] = [inputs[0], inputs[1], inputs[2]];
+                let mut g = gradient;
+                let mut mask = None;
+                if apply.residual {
+                    g = self.through_act(id, g, apply.act)?;
+                    self.contribute(inputs[3], g)?;
+                } else if apply.act == Act::Relu {
+                    mask = Some(self.side_output(id)?);
+                }
+                let batch = self.graph.node(moments).op == Op::BatchNormStats;
+                let (eps, masked) = (apply.eps, mask.is_some());
+                let mut sums = None;
+                if self.needs(affine) || (batch && self.needs(x)) {
+                    let op = Op::BatchNormGradReduce { eps, mask: masked };
+                    let operands = [g, x, moments].into_iter().chain(mask).collect();
+                    sums = Some(self.push(op, operands, layer)?);
+                }
+                if self.needs(affine)
+                    && let Some(sums) = sums
+                {
+                    self.contribute(affine, sums)?;
+                }
+                if self.needs(x) {
+                    let dx = match (batch, sums) {
+                        (true, Some(sums)) => {
+                            let op = Op::BatchNormGradBatch { eps, mask: masked };
+                            let operands = [g, x, moments, affine, sums].into_iter().chain(mask).collect();
+                            self.push(op, operands, layer)?
+                        }
+                        _ => {
+                            let op = Op::BatchNormGradRunning { eps, mask: masked };
+                            self.push(op, [g, moments, affine].into_iter().chain(mask).collect(), layer)?
+                        }
+                    };
+                    self.contribute(x, dx)?;
+                }
+                Ok(())
+            }
+            Op::Activation { act, .. } => {
+                let g = self.through_act(id, gradient, act)?;
+                self.contribute(inputs[0], g)
+            }
+            Op::Add { act, .. } => {
+                let g = self.through_act(id, gradient, act)?;
+                self.contribute(inputs[0], g)?;
+                self.contribute(inputs[1], g)
+            }
+            Op::MaxPool { window, .. } => {
+                let argmax = self.side_output(id)?;
+                let input = self.graph.node(inputs[0]).shape;
+                let dx = self.push(Op::MaxPoolGrad { window, input }, vec![gradient, argmax], layer)?;
+                self.contribute(inputs[0], dx)
+            }
+            Op::AvgPool { window } => {
+                let input = self.graph.node(inputs[0]).shape;
+                let dx = self.push(Op::AvgPoolGrad { window, input }, vec![gradient], layer)?;
+                self.contribute(inputs[0], dx)
+            }
+            op => Err(GraphError { node: self.graph.label(id), reason: format!("{} has no gradient", op.name()) }),
+        }
+    }
+
+    fn needs(&self, id: NodeId) -> bool {
+        self.needs[id.index()]
+    }
+
+    fn push(&mut self, op: Op, inputs: Vec<NodeId>, layer: Option<LayerId>) -> Result<NodeId, GraphError> {
+        self.graph.push(op, inputs, layer, Phase::Backward)
+    }
+
+    /// Asks the forward node `id` for its sign bits or argmax.
+    fn side_output(&mut self, id: NodeId) -> Result<NodeId, GraphError> {
+        match &mut self.graph.nodes[id.index()].op {
+            Op::Conv2d(conv) => conv.mask = true,
+            Op::BatchNormApply(apply) => apply.mask = true,
+            Op::Activation { mask, .. } | Op::Add { mask, .. } => *mask = true,
+            Op::MaxPool { argmax, .. } => *argmax = true,
+            _ => {}
+        }
+        let layer = self.graph.node(id).layer;
+        self.graph.push(Op::SideOutput, vec![id], layer, Phase::Forward)
+    }
+
+    /// The gradient before the activation that ends the forward node `id`.
+    fn through_act(&mut self, id: NodeId, gradient: NodeId, act: Act) -> Result<NodeId, GraphError> {
+        let layer = self.graph.node(id).layer;
+        match act {
+            Act::Identity => Ok(gradient),
+            Act::Relu => {
+                let mask = self.side_output(id)?;
+                // In place, unless another node still waits for the same gradient.
+                let own = match self.waited_for(gradient) {
+                    false => gradient,
+                    true => self.push(Op::Activation { act: Act::Identity, mask: false }, vec![gradient], layer)?,
+                };
+                self.push(Op::ActivationGrad, vec![own, mask], layer)
+            }
+        }
+    }
+
+    /// Whether some forward node's gradient is still `gradient`.
+    fn waited_for(&self, gradient: NodeId) -> bool {
+        self.gradients.contains(&Some(gradient))
+    }
+
+    /// Adds `gradient` to that of the forward node `to`, if anything trainable stands behind it.
+    fn contribute(&mut self, to: NodeId, gradient: NodeId) -> Result<(), GraphError> {
+        if !self.needs(to) {
+            return Ok(());
+        }
+        let sum = match self.gradients[to.index()] {
+            None => gradient,
+            Some(other) => {
+                let layer = self.graph.node(to).layer;
+                self.push(Op::Add { act: Act::Identity, mask: false }, vec![other, gradient], layer)?
+            }
+        };
+        self.gradients[to.index()] = Some(sum);
+        Ok(())
+    }
+
+    /// Adds the gradient of a convolution's input to that of `x`, in the convolution's own kernel where possible.
+    fn input_gradient(
+        &mut self,
+        x: NodeId,
+        weight: NodeId,
+        g: NodeId,
+        window: crate::graph::Window,
+        layer: Option<LayerId>,
+    ) -> Result<(), GraphError> {
+        let input = self.graph.node(x).shape;
+        let sum = self.gradients[x.index()].take();
+        // The kernel overwrites what it adds to; nobody else may wait for it, nor may it be the gradient it reads.
+        let into = sum.filter(|&sum| !self.waited_for(sum) && sum != g);
+        let op = Op::Conv2dInputGrad { window, input, accumulate: into.is_some() };
+        let dx = self.push(op, [g, weight].into_iter().chain(into).collect(), layer)?;
+        self.gradients[x.index()] = if into.is_some() { None } else { sum };
+        self.contribute(x, dx)
+    }
+
+    /// The optimiser's step for a parameter whose gradient is complete.
+    fn update(
+        &mut self,
+        param: ParamId,
+        node: NodeId,
+        gradient: NodeId,
+        layer: Option<LayerId>,
+    ) -> Result<(), GraphError> {
+        let Some(update) = self.graph.param(param).update else { return Ok(()) };
+        let shape = self.graph.param(param).shape;
+        let mut gradient = gradient;
+        if self.options.accumulate > 1 {
+            gradient = self.graph.accumulate(StateKind::Gradient, param, gradient)?;
+        }
+        if self.options.export_gradients {
+            self.graph.outputs.push((format!("grad:{}", param.index()), gradient));
+        }
+        let mut inputs = vec![node, gradient];
+        let op = match self.options.optimizer {
+            Optimizer::Sgd(sgd) => {
+                if sgd.momentum != 0.0 {
+                    inputs.push(self.graph.state(StateKind::FirstMoment, param, shape));
+                }
+                Op::SgdStep(update, sgd)
+            }
+            Optimizer::AdamW(adamw) => {
+                inputs.push(self.graph.state(StateKind::FirstMoment, param, shape));
+                inputs.push(self.graph.state(StateKind::SecondMoment, param, shape));
+                Op::AdamwStep(update, adamw)
+            }
+        };
+        self.graph.push(op, inputs, layer, Phase::Update).map(|_| ())
+    }
+}

@@ -1,0 +1,103 @@
+//! Residual additions and activations move into the pass that computes their operand.
+
+use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op};
+
+/// An operation that waits for the one reader that absorbs it.
+struct Pending {
+    op: Op,
+    inputs: Vec<NodeId>,
+    layer: Option<LayerId>,
+}
+
+pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
+    let readers = graph.readers();
+    let sole_reader = |id: NodeId| match readers[id.index()][..] {
+        [reader] if !graph.outputs.iter().any(|(_, output)| *output == id) => Some(reader),
+        _ => None,
+    };
+    let mut new = Graph {
+        nodes: Vec::new(),
+        layers: graph.layers.clone(),
+        params: graph.params.clone(),
+        states: graph.states.clone(),
+        outputs: Vec::new(),
+    };
+    let mut map: Vec<Option<NodeId>> = vec![None; graph.nodes.len()];
+    let mut pending: Vec<Option<Pending>> = graph.nodes.iter().map(|_| None).collect();
+    for (id, node) in graph.nodes() {
+        let mapped = |id: NodeId| map[id.index()].expect("operands come first");
+        let waiting = node.inputs.iter().position(|i| pending[i.index()].is_some());
+        let merged = match waiting {
+            None => {
+                let inputs = node.inputs.iter().map(|&i| mapped(i)).collect();
+                Pending { op: node.op, inputs, layer: node.layer }
+            }
+            Some(position) => {
+                let producer = pending[node.inputs[position].index()].take().expect("found above");
+                match node.op {
+                    Op::Activation { act, .. } => Pending { op: with_act(producer.op, act), ..producer },
+                    Op::Add { .. } => {
+                        let mut inputs = producer.inputs;
+                        inputs.push(mapped(node.inputs[1 - position]));
+                        Pending { op: with_residual(producer.op), inputs, layer: producer.layer }
+                    }
+                    _ => unreachable!("only activations and additions absorb"),
+                }
+            }
+        };
+        let absorbed = sole_reader(id).is_some_and(|reader| match graph.node(reader).op {
+            Op::Activation { act: Act::Relu, .. } => takes_act(merged.op),
+            Op::Add { .. } => {
+                // Of two candidates the first operand is absorbed.
+                let &[a, b] = &graph.node(reader).inputs[..] else { return false };
+                takes_residual(merged.op) && (id == a || (id == b && pending[a.index()].is_none()))
+            }
+            _ => false,
+        });
+        if absorbed {
+            pending[id.index()] = Some(merged);
+            continue;
+        }
+        map[id.index()] = Some(match merged.op {
+            Op::Input | Op::Labels => new.source(merged.op, node.shape),
+            op => new.push(op, merged.inputs, merged.layer, node.phase)?,
+        });
+    }
+    let mapped = |id: NodeId| map[id.index()].expect("an output is not absorbed");
+    new.outputs = graph.outputs.iter().map(|(name, id)| (name.clone(), mapped(*id))).collect();
+    Ok(new)
+}
+
+fn takes_act(op: Op) -> bool {
+    match op {
+        Op::Conv2d(conv) => conv.act == Act::Identity,
+        Op::BatchNormApply(apply) => apply.act == Act::Identity,
+        Op::Add { act, .. } => act == Act::Identity,
+        _ => false,
+    }
+}
+
+fn takes_residual(op: Op) -> bool {
+    match op {
+        Op::Conv2d(conv) => !conv.residual && conv.act == Act::Identity,
+        Op::BatchNormApply(apply) => !apply.residual && apply.act == Act::Identity,
+        _ => false,
+    }
+}
+
+fn with_act(op: Op, act: Act) -> Op {
+    match op {
+        Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { act, ..conv }),
+        Op::BatchNormApply(apply) => Op::BatchNormApply(crate::graph::BatchNormApply { act, ..apply }),
+        Op::Add { mask, .. } => Op::Add { act, mask },
+        op => op,
+    }
+}
+
+fn with_residual(op: Op) -> Op {
+    match op {
+        Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { residual: true, ..conv }),
+        Op::BatchNormApply(apply) => Op::BatchNormApply(crate::graph::BatchNormApply { residual: true, ..apply }),
+        op => op,
+    }
+}

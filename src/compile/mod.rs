@@ -1,0 +1,181 @@
+//! From a network and a resolved policy to the graph of one training step, or of inference.
+//!
+//! [`training`] and [`inference`] run named passes, each a function from graph to graph; after every one the graph is
+//! [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan lowers call by
+//! call: nothing later looks at a policy again.
+
+mod differentiate;
+mod eliminate;
+mod fold;
+mod fuse;
+
+use crate::graph::{
+    AdamW, Affine, Graph, GraphError, NodeId, Op, Phase, Role, Setting, Sgd, StateKind, Stats, StatsUpdate, Update,
+};
+use crate::tensor::Shape;
+
+/// The optimiser and its constants.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Optimizer {
+    Sgd(Sgd),
+    AdamW(AdamW),
+}
+
+/// What a training step is made of, beside the network and its policy.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Options {
+    pub optimizer: Optimizer,
+    /// In `[0, 1)`: the share of the target that is spread over all classes.
+    pub label_smoothing: f32,
+    /// Micro-batches an optimiser step; the statistics, too, are committed once a step.
+    pub accumulate: usize,
+    /// Keep the gradients of all trainable parameters readable after the step, as outputs `grad:<param index>`.
+    pub export_gradients: bool,
+}
+
+/// A pass left a graph that does not hold together.
+#[derive(Debug, thiserror::Error)]
+#[error("the pass `{pass}` failed at {source}")]
+pub struct CompileError {
+    pub pass: &'static str,
+    source: GraphError,
+}
+
+type Pass = fn(Graph, &Options) -> Result<Graph, GraphError>;
+
+/// The passes of a training step, in order.
+const TRAINING: &[(&str, Pass)] = &[
+    ("resolve", |graph, _| Ok(resolve(graph))),
+    ("loss", |graph, options| loss(graph, options.label_smoothing)),
+    ("fold", |graph, _| fold::fold(graph)),
+    ("fuse", |graph, _| fuse::fuse(graph)),
+    ("differentiate", differentiate::differentiate),
+    ("update", update),
+    ("eliminate", |graph, _| Ok(eliminate::eliminate(graph))),
+    ("hoist", |graph, _| Ok(hoist(graph))),
+];
+
+/// Compiles one training step of a network whose layers carry their settings.
+///
+/// Its outputs are `logits`, and `rows` with each sample's loss and hits.
+///
+/// # Errors
+/// A pass broke the graph; a bug, unless the graph was built by hand.
+pub fn training(graph: Graph, options: &Options) -> Result<Graph, CompileError> {
+    run(graph, TRAINING, options)
+}
+
+/// Compiles inference: running statistics, every batch norm behind a convolution folded into it, nothing kept.
+///
+/// Its outputs are `logits`, and with `loss` also `rows`.
+///
+/// # Errors
+/// A pass broke the graph; a bug, unless the graph was built by hand.
+pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileError> {
+    for layer in &mut graph.layers {
+        layer.setting = frozen(layer.setting);
+    }
+    let passes: Vec<(&str, Pass)> = TRAINING
+        .iter()
+        .filter(|(name, _)| !matches!(*name, "differentiate" | "update") && (with_loss || *name != "loss"))
+        .copied()
+        .collect();
+    let optimizer = Optimizer::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false });
+    run(graph, &passes, &Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false })
+}
+
+fn frozen(setting: Setting) -> Setting {
+    let batch_norm = setting.batch_norm.map(|mode| crate::graph::BatchNormMode {
+        stats: Stats::Running,
+        update: StatsUpdate::Off,
+        affine: Affine::None,
+        ..mode
+    });
+    Setting { weights: false, batch_norm, ..setting }
+}
+
+fn run(mut graph: Graph, passes: &[(&'static str, Pass)], options: &Options) -> Result<Graph, CompileError> {
+    let fail = |pass| move |source| CompileError { pass, source };
+    graph.verify().map_err(fail("input"))?;
+    for &(name, pass) in passes {
+        graph = pass(graph, options).map_err(fail(name))?;
+        graph.verify().map_err(fail(name))?;
+    }
+    Ok(graph)
+}
+
+/// Says of each parameter how the optimiser changes it. Weight decay is for weights: not for biases, not for batch
+/// norms.
+fn resolve(mut graph: Graph) -> Graph {
+    for param in &mut graph.params {
+        let setting = graph.layers[param.layer.index()].setting;
+        let rows = match param.role {
+            Role::ConvWeight | Role::LinearWeight => setting.weights.then_some([0, param.shape.pixels()]),
+            Role::Bias => setting.weights.then_some([0, 1]),
+            Role::Affine => match setting.batch_norm.map_or(Affine::None, |mode| mode.affine) {
+                Affine::None => None,
+                Affine::Gamma => Some([0, 1]),
+                Affine::Beta => Some([1, 2]),
+                Affine::Both => Some([0, 2]),
+            },
+            Role::Moments => None,
+        };
+        let decay = matches!(param.role, Role::ConvWeight | Role::LinearWeight);
+        param.update = rows.map(|rows| Update { lr: setting.lr, decay, rows });
+    }
+    graph
+}
+
+/// Ends the network with the loss.
+fn loss(mut graph: Graph, smoothing: f32) -> Result<Graph, GraphError> {
+    let logits = graph
+        .output("logits")
+        .ok_or_else(|| GraphError { node: "output".into(), reason: "the network has no logits".into() })?;
+    let n = graph.node(logits).shape.n();
+    let labels = graph.source(Op::Labels, Shape::rows(1, n));
+    let rows = graph.push(Op::SoftmaxCrossEntropy { smoothing }, vec![logits, labels], None, Phase::Forward)?;
+    graph.outputs.push(("rows".into(), rows));
+    Ok(graph)
+}
+
+/// Moves the running moments where the policy says so, at the end: a batch norm may normalise by them in this step.
+fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let (Op::BatchNormStats, Some(layer)) = (node.op, node.layer) else { continue };
+        let Some(mode) = graph.layers[layer.index()].setting.batch_norm else { continue };
+        if mode.update == StatsUpdate::Off {
+            continue;
+        }
+        let count = graph.node(node.inputs[0]).shape.pixels();
+        let moments = graph.layers[layer.index()].params.iter().copied();
+        let Some(param) = moments.into_iter().find(|p| graph.param(*p).role == Role::Moments) else { continue };
+        let Some(running) = graph.param_node(param) else { continue };
+        let mut batch = NodeId(index as u32);
+        if options.accumulate > 1 {
+            batch = graph.accumulate(StateKind::Moments, param, batch)?;
+        }
+        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, window: options.accumulate };
+        graph.push(op, vec![running, batch], Some(layer), Phase::Update)?;
+    }
+    Ok(graph)
+}
+
+/// Marks what depends on nothing that changes during training: it runs once.
+fn hoist(mut graph: Graph) -> Graph {
+    let mut constant: Vec<bool> = graph.nodes.iter().map(|n| matches!(n.op, Op::Param(_))).collect();
+    for node in &graph.nodes {
+        for &operand in node.op.mutates() {
+            constant[node.inputs[operand].index()] = false;
+        }
+    }
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let pure = !node.op.is_source() && node.op.mutates().is_empty() && node.op.in_place().is_none();
+        if pure && node.inputs.iter().all(|input| constant[input.index()]) {
+            constant[index] = true;
+            graph.nodes[index].phase = Phase::Once;
+        }
+    }
+    graph
+}

@@ -1,0 +1,80 @@
+//! Images on disk → batches of pixels in memory.
+//!
+//! [`ImageFolder`] finds the samples, [`decode`](mod@decode) reads one, [`Transform`] says what a network is shown of it,
+//! and [`Loader`] does all that on threads ahead of its consumer. Order and augmentation are functions of (seed, epoch,
+//! sample), so a run that resumes in the middle of an epoch sees the pixels that an uninterrupted one would have seen.
+//! [`sample`] writes small data sets to try things on.
+
+pub mod decode;
+mod folder;
+mod loader;
+pub mod sample;
+mod transform;
+
+pub use decode::Image;
+pub use folder::{ImageFolder, Sample, list_images};
+pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
+pub use transform::{Augment, EvalCrop, Transform};
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What can go wrong between a folder and a batch.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("the name of {} is not UTF-8, and class names must be: rename it", path.display())]
+    NotUtf8 { path: PathBuf },
+
+    #[error("{} has no class folders: expected a folder for each class with its images inside, \
+             or train/ and val/ that hold such folders", dir.display())]
+    NoClasses { dir: PathBuf },
+    #[error("{} has one class only, `{class}`: a classifier needs at least two class folders", dir.display())]
+    OneClass { dir: PathBuf, class: String },
+    #[error("{} has only {found}, which look like splits and not like classes: name the splits `train` and `val`, \
+             or give the folder that holds the class folders", dir.display())]
+    SplitsNotClasses { dir: PathBuf, found: String },
+    #[error("class folder {} holds no JPEG, PNG or WebP images: add some, or remove the folder", dir.display())]
+    EmptyClass { dir: PathBuf },
+    #[error("{} has a class `{class}` that train/ does not have: the classes are those of train/", dir.display())]
+    UnknownClass { dir: PathBuf, class: String },
+    #[error("no JPEG, PNG or WebP images in {}", dir.display())]
+    NoImages { dir: PathBuf },
+
+    #[error("cannot decode {}: {reason}", path.display())]
+    Decode { path: PathBuf, reason: String },
+    #[error("{} declares {width}×{height} pixels; the limit is {} a side and {} million in all",
+            path.display(), decode::MAX_SIDE, decode::MAX_PIXELS >> 20)]
+    TooLarge { path: PathBuf, width: u64, height: u64 },
+
+    #[error("{option} is {value}: expected {expected}")]
+    Option { option: &'static str, value: String, expected: &'static str },
+    #[error(
+        "{samples} training images do not fill one batch of {batch}, and partial batches are dropped: \
+             use a batch of at most {samples}, or add images"
+    )]
+    SmallerThanBatch { samples: usize, batch: usize },
+    #[error("all {samples} images are broken: nothing is left to work on")]
+    AllBroken { samples: usize },
+    #[error("the loader's thread failed: {0}")]
+    Thread(String),
+
+    #[error("{} exists and is not an empty folder: name a new one", dir.display())]
+    Occupied { dir: PathBuf },
+    #[error("{} is left over from an interrupted run: remove it and try again", partial.display())]
+    Leftover { partial: PathBuf },
+}
+
+impl DataError {
+    fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Read { path: path.into(), source }
+    }
+
+    fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Write { path: path.into(), source }
+    }
+}

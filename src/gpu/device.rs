@@ -1,0 +1,386 @@
+//! Opening a device, compiling kernels for it, and running a single one.
+
+use super::GpuError;
+use crate::kernels::conv2d::{self, Epilogue, Variant};
+use crate::kernels::{Access, Dispatch, Geometry, Kernel, SUBGROUP};
+use crate::tensor::Shape;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use wgpu::util::DeviceExt;
+
+/// Which limits to ask the adapter for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Limits {
+    /// As large buffers as the adapter allows.
+    #[default]
+    Adapter,
+    /// Only what WebGPU guarantees everywhere.
+    Default,
+}
+
+/// How to open a [`Device`].
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeviceOptions {
+    /// An index into [`list`] or a part of a device's name, in any case; the fastest kind of device when `None`.
+    pub select: Option<String>,
+    pub limits: Limits,
+    /// Compile the shaders with bounds checks and loop guards. Slower; for tests.
+    pub checked: bool,
+}
+
+/// What is known of a device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceInfo {
+    pub name: String,
+    /// The driver's name and version.
+    pub driver: String,
+    /// Vulkan, Metal, DX12 or WebGPU.
+    pub backend: String,
+    /// Discrete, integrated or virtual GPU, or a driver that computes on the CPU.
+    pub kind: &'static str,
+    /// The smallest and the largest subgroup that a kernel may run in.
+    pub subgroups: [u32; 2],
+    /// The largest buffer that a kernel can see, in bytes.
+    pub largest_buffer: u64,
+}
+
+impl DeviceInfo {
+    fn new(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Self {
+        Self {
+            name: info.name.clone(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            backend: format!("{:?}", info.backend),
+            kind: match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+                wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+                wgpu::DeviceType::VirtualGpu => "virtual GPU",
+                wgpu::DeviceType::Cpu => "CPU",
+                wgpu::DeviceType::Other => "unknown",
+            },
+            subgroups: [info.subgroup_min_size, info.subgroup_max_size],
+            largest_buffer: largest_binding(limits).0,
+        }
+    }
+}
+
+/// The largest buffer that a kernel can see, in bytes, and the name of the limit.
+fn largest_binding(limits: &wgpu::Limits) -> (u64, &'static str) {
+    let binding = limits.max_storage_buffer_binding_size;
+    if binding <= limits.max_buffer_size {
+        (binding, "max_storage_buffer_binding_size")
+    } else {
+        (limits.max_buffer_size, "max_buffer_size")
+    }
+}
+
+fn adapters() -> Vec<wgpu::Adapter> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    // Real GPUs first, in the order in which the drivers list them.
+    adapters.sort_by_key(|a| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+/// Every device that can be opened, in the order of their indices: the first is the default.
+pub fn list() -> Vec<DeviceInfo> {
+    adapters().iter().map(|a| DeviceInfo::new(&a.get_info(), &a.limits())).collect()
+}
+
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+/// An open device with its compiled kernels. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Device {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub info: DeviceInfo,
+    checked: bool,
+    pipelines: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
+    variant: OnceLock<Variant>,
+}
+
+impl Device {
+    /// Opens the device that `options` select.
+    ///
+    /// # Errors
+    /// There is no driver, no device matches, or the device refuses.
+    pub fn open(options: &DeviceOptions) -> Result<Self, GpuError> {
+        let adapter = select(adapters(), options.select.as_deref())?;
+        let mut limits = wgpu::Limits::default();
+        if options.limits == Limits::Adapter {
+            let most = adapter.limits();
+            limits.max_buffer_size = most.max_buffer_size;
+            limits.max_storage_buffer_binding_size = most.max_storage_buffer_binding_size;
+        }
+        let info = DeviceInfo::new(&adapter.get_info(), &limits);
+        // None of these changes what a plan computes: they measure, or make it faster.
+        let wanted = wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
+            | wgpu::Features::SUBGROUP;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("thawline"),
+            required_features: adapter.features() & wanted,
+            required_limits: limits,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        }))
+        .map_err(|e| GpuError::Open { device: info.name.clone(), reason: e.to_string() })?;
+        Ok(Self::build(device, queue, info, options.checked))
+    }
+
+    /// Uses a device and queue that the caller already has, for embedding. `info` is what [`DeviceInfo`] tells of
+    /// the adapter they came from.
+    pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue, adapter: &wgpu::AdapterInfo) -> Self {
+        let info = DeviceInfo::new(adapter, &device.limits());
+        Self::build(device, queue, info, false)
+    }
+
+    fn build(device: wgpu::Device, queue: wgpu::Queue, info: DeviceInfo, checked: bool) -> Self {
+        Self { inner: Arc::new(Inner { device, queue, info, checked, pipelines: Mutex::default(), variant: OnceLock::new() }) }
+    }
+
+    pub fn info(&self) -> &DeviceInfo {
+        &self.inner.info
+    }
+
+    /// Whether the device can run a kernel at all.
+    pub fn supports(&self, kernel: &Kernel) -> bool {
+        !kernel.subgroups
+            || self.inner.info.subgroups == [SUBGROUP; 2]
+                && self.inner.device.features().contains(wgpu::Features::SUBGROUP)
+    }
+
+    /// The fastest variant of the convolutions on this device: measured once, on a small one.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn variant(&self) -> Result<Variant, GpuError> {
+        if let Some(&variant) = self.inner.variant.get() {
+            return Ok(variant);
+        }
+        let candidates: Vec<Variant> =
+            Variant::ALL.into_iter().filter(|v| self.supports(v.representative())).collect();
+        let shape = Shape::nhwc(1, 28, 28, 64);
+        let g = Geometry { kernel: [3, 3], stride: [1, 1], padding: [1; 4] };
+        let words = [shape.stored_len(), 9 * 64 * 64, 64, 4, shape.stored_len(), 4];
+        let mut fastest = (f64::INFINITY, Variant::default());
+        for &variant in candidates.iter().filter(|_| candidates.len() > 1) {
+            let dispatch = conv2d::forward(variant, shape, shape, g, Epilogue::default());
+            let ms = self.time(&dispatch, &words, 3)?;
+            log::debug!("{}: {} takes {ms:.2} ms", self.inner.info.name, dispatch.kernel.name);
+            if ms < fastest.0 {
+                fastest = (ms, variant);
+            }
+        }
+        Ok(*self.inner.variant.get_or_init(|| fastest.1))
+    }
+
+    /// The largest buffer that a kernel can see, in bytes, and the name of the limit.
+    pub(super) fn largest_binding(&self) -> (u64, &'static str) {
+        largest_binding(&self.inner.device.limits())
+    }
+
+    /// Runs `work` and turns what wgpu reports meanwhile into an error.
+    pub(super) fn guard<T>(&self, during: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+        let device = &self.inner.device;
+        let scopes = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
+            .map(|filter| device.push_error_scope(filter));
+        let result = work();
+        let mut first = None;
+        for scope in scopes.into_iter().rev() {
+            first = first.or(pollster::block_on(scope.pop()));
+        }
+        let name = || self.inner.info.name.clone();
+        match first {
+            None => Ok(result),
+            Some(wgpu::Error::OutOfMemory { .. }) => {
+                Err(GpuError::OutOfMemory { device: name(), during: during.into() })
+            }
+            Some(e) => Err(GpuError::Failed { device: name(), during: during.into(), reason: e.to_string() }),
+        }
+    }
+
+    /// The compiled form of a kernel; compiled at the first call.
+    pub(super) fn pipeline(&self, kernel: &'static Kernel) -> Result<Arc<Pipeline>, GpuError> {
+        let mut pipelines = self.inner.pipelines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(pipeline) = pipelines.get(kernel.name) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(self.guard(&format!("compiling {}", kernel.name), || self.compile(kernel))?);
+        pipelines.insert(kernel.name, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn compile(&self, kernel: &'static Kernel) -> Pipeline {
+        let device = &self.inner.device;
+        let label = Some(kernel.name);
+        let source =
+            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.source.into()) };
+        let module = if self.inner.checked {
+            device.create_shader_module(source)
+        } else {
+            // SAFETY: the kernels index inside their buffers and their loops end; the test suite runs every one of
+            // them checked and unchecked, and compares.
+            unsafe { device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let buffer = |ty, has_dynamic_offset| wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None };
+        let mut entries = vec![wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: buffer(wgpu::BufferBindingType::Uniform, true),
+            count: None,
+        }];
+        entries.extend(kernel.bindings.iter().enumerate().map(|(i, binding)| wgpu::BindGroupLayoutEntry {
+            binding: i as u32 + 1,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: buffer(wgpu::BufferBindingType::Storage { read_only: binding.access == Access::Read }, false),
+            count: None,
+        }));
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label,
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: kernel.overrides,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Pipeline { pipeline, layout }
+    }
+
+    /// Runs one kernel: uploads `buffers`, in the kernel's binding order, and reads the written ones back.
+    ///
+    /// # Errors
+    /// The device reports an error.
+    pub fn run(&self, dispatch: &Dispatch, buffers: &mut [Vec<f32>]) -> Result<(), GpuError> {
+        let pipeline = self.pipeline(dispatch.kernel)?;
+        let device = &self.inner.device;
+        let encoded = self.guard(&format!("running {}", dispatch.kernel.name), || {
+            let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+            let uniform = init(device, &dispatch.params, wgpu::BufferUsages::UNIFORM);
+            let storage: Vec<_> =
+                buffers.iter().map(|data| init(device, bytemuck::cast_slice(data), storage)).collect();
+            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+            entries.extend(storage.iter().enumerate().map(|(i, buffer)| wgpu::BindGroupEntry {
+                binding: i as u32 + 1,
+                resource: buffer.as_entire_binding(),
+            }));
+            let layout = &pipeline.layout;
+            let group =
+                device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
+            let mut encoder = device.create_command_encoder(&Default::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, &group, &[0]);
+                let [x, y, z] = dispatch.workgroups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+            self.inner.queue.submit([encoder.finish()]);
+            storage
+        })?;
+        for ((data, buffer), binding) in buffers.iter_mut().zip(&encoded).zip(dispatch.kernel.bindings) {
+            if binding.access == Access::Write {
+                *data = self.download(buffer, 0, data.len())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads `words` 32-bit words of a buffer, after all that was submitted before.
+    pub(super) fn download(&self, buffer: &wgpu::Buffer, offset: u64, words: usize) -> Result<Vec<f32>, GpuError> {
+        /// Enough for good bandwidth, small enough not to double a large model's memory.
+        const CHUNK: usize = 4 << 20;
+        let mut data = Vec::with_capacity(words);
+        while data.len() < words {
+            let len = CHUNK.min(words - data.len());
+            let bytes = len as u64 * 4;
+            let staging = self.guard("reading back", || {
+                let staging = self.inner.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("staging"),
+                    size: bytes,
+                    usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                });
+                let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+                encoder.copy_buffer_to_buffer(buffer, offset + data.len() as u64 * 4, &staging, 0, bytes);
+                self.inner.queue.submit([encoder.finish()]);
+                staging
+            })?;
+            self.read_mapped(&staging, |bytes| data.extend_from_slice(bytemuck::cast_slice(bytes)))?;
+        }
+        Ok(data)
+    }
+
+    /// Waits for a `MAP_READ` buffer and shows its bytes.
+    pub(super) fn read_mapped(&self, staging: &wgpu::Buffer, read: impl FnOnce(&[u8])) -> Result<(), GpuError> {
+        let fail = |reason: String| GpuError::Failed {
+            device: self.inner.info.name.clone(),
+            during: "reading back".into(),
+            reason,
+        };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only if this function already failed.
+            let _ = sender.send(result);
+        });
+        self.wait()?;
+        receiver.recv().map_err(|e| fail(e.to_string()))?.map_err(|e| fail(e.to_string()))?;
+        read(&staging.get_mapped_range(..).map_err(|e| fail(e.to_string()))?);
+        staging.unmap();
+        Ok(())
+    }
+
+    /// Waits until the device has done all that was submitted.
+    pub(super) fn wait(&self) -> Result<(), GpuError> {
+        self.inner.device.poll(wgpu::PollType::wait_indefinitely()).map(|_| ()).map_err(|e| GpuError::Failed {
+            device: self.inner.info.name.clone(),
+            during: "waiting for the device".into(),
+            reason: e.to_string(),
+        })
+    }
+}
+
+fn init(device: &wgpu::Device, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents, usage })
+}
+
+fn select(adapters: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter, GpuError> {
+    let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
+    let index = match wanted {
+        None => 0,
+        Some(wanted) => {
+            let by_name = || names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase()));
+            let by_index = wanted.parse().ok().filter(|&i: &usize| i < names.len());
+            by_index.or_else(by_name).ok_or_else(|| {
+                let found = names.iter().enumerate().map(|(i, n)| format!("{i}: {n}")).collect::<Vec<_>>().join(", ");
+                match found.is_empty() {
+                    true => GpuError::NoAdapter,
+                    false => GpuError::NoSuchDevice { wanted: wanted.into(), found },
+                }
+            })?
+        }
+    };
+    adapters.into_iter().nth(index).ok_or(GpuError::NoAdapter)
+}

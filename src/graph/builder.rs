@@ -1,0 +1,237 @@
+//! Building a network layer by layer.
+
+use super::{
+    Act, Conv2d, Graph, GraphError, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId, Phase,
+    Role, Setting, Window,
+};
+use crate::tensor::{Shape, pad4};
+
+/// Builds a [`Graph`]. Every method that adds a layer takes the layer's name, and returns the layer's output.
+///
+/// # Example
+/// ```
+/// use thawline::graph::{Builder, Window};
+/// # fn main() -> Result<(), thawline::graph::GraphError> {
+/// let mut b = Builder::new();
+/// let x = b.input(8, 32, 32, 3)?;
+/// let x = b.conv2d("conv", x, 16, Window::square(3, 1, 1), false)?;
+/// let x = b.batch_norm("bn", x, 1e-5)?;
+/// let x = b.relu("relu", x)?;
+/// let x = b.global_avg_pool("pool", x)?;
+/// let logits = b.linear("fc", x, 10)?;
+/// let graph = b.finish(logits)?;
+/// assert_eq!(graph.layers().len(), 5);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Default)]
+pub struct Builder {
+    graph: Graph,
+    block: Option<String>,
+}
+
+impl Builder {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The images: `n` of `h` × `w` pixels with `c` channels.
+    ///
+    /// # Errors
+    /// A second input, or a dimension of zero.
+    pub fn input(&mut self, n: usize, h: usize, w: usize, c: usize) -> Result<NodeId, GraphError> {
+        if self.graph.input_shape().is_some() {
+            return Err(GraphError { node: "input".into(), reason: "a graph has one input".into() });
+        }
+        check_input(n, h, w, c)?;
+        self.graph.nodes.push(Node {
+            op: Op::Input,
+            inputs: Vec::new(),
+            shape: Shape::nhwc(n, h, w, c),
+            layer: None,
+            phase: Phase::Forward,
+        });
+        Ok(NodeId(self.graph.nodes.len() as u32 - 1))
+    }
+
+    /// Names the residual block that the layers added from now on belong to; `None` ends it.
+    pub fn block(&mut self, name: Option<&str>) {
+        self.block = name.map(str::to_owned);
+    }
+
+    /// A convolution to `channels` outputs.
+    ///
+    /// # Errors
+    /// The window does not fit the image, or the name is taken.
+    pub fn conv2d(
+        &mut self,
+        name: &str,
+        x: NodeId,
+        channels: usize,
+        window: Window,
+        bias: bool,
+    ) -> Result<NodeId, GraphError> {
+        self.product(name, LayerKind::Conv, x, channels, window, bias)
+    }
+
+    /// A linear layer with bias on `[N, 1, 1, C]` features.
+    ///
+    /// # Errors
+    /// The input still has pixels, or the name is taken.
+    pub fn linear(&mut self, name: &str, x: NodeId, features: usize) -> Result<NodeId, GraphError> {
+        let shape = self.graph.node(x).shape;
+        if shape.h() != 1 || shape.w() != 1 {
+            return Err(GraphError {
+                node: name.into(),
+                reason: format!("a linear layer takes [N, 1, 1, C]; pool the input {shape} first"),
+            });
+        }
+        self.product(name, LayerKind::Linear, x, features, Window::square(1, 1, 0), true)
+    }
+
+    fn product(
+        &mut self,
+        name: &str,
+        kind: LayerKind,
+        x: NodeId,
+        channels: usize,
+        window: Window,
+        bias: bool,
+    ) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, kind)?;
+        let cin = self.graph.node(x).shape.c();
+        if channels == 0 {
+            return Err(GraphError { node: name.into(), reason: "needs at least one output channel".into() });
+        }
+        let role = if kind == LayerKind::Linear { Role::LinearWeight } else { Role::ConvWeight };
+        let weight = Shape([window.kernel[0], window.kernel[1], pad4(cin), channels]);
+        let mut inputs = vec![x, self.param(layer, role, weight, cin)?];
+        if bias {
+            inputs.push(self.param(layer, Role::Bias, Shape::rows(1, channels), channels)?);
+        }
+        let conv = Conv2d { window, bias, residual: false, act: Act::Identity, mask: false };
+        self.node(Op::Conv2d(conv), inputs, layer)
+    }
+
+    /// A batch norm. What it does in training is the policy's business, not the graph's.
+    ///
+    /// # Errors
+    /// `eps` is not a positive number, or the name is taken.
+    pub fn batch_norm(&mut self, name: &str, x: NodeId, eps: f32) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Bn)?;
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(GraphError { node: name.into(), reason: format!("eps must be positive, not {eps}") });
+        }
+        let c = self.graph.node(x).shape.c();
+        let affine = self.param(layer, Role::Affine, Shape::rows(2, c), c)?;
+        let moments = self.param(layer, Role::Moments, Shape::rows(MOMENT_ROWS, c), c)?;
+        self.node(Op::BatchNorm { eps }, vec![x, affine, moments], layer)
+    }
+
+    /// # Errors
+    /// The name is taken.
+    pub fn relu(&mut self, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Relu)?;
+        self.node(Op::Activation { act: Act::Relu, mask: false }, vec![x], layer)
+    }
+
+    /// The sum of two tensors of one shape.
+    ///
+    /// # Errors
+    /// The shapes differ, or the name is taken.
+    pub fn add(&mut self, name: &str, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Add)?;
+        self.node(Op::Add { act: Act::Identity, mask: false }, vec![a, b], layer)
+    }
+
+    /// Max pooling; padding counts as −∞.
+    ///
+    /// # Errors
+    /// The window does not fit the image, or the name is taken.
+    pub fn max_pool(&mut self, name: &str, x: NodeId, window: Window) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::MaxPool)?;
+        self.node(Op::MaxPool { window, argmax: false }, vec![x], layer)
+    }
+
+    /// Average pooling without padding.
+    ///
+    /// # Errors
+    /// The window does not fit the image or is padded, or the name is taken.
+    pub fn avg_pool(&mut self, name: &str, x: NodeId, window: Window) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::AvgPool)?;
+        self.node(Op::AvgPool { window }, vec![x], layer)
+    }
+
+    /// The mean over all pixels, `[N, 1, 1, C]`.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn global_avg_pool(&mut self, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+        let shape = self.graph.node(x).shape;
+        let window = Window { kernel: [shape.h(), shape.w()], stride: [1, 1], padding: [0; 4] };
+        self.avg_pool(name, x, window)
+    }
+
+    /// The shape of a node built so far.
+    pub fn shape(&self, x: NodeId) -> Shape {
+        self.graph.node(x).shape
+    }
+
+    /// Ends the network at its logits.
+    ///
+    /// # Errors
+    /// The logits are not `[N, 1, 1, classes]`.
+    pub fn finish(mut self, logits: NodeId) -> Result<Graph, GraphError> {
+        let shape = self.graph.node(logits).shape;
+        if shape.h() != 1 || shape.w() != 1 {
+            return Err(GraphError {
+                node: self.graph.label(logits),
+                reason: format!("the logits must be [N, 1, 1, classes], not {shape}"),
+            });
+        }
+        self.graph.outputs.push(("logits".into(), logits));
+        self.graph.verify()?;
+        Ok(self.graph)
+    }
+
+    fn layer(&mut self, name: &str, kind: LayerKind) -> Result<LayerId, GraphError> {
+        let taken = self.graph.layers.iter().any(|l| l.name == name);
+        if taken || name.is_empty() {
+            let reason = if taken { "the name is taken" } else { "a layer needs a name" };
+            return Err(GraphError { node: name.into(), reason: reason.into() });
+        }
+        self.graph.layers.push(Layer {
+            name: name.into(),
+            kind,
+            block: self.block.clone(),
+            shape: Shape([0; 4]),
+            params: Vec::new(),
+            setting: Setting { weights: false, lr: 1.0, batch_norm: None },
+        });
+        Ok(LayerId(self.graph.layers.len() as u32 - 1))
+    }
+
+    fn param(&mut self, layer: LayerId, role: Role, shape: Shape, channels: usize) -> Result<NodeId, GraphError> {
+        let id = ParamId(self.graph.params.len() as u32);
+        self.graph.params.push(Param { layer, role, shape, channels, update: None });
+        self.graph.layers[layer.index()].params.push(id);
+        self.graph.push(Op::Param(id), Vec::new(), Some(layer), Phase::Forward)
+    }
+
+    fn node(&mut self, op: Op, inputs: Vec<NodeId>, layer: LayerId) -> Result<NodeId, GraphError> {
+        let id = self.graph.push(op, inputs, Some(layer), Phase::Forward)?;
+        self.graph.layers[layer.index()].shape = self.graph.node(id).shape;
+        Ok(id)
+    }
+}
+
+/// Refuses images that are empty or that 32-bit indices cannot address.
+pub(super) fn check_input(n: usize, h: usize, w: usize, c: usize) -> Result<(), GraphError> {
+    let words = [n, h, w, c.saturating_add(3)].iter().try_fold(1usize, |a, &b| a.checked_mul(b));
+    let reason = match words {
+        _ if [n, h, w, c].contains(&0) => "is empty",
+        Some(words) if words <= u32::MAX as usize => return Ok(()),
+        _ => "is too large: 32-bit indices cannot address it",
+    };
+    Err(GraphError { node: "input".into(), reason: format!("[{n}, {h}, {w}, {c}] {reason}") })
+}

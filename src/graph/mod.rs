@@ -1,0 +1,371 @@
+//! The network as data: typed ids into arenas, a closed set of operations, and no device in sight.
+//!
+//! A graph is built for one batch size and image size with [`Builder`]. Nodes are stored in execution order, each
+//! after its operands; the [compiler](crate::compile) turns one graph into another and never reorders silently.
+//! [`Graph::verify`] holds for every graph that a public function returns, and [`Graph`]'s `Display` is its dump.
+
+mod builder;
+mod dump;
+mod op;
+mod verify;
+
+pub use builder::Builder;
+pub use op::{Act, AdamW, BatchNormApply, Conv2d, MOMENT_ROWS, Op, Sgd, Update, Window, mask_shape};
+
+use crate::tensor::Shape;
+
+macro_rules! ids {
+    ($($(#[$doc:meta])* $name:ident),*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub struct $name(pub(crate) u32);
+
+        impl $name {
+            pub const fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+    )*};
+}
+
+ids! {
+    /// A node of one [`Graph`].
+    NodeId,
+    /// A parameter of one [`Graph`].
+    ParamId,
+    /// A piece of optimiser or accumulation state of one [`Graph`].
+    StateId,
+    /// A layer of one [`Graph`].
+    LayerId
+}
+
+/// What kind of layer the user sees, in [`Graph::layers`] and in `kind:` selectors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LayerKind {
+    Conv,
+    Bn,
+    Linear,
+    Relu,
+    Add,
+    MaxPool,
+    AvgPool,
+}
+
+impl LayerKind {
+    pub const ALL: [Self; 7] =
+        [Self::Conv, Self::Bn, Self::Linear, Self::Relu, Self::Add, Self::MaxPool, Self::AvgPool];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Conv => "conv",
+            Self::Bn => "bn",
+            Self::Linear => "linear",
+            Self::Relu => "relu",
+            Self::Add => "add",
+            Self::MaxPool => "max_pool",
+            Self::AvgPool => "avg_pool",
+        }
+    }
+}
+
+/// A layer as the user names it: one entry of the list that `thawline inspect` prints.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Layer {
+    /// The framework's own module name, such as `layer1.0.conv1`.
+    pub name: String,
+    pub kind: LayerKind,
+    /// The residual block that the layer belongs to, such as `layer1.0`.
+    pub block: Option<String>,
+    /// Shape of the layer's output.
+    pub shape: Shape,
+    /// The layer's parameters, in file order.
+    pub params: Vec<ParamId>,
+    /// What the policy says of it; every policy axis at its frozen value until it is resolved.
+    pub setting: Setting,
+}
+
+/// What normalises the activations in a training step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stats {
+    Running,
+    Batch,
+}
+
+/// Whether and how the running moments move, once an optimiser step.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum StatsUpdate {
+    Off,
+    /// `running = keep·running + (1−keep)·batch`; PyTorch's `momentum` is `1 − keep`.
+    Ema {
+        keep: f32,
+    },
+    /// The plain average over all updates so far.
+    Cumulative,
+}
+
+/// Which of gamma and beta the optimiser may change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Affine {
+    None,
+    Gamma,
+    Beta,
+    Both,
+}
+
+/// The estimator of the variance that is stored; normalising always uses the biased one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Variance {
+    Biased,
+    Unbiased,
+}
+
+/// The four batch-norm axes of one layer.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct BatchNormMode {
+    pub stats: Stats,
+    pub update: StatsUpdate,
+    pub affine: Affine,
+    pub var: Variance,
+}
+
+/// A layer's setting under a policy.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Setting {
+    /// Whether the convolution's or linear layer's weight and bias train. False for every other kind.
+    pub weights: bool,
+    /// Multiplies the learning rate of whatever trains in this layer.
+    pub lr: f32,
+    /// Present for batch norms only.
+    pub batch_norm: Option<BatchNormMode>,
+}
+
+/// What a parameter is to its layer. Each role has one shape and one set of tensors in a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// `[KH][KW][Cin padded][Cout]`, in a PyTorch file `[Cout, Cin, KH, KW]`.
+    ConvWeight,
+    /// `[1][1][Cin padded][Cout]`, in a PyTorch file `[Cout, Cin]`.
+    LinearWeight,
+    /// One row.
+    Bias,
+    /// Gamma and beta, two rows.
+    Affine,
+    /// Running mean, running variance, and the number of updates so far, [`MOMENT_ROWS`] rows.
+    Moments,
+}
+
+/// A parameter: memory that outlives a step.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Param {
+    pub layer: LayerId,
+    pub role: Role,
+    pub shape: Shape,
+    /// Input channels before padding, for weights; for the other roles the channels.
+    pub channels: usize,
+    /// How the optimiser changes it; `None` when it is frozen.
+    pub update: Option<Update>,
+}
+
+/// What a [`StateId`] holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StateKind {
+    /// SGD's momentum buffer, or AdamW's first moment.
+    FirstMoment,
+    /// AdamW's second moment.
+    SecondMoment,
+    /// The sum of the gradients of a window of micro-batches.
+    Gradient,
+    /// The sum of the batch moments of a window of micro-batches.
+    Moments,
+}
+
+/// State that belongs to a parameter and outlives a step.
+#[derive(Clone, PartialEq, Debug)]
+pub struct State {
+    pub kind: StateKind,
+    pub param: ParamId,
+    pub shape: Shape,
+}
+
+/// When a node runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Phase {
+    /// Once for given parameters: nothing that it reads changes during training.
+    Once,
+    Forward,
+    Backward,
+    /// Once an optimiser step.
+    Update,
+}
+
+impl Phase {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Once => "once",
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Update => "update",
+        }
+    }
+}
+
+/// One operation on earlier nodes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Node {
+    pub op: Op,
+    pub inputs: Vec<NodeId>,
+    pub shape: Shape,
+    /// The layer that the node serves.
+    pub layer: Option<LayerId>,
+    pub phase: Phase,
+}
+
+/// A network, or a network's training step.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Graph {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) params: Vec<Param>,
+    pub(crate) states: Vec<State>,
+    /// Nodes that the caller reads after a run, with the names it knows them by.
+    pub(crate) outputs: Vec<(String, NodeId)>,
+}
+
+/// A graph that does not hold together.
+#[derive(Debug, thiserror::Error)]
+#[error("{node}: {reason}")]
+pub struct GraphError {
+    /// The node's or layer's name.
+    pub node: String,
+    pub reason: String,
+}
+
+impl Graph {
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().enumerate().map(|(i, node)| (NodeId(i as u32), node))
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.index()]
+    }
+
+    /// The layers in graph order: the list that `index:` and `from:` selectors count in.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    pub fn param(&self, id: ParamId) -> &Param {
+        &self.params[id.index()]
+    }
+
+    pub fn states(&self) -> &[State] {
+        &self.states
+    }
+
+    pub fn outputs(&self) -> &[(String, NodeId)] {
+        &self.outputs
+    }
+
+    /// The output called `name`.
+    pub fn output(&self, name: &str) -> Option<NodeId> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|&(_, id)| id)
+    }
+
+    /// The shape of the images.
+    pub fn input_shape(&self) -> Option<Shape> {
+        self.nodes.iter().find(|n| n.op == Op::Input).map(|n| n.shape)
+    }
+
+    /// The shape of the logits, `[N, 1, 1, classes]`.
+    pub fn logits_shape(&self) -> Option<Shape> {
+        self.output("logits").map(|id| self.node(id).shape)
+    }
+
+    /// The node that holds `param`, if the graph reads it.
+    pub fn param_node(&self, param: ParamId) -> Option<NodeId> {
+        self.nodes().find(|(_, n)| n.op == Op::Param(param)).map(|(id, _)| id)
+    }
+
+    /// How messages call a node: its layer and its operation.
+    pub fn label(&self, id: NodeId) -> String {
+        let node = self.node(id);
+        match node.layer {
+            Some(layer) => format!("{} ({} %{})", self.layers[layer.index()].name, node.op.name(), id.0),
+            None => format!("{} %{}", node.op.name(), id.0),
+        }
+    }
+
+    /// The same network for another batch size.
+    ///
+    /// # Errors
+    /// The batch is 0 or too large, or the graph is compiled already.
+    pub fn with_batch(&self, batch: usize) -> Result<Self, GraphError> {
+        let mut graph = self.clone();
+        let Some(input) = graph.nodes.iter().position(|n| n.op == Op::Input) else { return Ok(graph) };
+        let [_, h, w, c] = graph.nodes[input].shape.0;
+        builder::check_input(batch, h, w, c)?;
+        graph.nodes[input].shape = Shape::nhwc(batch, h, w, c);
+        for index in input + 1..graph.nodes.len() {
+            let node = &graph.nodes[index];
+            let shape = graph.infer(&node.op, &node.inputs, node.layer)?;
+            graph.nodes[index].shape = shape;
+            if let Some(layer) = graph.nodes[index].layer {
+                graph.layers[layer.index()].shape = shape;
+            }
+        }
+        Ok(graph)
+    }
+
+    /// Which nodes read each node.
+    pub(crate) fn readers(&self) -> Vec<Vec<NodeId>> {
+        let mut readers = vec![Vec::new(); self.nodes.len()];
+        for (id, node) in self.nodes() {
+            for input in &node.inputs {
+                readers[input.index()].push(id);
+            }
+        }
+        readers
+    }
+
+    /// Appends a source whose shape the caller knows.
+    pub(crate) fn source(&mut self, op: Op, shape: Shape) -> NodeId {
+        self.nodes.push(Node { op, inputs: Vec::new(), shape, layer: None, phase: Phase::Forward });
+        NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    /// Appends state that belongs to `param`.
+    pub(crate) fn state(&mut self, kind: StateKind, param: ParamId, shape: Shape) -> NodeId {
+        let id = StateId(self.states.len() as u32);
+        self.states.push(State { kind, param, shape });
+        let state = self.source(Op::State(id), shape);
+        self.nodes[state.index()].layer = Some(self.param(param).layer);
+        state
+    }
+
+    /// Appends state that adds up `value` over a window of micro-batches; returns a fresh view of the sum.
+    pub(crate) fn accumulate(&mut self, kind: StateKind, param: ParamId, value: NodeId) -> Result<NodeId, GraphError> {
+        let state = self.state(kind, param, self.node(value).shape);
+        let layer = self.node(state).layer;
+        self.push(Op::Accumulate, vec![state, value], layer, Phase::Backward)
+    }
+
+    /// Appends a node after inferring its shape.
+    ///
+    /// # Errors
+    /// The operands' shapes do not suit the operation.
+    pub(crate) fn push(
+        &mut self,
+        op: Op,
+        inputs: Vec<NodeId>,
+        layer: Option<LayerId>,
+        phase: Phase,
+    ) -> Result<NodeId, GraphError> {
+        let shape = self.infer(&op, &inputs, layer)?;
+        self.nodes.push(Node { op, inputs, shape, layer, phase });
+        Ok(NodeId(self.nodes.len() as u32 - 1))
+    }
+}

@@ -1,0 +1,478 @@
+//! The closed set of operations, their operands and their shape rules.
+
+use super::{ParamId, StateId};
+use crate::tensor::Shape;
+
+/// An activation function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Act {
+    #[default]
+    Identity,
+    Relu,
+}
+
+/// The sliding window of a convolution or a pooling.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Window {
+    /// Height and width, in pixels.
+    pub kernel: [usize; 2],
+    /// Vertical and horizontal step, in pixels.
+    pub stride: [usize; 2],
+    /// Zero pixels added at the top, left, bottom and right.
+    pub padding: [usize; 4],
+}
+
+impl Window {
+    /// A square window with the same stride and padding in both directions.
+    pub const fn square(kernel: usize, stride: usize, padding: usize) -> Self {
+        Self { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 4] }
+    }
+
+    /// Output height and width for an input of `h` × `w` pixels.
+    fn output(&self, h: usize, w: usize) -> Result<[usize; 2], String> {
+        let [top, left, bottom, right] = self.padding;
+        let side = |size: usize, before, after, kernel, stride| {
+            let padded: usize = size + before + after;
+            (kernel > 0 && stride > 0 && padded >= kernel).then(|| (padded - kernel) / stride + 1)
+        };
+        match (
+            side(h, top, bottom, self.kernel[0], self.stride[0]),
+            side(w, left, right, self.kernel[1], self.stride[1]),
+        ) {
+            (Some(oh), Some(ow)) => Ok([oh, ow]),
+            _ => Err(format!(
+                "a {}×{} window with stride {:?} and padding {:?} does not fit a {h}×{w} image",
+                self.kernel[0], self.kernel[1], self.stride, self.padding
+            )),
+        }
+    }
+}
+
+/// What a convolution (or a linear layer, which is a 1×1 convolution of a 1×1 image) does after the product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Conv2d {
+    pub window: Window,
+    pub bias: bool,
+    pub residual: bool,
+    pub act: Act,
+    /// Whether a backward pass wants the sign bits of the output; see [`Op::SideOutput`].
+    pub mask: bool,
+}
+
+/// What follows the normalisation in the same pass.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct BatchNormApply {
+    pub eps: f32,
+    pub residual: bool,
+    pub act: Act,
+    /// Whether a backward pass wants the sign bits of the output; see [`Op::SideOutput`].
+    pub mask: bool,
+}
+
+/// How an optimiser changes one parameter.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Update {
+    /// Multiplies the session's learning rate.
+    pub lr: f32,
+    /// Whether weight decay applies.
+    pub decay: bool,
+    /// The rows of the parameter that change: for [`super::Role::Affine`] row 0 is gamma and row 1 beta.
+    pub rows: [usize; 2],
+}
+
+/// Stochastic gradient descent, as PyTorch defines it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Sgd {
+    pub momentum: f32,
+    pub nesterov: bool,
+    pub weight_decay: f32,
+    /// Shrink the parameter by `1 − lr·weight_decay` instead of adding `weight_decay·parameter` to the gradient.
+    pub decoupled: bool,
+}
+
+/// AdamW (Loshchilov & Hutter 2019), with decoupled weight decay.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f32,
+    pub weight_decay: f32,
+}
+
+/// One operation. Operands are listed in the order of the node's inputs; `?` marks one that a flag adds.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Op {
+    // Sources.
+    /// The images, already normalised: `[N, H, W, C]`.
+    Input,
+    /// One class index (`u32`) a sample; `u32::MAX` marks a padded sample that counts for nothing.
+    Labels,
+    Param(ParamId),
+    /// Optimiser or accumulation state, zero at the start of a session.
+    State(StateId),
+
+    // Forward.
+    /// `[x, weight, bias?, residual?]`
+    Conv2d(Conv2d),
+    /// `[x, affine, moments]`: a batch norm whose policy is not resolved yet.
+    BatchNorm {
+        eps: f32,
+    },
+    /// `[x]` → mean and biased variance, two rows.
+    BatchNormStats,
+    /// `[x, moments, affine, residual?]` → `act(γ(x−μ)/√(v+ε) + β + residual)`
+    BatchNormApply(BatchNormApply),
+    /// `[weight, moments, affine, bias?]` → the weights of the convolution with its batch norm folded in; the
+    /// side output is the folded bias.
+    FoldBatchNorm {
+        eps: f32,
+        bias: bool,
+    },
+    /// `[x]`
+    Activation {
+        act: Act,
+        mask: bool,
+    },
+    /// `[a, b]` → `act(a + b)`
+    Add {
+        act: Act,
+        mask: bool,
+    },
+    /// `[x]`; with `argmax` the side output holds, for each four channels, the position in the window as four bytes.
+    MaxPool {
+        window: Window,
+        argmax: bool,
+    },
+    /// `[x]`; the window is not padded.
+    AvgPool {
+        window: Window,
+    },
+    /// `[logits, labels]` → a row a sample: loss, 1 if top-1, 1 if top-5, 0.
+    SoftmaxCrossEntropy {
+        smoothing: f32,
+    },
+    /// `[producer]` → the producer's second result: sign bits, argmax or folded bias.
+    SideOutput,
+
+    // Backward.
+    /// `[dy, weight, accumulator?]` → gradient of the convolution's input, added in place to the accumulator.
+    Conv2dInputGrad {
+        window: Window,
+        input: Shape,
+        accumulate: bool,
+    },
+    /// `[x, dy]`
+    Conv2dWeightGrad {
+        window: Window,
+    },
+    /// `[dy]` → sum over pixels: the gradient of a bias.
+    ChannelSum,
+    /// `[dz, mask]` → `dz` where the forward output was positive, else 0, in place.
+    ActivationGrad,
+    /// `[dz, x, moments, mask?]` → gradients of gamma (row 0) and beta (row 1).
+    BatchNormGradReduce {
+        eps: f32,
+        mask: bool,
+    },
+    /// `[dz, x, moments, affine, sums, mask?]` → `dx` under batch statistics.
+    BatchNormGradBatch {
+        eps: f32,
+        mask: bool,
+    },
+    /// `[dz, moments, affine, mask?]` → `dx` under running statistics.
+    BatchNormGradRunning {
+        eps: f32,
+        mask: bool,
+    },
+    /// `[d_folded, moments, affine]` → gradient of the unfolded weights.
+    FoldWeightGrad {
+        eps: f32,
+    },
+    /// `[weight, d_folded, d_folded_bias, moments]` → gradients of gamma and beta of a folded batch norm.
+    FoldAffineGrad {
+        eps: f32,
+    },
+    /// `[dy, argmax]`
+    MaxPoolGrad {
+        window: Window,
+        input: Shape,
+    },
+    /// `[dy]`
+    AvgPoolGrad {
+        window: Window,
+        input: Shape,
+    },
+    /// `[logits, labels]` → gradient of the mean loss.
+    SoftmaxCrossEntropyGrad {
+        smoothing: f32,
+    },
+
+    // State changes. The first operand is changed in place.
+    /// `[state, value]`: replaces the state on the first micro-batch of a window, adds on the others.
+    Accumulate,
+    /// `[param, grad, momentum?]`, the last unless the momentum is 0
+    SgdStep(Update, Sgd),
+    /// `[param, grad, first moment, second moment]`
+    AdamwStep(Update, AdamW),
+    /// `[moments, batch moments]`
+    BatchNormUpdate {
+        update: super::StatsUpdate,
+        var: super::Variance,
+        /// Values a channel's moments were taken over, for the unbiased estimator.
+        count: usize,
+        /// Micro-batches whose moments were added up.
+        window: usize,
+    },
+}
+
+/// How many values [`super::Role::Moments`] stores a channel: mean, variance and the number of updates.
+pub const MOMENT_ROWS: usize = 3;
+
+/// Words that hold one sign bit a value: one for each four channels of each eight consecutive pixels.
+pub fn mask_shape(x: Shape) -> Shape {
+    Shape([1, 1, x.pixels().div_ceil(8), x.stored_c() / 4])
+}
+
+impl Op {
+    /// The name in dumps, plans and benchmarks.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Labels => "labels",
+            Self::Param(_) => "param",
+            Self::State(_) => "state",
+            Self::Conv2d(_) => "conv2d",
+            Self::BatchNorm { .. } => "batch_norm",
+            Self::BatchNormStats => "batch_norm_stats",
+            Self::BatchNormApply(_) => "batch_norm_apply",
+            Self::FoldBatchNorm { .. } => "fold_batch_norm",
+            Self::Activation { .. } => "activation",
+            Self::Add { .. } => "add",
+            Self::MaxPool { .. } => "max_pool",
+            Self::AvgPool { .. } => "avg_pool",
+            Self::SoftmaxCrossEntropy { .. } => "softmax_cross_entropy",
+            Self::SideOutput => "side_output",
+            Self::Conv2dInputGrad { .. } => "conv2d_input_grad",
+            Self::Conv2dWeightGrad { .. } => "conv2d_weight_grad",
+            Self::ChannelSum => "channel_sum",
+            Self::ActivationGrad => "activation_grad",
+            Self::BatchNormGradReduce { .. } => "batch_norm_grad_reduce",
+            Self::BatchNormGradBatch { .. } => "batch_norm_grad_batch",
+            Self::BatchNormGradRunning { .. } => "batch_norm_grad_running",
+            Self::FoldWeightGrad { .. } => "fold_weight_grad",
+            Self::FoldAffineGrad { .. } => "fold_affine_grad",
+            Self::MaxPoolGrad { .. } => "max_pool_grad",
+            Self::AvgPoolGrad { .. } => "avg_pool_grad",
+            Self::SoftmaxCrossEntropyGrad { .. } => "softmax_cross_entropy_grad",
+            Self::Accumulate => "accumulate",
+            Self::SgdStep(..) => "sgd_step",
+            Self::AdamwStep(..) => "adamw_step",
+            Self::BatchNormUpdate { .. } => "batch_norm_update",
+        }
+    }
+
+    /// The operand whose memory the result takes over.
+    pub fn in_place(&self) -> Option<usize> {
+        match self {
+            Self::Conv2dInputGrad { accumulate: true, .. } => Some(2),
+            Self::ActivationGrad | Self::Accumulate => Some(0),
+            _ => None,
+        }
+    }
+
+    /// The operands that are state and change.
+    pub fn mutates(&self) -> &'static [usize] {
+        match self {
+            Self::Accumulate | Self::BatchNormUpdate { .. } => &[0],
+            Self::SgdStep(_, sgd) if sgd.momentum == 0.0 => &[0],
+            Self::SgdStep(..) => &[0, 2],
+            Self::AdamwStep(..) => &[0, 2, 3],
+            _ => &[],
+        }
+    }
+
+    /// Whether the operation reads nothing that the graph computes.
+    pub fn is_source(&self) -> bool {
+        matches!(self, Self::Input | Self::Labels | Self::Param(_) | Self::State(_))
+    }
+
+    /// The shape of the side output, for an operation that has one and whose main output has shape `out`.
+    pub fn side_shape(&self, out: Shape) -> Option<Shape> {
+        match self {
+            Self::Conv2d(Conv2d { mask: true, .. })
+            | Self::BatchNormApply(BatchNormApply { mask: true, .. })
+            | Self::Activation { mask: true, .. }
+            | Self::Add { mask: true, .. } => Some(mask_shape(out)),
+            Self::MaxPool { argmax: true, .. } => Some(Shape([out.n(), out.h(), out.w(), out.stored_c() / 4])),
+            Self::FoldBatchNorm { .. } => Some(Shape::rows(1, out.c())),
+            _ => None,
+        }
+    }
+
+    /// The output's shape, from the operands'. For sources the graph knows it; they are not asked.
+    ///
+    /// # Errors
+    /// What is wrong with the operands, without the node's name, which the caller adds.
+    pub(super) fn infer(&self, x: &[Shape]) -> Result<Shape, String> {
+        let arity = |n: usize| match x.len() == n {
+            true => Ok(()),
+            false => Err(format!("takes {n} operands, not {}", x.len())),
+        };
+        let same = |a: usize, b: usize| match x[a] == x[b] {
+            true => Ok(()),
+            false => Err(format!("operand {a} is {} and operand {b} is {}: they must be equal", x[a], x[b])),
+        };
+        let is = |i: usize, want: Shape, what: &str| match x[i] == want {
+            true => Ok(()),
+            false => Err(format!("the {what} must be {want}, not {}", x[i])),
+        };
+        match *self {
+            Self::Input | Self::Labels | Self::Param(_) | Self::State(_) | Self::SideOutput => arity(0).map(|()| x[0]),
+            Self::Conv2d(conv) => {
+                arity(2 + usize::from(conv.bias) + usize::from(conv.residual))?;
+                let [kh, kw, cin, cout] = x[1].0;
+                if [kh, kw] != conv.window.kernel {
+                    return Err(format!("the window is {:?} but the weights are {}", conv.window.kernel, x[1]));
+                }
+                if cin != x[0].stored_c() {
+                    return Err(format!(
+                        "the weights take {cin} channels (padded to four) but the input {} has {}",
+                        x[0],
+                        x[0].c()
+                    ));
+                }
+                let [oh, ow] = conv.window.output(x[0].h(), x[0].w())?;
+                let out = Shape::nhwc(x[0].n(), oh, ow, cout);
+                if conv.bias {
+                    is(2, Shape::rows(1, cout), "bias")?;
+                }
+                if conv.residual {
+                    is(x.len() - 1, out, "residual")?;
+                }
+                Ok(out)
+            }
+            Self::BatchNorm { .. } => {
+                arity(3)?;
+                is(1, Shape::rows(2, x[0].c()), "gamma and beta")?;
+                is(2, Shape::rows(MOMENT_ROWS, x[0].c()), "running moments")?;
+                Ok(x[0])
+            }
+            Self::BatchNormStats => arity(1).map(|()| Shape::rows(2, x[0].c())),
+            Self::BatchNormApply(apply) => {
+                arity(3 + usize::from(apply.residual))?;
+                is(2, Shape::rows(2, x[0].c()), "gamma and beta")?;
+                if apply.residual {
+                    same(0, 3)?;
+                }
+                Ok(x[0])
+            }
+            Self::FoldBatchNorm { bias, .. } => {
+                arity(3 + usize::from(bias))?;
+                is(2, Shape::rows(2, x[0].c()), "gamma and beta")?;
+                Ok(x[0])
+            }
+            Self::Activation { .. } => arity(1).map(|()| x[0]),
+            Self::Add { .. } => {
+                arity(2)?;
+                same(0, 1)?;
+                Ok(x[0])
+            }
+            Self::MaxPool { window, .. } => {
+                arity(1)?;
+                let [kh, kw] = window.kernel;
+                let [top, left, bottom, right] = window.padding;
+                if top.max(bottom) >= kh || left.max(right) >= kw {
+                    return Err(format!("padding {:?} must be smaller than the window", window.padding));
+                }
+                if kh * kw > 256 {
+                    return Err("a max pooling window holds at most 256 pixels".into());
+                }
+                let [oh, ow] = window.output(x[0].h(), x[0].w())?;
+                Ok(Shape::nhwc(x[0].n(), oh, ow, x[0].c()))
+            }
+            Self::AvgPool { window } => {
+                arity(1)?;
+                if window.padding != [0; 4] {
+                    return Err("average pooling takes no padding".into());
+                }
+                let [oh, ow] = window.output(x[0].h(), x[0].w())?;
+                Ok(Shape::nhwc(x[0].n(), oh, ow, x[0].c()))
+            }
+            Self::SoftmaxCrossEntropy { .. } | Self::SoftmaxCrossEntropyGrad { .. } => {
+                arity(2)?;
+                if x[0].h() != 1 || x[0].w() != 1 {
+                    return Err(format!("the logits must be [N, 1, 1, classes], not {}", x[0]));
+                }
+                is(1, Shape::rows(1, x[0].n()), "labels")?;
+                match self {
+                    Self::SoftmaxCrossEntropy { .. } => Ok(Shape::rows(x[0].n(), 4)),
+                    _ => Ok(x[0]),
+                }
+            }
+            Self::Conv2dInputGrad { window, input, accumulate } => {
+                arity(2 + usize::from(accumulate))?;
+                let [oh, ow] = window.output(input.h(), input.w())?;
+                is(0, Shape::nhwc(input.n(), oh, ow, x[1].c()), "output gradient")?;
+                if accumulate {
+                    is(2, input, "accumulator")?;
+                }
+                Ok(input)
+            }
+            Self::Conv2dWeightGrad { window } => {
+                arity(2)?;
+                let [oh, ow] = window.output(x[0].h(), x[0].w())?;
+                is(1, Shape::nhwc(x[0].n(), oh, ow, x[1].c()), "output gradient")?;
+                Ok(Shape([window.kernel[0], window.kernel[1], x[0].stored_c(), x[1].c()]))
+            }
+            Self::ChannelSum => arity(1).map(|()| Shape::rows(1, x[0].c())),
+            Self::ActivationGrad => {
+                arity(2)?;
+                is(1, mask_shape(x[0]), "mask")?;
+                Ok(x[0])
+            }
+            Self::BatchNormGradReduce { mask, .. } => {
+                arity(3 + usize::from(mask))?;
+                same(0, 1)?;
+                Ok(Shape::rows(2, x[0].c()))
+            }
+            Self::BatchNormGradBatch { mask, .. } => {
+                arity(5 + usize::from(mask))?;
+                same(0, 1)?;
+                Ok(x[0])
+            }
+            Self::BatchNormGradRunning { mask, .. } => arity(3 + usize::from(mask)).map(|()| x[0]),
+            Self::FoldWeightGrad { .. } => arity(3).map(|()| x[0]),
+            Self::FoldAffineGrad { .. } => {
+                arity(4)?;
+                same(0, 1)?;
+                Ok(Shape::rows(2, x[0].c()))
+            }
+            Self::MaxPoolGrad { input, .. } => arity(2).map(|()| input),
+            Self::AvgPoolGrad { input, .. } => arity(1).map(|()| input),
+            Self::Accumulate => {
+                arity(2)?;
+                same(0, 1)?;
+                Ok(x[0])
+            }
+            Self::SgdStep(_, sgd) => {
+                let momentum = sgd.momentum != 0.0;
+                arity(2 + usize::from(momentum))?;
+                same(0, 1)?;
+                same(0, if momentum { 2 } else { 1 })?;
+                Ok(x[0])
+            }
+            Self::AdamwStep(..) => {
+                arity(4)?;
+                same(0, 1)?;
+                same(0, 2)?;
+                same(0, 3)?;
+                Ok(x[0])
+            }
+            Self::BatchNormUpdate { .. } => {
+                arity(2)?;
+                is(0, Shape::rows(MOMENT_ROWS, x[1].c()), "running moments")?;
+                Ok(x[0])
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Batch norm under given moments, with the residual addition and the activation that follow it.
+//!
+//! `z = act(γ(x − μ)/√(v + ε) + β + residual)` (Ioffe & Szegedy, 2015). The moments are the batch's or the running
+//! ones; ε must be greater than 0, or the padding channels, whose variance is 0, would not stay 0.
+
+use super::{Args, Dispatch, Kernel, LINEAR, TILE, linear_groups, mask, params, read, relu, shader, write};
+use crate::tensor::Shape;
+
+params! {
+    pub struct Params {
+        pixels: u32,
+        quads: u32,
+        eps: f32,
+        relu: u32,
+        residual: u32,
+        mask: u32,
+    }
+}
+
+/// The normalised tensor, and the sign bits of what the activation sees when a backward pass wants them.
+pub static FORWARD: Kernel = Kernel {
+    name: "batch_norm_apply",
+    source: shader!("batch_norm_apply", "index", "mask", "relu"),
+    entry: "batch_norm_apply",
+    workgroup: [LINEAR, 1, 1],
+    params: Params::FIELDS,
+    bindings: &[read("x"), read("moments"), read("affine"), read("residual"), write("z"), write("mask")],
+    overrides: &[],
+    subgroups: false,
+    reference,
+};
+
+/// Normalises a tensor of shape `x`.
+pub fn forward(x: Shape, eps: f32, relu: bool, residual: bool, mask: bool) -> Dispatch {
+    let quads = x.stored_c() / 4;
+    let params = Params {
+        pixels: x.pixels() as u32,
+        quads: quads as u32,
+        eps,
+        relu: relu.into(),
+        residual: residual.into(),
+        mask: mask.into(),
+    };
+    Dispatch::new(&FORWARD, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
+}
+
+fn reference(args: Args<'_>) {
+    let (p, [x, moments, affine, residual, z, mask]) = args.unpack::<Params, 6>();
+    let channels = p.quads as usize * 4;
+    let (mean, var) = moments.split_at(channels);
+    let (gamma, beta) = affine.split_at(channels);
+    if p.mask != 0 {
+        mask::clear(mask, p.pixels as usize, channels);
+    }
+    for pixel in 0..p.pixels as usize {
+        for c in 0..channels {
+            let at = pixel * channels + c;
+            let scale = gamma[c] * (1.0 / (var[c] + p.eps).sqrt());
+            let mut y = (x[at] - mean[c]) * scale + beta[c];
+            if p.residual != 0 {
+                y += residual[at];
+            }
+            if p.mask != 0 {
+                mask::set(mask, channels, pixel, c, y > 0.0);
+            }
+            z[at] = if p.relu != 0 { relu(y) } else { y };
+        }
+    }
+}

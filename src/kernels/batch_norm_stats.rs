@@ -1,0 +1,124 @@
+//! Mean and biased variance of a batch, channel by channel.
+//!
+//! Chunks of pixels are reduced apart and then merged (Chan, Golub & LeVeque, 1979). A chunk takes two passes, and
+//! what its differences from the rounded mean fail to cancel corrects both moments (the same, 1983):
+//!
+//! ```text
+//! μₖ  = Σx/nₖ,         then μₖ += Σ(x−μₖ)/nₖ
+//! M2ₖ = Σ(x−μₖ)² − (Σ(x−μₖ))²/nₖ
+//! μ   = Σ nₖμₖ/M        v = (Σ M2ₖ + Σ nₖ(μₖ−μ)²)/M
+//! ```
+//!
+//! Never E\[x²\] − E\[x\]², which cancels where the mean is large.
+
+use super::chunks::{self, Chunks};
+use super::{Args, Dispatch, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use crate::tensor::Shape;
+
+params! {
+    pub struct Params {
+        pixels: u32,
+        quads: u32,
+        chunk: u32,
+        chunks: u32,
+    }
+}
+
+/// For each chunk a row of means and a row of sums of squared differences.
+pub static PARTIAL: Kernel = Kernel {
+    name: "batch_norm_stats",
+    source: shader!("batch_norm_stats", "index"),
+    entry: "batch_norm_stats",
+    workgroup: [LINEAR, 1, 1],
+    params: Params::FIELDS,
+    bindings: &[read("x"), write("partials")],
+    overrides: &[],
+    subgroups: false,
+    reference: partial_reference,
+};
+
+/// The chunks' moments merged: a row of means and a row of biased variances.
+pub static MERGE: Kernel = Kernel {
+    name: "batch_norm_stats_merge",
+    source: shader!("batch_norm_stats_merge", "index"),
+    entry: "batch_norm_stats_merge",
+    workgroup: [LINEAR, 1, 1],
+    params: Params::FIELDS,
+    bindings: &[read("partials"), write("moments")],
+    overrides: &[],
+    subgroups: false,
+    reference: merge_reference,
+};
+
+/// Words of the buffer between [`partial`] and [`merge`].
+pub fn partials_len(x: Shape) -> usize {
+    Chunks::of(x.pixels()).count * 2 * x.stored_c()
+}
+
+/// Reduces the chunks of a tensor of shape `x`.
+pub fn partial(x: Shape) -> Dispatch {
+    let params = params(x);
+    Dispatch::new(&PARTIAL, params, linear_groups(params.chunks as usize * params.quads as usize))
+}
+
+/// Merges the chunks of a tensor of shape `x`.
+pub fn merge(x: Shape) -> Dispatch {
+    let params = params(x);
+    Dispatch::new(&MERGE, params, linear_groups(params.quads as usize))
+}
+
+fn params(x: Shape) -> Params {
+    let chunks = Chunks::of(x.pixels());
+    Params {
+        pixels: x.pixels() as u32,
+        quads: (x.stored_c() / 4) as u32,
+        chunk: chunks.rows as u32,
+        chunks: chunks.count as u32,
+    }
+}
+
+fn partial_reference(args: Args<'_>) {
+    let (p, [x, partials]) = args.unpack::<Params, 2>();
+    let channels = p.quads as usize * 4;
+    for chunk in 0..p.chunks as usize {
+        let pixels = chunks::range(chunk, p.chunk, p.pixels);
+        let count = pixels.len() as f32;
+        for c in 0..channels {
+            let offset = x[pixels.start * channels + c];
+            let mut sum = 0.0;
+            for pixel in pixels.clone() {
+                sum += x[pixel * channels + c] - offset;
+            }
+            let mean = offset + sum / count;
+            let (mut rest, mut squares) = (0.0, 0.0);
+            for pixel in pixels.clone() {
+                let difference = x[pixel * channels + c] - mean;
+                rest += difference;
+                squares += difference * difference;
+            }
+            partials[chunk * 2 * channels + c] = mean + rest / count;
+            partials[(chunk * 2 + 1) * channels + c] = f32::max(squares - rest * rest / count, 0.0);
+        }
+    }
+}
+
+fn merge_reference(args: Args<'_>) {
+    let (p, [partials, moments]) = args.unpack::<Params, 2>();
+    let channels = p.quads as usize * 4;
+    let pixels_of = |chunk| chunks::range(chunk, p.chunk, p.pixels).len() as f32;
+    for c in 0..channels {
+        let offset = partials[c];
+        let mut sum = 0.0;
+        for chunk in 0..p.chunks as usize {
+            sum += (partials[chunk * 2 * channels + c] - offset) * pixels_of(chunk);
+        }
+        let mean = offset + sum / p.pixels as f32;
+        let mut squares = 0.0;
+        for chunk in 0..p.chunks as usize {
+            let difference = partials[chunk * 2 * channels + c] - mean;
+            squares += partials[(chunk * 2 + 1) * channels + c] + difference * difference * pixels_of(chunk);
+        }
+        moments[c] = mean;
+        moments[channels + c] = squares / p.pixels as f32;
+    }
+}

@@ -1,0 +1,29 @@
+//! How a reduction over rows is cut: a function of the number of rows alone, so that sums come out the same everywhere.
+
+use super::TILE;
+use std::ops::Range;
+
+/// The fewest rows that are worth an invocation of their own.
+const MIN_ROWS: usize = 32;
+
+/// The most chunks that the second pass should have to merge.
+const MAX_COUNT: usize = 256;
+
+pub(super) struct Chunks {
+    /// Rows of each chunk, a multiple of [`TILE`], so that a mask word belongs to one chunk. The last has fewer.
+    pub rows: usize,
+    pub count: usize,
+}
+
+impl Chunks {
+    pub(super) fn of(total: usize) -> Self {
+        let rows = total.div_ceil(MAX_COUNT).max(MIN_ROWS).next_multiple_of(TILE);
+        Self { rows, count: total.div_ceil(rows) }
+    }
+}
+
+/// The rows of a chunk.
+pub(super) fn range(chunk: usize, rows: u32, total: u32) -> Range<usize> {
+    let (rows, total) = (rows as usize, total as usize);
+    chunk * rows..((chunk + 1) * rows).min(total)
+}

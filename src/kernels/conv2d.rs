@@ -1,0 +1,468 @@
+//! Convolution: forward, gradient of the input, gradient of the weights.
+//!
+//! A linear layer is a 1×1 convolution of a 1×1 image and uses the same kernels.
+
+use super::{Args, Dispatch, Geometry, Kernel, mask, params, read, relu, shader, write};
+use crate::tensor::Shape;
+
+/// How the product is computed. All variants of a kernel have the same parameters, bindings and reference; which one is
+/// fast depends on the device, so it is chosen by measuring.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Variant {
+    /// 8 × 8 values an invocation, operands straight from memory: for drivers that compute on the CPU.
+    #[default]
+    Direct,
+    /// 8 × 8 values an invocation, operands through workgroup memory: for GPUs.
+    Workgroup,
+    /// 4 × 32 values an invocation, operands broadcast within subgroups of [`super::SUBGROUP`].
+    Subgroup,
+}
+
+impl Variant {
+    pub const ALL: [Self; 3] = [Self::Direct, Self::Workgroup, Self::Subgroup];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Workgroup => "workgroup",
+            Self::Subgroup => "subgroup",
+        }
+    }
+
+    /// Values that one workgroup computes: output channels, and pixels or rows of the weights.
+    const fn tile(self) -> [usize; 2] {
+        match self {
+            Self::Direct => [64, 32],
+            Self::Workgroup => [64, 64],
+            Self::Subgroup => [32, 32],
+        }
+    }
+
+    const fn forward(self) -> &'static Kernel {
+        match self {
+            Self::Direct => &FORWARD,
+            Self::Workgroup => &FORWARD_WORKGROUP,
+            Self::Subgroup => &FORWARD_SUBGROUP,
+        }
+    }
+
+    const fn input_grad(self) -> &'static Kernel {
+        match self {
+            Self::Direct => &INPUT_GRAD,
+            Self::Workgroup => &INPUT_GRAD_WORKGROUP,
+            Self::Subgroup => &INPUT_GRAD_SUBGROUP,
+        }
+    }
+
+    const fn weight_grad(self) -> &'static Kernel {
+        match self {
+            Self::Direct => &WEIGHT_GRAD,
+            Self::Workgroup => &WEIGHT_GRAD_WORKGROUP,
+            Self::Subgroup => &WEIGHT_GRAD_SUBGROUP,
+        }
+    }
+
+    /// The kernel whose speed stands for the variant's.
+    pub const fn representative(self) -> &'static Kernel {
+        self.forward()
+    }
+
+    fn groups(self, channels: usize, rows: usize, layers: usize) -> [u32; 3] {
+        let [tile_channels, tile_rows] = self.tile();
+        [channels.div_ceil(tile_channels) as u32, rows.div_ceil(tile_rows) as u32, layers as u32]
+    }
+}
+
+/// Invocations of a direct workgroup: along channel octets, so that neighbours read the same pixels, and along tiles.
+const WORKGROUP: [u32; 3] = [8, 4, 1];
+
+params! {
+    pub struct ForwardParams {
+        pixels: u32,
+        in_h: i32,
+        in_w: i32,
+        in_quads: u32,
+        out_h: u32,
+        out_w: u32,
+        out_quads: u32,
+        kernel_h: i32,
+        kernel_w: i32,
+        stride_h: i32,
+        stride_w: i32,
+        pad_top: i32,
+        pad_left: i32,
+        has_bias: u32,
+        has_residual: u32,
+        relu: u32,
+        has_mask: u32,
+    }
+}
+
+/// `z = act(x ∗ weight + bias + residual)`, and the sign bits of the sum when a backward pass wants them.
+pub static FORWARD: Kernel = Kernel {
+    name: "conv2d_forward",
+    source: shader!("conv2d_forward", "conv2d_forward", "mask", "relu"),
+    entry: "conv2d_forward",
+    workgroup: WORKGROUP,
+    params: ForwardParams::FIELDS,
+    bindings: &[read("x"), read("weight"), read("bias"), read("residual"), write("z"), write("mask")],
+    overrides: &[],
+    subgroups: false,
+    reference: forward_reference,
+};
+
+/// [`FORWARD`] through workgroup memory.
+pub static FORWARD_WORKGROUP: Kernel = Kernel {
+    name: "conv2d_forward_workgroup",
+    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "mask", "relu"),
+    entry: "conv2d_forward",
+    workgroup: [8, 8, 1],
+    params: ForwardParams::FIELDS,
+    bindings: &[read("x"), read("weight"), read("bias"), read("residual"), write("z"), write("mask")],
+    overrides: &[],
+    subgroups: false,
+    reference: forward_reference,
+};
+
+/// [`FORWARD`] for subgroups.
+pub static FORWARD_SUBGROUP: Kernel = Kernel {
+    name: "conv2d_forward_subgroup",
+    source: shader!("conv2d_forward_subgroup", "conv2d_forward", "mask", "relu"),
+    entry: "conv2d_forward",
+    workgroup: [super::SUBGROUP, 1, 1],
+    params: ForwardParams::FIELDS,
+    bindings: &[read("x"), read("weight"), read("bias"), read("residual"), write("z"), write("mask")],
+    overrides: &[],
+    subgroups: true,
+    reference: forward_reference,
+};
+
+/// What the forward kernel does after the product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Epilogue {
+    pub bias: bool,
+    pub residual: bool,
+    pub relu: bool,
+    pub mask: bool,
+}
+
+/// Convolves `x` to `out`; the weights are `[KH][KW][Cin padded][Cout padded]`.
+pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
+    let params = ForwardParams {
+        pixels: out.pixels() as u32,
+        in_h: x.h() as i32,
+        in_w: x.w() as i32,
+        in_quads: quads(x),
+        out_h: out.h() as u32,
+        out_w: out.w() as u32,
+        out_quads: quads(out),
+        kernel_h: g.kernel[0] as i32,
+        kernel_w: g.kernel[1] as i32,
+        stride_h: g.stride[0] as i32,
+        stride_w: g.stride[1] as i32,
+        pad_top: g.padding[0] as i32,
+        pad_left: g.padding[1] as i32,
+        has_bias: epilogue.bias.into(),
+        has_residual: epilogue.residual.into(),
+        relu: epilogue.relu.into(),
+        has_mask: epilogue.mask.into(),
+    };
+    Dispatch::new(variant.forward(), params, variant.groups(out.stored_c(), out.pixels(), 1))
+}
+
+fn quads(x: Shape) -> u32 {
+    (x.stored_c() / 4) as u32
+}
+
+fn forward_reference(args: Args<'_>) {
+    let (p, [x, weight, bias, residual, z, mask]) = args.unpack::<ForwardParams, 6>();
+    let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
+    if p.has_mask != 0 {
+        mask::clear(mask, p.pixels as usize, cout);
+    }
+    for pixel in 0..p.pixels as usize {
+        let (row, ox) = (pixel / p.out_w as usize, pixel % p.out_w as usize);
+        let (image, oy) = (row / p.out_h as usize, row % p.out_h as usize);
+        for co in 0..cout {
+            let mut sum = 0.0;
+            for ky in 0..p.kernel_h {
+                for kx in 0..p.kernel_w {
+                    let iy = oy as i32 * p.stride_h - p.pad_top + ky;
+                    let ix = ox as i32 * p.stride_w - p.pad_left + kx;
+                    if iy < 0 || iy >= p.in_h || ix < 0 || ix >= p.in_w {
+                        continue;
+                    }
+                    let from = (((image as i32 * p.in_h + iy) * p.in_w + ix) as usize) * cin;
+                    let tap = (ky * p.kernel_w + kx) as usize * cin;
+                    for ci in 0..cin {
+                        sum += x[from + ci] * weight[(tap + ci) * cout + co];
+                    }
+                }
+            }
+            let at = pixel * cout + co;
+            if p.has_bias != 0 {
+                sum += bias[co];
+            }
+            if p.has_residual != 0 {
+                sum += residual[at];
+            }
+            if p.has_mask != 0 {
+                mask::set(mask, cout, pixel, co, sum > 0.0);
+            }
+            z[at] = if p.relu != 0 { relu(sum) } else { sum };
+        }
+    }
+}
+
+params! {
+    pub struct InputGradParams {
+        images: u32,
+        in_h: u32,
+        in_w: u32,
+        in_quads: u32,
+        out_h: i32,
+        out_w: i32,
+        out_quads: u32,
+        kernel_h: u32,
+        kernel_w: u32,
+        stride_h: u32,
+        stride_w: u32,
+        pad_top: u32,
+        pad_left: u32,
+        accumulate: u32,
+    }
+}
+
+/// `dx = dy ∗ᵀ weight`, replacing `dx` or added to it.
+pub static INPUT_GRAD: Kernel = Kernel {
+    name: "conv2d_input_grad",
+    source: shader!("conv2d_input_grad", "conv2d_input_grad"),
+    entry: "conv2d_input_grad",
+    workgroup: WORKGROUP,
+    params: InputGradParams::FIELDS,
+    bindings: &[read("dy"), read("weight"), write("dx")],
+    overrides: &[],
+    subgroups: false,
+    reference: input_grad_reference,
+};
+
+/// [`INPUT_GRAD`] through workgroup memory.
+pub static INPUT_GRAD_WORKGROUP: Kernel = Kernel {
+    name: "conv2d_input_grad_workgroup",
+    source: shader!("conv2d_input_grad_workgroup", "conv2d_input_grad"),
+    entry: "conv2d_input_grad",
+    workgroup: [8, 8, 1],
+    params: InputGradParams::FIELDS,
+    bindings: &[read("dy"), read("weight"), write("dx")],
+    overrides: &[],
+    subgroups: false,
+    reference: input_grad_reference,
+};
+
+/// [`INPUT_GRAD`] for subgroups.
+pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
+    name: "conv2d_input_grad_subgroup",
+    source: shader!("conv2d_input_grad_subgroup", "conv2d_input_grad"),
+    entry: "conv2d_input_grad",
+    workgroup: [super::SUBGROUP, 1, 1],
+    params: InputGradParams::FIELDS,
+    bindings: &[read("dy"), read("weight"), write("dx")],
+    overrides: &[],
+    subgroups: true,
+    reference: input_grad_reference,
+};
+
+/// The gradient of a convolution from `input` to `out`, with respect to its input.
+pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
+    let params = InputGradParams {
+        images: input.n() as u32,
+        in_h: input.h() as u32,
+        in_w: input.w() as u32,
+        in_quads: quads(input),
+        out_h: out.h() as i32,
+        out_w: out.w() as i32,
+        out_quads: quads(out),
+        kernel_h: g.kernel[0] as u32,
+        kernel_w: g.kernel[1] as u32,
+        stride_h: g.stride[0] as u32,
+        stride_w: g.stride[1] as u32,
+        pad_top: g.padding[0] as u32,
+        pad_left: g.padding[1] as u32,
+        accumulate: accumulate.into(),
+    };
+    // The largest class decides; a class without pixels, as of a 1×1 image at stride 2, stores nothing.
+    let class = input.n() * input.h().div_ceil(g.stride[0]) * input.w().div_ceil(g.stride[1]);
+    let classes = g.stride[0] * g.stride[1];
+    Dispatch::new(variant.input_grad(), params, variant.groups(input.stored_c(), class, classes))
+}
+
+fn input_grad_reference(args: Args<'_>) {
+    let (p, [dy, weight, dx]) = args.unpack::<InputGradParams, 3>();
+    let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
+    for pixel in 0..(p.images * p.in_h * p.in_w) as usize {
+        let (row, ix) = (pixel / p.in_w as usize, pixel % p.in_w as usize);
+        let (image, iy) = (row / p.in_h as usize, row % p.in_h as usize);
+        for ci in 0..cin {
+            let mut sum = 0.0;
+            for ky in 0..p.kernel_h as usize {
+                for kx in 0..p.kernel_w as usize {
+                    // The output pixel whose window has this input pixel at (ky, kx).
+                    let (Some(y), Some(x)) =
+                        ((iy + p.pad_top as usize).checked_sub(ky), (ix + p.pad_left as usize).checked_sub(kx))
+                    else {
+                        continue;
+                    };
+                    let (oy, ox) = (y / p.stride_h as usize, x / p.stride_w as usize);
+                    if y % p.stride_h as usize != 0
+                        || x % p.stride_w as usize != 0
+                        || oy >= p.out_h as usize
+                        || ox >= p.out_w as usize
+                    {
+                        continue;
+                    }
+                    let from = ((image * p.out_h as usize + oy) * p.out_w as usize + ox) * cout;
+                    let tap = (ky * p.kernel_w as usize + kx) * cin + ci;
+                    for co in 0..cout {
+                        sum += dy[from + co] * weight[tap * cout + co];
+                    }
+                }
+            }
+            let at = pixel * cin + ci;
+            dx[at] = if p.accumulate != 0 { dx[at] + sum } else { sum };
+        }
+    }
+}
+
+params! {
+    pub struct WeightGradParams {
+        rows: u32,
+        in_h: i32,
+        in_w: i32,
+        in_quads: u32,
+        out_h: u32,
+        out_w: i32,
+        out_quads: u32,
+        kernel_h: u32,
+        kernel_w: u32,
+        stride_h: i32,
+        stride_w: i32,
+        pad_top: i32,
+        pad_left: i32,
+        rows_per_split: u32,
+    }
+}
+
+/// `dw = x ∗ dy` over one split of the output rows; [`super::sum_partials`] adds the splits.
+pub static WEIGHT_GRAD: Kernel = Kernel {
+    name: "conv2d_weight_grad",
+    source: shader!("conv2d_weight_grad", "conv2d_weight_grad"),
+    entry: "conv2d_weight_grad",
+    workgroup: WORKGROUP,
+    params: WeightGradParams::FIELDS,
+    bindings: &[read("x"), read("dy"), write("partials")],
+    overrides: &[],
+    subgroups: false,
+    reference: weight_grad_reference,
+};
+
+/// [`WEIGHT_GRAD`] through workgroup memory.
+pub static WEIGHT_GRAD_WORKGROUP: Kernel = Kernel {
+    name: "conv2d_weight_grad_workgroup",
+    source: shader!("conv2d_weight_grad_workgroup", "conv2d_weight_grad"),
+    entry: "conv2d_weight_grad",
+    workgroup: [8, 8, 1],
+    params: WeightGradParams::FIELDS,
+    bindings: &[read("x"), read("dy"), write("partials")],
+    overrides: &[],
+    subgroups: false,
+    reference: weight_grad_reference,
+};
+
+/// [`WEIGHT_GRAD`] for subgroups.
+pub static WEIGHT_GRAD_SUBGROUP: Kernel = Kernel {
+    name: "conv2d_weight_grad_subgroup",
+    source: shader!("conv2d_weight_grad_subgroup", "conv2d_weight_grad"),
+    entry: "conv2d_weight_grad",
+    workgroup: [super::SUBGROUP, 1, 1],
+    params: WeightGradParams::FIELDS,
+    bindings: &[read("x"), read("dy"), write("partials")],
+    overrides: &[],
+    subgroups: true,
+    reference: weight_grad_reference,
+};
+
+/// Into how many parts the output rows are split: enough invocations for a large GPU where the weights alone do not
+/// give them, and a function of the shapes only, so that a plan computes the same bits everywhere.
+pub fn weight_grad_splits(x: Shape, out: Shape, g: Geometry) -> usize {
+    const INVOCATIONS: usize = 8192;
+    let rows = out.n() * out.h();
+    let tiles = g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * out.stored_c().div_ceil(8);
+    // At least 64 pixels a split, or the sum of the splits costs more than they do.
+    let most = (rows * out.w()).div_ceil(64).min(rows);
+    let splits = INVOCATIONS.div_ceil(tiles).clamp(1, most);
+    rows.div_ceil(rows.div_ceil(splits))
+}
+
+/// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
+/// other.
+pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispatch {
+    let rows = (out.n() * out.h()) as u32;
+    let splits = weight_grad_splits(x, out, g) as u32;
+    let params = WeightGradParams {
+        rows,
+        in_h: x.h() as i32,
+        in_w: x.w() as i32,
+        in_quads: quads(x),
+        out_h: out.h() as u32,
+        out_w: out.w() as i32,
+        out_quads: quads(out),
+        kernel_h: g.kernel[0] as u32,
+        kernel_w: g.kernel[1] as u32,
+        stride_h: g.stride[0] as i32,
+        stride_w: g.stride[1] as i32,
+        pad_top: g.padding[0] as i32,
+        pad_left: g.padding[1] as i32,
+        rows_per_split: rows.div_ceil(splits),
+    };
+    let rows = match variant {
+        // Eight channels of one tap an invocation.
+        Variant::Direct => g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * 8,
+        // Whole tiles for each row of the window.
+        Variant::Workgroup | Variant::Subgroup => {
+            g.kernel[0] * (g.kernel[1] * x.stored_c()).next_multiple_of(variant.tile()[1])
+        }
+    };
+    Dispatch::new(variant.weight_grad(), params, variant.groups(out.stored_c(), rows, splits as usize))
+}
+
+fn weight_grad_reference(args: Args<'_>) {
+    let (p, [x, dy, partials]) = args.unpack::<WeightGradParams, 3>();
+    let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
+    let len = (p.kernel_h * p.kernel_w) as usize * cin * cout;
+    for split in 0..p.rows.div_ceil(p.rows_per_split) {
+        let partial = &mut partials[split as usize * len..][..len];
+        partial.fill(0.0);
+        for row in split * p.rows_per_split..((split + 1) * p.rows_per_split).min(p.rows) {
+            let (image, oy) = (row / p.out_h, row % p.out_h);
+            for ox in 0..p.out_w {
+                let to = (row as i32 * p.out_w + ox) as usize * cout;
+                for ky in 0..p.kernel_h as i32 {
+                    for kx in 0..p.kernel_w as i32 {
+                        let iy = oy as i32 * p.stride_h - p.pad_top + ky;
+                        let ix = ox * p.stride_w - p.pad_left + kx;
+                        if iy < 0 || iy >= p.in_h || ix < 0 || ix >= p.in_w {
+                            continue;
+                        }
+                        let from = ((image as i32 * p.in_h + iy) * p.in_w + ix) as usize * cin;
+                        let tap = (ky * p.kernel_w as i32 + kx) as usize * cin;
+                        for ci in 0..cin {
+                            for co in 0..cout {
+                                partial[(tap + ci) * cout + co] += x[from + ci] * dy[to + co];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

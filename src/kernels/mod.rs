@@ -1,0 +1,251 @@
+//! The kernels' contracts: for every WGSL entry point its parameters, bindings, workgroups and scalar reference.
+//!
+//! A kernel is two files with one name, `shaders/x.wgsl` and `src/kernels/x.rs`, and a line in [`KERNELS`]. The
+//! Rust side never touches a device: a constructor such as [`add::forward`] turns sizes into a [`Dispatch`], and
+//! [`Kernel::reference`] computes on the host what the shader computes on the device, loop by loop and in the same
+//! layout, so that a plan can run without a GPU.
+//!
+//! Conventions: binding 0 is the uniform `Params`, made of `u32`, `i32` and `f32` only; storage buffers follow in
+//! the order of [`Kernel::bindings`]. A buffer that a call does not need is bound all the same, to one the call
+//! already reads or to a scratch buffer, and a parameter tells the shader to leave it alone.
+
+pub mod accumulate;
+pub mod activation;
+pub mod adamw;
+pub mod add;
+pub mod batch_norm_apply;
+pub mod batch_norm_grad;
+pub mod batch_norm_stats;
+pub mod batch_norm_update;
+pub mod channel_sum;
+mod chunks;
+pub mod conv2d;
+pub mod fold_batch_norm;
+pub mod input_normalize;
+mod mask;
+pub mod pool;
+pub mod sgd;
+pub mod softmax_cross_entropy;
+pub mod sum_partials;
+
+/// Invocations of a one-dimensional workgroup.
+pub const LINEAR: u32 = 64;
+
+/// The most workgroups that every adapter dispatches in one dimension.
+const MAX_GROUPS: u32 = 65_535;
+
+/// The subgroup size that the subgroup kernels are written for.
+pub const SUBGROUP: u32 = 8;
+
+/// Pixels that one invocation of an elementwise kernel handles: one mask word's worth.
+pub const TILE: usize = 8;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    Read,
+    /// Read and written, or written only: WGSL's `read_write`.
+    Write,
+}
+
+/// A storage buffer of a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Binding {
+    /// The variable's name in the shader.
+    pub name: &'static str,
+    pub access: Access,
+}
+
+pub(crate) const fn read(name: &'static str) -> Binding {
+    Binding { name, access: Access::Read }
+}
+
+pub(crate) const fn write(name: &'static str) -> Binding {
+    Binding { name, access: Access::Write }
+}
+
+/// The sliding window of a convolution or a pooling.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Height and width, in pixels.
+    pub kernel: [usize; 2],
+    /// Vertical and horizontal step, in pixels.
+    pub stride: [usize; 2],
+    /// Pixels added at the top, left, bottom and right.
+    pub padding: [usize; 4],
+}
+
+/// What the reference computes on: the uniform's bytes and the storage buffers in binding order, as 32-bit words.
+pub struct Args<'a> {
+    params: &'a [u8],
+    buffers: Vec<&'a mut [f32]>,
+}
+
+impl<'a> Args<'a> {
+    pub fn new(params: &'a [u8], buffers: Vec<&'a mut [f32]>) -> Self {
+        Self { params, buffers }
+    }
+
+    /// The uniform, as the kernel's own struct, and the buffers.
+    ///
+    /// # Panics
+    /// If `P` or `N` is not the kernel's: both are fixed where the kernel is declared.
+    pub(crate) fn unpack<P: bytemuck::AnyBitPattern, const N: usize>(self) -> (P, [&'a mut [f32]; N]) {
+        let params = bytemuck::pod_read_unaligned(self.params);
+        let buffers = self.buffers.try_into().expect("as many buffers as the kernel declares");
+        (params, buffers)
+    }
+}
+
+/// A WGSL entry point and all that a host must know to call it.
+pub struct Kernel {
+    /// The pipeline's label, and the name in plans and benchmarks.
+    pub name: &'static str,
+    /// The whole WGSL module.
+    pub source: &'static str,
+    pub entry: &'static str,
+    pub workgroup: [u32; 3],
+    /// Members of the uniform `Params` with their byte offsets.
+    pub params: &'static [(&'static str, usize)],
+    /// Storage buffers, from binding 1 on.
+    pub bindings: &'static [Binding],
+    /// Values of the module's `override` constants.
+    pub overrides: &'static [(&'static str, f64)],
+    /// Whether it needs subgroups of exactly [`SUBGROUP`] invocations.
+    pub subgroups: bool,
+    /// The same computation on the host, written to be read.
+    pub reference: fn(Args<'_>),
+}
+
+impl Kernel {
+    /// Bytes of the uniform: every member is a 32-bit word.
+    pub fn params_size(&self) -> usize {
+        self.params.len() * 4
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// One use of a kernel, without its buffers.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub kernel: &'static Kernel,
+    /// The uniform's bytes.
+    pub params: Vec<u8>,
+    pub workgroups: [u32; 3],
+}
+
+impl Dispatch {
+    pub(crate) fn new<P: bytemuck::NoUninit>(kernel: &'static Kernel, params: P, workgroups: [u32; 3]) -> Self {
+        Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), workgroups }
+    }
+}
+
+/// Workgroups for `invocations` of a one-dimensional kernel, folded into rows where one row is not enough; the
+/// shader's `linear_index` unfolds them.
+pub(crate) fn linear_groups(invocations: usize) -> [u32; 3] {
+    let groups = invocations.div_ceil(LINEAR as usize).max(1) as u32;
+    let rows = groups.div_ceil(MAX_GROUPS);
+    [groups.div_ceil(rows), rows, 1]
+}
+
+/// 0 where `y` is negative; a NaN stays one, as in the shaders.
+pub(crate) fn relu(y: f32) -> f32 {
+    if y <= 0.0 { 0.0 } else { y }
+}
+
+/// Declares a kernel's uniform struct, and the names and offsets that the contract test compares with the shader.
+macro_rules! params {
+    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $ty,)* }
+
+        impl $name {
+            pub const FIELDS: &'static [(&'static str, usize)] =
+                &[$((stringify!($field), std::mem::offset_of!($name, $field)),)*];
+        }
+    };
+}
+pub(crate) use params;
+
+/// Reads a shader together with the shared functions it uses; the library comes last so that line numbers hold.
+macro_rules! shader {
+    ($name:literal $(, $lib:literal)*) => {
+        concat!(
+            include_str!(concat!("../../shaders/", $name, ".wgsl"))
+            $(, include_str!(concat!("../../shaders/lib/", $lib, ".wgsl")))*
+        )
+    };
+}
+pub(crate) use shader;
+
+/// The values that change every step, as every optimiser and loss kernel reads them from its `step` buffer.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct StepScalars {
+    /// Learning rate before the layer's multiplier.
+    pub lr: f32,
+    /// `1 − β₁ᵗ` of AdamW.
+    pub correction1: f32,
+    /// `1 − β₂ᵗ` of AdamW.
+    pub correction2: f32,
+    /// What each sample's loss gradient is multiplied with: one over the samples of the optimiser step.
+    pub inv_count: f32,
+    /// 0 on the first micro-batch of a window, which replaces what was accumulated; 1 on the others.
+    pub accumulate: f32,
+    pub padding: [f32; 3],
+}
+
+impl StepScalars {
+    /// From the words of the `step` buffer.
+    pub(crate) fn read(words: &[f32]) -> Self {
+        let mut scalars = Self::default();
+        let bytes = bytemuck::bytes_of_mut(&mut scalars);
+        bytes.copy_from_slice(&bytemuck::cast_slice(words)[..bytes.len()]);
+        scalars
+    }
+}
+
+/// Every kernel: shader, contract, property and bench suites run over this list.
+pub static KERNELS: &[&Kernel] = &[
+    &accumulate::FORWARD,
+    &activation::FORWARD,
+    &activation::GRAD,
+    &adamw::STEP,
+    &add::FORWARD,
+    &batch_norm_apply::FORWARD,
+    &batch_norm_grad::BATCH,
+    &batch_norm_grad::REDUCE,
+    &batch_norm_grad::RUNNING,
+    &batch_norm_stats::MERGE,
+    &batch_norm_stats::PARTIAL,
+    &batch_norm_update::UPDATE,
+    &channel_sum::PARTIAL,
+    &conv2d::FORWARD,
+    &conv2d::FORWARD_WORKGROUP,
+    &conv2d::FORWARD_SUBGROUP,
+    &conv2d::INPUT_GRAD,
+    &conv2d::INPUT_GRAD_WORKGROUP,
+    &conv2d::INPUT_GRAD_SUBGROUP,
+    &conv2d::WEIGHT_GRAD,
+    &conv2d::WEIGHT_GRAD_WORKGROUP,
+    &conv2d::WEIGHT_GRAD_SUBGROUP,
+    &fold_batch_norm::AFFINE_GRAD,
+    &fold_batch_norm::AFFINE_GRAD_MERGE,
+    &fold_batch_norm::FORWARD,
+    &fold_batch_norm::WEIGHT_GRAD,
+    &input_normalize::FORWARD,
+    &pool::AVG_FORWARD,
+    &pool::AVG_GRAD,
+    &pool::MAX_FORWARD,
+    &pool::MAX_GRAD,
+    &sgd::STEP,
+    &softmax_cross_entropy::FORWARD,
+    &softmax_cross_entropy::GRAD,
+    &sum_partials::FORWARD,
+];

@@ -1,0 +1,15 @@
+pub mod compile;
+pub mod data;
+pub mod gpu;
+pub mod graph;
+pub mod kernels;
+pub mod models;
+mod nearest;
+pub mod plan;
+pub mod policy;
+pub mod reference;
+pub mod report;
+pub mod rng;
+pub mod tensor;
+pub mod train;
+pub mod weights;

@@ -1,0 +1,125 @@
+//! The price of a plan, known before it runs: floating-point operations, bytes moved, bytes kept for backward.
+
+use super::lower::Lowered;
+use crate::graph::{Graph, NodeId, Op, Phase};
+use crate::kernels::Access;
+
+/// What one phase of a layer, or of the plan, costs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PhaseCost {
+    /// Two for a multiply-add; padding not counted. Only products count; the rest is bound by memory.
+    pub flops: u64,
+    /// Read from and written to memory, each operand once a call.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for PhaseCost {
+    fn add_assign(&mut self, other: Self) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What a layer costs in one step.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LayerCost {
+    pub forward: PhaseCost,
+    pub backward: PhaseCost,
+    pub update: PhaseCost,
+    /// Bytes of forward results that wait for this layer's backward pass.
+    pub kept: u64,
+    /// The kernels that run for it each step, in order.
+    pub kernels: Vec<&'static str>,
+}
+
+/// What a plan costs: one step, without what runs once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Cost {
+    /// One entry a layer, in the graph's order.
+    pub layers: Vec<LayerCost>,
+    /// What belongs to no layer: input and loss.
+    pub rest: LayerCost,
+}
+
+impl Cost {
+    /// All layers and the rest.
+    fn all(&self) -> impl Iterator<Item = &LayerCost> {
+        self.layers.iter().chain([&self.rest])
+    }
+
+    /// Forward, backward and update together.
+    pub fn step(&self) -> PhaseCost {
+        let mut total = PhaseCost::default();
+        for layer in self.all() {
+            total += layer.forward;
+            total += layer.backward;
+            total += layer.update;
+        }
+        total
+    }
+
+    /// Bytes of forward results that some backward pass reads.
+    pub fn kept(&self) -> u64 {
+        self.all().map(|l| l.kept).sum()
+    }
+}
+
+pub(super) fn price(graph: &Graph, lowered: &Lowered) -> Cost {
+    let mut cost = Cost { layers: vec![LayerCost::default(); graph.layers().len()], rest: LayerCost::default() };
+    for call in lowered.calls.iter().filter(|c| c.phase != Phase::Once) {
+        let bindings = call.dispatch.kernel.bindings.iter().zip(&call.bindings);
+        let words: usize = bindings.filter_map(|(_, v)| v.map(|v| lowered.values[v].words)).sum();
+        let layer = layer(&mut cost, graph, call.node);
+        layer.kernels.push(call.dispatch.kernel.name);
+        phase(layer, call.phase).bytes += words as u64 * 4;
+    }
+    for (id, node) in graph.nodes().filter(|(_, n)| n.phase != Phase::Once) {
+        let flops = flops(graph, id);
+        phase(layer(&mut cost, graph, id), node.phase).flops += flops;
+    }
+    // A value is kept by the layer whose backward pass reads it first.
+    let mut produced = vec![Phase::Once; lowered.values.len()];
+    let mut kept = vec![false; lowered.values.len()];
+    for call in &lowered.calls {
+        for (binding, value) in call.dispatch.kernel.bindings.iter().zip(&call.bindings) {
+            let Some(value) = *value else { continue };
+            if lowered.values[value].storage.is_some_and(|s| s != super::Storage::Output) {
+                continue;
+            }
+            if binding.access == Access::Write {
+                produced[value] = call.phase;
+            } else if call.phase == Phase::Backward && produced[value] == Phase::Forward && !kept[value] {
+                kept[value] = true;
+                layer(&mut cost, graph, call.node).kept += lowered.values[value].words as u64 * 4;
+            }
+        }
+    }
+    cost
+}
+
+fn layer<'a>(cost: &'a mut Cost, graph: &Graph, id: NodeId) -> &'a mut LayerCost {
+    match graph.node(id).layer {
+        Some(layer) => &mut cost.layers[layer.index()],
+        None => &mut cost.rest,
+    }
+}
+
+fn phase(layer: &mut LayerCost, phase: Phase) -> &mut PhaseCost {
+    match phase {
+        Phase::Once | Phase::Forward => &mut layer.forward,
+        Phase::Backward => &mut layer.backward,
+        Phase::Update => &mut layer.update,
+    }
+}
+
+fn flops(graph: &Graph, id: NodeId) -> u64 {
+    let node = graph.node(id);
+    let shape = |operand: usize| graph.node(node.inputs[operand]).shape;
+    let (window, cin, out) = match node.op {
+        Op::Conv2d(conv) => (conv.window, shape(0).c(), node.shape),
+        Op::Conv2dInputGrad { window, input, .. } => (window, input.c(), shape(0)),
+        Op::Conv2dWeightGrad { window } => (window, shape(0).c(), shape(1)),
+        _ => return 0,
+    };
+    2 * (out.pixels() * out.c() * cin * window.kernel[0] * window.kernel[1]) as u64
+}

@@ -1,0 +1,283 @@
+//! Lowering: each node becomes calls of kernels on values. A value is what later gets a slot.
+
+use super::{Input, Storage};
+use crate::graph::{Act, Graph, MOMENT_ROWS, Node, NodeId, Op, Phase, StatsUpdate, Variance, Window};
+use crate::kernels::{
+    Dispatch, Geometry, StepScalars, accumulate, activation, adamw, add, batch_norm_apply, batch_norm_grad,
+    batch_norm_stats, batch_norm_update, channel_sum, conv2d, fold_batch_norm, input_normalize, pool, sgd,
+    softmax_cross_entropy, sum_partials,
+};
+use crate::tensor::Shape;
+
+pub(super) struct Value {
+    pub words: usize,
+    /// Where it lives, if not in scratch memory.
+    pub storage: Option<Storage>,
+    /// The node that computes it.
+    pub node: NodeId,
+}
+
+/// A call before memory is assigned: its bindings are values, `None` where the kernel uses nothing.
+pub(super) struct LoweredCall {
+    pub dispatch: Dispatch,
+    pub bindings: Vec<Option<usize>>,
+    pub phase: Phase,
+    pub node: NodeId,
+}
+
+pub(super) struct Lowered {
+    pub values: Vec<Value>,
+    pub calls: Vec<LoweredCall>,
+    /// The value of each node.
+    of_node: Vec<usize>,
+}
+
+impl Lowered {
+    pub fn value(&self, id: NodeId) -> usize {
+        self.of_node[id.index()]
+    }
+}
+
+pub(super) fn lower(graph: &Graph, input: Input, variant: conv2d::Variant) -> Lowered {
+    let mut lowering = Lowering { graph, variant, out: Lowered { values: Vec::new(), calls: Vec::new(), of_node: Vec::new() } };
+    lowering.values(input);
+    for (id, node) in graph.nodes() {
+        lowering.node(id, node, input);
+    }
+    lowering.out
+}
+
+struct Lowering<'a> {
+    graph: &'a Graph,
+    variant: conv2d::Variant,
+    out: Lowered,
+}
+
+fn geometry(window: Window) -> Geometry {
+    Geometry { kernel: window.kernel, stride: window.stride, padding: window.padding }
+}
+
+impl Lowering<'_> {
+    /// Gives every node a value; one that works in place shares its operand's.
+    fn values(&mut self, input: Input) {
+        for (id, node) in self.graph.nodes() {
+            let value = match node.op.in_place() {
+                Some(operand) => self.out.value(node.inputs[operand]),
+                None => {
+                    let output = self.graph.outputs().iter().any(|(_, output)| *output == id);
+                    let storage = match node.op {
+                        Op::Param(param) => Some(Storage::Param(param)),
+                        Op::State(state) => Some(Storage::State(state)),
+                        Op::Labels => Some(Storage::Labels),
+                        Op::Input if input == Input::Values => Some(Storage::Images),
+                        _ if node.phase == Phase::Once => Some(Storage::Constant),
+                        _ if output => Some(Storage::Output),
+                        _ => None,
+                    };
+                    self.value(node.shape.stored_len(), storage, id)
+                }
+            };
+            self.out.of_node.push(value);
+            // An output computed in place lives in its operand's memory.
+            if node.op.in_place().is_some() && self.graph.outputs().iter().any(|(_, output)| *output == id) {
+                self.out.values[value].storage.get_or_insert(Storage::Output);
+            }
+        }
+    }
+
+    fn value(&mut self, words: usize, storage: Option<Storage>, node: NodeId) -> usize {
+        self.out.values.push(Value { words, storage, node });
+        self.out.values.len() - 1
+    }
+
+    /// The side output of `producer`, if some node reads it.
+    fn side(&self, producer: NodeId) -> Option<usize> {
+        let wanted = |(_, n): &(NodeId, &Node)| n.op == Op::SideOutput && n.inputs == [producer];
+        self.graph.nodes().find(wanted).map(|(id, _)| self.out.value(id))
+    }
+
+    fn step(&mut self, id: NodeId) -> usize {
+        let existing = self.out.values.iter().position(|v| v.storage == Some(Storage::Step));
+        existing.unwrap_or_else(|| self.value(size_of::<StepScalars>() / 4, Some(Storage::Step), id))
+    }
+
+    fn call(&mut self, id: NodeId, dispatch: Dispatch, bindings: Vec<Option<usize>>) {
+        let phase = self.graph.node(id).phase;
+        self.out.calls.push(LoweredCall { dispatch, bindings, phase, node: id });
+    }
+
+    fn node(&mut self, id: NodeId, node: &Node, input: Input) {
+        let shape = |operand: usize| self.graph.node(node.inputs[operand]).shape;
+        let value = |operand: usize| Some(self.out.value(node.inputs[operand]));
+        let optional = |present: bool, operand: usize| if present { value(operand) } else { None };
+        let out = Some(self.out.value(id));
+        let relu = |act| act == Act::Relu;
+        match node.op {
+            Op::Labels | Op::Param(_) | Op::State(_) | Op::SideOutput => {}
+            Op::Input => {
+                if let Input::Bytes { mean, std } = input {
+                    let bytes = self.value(node.shape.pixels(), Some(Storage::Bytes), id);
+                    self.call(id, input_normalize::forward(node.shape, mean, std), vec![Some(bytes), out]);
+                }
+            }
+            Op::Conv2d(conv) => {
+                let epilogue = conv2d::Epilogue {
+                    bias: conv.bias,
+                    residual: conv.residual,
+                    relu: relu(conv.act),
+                    mask: conv.mask,
+                };
+                let residual = optional(conv.residual, node.inputs.len() - 1);
+                let bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out, self.side(id)];
+                self.call(id, conv2d::forward(self.variant, shape(0), node.shape, geometry(conv.window), epilogue), bindings);
+            }
+            Op::BatchNorm { .. } => unreachable!("the fold pass replaces batch norms"),
+            Op::BatchNormStats => {
+                let x = shape(0);
+                let bindings = vec![value(0)];
+                let partials = self.value(batch_norm_stats::partials_len(x), None, id);
+                self.call(id, batch_norm_stats::partial(x), [bindings, vec![Some(partials)]].concat());
+                self.call(id, batch_norm_stats::merge(x), vec![Some(partials), out]);
+            }
+            Op::BatchNormApply(apply) => {
+                let dispatch =
+                    batch_norm_apply::forward(shape(0), apply.eps, relu(apply.act), apply.residual, apply.mask);
+                let residual = optional(apply.residual, 3);
+                self.call(id, dispatch, vec![value(0), value(1), value(2), residual, out, self.side(id)]);
+            }
+            Op::FoldBatchNorm { eps, bias } => {
+                let bindings = vec![value(0), value(1), value(2), optional(bias, 3), out, self.side(id)];
+                self.call(id, fold_batch_norm::forward(shape(0), eps, bias), bindings);
+            }
+            Op::Activation { act, mask } => {
+                let dispatch = activation::forward(shape(0), relu(act), mask);
+                self.call(id, dispatch, vec![value(0), out, self.side(id)]);
+            }
+            Op::Add { act, mask } => {
+                let dispatch = add::forward(shape(0), relu(act), mask);
+                self.call(id, dispatch, vec![value(0), value(1), out, self.side(id)]);
+            }
+            Op::MaxPool { window, argmax } => {
+                let dispatch = pool::max_forward(shape(0), node.shape, geometry(window), argmax);
+                self.call(id, dispatch, vec![value(0), out, self.side(id)]);
+            }
+            Op::AvgPool { window } => {
+                self.call(id, pool::avg_forward(shape(0), node.shape, geometry(window)), vec![value(0), out]);
+            }
+            Op::SoftmaxCrossEntropy { smoothing } => {
+                self.call(id, softmax_cross_entropy::forward(shape(0), smoothing), vec![value(0), value(1), out]);
+            }
+            Op::Conv2dInputGrad { window, input, accumulate } => {
+                let dispatch = conv2d::input_grad(self.variant, input, shape(0), geometry(window), accumulate);
+                self.call(id, dispatch, vec![value(0), value(1), out]);
+            }
+            Op::Conv2dWeightGrad { window } => {
+                let (x, dy, g) = (shape(0), shape(1), geometry(window));
+                let dispatch = conv2d::weight_grad(self.variant, x, dy, g);
+                let operands = vec![value(0), value(1)];
+                self.reduce(id, node.shape, conv2d::weight_grad_splits(x, dy, g), dispatch, operands);
+            }
+            Op::ChannelSum => {
+                let dispatch = channel_sum::partial(shape(0));
+                self.reduce(id, node.shape, channel_sum::partials_count(shape(0)), dispatch, vec![value(0)]);
+            }
+            Op::ActivationGrad => self.call(id, activation::grad(node.shape), vec![value(1), out]),
+            Op::BatchNormGradReduce { eps, mask } => {
+                let x = shape(1);
+                let operands = vec![value(0), value(1), value(2), optional(mask, 3)];
+                let count = batch_norm_grad::reduce_partials_count(x);
+                self.reduce(id, node.shape, count, batch_norm_grad::reduce(x, eps, mask), operands);
+            }
+            Op::BatchNormGradBatch { eps, mask } => {
+                let bindings = vec![value(0), value(1), value(2), value(3), value(4), optional(mask, 5), out];
+                self.call(id, batch_norm_grad::batch(node.shape, eps, mask), bindings);
+            }
+            Op::BatchNormGradRunning { eps, mask } => {
+                let bindings = vec![value(0), value(1), value(2), optional(mask, 3), out];
+                self.call(id, batch_norm_grad::running(node.shape, eps, mask), bindings);
+            }
+            Op::FoldWeightGrad { eps } => {
+                let bindings = vec![value(0), value(1), value(2), out];
+                self.call(id, fold_batch_norm::weight_grad(node.shape, eps), bindings);
+            }
+            Op::FoldAffineGrad { eps } => {
+                let weight = shape(0);
+                let (first, last) = (vec![value(0), value(1)], vec![value(2), value(3), out]);
+                let partials = Some(self.value(fold_batch_norm::affine_partials_len(weight), None, id));
+                self.call(id, fold_batch_norm::affine_grad(weight), [first, vec![partials]].concat());
+                let merge = fold_batch_norm::affine_grad_merge(weight, eps);
+                self.call(id, merge, [vec![partials], last].concat());
+            }
+            Op::MaxPoolGrad { window, input } => {
+                let dispatch = pool::max_grad(input, shape(0), geometry(window));
+                self.call(id, dispatch, vec![value(0), value(1), out]);
+            }
+            Op::AvgPoolGrad { window, input } => {
+                self.call(id, pool::avg_grad(input, shape(0), geometry(window)), vec![value(0), out]);
+            }
+            Op::SoftmaxCrossEntropyGrad { smoothing } => {
+                let operands = [value(0), value(1)];
+                let step = Some(self.step(id));
+                let bindings = vec![operands[0], operands[1], step, out];
+                self.call(id, softmax_cross_entropy::grad(node.shape, smoothing), bindings);
+            }
+            Op::Accumulate => {
+                let operand = value(1);
+                let step = Some(self.step(id));
+                self.call(id, accumulate::forward(node.shape.stored_len()), vec![operand, step, out]);
+            }
+            Op::SgdStep(update, sgd) => {
+                let operands = [value(1), value(0), optional(sgd.momentum != 0.0, 2)];
+                let step = Some(self.step(id));
+                let options = sgd::Options {
+                    lr: update.lr,
+                    momentum: sgd.momentum,
+                    nesterov: sgd.nesterov,
+                    weight_decay: if update.decay { sgd.weight_decay } else { 0.0 },
+                    decoupled: sgd.decoupled,
+                };
+                let dispatch = sgd::step(words(node.shape, update.rows), options);
+                self.call(id, dispatch, vec![operands[0], step, operands[1], operands[2]]);
+            }
+            Op::AdamwStep(update, adamw) => {
+                let operands = [value(1), value(0), value(2), value(3)];
+                let step = Some(self.step(id));
+                let options = adamw::Options {
+                    lr: update.lr,
+                    beta1: adamw.beta1,
+                    beta2: adamw.beta2,
+                    eps: adamw.eps,
+                    weight_decay: if update.decay { adamw.weight_decay } else { 0.0 },
+                };
+                let dispatch = adamw::step(words(node.shape, update.rows), options);
+                self.call(id, dispatch, vec![operands[0], step, operands[1], operands[2], operands[3]]);
+            }
+            Op::BatchNormUpdate { update, var, count, window } => {
+                debug_assert_eq!(node.shape.0[2], MOMENT_ROWS);
+                let keep = match update {
+                    StatsUpdate::Ema { keep } => Some(keep),
+                    StatsUpdate::Off | StatsUpdate::Cumulative => None,
+                };
+                let unbiased = var == Variance::Unbiased;
+                let dispatch = batch_norm_update::update(node.shape.c(), keep, unbiased, count, window);
+                self.call(id, dispatch, vec![value(1), value(0)]);
+            }
+        }
+    }
+
+    /// A reduction in two passes, or in one where there is one part.
+    fn reduce(&mut self, id: NodeId, sum: Shape, parts: usize, first: Dispatch, operands: Vec<Option<usize>>) {
+        let out = self.out.value(id);
+        if parts == 1 {
+            return self.call(id, first, [operands, vec![Some(out)]].concat());
+        }
+        let partials = self.value(parts * sum.stored_len(), None, id);
+        self.call(id, first, [operands, vec![Some(partials)]].concat());
+        self.call(id, sum_partials::forward(sum.stored_len(), parts), vec![Some(partials), Some(out)]);
+    }
+}
+
+/// The words of a parameter's rows.
+fn words(shape: Shape, rows: [usize; 2]) -> std::ops::Range<usize> {
+    rows[0] * shape.stored_c()..rows[1] * shape.stored_c()
+}

@@ -1,0 +1,185 @@
+//! The plan: a compiled graph as a list of kernel calls on numbered slots of memory.
+//!
+//! A [`Plan`] is a value: it can be printed, compared, priced and checked without a device. The GPU executor and the
+//! reference executor run the same plan.
+
+mod cost;
+mod lower;
+mod memory;
+
+pub use cost::{Cost, LayerCost, PhaseCost};
+
+use crate::graph::{Graph, LayerId, NodeId, ParamId, Phase, StateId};
+use crate::kernels::Kernel;
+use crate::kernels::conv2d::Variant;
+use std::fmt;
+
+/// Where the images come from.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Input {
+    /// Normalised `f32` values in the device's layout.
+    Values,
+    /// RGBX bytes, which the first call normalises: `(byte / 255 − mean) / std`.
+    Bytes { mean: [f32; 3], std: [f32; 3] },
+}
+
+/// What a slot holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Storage {
+    Param(ParamId),
+    State(StateId),
+    /// The images as values. Scratch when the plan computes them from bytes.
+    Images,
+    /// The images as bytes.
+    Bytes,
+    Labels,
+    /// [`crate::kernels::StepScalars`].
+    Step,
+    /// Computed once for given parameters, and kept.
+    Constant,
+    /// Read by the caller after the run.
+    Output,
+    /// Shared by values that are never alive at the same time.
+    Scratch,
+    /// Bound where a call must bind something and uses nothing.
+    Dummy,
+}
+
+/// A slot of a [`Plan`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SlotId(pub(crate) u32);
+
+impl SlotId {
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A piece of device memory: one whole buffer.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Slot {
+    pub storage: Storage,
+    /// 32-bit words.
+    pub words: usize,
+    /// What the largest value in it is, for messages.
+    pub name: String,
+}
+
+impl Slot {
+    pub fn bytes(&self) -> u64 {
+        self.words as u64 * 4
+    }
+}
+
+/// One dispatch of a kernel.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub kernel: &'static Kernel,
+    /// Offset of the call's parameters in [`Plan::uniforms`].
+    pub uniform: u32,
+    pub workgroups: [u32; 3],
+    /// The slots bound to the kernel's storage bindings.
+    pub bindings: Vec<SlotId>,
+    /// Words that the call reads or writes of each binding; the slot may be larger.
+    pub words: Vec<usize>,
+    pub phase: Phase,
+    pub layer: Option<LayerId>,
+    /// The node that the call serves.
+    pub node: NodeId,
+}
+
+/// A compiled graph, ready to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub graph: Graph,
+    pub input: Input,
+    pub slots: Vec<Slot>,
+    /// In execution order, the calls of [`Phase::Once`] first.
+    pub calls: Vec<Call>,
+    /// The parameters of all calls, each aligned to [`UNIFORM_ALIGNMENT`].
+    pub uniforms: Vec<u8>,
+    /// The slot of each output, by its name.
+    pub outputs: Vec<(String, SlotId)>,
+    pub cost: Cost,
+}
+
+/// Every adapter allows dynamic uniform offsets at multiples of this many bytes.
+pub const UNIFORM_ALIGNMENT: usize = 256;
+
+/// The most workgroups that every adapter dispatches in one dimension.
+const MAX_GROUPS: u32 = 65_535;
+
+impl Plan {
+    /// Plans a compiled graph, with the variant of the convolutions that suits the device.
+    pub fn new(graph: Graph, input: Input, variant: Variant) -> Self {
+        let lowered = lower::lower(&graph, input, variant);
+        let cost = cost::price(&graph, &lowered);
+        let memory = memory::assign(&graph, &lowered);
+        let mut uniforms = Vec::new();
+        let mut calls = Vec::with_capacity(lowered.calls.len());
+        for (call, bindings) in lowered.calls.iter().zip(memory.bindings) {
+            let uniform = uniforms.len() as u32;
+            uniforms.extend_from_slice(&call.dispatch.params);
+            uniforms.resize(uniforms.len().next_multiple_of(UNIFORM_ALIGNMENT), 0);
+            calls.push(Call {
+                kernel: call.dispatch.kernel,
+                uniform,
+                workgroups: call.dispatch.workgroups,
+                words: call.bindings.iter().map(|v| v.map_or(0, |v| lowered.values[v].words)).collect(),
+                bindings,
+                phase: call.phase,
+                layer: graph.node(call.node).layer,
+                node: call.node,
+            });
+        }
+        // A stable sort: within a phase the order stays.
+        calls.sort_by_key(|call| call.phase != Phase::Once);
+        let outputs = graph
+            .outputs()
+            .iter()
+            .map(|(name, id)| (name.clone(), memory.slots_of_values[lowered.value(*id)]))
+            .collect();
+        Self { graph, input, slots: memory.slots, calls, uniforms, outputs, cost }
+    }
+
+    /// The slot with this storage, for storage of which there is one.
+    pub fn slot(&self, storage: Storage) -> Option<SlotId> {
+        self.slots.iter().position(|s| s.storage == storage).map(|i| SlotId(i as u32))
+    }
+
+    /// The slot of the output called `name`.
+    pub fn output(&self, name: &str) -> Option<SlotId> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|&(_, slot)| slot)
+    }
+
+    /// Device memory that the plan needs, parameters and state included, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().map(Slot::bytes).sum::<u64>() + self.uniforms.len() as u64
+    }
+
+    /// The call whose grid no adapter is sure to dispatch, if there is one, and its largest dimension.
+    pub fn oversized_grid(&self) -> Option<(&Call, u32)> {
+        let largest = |c: &Call| c.workgroups.into_iter().max().unwrap_or(0);
+        self.calls.iter().map(|c| (c, largest(c))).find(|(_, groups)| *groups > MAX_GROUPS)
+    }
+
+    /// How messages call a call: kernel, layer and node.
+    pub fn label(&self, call: &Call) -> String {
+        format!("{} of {}", call.kernel.name, self.graph.label(call.node))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, slot) in self.slots.iter().enumerate() {
+            writeln!(f, "slot {i:<4} {:>12} B  {:?}  {}", slot.bytes(), slot.storage, slot.name)?;
+        }
+        for (i, call) in self.calls.iter().enumerate() {
+            let bindings: Vec<String> = call.bindings.iter().map(|s| s.0.to_string()).collect();
+            let layer = call.layer.map_or("", |l| &self.graph.layers()[l.index()].name);
+            write!(f, "call {i:<4} {:<8} {:<28} ", call.phase.name(), call.kernel.name)?;
+            writeln!(f, "[{}] {:?}  # {layer}", bindings.join(", "), call.workgroups)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! What a rule can set on a layer, and the words for it.
+
+use crate::graph::{Affine, BatchNormMode, Layer, LayerKind, Setting, Stats, StatsUpdate, Variance};
+use crate::nearest::suggestion;
+use std::fmt;
+
+/// One `axis=value` of a rule.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Assignment {
+    /// `weights=train|frozen`: weight and bias of a convolution or linear layer.
+    Weights(bool),
+    /// `lr=<multiplier>`: multiplies the learning rate of whatever trains in the layer.
+    Lr(f32),
+    /// `stats=running|batch`: what a batch norm normalises by in a training step.
+    Stats(Stats),
+    /// `update=off|ema(<keep>)|cumulative`: how a batch norm's running moments move.
+    Update(StatsUpdate),
+    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change.
+    Affine(Affine),
+    /// `var=biased|unbiased`: the estimator of the variance that a batch norm stores.
+    Var(Variance),
+}
+
+/// The axes and what each accepts.
+const AXES: [(&str, &str); 6] = [
+    ("weights", "train or frozen"),
+    ("lr", "a multiplier, a number of at least 0"),
+    ("stats", "running or batch"),
+    ("update", "off, ema(<keep>) with 0 ≤ keep < 1, or cumulative"),
+    ("affine", "none, gamma, beta or both"),
+    ("var", "biased or unbiased"),
+];
+
+/// Where every layer of `kind` starts: nothing trains and nothing moves.
+pub(super) fn frozen(kind: LayerKind) -> Setting {
+    let batch_norm = BatchNormMode {
+        stats: Stats::Running,
+        update: StatsUpdate::Off,
+        affine: Affine::None,
+        var: Variance::Unbiased,
+    };
+    Setting { weights: false, lr: 1.0, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
+}
+
+/// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without parameters.
+pub fn describe(layer: &Layer) -> String {
+    let mut words = match layer.setting.batch_norm {
+        Some(BatchNormMode { stats, update, affine, var }) => {
+            vec![Assignment::Stats(stats), Assignment::Update(update), Assignment::Affine(affine), Assignment::Var(var)]
+        }
+        None if has_weights(layer) => vec![Assignment::Weights(layer.setting.weights)],
+        None => return String::new(),
+    };
+    if layer.setting.lr != 1.0 {
+        words.push(Assignment::Lr(layer.setting.lr));
+    }
+    join(&words)
+}
+
+/// Assignments as a rule lists them.
+pub(super) fn join(assignments: &[Assignment]) -> String {
+    assignments.iter().map(Assignment::to_string).collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn has_weights(layer: &Layer) -> bool {
+    matches!(layer.kind, LayerKind::Conv | LayerKind::Linear)
+}
+
+impl Assignment {
+    pub const fn axis(self) -> &'static str {
+        AXES[self.index()].0
+    }
+
+    const fn index(self) -> usize {
+        match self {
+            Self::Weights(_) => 0,
+            Self::Lr(_) => 1,
+            Self::Stats(_) => 2,
+            Self::Update(_) => 3,
+            Self::Affine(_) => 4,
+            Self::Var(_) => 5,
+        }
+    }
+
+    /// The layers that have this axis, for messages.
+    pub(super) const fn meant_for(self) -> &'static str {
+        match self {
+            Self::Weights(_) => "conv and linear layers",
+            Self::Lr(_) => "layers with parameters",
+            Self::Stats(_) | Self::Update(_) | Self::Affine(_) | Self::Var(_) => "batch norms",
+        }
+    }
+
+    /// Sets the axis where the layer has it, and says whether it does.
+    pub(super) fn apply(self, layer: &mut Layer) -> bool {
+        let weights = has_weights(layer);
+        let setting = &mut layer.setting;
+        match (self, &mut setting.batch_norm) {
+            (Self::Weights(train), _) if weights => setting.weights = train,
+            (Self::Lr(lr), _) if !layer.params.is_empty() => setting.lr = lr,
+            (Self::Stats(stats), Some(mode)) => mode.stats = stats,
+            (Self::Update(update), Some(mode)) => mode.update = update,
+            (Self::Affine(affine), Some(mode)) => mode.affine = affine,
+            (Self::Var(var), Some(mode)) => mode.var = var,
+            _ => return false,
+        }
+        true
+    }
+
+    /// # Errors
+    /// What is wrong, with the offending text and what is accepted.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let Some((axis, value)) = text.split_once('=').map(|(a, v)| (a.trim(), v.trim())) else {
+            let what = if text.is_empty() { "an axis is missing".into() } else { format!("`{text}` has no `=`") };
+            return Err(format!("{what}; write axis=value, where the axes are {}", axes()));
+        };
+        let Some((_, accepted)) = AXES.iter().find(|(name, _)| *name == axis) else {
+            let near = suggestion(axis, AXES.iter().map(|(name, _)| *name));
+            return Err(format!("unknown axis `{axis}` in `{text}`{near}; the axes are {}", axes()));
+        };
+        let parsed = match axis {
+            "weights" => match value {
+                "train" => Some(Self::Weights(true)),
+                "frozen" => Some(Self::Weights(false)),
+                _ => None,
+            },
+            "lr" => value.parse().ok().filter(|lr: &f32| lr.is_finite() && *lr >= 0.0).map(Self::Lr),
+            "stats" => match value {
+                "running" => Some(Self::Stats(Stats::Running)),
+                "batch" => Some(Self::Stats(Stats::Batch)),
+                _ => None,
+            },
+            "update" => update(value).map(Self::Update),
+            "affine" => match value {
+                "none" => Some(Self::Affine(Affine::None)),
+                "gamma" => Some(Self::Affine(Affine::Gamma)),
+                "beta" => Some(Self::Affine(Affine::Beta)),
+                "both" => Some(Self::Affine(Affine::Both)),
+                _ => None,
+            },
+            "var" => match value {
+                "biased" => Some(Self::Var(Variance::Biased)),
+                "unbiased" => Some(Self::Var(Variance::Unbiased)),
+                _ => None,
+            },
+            _ => None,
+        };
+        parsed.ok_or_else(|| format!("`{text}`: {axis} is {accepted}, not `{value}`"))
+    }
+}
+
+fn axes() -> String {
+    AXES.map(|(name, _)| name).join(", ")
+}
+
+fn update(value: &str) -> Option<StatsUpdate> {
+    match value {
+        "off" => return Some(StatsUpdate::Off),
+        "cumulative" => return Some(StatsUpdate::Cumulative),
+        _ => {}
+    }
+    let keep = value.strip_prefix("ema")?.trim_start().strip_prefix('(')?.strip_suffix(')')?;
+    let keep = keep.trim().parse().ok().filter(|keep| (0.0..1.0).contains(keep))?;
+    Some(StatsUpdate::Ema { keep })
+}
+
+impl fmt::Display for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}=", self.axis())?;
+        match self {
+            Self::Weights(true) => f.write_str("train"),
+            Self::Weights(false) => f.write_str("frozen"),
+            Self::Lr(lr) => write!(f, "{lr}"),
+            Self::Stats(stats) => stats.fmt(f),
+            Self::Update(update) => update.fmt(f),
+            Self::Affine(affine) => affine.fmt(f),
+            Self::Var(var) => var.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Batch => "batch",
+        })
+    }
+}
+
+impl fmt::Display for StatsUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Ema { keep } => write!(f, "ema({keep})"),
+            Self::Cumulative => f.write_str("cumulative"),
+        }
+    }
+}
+
+impl fmt::Display for Affine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Gamma => "gamma",
+            Self::Beta => "beta",
+            Self::Both => "both",
+        })
+    }
+}
+
+impl fmt::Display for Variance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Biased => "biased",
+            Self::Unbiased => "unbiased",
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! What trains, what moves and what stays: ordered rules that give every layer of a network its setting.
+//!
+//! Everything starts frozen (`weights=frozen, lr=1`; batch norms `stats=running, update=off, affine=none,
+//! var=unbiased`). Rules apply in order, and the last one that speaks of an axis of a layer wins. A rule reads
+//! `SELECTOR -> axis=value, axis=value`:
+//!
+//! | selector | layers |
+//! |---|---|
+//! | `kind:bn` | of a kind: `conv`, `bn`, `linear`, `relu`, `add`, `max_pool`, `avg_pool` |
+//! | `last:linear` | the last one of a kind |
+//! | `name:layer4.*` | whose name matches a glob; `*` matches dots too |
+//! | `index:10..20` | by number in graph order; also `10..`, `..20`, `10..=19`, `10` |
+//! | `from:layer3` | the layer, or the first layer of the module, of that name, and all after it |
+//! | `!kind:bn` | those that are not |
+//! | `kind:bn & from:layer3` | that are both |
+//!
+//! The axes are the variants of [`Assignment`]. A [`Policy`] is a [recipe](RECIPES), or a TOML file in the same words:
+//!
+//! ```toml
+//! base = "head"            # optional: the recipe whose rules come first
+//! rules = [
+//!     "kind:bn & from:layer4 -> stats=batch, update=ema(0.95), affine=both",
+//!     "last:linear -> lr=10",
+//! ]
+//! ```
+
+mod axes;
+mod recipes;
+mod resolve;
+mod selector;
+
+pub use axes::{Assignment, describe};
+pub use recipes::{RECIPES, Recipe};
+pub use resolve::{FEW_VALUES, Resolved, Warning, resolve};
+
+use crate::graph::{Graph, LayerId};
+use crate::nearest::suggestion;
+use selector::Selector;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// `SELECTOR -> axis=value, axis=value`
+#[derive(Clone, Debug)]
+pub struct Rule {
+    selector: Selector,
+    assignments: Vec<Assignment>,
+}
+
+/// Ordered rules with a name.
+///
+/// # Example
+/// ```
+/// use thawline::{models, policy};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let policy = policy::Policy::recipe("head")?.with_rules(&["from:layer4 -> weights=train, affine=both"])?;
+/// let resolved = policy::resolve(&policy, models::build("resnet18", 8, (64, 64), 10)?)?;
+/// let trains = resolved.graph.layers().iter().filter(|l| l.setting.weights).count();
+/// assert_eq!(trains, 6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The recipe's name, or the file's without its ending.
+    pub name: String,
+    pub rules: Vec<Rule>,
+}
+
+/// A policy that cannot be read, or does not suit the network.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error(
+        "unknown policy `{name}`{}; it is one of {}, or a file whose name ends in .toml",
+        suggestion(name, names()),
+        names().collect::<Vec<_>>().join(", ")
+    )]
+    UnknownRecipe { name: String },
+    #[error("rule `{rule}`: {reason}")]
+    Rule { rule: String, reason: String },
+    #[error("{file}: {reason}")]
+    File { file: String, reason: String },
+    #[error(
+        "{layers}: stats=batch with update=off would train against each batch's own statistics but run on running \
+         statistics that never follow; set update=ema(0.9) to let them follow, or stats=running to train on them"
+    )]
+    StaleStatistics { layers: String },
+    #[error(
+        "{layers}: the statistics of a batch would be taken over a single value a channel, whose variance is nothing; \
+         raise the batch or the image size, or set stats=running, update=off there"
+    )]
+    SingleValue { layers: String },
+    #[error(
+        "policy `{policy}` freezes the whole network: nothing trains and no statistics move; try `head`, or a rule \
+         such as `last:linear -> weights=train`"
+    )]
+    AllFrozen { policy: String },
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    RECIPES.iter().map(|recipe| recipe.name)
+}
+
+impl Rule {
+    pub fn assignments(&self) -> &[Assignment] {
+        &self.assignments
+    }
+
+    /// The layers that the rule is about, in graph order: at least one.
+    ///
+    /// # Errors
+    /// The selector matches nothing.
+    pub fn select(&self, graph: &Graph) -> Result<Vec<LayerId>, PolicyError> {
+        let selected = self.selector.select(graph.layers()).map_err(|reason| self.error(reason))?;
+        Ok((0..).map(LayerId).zip(selected).filter(|(_, selected)| *selected).map(|(id, _)| id).collect())
+    }
+
+    fn error(&self, reason: String) -> PolicyError {
+        PolicyError::Rule { rule: self.to_string(), reason }
+    }
+}
+
+impl FromStr for Rule {
+    type Err = PolicyError;
+
+    /// # Errors
+    /// The text is no rule. The message quotes what is wrong and says what is accepted.
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        let parse = || {
+            let Some((selector, assignments)) = text.split_once("->") else {
+                return Err("there is no `->`; write SELECTOR -> axis=value, axis=value".to_owned());
+            };
+            let selector = Selector::parse(selector.trim())?;
+            let assignments: Vec<Assignment> = split_commas(assignments)
+                .map(|assignment| Assignment::parse(assignment.trim()))
+                .collect::<Result<_, _>>()?;
+            for (i, assignment) in assignments.iter().enumerate() {
+                if assignments[..i].iter().any(|earlier| earlier.axis() == assignment.axis()) {
+                    return Err(format!("`{assignment}` sets {} a second time", assignment.axis()));
+                }
+            }
+            Ok(Self { selector, assignments })
+        };
+        parse().map_err(|reason| PolicyError::Rule { rule: text.trim().into(), reason })
+    }
+}
+
+/// Splits at the commas that stand outside parentheses.
+fn split_commas(text: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0usize;
+    text.split(move |c| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    })
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.selector, axes::join(&self.assignments))
+    }
+}
+
+/// A policy file. See the [module](self).
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    base: Option<String>,
+    #[serde(default)]
+    rules: Vec<String>,
+}
+
+impl Policy {
+    /// The recipe called `name`.
+    ///
+    /// # Errors
+    /// There is none; the message lists those that there are.
+    pub fn recipe(name: &str) -> Result<Self, PolicyError> {
+        let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) else {
+            return Err(PolicyError::UnknownRecipe { name: name.into() });
+        };
+        Self { name: name.into(), rules: Vec::new() }.with_rules(recipe.rules)
+    }
+
+    /// The recipe of that name, or the policy file at that path if it ends in `.toml`.
+    ///
+    /// # Errors
+    /// There is no such recipe, or [`read`](Self::read) fails.
+    pub fn load(name_or_path: &str) -> Result<Self, PolicyError> {
+        match name_or_path.ends_with(".toml") {
+            true => Self::read(Path::new(name_or_path)),
+            false => Self::recipe(name_or_path),
+        }
+    }
+
+    /// The policy file at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or what it says is wrong as [`from_toml`](Self::from_toml) tells.
+    pub fn read(path: &Path) -> Result<Self, PolicyError> {
+        let fail = |reason: String| PolicyError::File { file: path.display().to_string(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        Self::parse(&name, &text).map_err(fail)
+    }
+
+    /// A policy called `name` from the text of a policy file; see the [module](self) for the form.
+    ///
+    /// # Errors
+    /// The text is not TOML of that form, its base is no recipe, a rule is malformed, or there are no rules.
+    pub fn from_toml(name: &str, text: &str) -> Result<Self, PolicyError> {
+        Self::parse(name, text).map_err(|reason| PolicyError::File { file: name.into(), reason })
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self, String> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = 1 + text.bytes().take(start).filter(|&b| b == b'\n').count();
+            format!("line {line}: {}", error.message().replace('\n', " "))
+        })?;
+        if file.base.is_none() && file.rules.is_empty() {
+            return Err(
+                "there are no rules; write rules = [\"SELECTOR -> axis=value\"], base = \"RECIPE\", or both".into()
+            );
+        }
+        let policy = match file.base {
+            Some(base) => Self { name: name.into(), ..Self::recipe(&base).map_err(|error| error.to_string())? },
+            None => Self { name: name.into(), rules: Vec::new() },
+        };
+        policy.with_rules(&file.rules).map_err(|error| error.to_string())
+    }
+
+    /// The same with more rules after its own.
+    ///
+    /// # Errors
+    /// The first rule that is malformed.
+    pub fn with_rules(mut self, rules: &[impl AsRef<str>]) -> Result<Self, PolicyError> {
+        for rule in rules {
+            self.rules.push(rule.as_ref().parse()?);
+        }
+        Ok(self)
+    }
+}

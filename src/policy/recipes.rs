@@ -1,0 +1,49 @@
+//! The named policies.
+
+/// A policy that has a name.
+pub struct Recipe {
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub summary: &'static str,
+    /// Applied in order to a network in which everything is frozen.
+    pub rules: &'static [&'static str],
+}
+
+/// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9.
+pub static RECIPES: &[Recipe] = &[
+    Recipe {
+        name: "full",
+        summary: "everything trains; batch norms normalise by the batch and follow it (PyTorch's model.train())",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"],
+    },
+    Recipe {
+        name: "full-frozen-bn",
+        summary: "every weight trains; batch norms stay exactly as they are (FrozenBatchNorm2d)",
+        rules: &["!kind:bn -> weights=train"],
+    },
+    Recipe {
+        name: "keras-guide",
+        summary: "every weight, gamma and beta train; running statistics stay and are what normalises",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=running, update=off, affine=both"],
+    },
+    Recipe {
+        name: "head",
+        summary: "the last linear layer trains; everything below it is frozen",
+        rules: &["last:linear -> weights=train"],
+    },
+    Recipe {
+        name: "bn-only",
+        summary: "the head trains, and batch norms in full: batch statistics, running statistics, gamma and beta",
+        rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"],
+    },
+    Recipe {
+        name: "bn-affine",
+        summary: "the head trains, and gamma and beta under fixed running statistics",
+        rules: &["last:linear -> weights=train", "kind:bn -> stats=running, update=off, affine=both"],
+    },
+    Recipe {
+        name: "head-adapt",
+        summary: "the head trains, and running statistics still move (PyTorch's requires_grad=False trap, on purpose)",
+        rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.9)"],
+    },
+];

@@ -1,0 +1,175 @@
+//! From a policy to a setting for every layer, and what to make of the result.
+
+use super::axes::{frozen, has_weights};
+use super::{Policy, PolicyError};
+use crate::graph::{Affine, BatchNormMode, Graph, Layer, Stats, StatsUpdate};
+use std::fmt;
+
+/// A network whose layers have their settings.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub graph: Graph,
+    pub warnings: Vec<Warning>,
+    /// The policy's name.
+    pub policy: String,
+}
+
+/// Below so many values a channel, batch statistics draw a warning: the variance of 16 values is off by a third
+/// (√(2/15)) one time in three.
+pub const FEW_VALUES: usize = 16;
+
+/// Something that a policy may well mean, but more often does not.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Warning {
+    /// Some weights of a residual block train and others do not.
+    HalfFrozenBlock { block: String, trains: Vec<String>, frozen: Vec<String> },
+    /// Batch norms that take the statistics of a batch over fewer than [`FEW_VALUES`] values a channel.
+    FewValues {
+        layers: Vec<String>,
+        /// The fewest: images × height × width.
+        values: usize,
+    },
+    /// Batch norms whose running statistics keep so little that `keep` looks like a PyTorch momentum.
+    LowKeep { layers: Vec<String>, keep: f32 },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HalfFrozenBlock { block, trains, frozen } => {
+                let (trains, frozen) = (list(trains), list(frozen));
+                write!(f, "half of the residual block {block} is frozen: {trains} train but {frozen} do not")
+            }
+            Self::FewValues { layers, values } => write!(
+                f,
+                "{}: the statistics of a batch are taken over as few as {values} values a channel (images × height × \
+                 width; {FEW_VALUES} or more are advised); a larger batch or image makes them less noisy",
+                list(layers)
+            ),
+            Self::LowKeep { layers, keep } => {
+                let layers = list(layers);
+                write!(f, "{layers}: ema({keep}) keeps only {keep} of the running statistics at each step")?;
+                match 1.0 - keep {
+                    // No valid keep to advise.
+                    1.0 => Ok(()),
+                    advised => write!(f, "; if {keep} is a PyTorch momentum, write ema({advised})"),
+                }
+            }
+        }
+    }
+}
+
+/// Gives every layer of `graph` its setting under `policy`.
+///
+/// # Errors
+/// A rule selects no layer, or sets an axis that none of its layers has; a batch norm would have `stats=batch` with
+/// `update=off`, or take the statistics of a batch over a single value.
+pub fn resolve(policy: &Policy, mut graph: Graph) -> Result<Resolved, PolicyError> {
+    for layer in &mut graph.layers {
+        layer.setting = frozen(layer.kind);
+    }
+    for rule in &policy.rules {
+        let selected = rule.select(&graph)?;
+        for &assignment in rule.assignments() {
+            let fits: usize =
+                selected.iter().map(|id| usize::from(assignment.apply(&mut graph.layers[id.index()]))).sum();
+            if fits == 0 {
+                let layers: Vec<&str> = selected.iter().map(|id| graph.layers[id.index()].name.as_str()).collect();
+                let (layers, meant_for) = (list(&layers), assignment.meant_for());
+                return Err(rule.error(format!("`{assignment}` is for {meant_for}, but the rule selects {layers}")));
+            }
+        }
+    }
+
+    let stale = |mode: BatchNormMode| mode.stats == Stats::Batch && mode.update == StatsUpdate::Off;
+    let takes_moments = |mode: BatchNormMode| mode.stats == Stats::Batch || mode.update != StatsUpdate::Off;
+    let layers = batch_norms(&graph, |_, mode| stale(mode));
+    if !layers.is_empty() {
+        return Err(PolicyError::StaleStatistics { layers: list(&layers) });
+    }
+    let layers = batch_norms(&graph, |layer, mode| takes_moments(mode) && layer.shape.pixels() == 1);
+    if !layers.is_empty() {
+        return Err(PolicyError::SingleValue { layers: list(&layers) });
+    }
+
+    let mut warnings = half_frozen_blocks(&graph);
+    let few = |layer: &Layer, mode| takes_moments(mode) && layer.shape.pixels() < FEW_VALUES;
+    let values = graph.layers.iter().filter(|l| l.setting.batch_norm.is_some_and(|mode| few(l, mode)));
+    if let Some(values) = values.map(|l| l.shape.pixels()).min() {
+        warnings.push(Warning::FewValues { layers: batch_norms(&graph, few), values });
+    }
+    warnings.extend(low_keeps(&graph));
+    Ok(Resolved { graph, warnings, policy: policy.name.clone() })
+}
+
+impl Resolved {
+    /// Whether the optimiser changes anything.
+    pub fn trains(&self) -> bool {
+        self.graph.layers.iter().any(|layer| {
+            layer.setting.weights || layer.setting.batch_norm.is_some_and(|mode| mode.affine != Affine::None)
+        })
+    }
+
+    /// Whether any running statistics move.
+    pub fn moves(&self) -> bool {
+        !batch_norms(&self.graph, |_, mode| mode.update != StatsUpdate::Off).is_empty()
+    }
+
+    /// Before training: refuses a policy under which a training step changes nothing.
+    ///
+    /// # Errors
+    /// Nothing [trains](Self::trains) and nothing [moves](Self::moves).
+    pub fn check_training(&self) -> Result<(), PolicyError> {
+        match self.trains() || self.moves() {
+            true => Ok(()),
+            false => Err(PolicyError::AllFrozen { policy: self.policy.clone() }),
+        }
+    }
+}
+
+/// The names of the batch norms for which `holds`.
+fn batch_norms(graph: &Graph, holds: impl Fn(&Layer, BatchNormMode) -> bool) -> Vec<String> {
+    let layers = graph.layers.iter().filter(|l| l.setting.batch_norm.is_some_and(|mode| holds(l, mode)));
+    layers.map(|l| l.name.clone()).collect()
+}
+
+fn half_frozen_blocks(graph: &Graph) -> Vec<Warning> {
+    let same_block = |a: &Layer, b: &Layer| a.block == b.block;
+    let mut warnings = Vec::new();
+    for layers in graph.layers.chunk_by(same_block) {
+        let Some(block) = &layers[0].block else { continue };
+        let names = |trains: bool| -> Vec<String> {
+            let layers = layers.iter().filter(|l| has_weights(l) && l.setting.weights == trains);
+            layers.map(|l| l.name.clone()).collect()
+        };
+        let (trains, frozen) = (names(true), names(false));
+        if !trains.is_empty() && !frozen.is_empty() {
+            warnings.push(Warning::HalfFrozenBlock { block: block.clone(), trains, frozen });
+        }
+    }
+    warnings
+}
+
+/// One warning for each `keep` below a half, in graph order.
+fn low_keeps(graph: &Graph) -> Vec<Warning> {
+    let mut warnings: Vec<Warning> = Vec::new();
+    for layer in &graph.layers {
+        let Some(BatchNormMode { update: StatsUpdate::Ema { keep }, .. }) = layer.setting.batch_norm else { continue };
+        let seen = warnings.iter().any(|w| matches!(w, Warning::LowKeep { keep: k, .. } if *k == keep));
+        if keep < 0.5 && !seen {
+            let layers = batch_norms(graph, |_, mode| mode.update == StatsUpdate::Ema { keep });
+            warnings.push(Warning::LowKeep { layers, keep });
+        }
+    }
+    warnings
+}
+
+/// The first few names, and how many more there are.
+fn list(names: &[impl AsRef<str>]) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}

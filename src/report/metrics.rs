@@ -1,0 +1,34 @@
+use crate::train::{EpochMetrics, Totals};
+use std::fmt::Write;
+
+const HEADER: &str = "epoch,step,lr,train_loss,train_top1,train_top5,val_loss,val_top1,val_top5,skipped\n";
+
+/// A table of all epochs, one a line; epoch 0 is the state before training. Losses are means in nats, `top1` and `top5`
+/// shares from 0 to 1, and `skipped` counts broken images. What was not measured stays empty.
+pub fn csv(history: &[EpochMetrics]) -> String {
+    let columns = |totals: Option<Totals>| match totals {
+        Some(totals) => format!("{},{},{}", totals.mean_loss(), totals.accuracy(), totals.top5_accuracy()),
+        None => ",,".to_owned(),
+    };
+    let mut table = HEADER.to_owned();
+    for EpochMetrics { epoch, step, lr, train, val, skipped } in history {
+        // Writing to a string cannot fail.
+        let _ = writeln!(table, "{epoch},{step},{lr},{},{},{skipped}", columns(*train), columns(*val));
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_an_epoch() {
+        let totals = |loss, top1| Some(Totals { loss, top1, top5: 4, samples: 4 });
+        let before = EpochMetrics { epoch: 0, step: 0, lr: 0.0, train: None, val: totals(6.0, 1), skipped: 0 };
+        let after =
+            EpochMetrics { epoch: 1, step: 5, lr: 1e-3, train: totals(1.0, 3), val: totals(f64::NAN, 2), skipped: 2 };
+        let expected = format!("{HEADER}0,0,0,,,,1.5,0.25,1,0\n1,5,0.001,0.25,0.75,1,NaN,0.5,1,2\n");
+        assert_eq!(csv(&[before, after]), expected);
+    }
+}

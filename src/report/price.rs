@@ -1,0 +1,146 @@
+//! What a training step costs under a policy, layer by layer, against inference and full fine-tuning.
+
+use crate::compile::{self, CompileError, Options};
+use crate::graph::Graph;
+use crate::kernels::conv2d::Variant;
+use crate::plan::{Cost, Input, LayerCost, PhaseCost, Plan};
+use crate::policy::{self, Policy, Resolved};
+use serde::Serialize;
+
+/// A plan's price, computed without a device.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Price {
+    pub policy: String,
+    /// Images a batch.
+    pub batch: usize,
+    /// Height and width, in pixels.
+    pub size: [usize; 2],
+    pub classes: usize,
+    /// In graph order.
+    pub layers: Vec<LayerPrice>,
+    /// What belongs to no layer: input and loss.
+    pub rest: Phases,
+    /// One training step.
+    pub step: Total,
+    /// Inference of the same batch.
+    pub inference: Total,
+    /// One step of the policy `full`; absent where the batch is too small for its batch statistics.
+    pub full: Option<Total>,
+}
+
+/// What one layer costs in a step.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct LayerPrice {
+    pub index: usize,
+    pub name: String,
+    pub kind: &'static str,
+    /// Its output: images, height, width, channels.
+    pub shape: [usize; 4],
+    /// Its setting in the policy's words, such as `weights=train`; empty for a layer without axes.
+    pub axes: String,
+    #[serde(flatten)]
+    pub phases: Phases,
+}
+
+/// The phases of a step.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Phases {
+    pub forward: Amount,
+    pub backward: Amount,
+    pub update: Amount,
+    /// Bytes of forward results that wait for the backward pass.
+    pub kept_bytes: u64,
+    /// The kernels that run, in order; none if the layer is fused into another.
+    pub kernels: Vec<&'static str>,
+}
+
+/// Arithmetic and memory traffic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Amount {
+    /// Floating-point operations of products, two a multiply-add.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub moved_bytes: u64,
+}
+
+impl From<PhaseCost> for Amount {
+    fn from(cost: PhaseCost) -> Self {
+        Self { flops: cost.flops, moved_bytes: cost.bytes }
+    }
+}
+
+/// A whole plan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Total {
+    #[serde(flatten)]
+    pub amount: Amount,
+    pub kept_bytes: u64,
+    /// Device memory, parameters and optimiser state included.
+    pub planned_bytes: u64,
+    /// Kernel calls.
+    pub calls: usize,
+}
+
+impl Total {
+    fn of(plan: &Plan) -> Self {
+        let once = plan.calls.iter().filter(|c| c.phase == crate::graph::Phase::Once).count();
+        Self {
+            amount: plan.cost.step().into(),
+            kept_bytes: plan.cost.kept(),
+            planned_bytes: plan.bytes(),
+            calls: plan.calls.len() - once,
+        }
+    }
+}
+
+impl Phases {
+    fn of(cost: &LayerCost) -> Self {
+        Self {
+            forward: cost.forward.into(),
+            backward: cost.backward.into(),
+            update: cost.update.into(),
+            kept_bytes: cost.kept,
+            kernels: cost.kernels.clone(),
+        }
+    }
+}
+
+/// Prices one training step of `resolved`, and returns the plan with it.
+///
+/// # Errors
+/// A pass broke the graph; a bug, unless the graph was built by hand.
+pub fn price(resolved: &Resolved, options: &Options, input: Input) -> Result<(Price, Plan), CompileError> {
+    let graph = &resolved.graph;
+    let training = |graph: Graph| Ok(Plan::new(compile::training(graph, options)?, input, Variant::default()));
+    let plan: Plan = training(graph.clone())?;
+    let inference = Plan::new(compile::inference(graph.clone(), true)?, input, Variant::default());
+    let full = Policy::recipe("full").and_then(|full| policy::resolve(&full, graph.clone())).ok();
+    let full = full.map(|full| Ok(Total::of(&training(full.graph)?))).transpose()?;
+    let [batch, height, width, _] = graph.input_shape().map_or([0; 4], |shape| shape.0);
+    let price = Price {
+        policy: resolved.policy.clone(),
+        batch,
+        size: [height, width],
+        classes: graph.logits_shape().map_or(0, |shape| shape.c()),
+        layers: layers(graph, &plan.cost),
+        rest: Phases::of(&plan.cost.rest),
+        step: Total::of(&plan),
+        inference: Total::of(&inference),
+        full,
+    };
+    Ok((price, plan))
+}
+
+fn layers(graph: &Graph, cost: &Cost) -> Vec<LayerPrice> {
+    let layers = graph.layers().iter().zip(&cost.layers).enumerate();
+    layers
+        .map(|(index, (layer, cost))| LayerPrice {
+            index,
+            name: layer.name.clone(),
+            kind: layer.kind.name(),
+            shape: layer.shape.0,
+            axes: policy::describe(layer),
+            phases: Phases::of(cost),
+        })
+        .collect()
+}

@@ -1,0 +1,136 @@
+//! Measuring what inference and a training step of a network take on a device.
+
+use super::{Evaluator, Images, Session, TrainError};
+use crate::compile::Options;
+use crate::gpu::{Device, Executor, median};
+use crate::graph::{Graph, Phase};
+use crate::plan::Input;
+use crate::rng::Rng;
+use crate::tensor::HostTensor;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What a network takes on a device under its policy. Times are medians in milliseconds, on random data, and include
+/// handing the batch over and waiting for the results.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Measurement {
+    /// Inference of one batch.
+    pub inference_ms: f64,
+    /// Forward, backward and update of one batch.
+    pub step_ms: f64,
+    /// Compiling the plan and its kernels, uploading, and the first step. Kernels that the device has compiled before
+    /// are not compiled again.
+    pub first_step_ms: f64,
+    /// Images that training steps take in a second.
+    pub images_per_s: f64,
+    /// Device memory that the plan of the step needs.
+    pub planned_bytes: u64,
+    /// Results of the forward pass that wait for the backward pass.
+    pub kept_bytes: u64,
+    /// Device memory that the step allocated.
+    pub allocated_bytes: u64,
+    /// The step's kernels, the most expensive first.
+    pub kernels: Vec<KernelTime>,
+    /// The same of inference.
+    pub inference_kernels: Vec<KernelTime>,
+}
+
+/// All calls of one kernel.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct KernelTime {
+    pub kernel: &'static str,
+    pub calls: usize,
+    /// Milliseconds on the device, by its timestamps; `None` where it has none.
+    pub ms: Option<f64>,
+}
+
+/// Measures inference and a training step of `network`, whose layers carry their settings: one run of each to warm up,
+/// then `repeat`.
+///
+/// # Errors
+/// The device refuses the plan or failed.
+pub fn measure(
+    device: &Device,
+    network: Graph,
+    tensors: &[HostTensor],
+    options: Options,
+    repeat: usize,
+) -> Result<Measurement, TrainError> {
+    // The device is asked first: a batch that it refuses may be too much for the host, too.
+    let start = Instant::now();
+    let mut session = Session::new(device, network.clone(), tensors, Input::Values, options)?;
+    let compile_ms = ms(start);
+
+    let mut rng = Rng::keyed(0, &[]);
+    let shape = network.input_shape().ok_or(TrainError::Incomplete { what: "input" })?;
+    let classes = network.logits_shape().map_or(1, crate::tensor::Shape::c);
+    let mut images = HostTensor::zeros(shape);
+    for pixel in images.data.chunks_exact_mut(shape.stored_c()) {
+        pixel[..shape.c()].fill_with(|| rng.range(-2.0, 2.0) as f32);
+    }
+    let images = Images::Values(&images.data);
+    let labels: Vec<u32> = (0..shape.n()).map(|_| rng.below(classes) as u32).collect();
+    // Small enough for the weights to stay what they are.
+    const LR: f64 = 1e-6;
+
+    let start = Instant::now();
+    session.step(images, &labels, LR)?;
+    let first_step_ms = compile_ms + ms(start);
+    let step_ms = median_of(repeat, || session.step(images, &labels, LR).map(|_| ()))?;
+    let kernels = kernel_times(session.executor(), &[Phase::Forward, Phase::Backward, Phase::Update])?;
+    let (planned_bytes, kept_bytes) = (session.plan().bytes(), session.plan().cost.kept());
+    let allocated_bytes = session.executor().allocated_bytes();
+    drop(session);
+
+    let mut evaluator = Evaluator::new(device, &network, tensors, Input::Values)?;
+    evaluator.logits(images)?;
+    let inference_ms = median_of(repeat, || evaluator.logits(images).map(|_| ()))?;
+    Ok(Measurement {
+        inference_ms,
+        step_ms,
+        first_step_ms,
+        images_per_s: shape.n() as f64 / (step_ms / 1e3),
+        planned_bytes,
+        kept_bytes,
+        allocated_bytes,
+        kernels,
+        inference_kernels: kernel_times(evaluator.executor(), &[Phase::Forward])?,
+    })
+}
+
+fn ms(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+fn median_of(repeat: usize, mut run: impl FnMut() -> Result<(), TrainError>) -> Result<f64, TrainError> {
+    let mut times = Vec::with_capacity(repeat);
+    for _ in 0..repeat {
+        let start = Instant::now();
+        run()?;
+        times.push(ms(start));
+    }
+    Ok(median(times))
+}
+
+/// The calls of the given phases, by kernel.
+fn kernel_times(executor: &Executor, phases: &[Phase]) -> Result<Vec<KernelTime>, TrainError> {
+    let calls = &executor.plan().calls;
+    let timed = executor.profile(phases)?;
+    let entries: Vec<(usize, Option<f64>)> = match timed {
+        Some(times) => times.into_iter().map(|(call, ms)| (call, Some(ms))).collect(),
+        None => (0..calls.len()).filter(|&i| phases.contains(&calls[i].phase)).map(|i| (i, None)).collect(),
+    };
+    let mut kernels: Vec<KernelTime> = Vec::new();
+    for (call, ms) in entries {
+        let kernel = calls[call].kernel.name;
+        match kernels.iter_mut().find(|k| k.kernel == kernel) {
+            Some(known) => {
+                known.calls += 1;
+                known.ms = known.ms.zip(ms).map(|(a, b)| a + b);
+            }
+            None => kernels.push(KernelTime { kernel, calls: 1, ms }),
+        }
+    }
+    kernels.sort_by(|a, b| b.ms.unwrap_or(0.0).total_cmp(&a.ms.unwrap_or(0.0)));
+    Ok(kernels)
+}

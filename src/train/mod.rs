@@ -1,0 +1,108 @@
+//! Training: sessions on a device, schedules, metrics, checkpoints, and the loop that ties them together.
+//!
+//! A [`Session`] takes one batch after another and knows nothing of files. A [`Run`] is the whole: it feeds a session
+//! from an [image folder](crate::data::ImageFolder) for some epochs, validates, and keeps checkpoints in a folder, from
+//! which it goes on bit for bit as if it had never stopped.
+
+mod checkpoint;
+mod crc32c;
+mod run;
+mod schedule;
+mod check;
+mod measure;
+mod session;
+mod settings;
+
+pub(crate) use crc32c::Crc32c;
+pub use run::{
+    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, Run, SETTINGS_FILE, StepMetrics, best,
+};
+pub use schedule::{Decay, Schedule};
+pub use check::{Divergence, TOLERANCE, check};
+pub use measure::{KernelTime, Measurement, measure};
+pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, Totals};
+pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings};
+
+use crate::compile::CompileError;
+use crate::data::DataError;
+use crate::gpu::GpuError;
+use crate::graph::GraphError;
+use crate::weights::WeightsError;
+use std::io;
+use std::path::PathBuf;
+
+/// What can go wrong in training or evaluation.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error("the plan has no {what}")]
+    Incomplete { what: &'static str },
+    #[error(
+        "the plan takes images as {}, not as {}",
+        if *values { "bytes" } else { "values" },
+        if *values { "values" } else { "bytes" }
+    )]
+    Form { values: bool },
+    #[error("the images are {bytes} bytes, but the plan takes {expected} for {shape}")]
+    Images { bytes: usize, expected: usize, shape: String },
+    #[error("there are {found} labels for a batch of {expected}")]
+    Labels { found: usize, expected: usize },
+    #[error("the label {label} is not one of the network's {classes} classes")]
+    Label { label: u32, classes: usize },
+    #[error(transparent)]
+    Diverges(#[from] Divergence),
+    #[error("the optimiser state belongs to another network, policy or optimiser")]
+    ForeignState,
+
+    #[error("{setting} is {value}: expected {expected}")]
+    Setting { setting: &'static str, value: String, expected: &'static str },
+    #[error("the settings cannot be written down: {reason}")]
+    Unwritable { reason: String },
+    #[error(
+        "{images} training images do not fill one optimiser step of {batch} × {accumulate} images: use a smaller batch, \
+         accumulate fewer, or add images"
+    )]
+    TooFewImages { images: usize, batch: usize, accumulate: usize },
+    #[error("the network has {network} classes, but the images have {images}")]
+    Classes { network: usize, images: usize },
+    #[error("`{layer}` of the weights to start from holds values that are not finite")]
+    NotFinite { layer: String },
+    #[error(
+        "{} is not empty: name a new folder{}",
+        folder.display(),
+        if *resumable { ", or resume the run that is in it" } else { "" }
+    )]
+    Occupied { folder: PathBuf, resumable: bool },
+    #[error("{} holds no run that could be resumed", folder.display())]
+    NoRun { folder: PathBuf },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error(
+        "`{setting}` is {here} now, but the run of {} was begun with {there}: resume it with the settings that it has, \
+         or begin a new run in another folder",
+        path.display()
+    )]
+    Changed { path: PathBuf, setting: String, here: String, there: String },
+    #[error(
+        "training diverged: {what} in step {step} (epoch {epoch}); the last good checkpoint is {}, of step \
+         {checkpoint_step}, with its weights in {LAST_FILE} beside it; try a lower learning rate or a longer warm-up",
+        checkpoint.display()
+    )]
+    Diverged { what: String, epoch: usize, step: u64, checkpoint: PathBuf, checkpoint_step: u64 },
+    /// What the caller's observer reports.
+    #[error("{0}")]
+    Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
+}

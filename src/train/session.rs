@@ -1,0 +1,454 @@
+//! Training and evaluating a network on a device, batch by batch.
+
+use super::TrainError;
+use crate::compile::{self, Optimizer, Options};
+use crate::gpu::{Device, Executor, Parameters};
+use crate::graph::{Graph, ParamId, Phase, StateKind};
+use crate::kernels::StepScalars;
+use crate::plan::{Input, Plan, SlotId, Storage};
+use crate::tensor::HostTensor;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// A batch of images, in the form that the plan's [`Input`] says.
+#[derive(Clone, Copy, Debug)]
+pub enum Images<'a> {
+    /// Normalised values, NHWC with the channels padded to four.
+    Values(&'a [f32]),
+    /// RGBX bytes, NHWC.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Images<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Values(values) => bytemuck::cast_slice(values),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// The label of a sample that only fills up a batch: it has no loss, no gradient and no hit.
+pub const PADDING: u32 = u32::MAX;
+
+/// Loss and hits, summed over samples.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Totals {
+    pub loss: f64,
+    pub top1: u64,
+    pub top5: u64,
+    pub samples: u64,
+}
+
+impl Totals {
+    /// Sums the rows of a batch whose first `samples` rows count.
+    fn new(rows: &[f32], samples: usize) -> Self {
+        let mut totals = Self { samples: samples as u64, ..Self::default() };
+        for row in rows.chunks_exact(4).take(samples) {
+            totals.loss += f64::from(row[0]);
+            totals.top1 += u64::from(row[1] > 0.0);
+            totals.top5 += u64::from(row[2] > 0.0);
+        }
+        totals
+    }
+
+    /// The mean loss a sample, in nats.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.samples as f64
+    }
+
+    /// The share of samples whose class has the greatest logit, in `[0, 1]`.
+    pub fn accuracy(&self) -> f64 {
+        self.top1 as f64 / self.samples as f64
+    }
+
+    /// The share of samples whose class is among the five greatest logits, in `[0, 1]`.
+    pub fn top5_accuracy(&self) -> f64 {
+        self.top5 as f64 / self.samples as f64
+    }
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.top1 += other.top1;
+        self.top5 += other.top5;
+        self.samples += other.samples;
+    }
+}
+
+/// Optimiser state of one parameter on the host.
+#[derive(Clone, PartialEq, Debug)]
+pub struct OptimizerState {
+    pub kind: StateKind,
+    pub param: ParamId,
+    pub tensor: HostTensor,
+}
+
+/// A training run: one plan for the step, the parameters and the optimiser's state on a device.
+pub struct Session {
+    device: Device,
+    network: Graph,
+    options: Options,
+    params: Parameters,
+    executor: Executor,
+    input: Input,
+    slots: Slots,
+    /// Optimiser steps done.
+    steps: u64,
+    /// Micro-batches done of the step under way.
+    micro: usize,
+    /// Samples of each batch whose rows are still on their way.
+    waiting: VecDeque<usize>,
+}
+
+/// Where a plan takes its batch and leaves its results.
+struct Slots {
+    images: SlotId,
+    labels: Option<SlotId>,
+    step: Option<SlotId>,
+    rows: Option<SlotId>,
+    logits: SlotId,
+}
+
+impl Slots {
+    fn of(plan: &Plan) -> Result<Self, TrainError> {
+        let missing = |what| TrainError::Incomplete { what };
+        let images = match plan.input {
+            Input::Values => Storage::Images,
+            Input::Bytes { .. } => Storage::Bytes,
+        };
+        Ok(Self {
+            images: plan.slot(images).ok_or(missing("input"))?,
+            labels: plan.slot(Storage::Labels),
+            step: plan.slot(Storage::Step),
+            rows: plan.output("rows"),
+            logits: plan.output("logits").ok_or(missing("output"))?,
+        })
+    }
+}
+
+impl Session {
+    /// Compiles `network`, whose layers carry their settings, and uploads one tensor a parameter.
+    ///
+    /// # Errors
+    /// The device refuses, or nothing in the network trains or moves.
+    pub fn new(
+        device: &Device,
+        network: Graph,
+        tensors: &[HostTensor],
+        input: Input,
+        options: Options,
+    ) -> Result<Self, TrainError> {
+        if options.accumulate == 0 {
+            return Err(TrainError::Incomplete { what: "micro-batch in an optimiser step" });
+        }
+        let plan = Plan::new(compile::training(network.clone(), &options)?, input, device.variant()?);
+        let params = Parameters::upload(device, &network, tensors)?;
+        let slots = Slots::of(&plan)?;
+        let executor = Executor::new(device, plan, &params)?;
+        executor.run(&[Phase::Once])?;
+        Ok(Self {
+            device: device.clone(),
+            network,
+            options,
+            params,
+            executor,
+            input,
+            slots,
+            steps: 0,
+            micro: 0,
+            waiting: VecDeque::new(),
+        })
+    }
+
+    /// The network with its settings.
+    pub fn network(&self) -> &Graph {
+        &self.network
+    }
+
+    pub fn plan(&self) -> &Plan {
+        self.executor.plan()
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The executor of the step, for measuring.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// Optimiser steps done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Submits one micro-batch, and the optimiser's step if it completes a window. `labels` has one entry an image.
+    /// Does not wait for the device: results come out of [`completed`](Self::completed).
+    ///
+    /// # Errors
+    /// The batch has another size than the plan, a label is not a class, or the device failed.
+    pub fn submit(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<(), TrainError> {
+        check_batch(self.plan(), self.slots.images, images, Some(labels))?;
+        let counted = labels.iter().filter(|l| **l != PADDING).count();
+        let window = self.options.accumulate;
+        let (beta1, beta2) = match self.options.optimizer {
+            Optimizer::Sgd(_) => (0.0, 0.0),
+            Optimizer::AdamW(adamw) => (adamw.beta1, adamw.beta2),
+        };
+        let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
+        let scalars = StepScalars {
+            lr: lr as f32,
+            correction1: (1.0 - beta1.powi(t)) as f32,
+            correction2: (1.0 - beta2.powi(t)) as f32,
+            inv_count: (1.0 / (counted.max(1) * window) as f64) as f32,
+            accumulate: if self.micro == 0 { 0.0 } else { 1.0 },
+            padding: [0.0; 3],
+        };
+        self.executor.write(self.slots.images, images.bytes())?;
+        if let Some(slot) = self.slots.labels {
+            self.executor.write(slot, bytemuck::cast_slice(labels))?;
+        }
+        if let Some(slot) = self.slots.step {
+            self.executor.write(slot, bytemuck::bytes_of(&scalars))?;
+        }
+        self.micro += 1;
+        let last = self.micro == window;
+        match (window, last) {
+            (1, _) => self.executor.run(&[Phase::Forward, Phase::Backward, Phase::Update])?,
+            (_, false) => self.executor.run(&[Phase::Forward, Phase::Backward])?,
+            (_, true) => {
+                self.executor.run(&[Phase::Forward, Phase::Backward])?;
+                self.executor.run(&[Phase::Update])?;
+            }
+        }
+        if last {
+            self.micro = 0;
+            self.steps += 1;
+        }
+        if let Some(rows) = self.slots.rows {
+            self.executor.fetch(rows)?;
+            self.waiting.push_back(counted);
+        }
+        Ok(())
+    }
+
+    /// The results of the oldest batch that is done; with `drain`, waits for it. `None` when there is none.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn completed(&mut self, drain: bool) -> Result<Option<Totals>, TrainError> {
+        let Some(rows) = self.executor.fetched(drain)? else { return Ok(None) };
+        let samples = self.waiting.pop_front().unwrap_or(0);
+        Ok(Some(Totals::new(&rows, samples)))
+    }
+
+    /// Submits one batch and waits for its results.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit) and [`completed`](Self::completed).
+    pub fn step(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<Totals, TrainError> {
+        self.submit(images, labels, lr)?;
+        let mut last = Totals::default();
+        while let Some(totals) = self.completed(true)? {
+            last = totals;
+        }
+        Ok(last)
+    }
+
+    /// The parameters as they are now, in the graph's order.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn parameters(&self) -> Result<Vec<HostTensor>, TrainError> {
+        self.params_of(0..self.network.params().len())
+    }
+
+    fn params_of(&self, range: std::ops::Range<usize>) -> Result<Vec<HostTensor>, TrainError> {
+        range
+            .map(|i| Ok(self.params.download(&self.device, &self.network, ParamId(i as u32))?))
+            .collect()
+    }
+
+    /// The gradients of the last step of all trainable parameters, if the options export them.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn gradients(&self) -> Result<Vec<(ParamId, Vec<f32>)>, TrainError> {
+        let mut gradients = Vec::new();
+        for (name, slot) in &self.plan().outputs {
+            if let Some(index) = name.strip_prefix("grad:").and_then(|i| i.parse().ok()) {
+                gradients.push((ParamId(index), self.executor.read(*slot)?));
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// The optimiser's state.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn optimizer_state(&self) -> Result<Vec<OptimizerState>, TrainError> {
+        let mut states = Vec::new();
+        for (slot, kind, param) in self.state_slots() {
+            let mut data = self.executor.read(slot)?;
+            let shape = self.network.param(param).shape;
+            data.truncate(shape.stored_len());
+            states.push(OptimizerState { kind, param, tensor: HostTensor { shape, data } });
+        }
+        Ok(states)
+    }
+
+    fn state_slots(&self) -> Vec<(SlotId, StateKind, ParamId)> {
+        let plan = self.plan();
+        let slots = plan.slots.iter().enumerate();
+        slots
+            .filter_map(|(i, slot)| match slot.storage {
+                Storage::State(id) => {
+                    let state = &plan.graph.states()[id.index()];
+                    let kept = matches!(state.kind, StateKind::FirstMoment | StateKind::SecondMoment);
+                    kept.then_some((SlotId(i as u32), state.kind, state.param))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Continues where another session of the same plan stopped.
+    ///
+    /// # Errors
+    /// The state is not this plan's, or the device failed.
+    pub fn restore(&mut self, steps: u64, states: &[OptimizerState]) -> Result<(), TrainError> {
+        let slots = self.state_slots();
+        let found = |kind, param| states.iter().find(|s| s.kind == kind && s.param == param);
+        if slots.len() != states.len() || slots.iter().any(|&(_, kind, param)| found(kind, param).is_none()) {
+            return Err(TrainError::ForeignState);
+        }
+        for (slot, kind, param) in slots {
+            if let Some(state) = found(kind, param) {
+                self.executor.write(slot, bytemuck::cast_slice(&state.tensor.data))?;
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+
+    /// An evaluator of the same parameters for batches of `batch`.
+    ///
+    /// # Errors
+    /// The device refuses the batch.
+    pub fn evaluator(&self, batch: usize) -> Result<Evaluator, TrainError> {
+        Evaluator::shared(&self.device, &self.network, &self.params, batch, self.input)
+    }
+}
+
+/// Inference with a network's running statistics.
+pub struct Evaluator {
+    executor: Executor,
+    slots: Slots,
+    batch: usize,
+    classes: usize,
+}
+
+impl Evaluator {
+    /// Compiles inference of `network` for batches of its own size, and uploads one tensor a parameter.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn new(device: &Device, network: &Graph, tensors: &[HostTensor], input: Input) -> Result<Self, TrainError> {
+        let params = Parameters::upload(device, network, tensors)?;
+        let batch = network.input_shape().map_or(1, crate::tensor::Shape::n);
+        Self::shared(device, network, &params, batch, input)
+    }
+
+    fn shared(
+        device: &Device,
+        network: &Graph,
+        params: &Parameters,
+        batch: usize,
+        input: Input,
+    ) -> Result<Self, TrainError> {
+        let plan = Plan::new(compile::inference(network.with_batch(batch)?, true)?, input, device.variant()?);
+        let slots = Slots::of(&plan)?;
+        let executor = Executor::new(device, plan, params)?;
+        executor.run(&[Phase::Once])?;
+        let classes = network.logits_shape().map_or(0, crate::tensor::Shape::c);
+        Ok(Self { executor, slots, batch, classes })
+    }
+
+    /// The executor of the pass, for measuring.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// Samples a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Takes over what training changed since: folds the batch norms anew.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn refresh(&self) -> Result<(), TrainError> {
+        Ok(self.executor.run(&[Phase::Once])?)
+    }
+
+    /// Loss and hits of one batch; samples labelled [`PADDING`] do not count.
+    ///
+    /// # Errors
+    /// The batch has another size than the plan, a label is not a class, or the device failed.
+    pub fn evaluate(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
+        self.forward(images, labels)?;
+        let samples = labels.iter().filter(|l| **l != PADDING).count();
+        let rows = match self.slots.rows {
+            Some(rows) => self.executor.read(rows)?,
+            None => Vec::new(),
+        };
+        Ok(Totals::new(&rows, samples))
+    }
+
+    /// The logits of one batch: `classes` values a sample.
+    ///
+    /// # Errors
+    /// The batch has another size than the plan, or the device failed.
+    pub fn logits(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
+        self.forward(images, &vec![PADDING; self.batch])?;
+        let stored = self.executor.read(self.slots.logits)?;
+        let row = crate::tensor::pad4(self.classes);
+        Ok(stored.chunks_exact(row).take(self.batch).flat_map(|r| &r[..self.classes]).copied().collect())
+    }
+
+    fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
+        check_batch(self.executor.plan(), self.slots.images, images, Some(labels))?;
+        self.executor.write(self.slots.images, images.bytes())?;
+        if let Some(slot) = self.slots.labels {
+            self.executor.write(slot, bytemuck::cast_slice(labels))?;
+        }
+        Ok(self.executor.run(&[Phase::Forward])?)
+    }
+}
+
+/// Refuses a batch that is not the plan's.
+fn check_batch(plan: &Plan, slot: SlotId, images: Images<'_>, labels: Option<&[u32]>) -> Result<(), TrainError> {
+    let values = matches!(images, Images::Values(_));
+    if values != (plan.input == Input::Values) {
+        return Err(TrainError::Form { values });
+    }
+    let shape = plan.graph.input_shape().unwrap_or(crate::tensor::Shape([0; 4]));
+    let expected = if values { shape.stored_len() } else { shape.pixels() } * 4;
+    if images.bytes().len() != expected || expected > plan.slots[slot.index()].words * 4 {
+        return Err(TrainError::Images { bytes: images.bytes().len(), expected, shape: shape.to_string() });
+    }
+    let classes = plan.graph.logits_shape().map_or(0, crate::tensor::Shape::c);
+    let Some(labels) = labels else { return Ok(()) };
+    if labels.len() != shape.n() {
+        return Err(TrainError::Labels { found: labels.len(), expected: shape.n() });
+    }
+    match labels.iter().find(|l| **l != PADDING && **l as usize >= classes) {
+        Some(&label) => Err(TrainError::Label { label, classes }),
+        None => Ok(()),
+    }
+}

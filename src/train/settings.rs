@@ -1,0 +1,348 @@
+//! Everything that decides what a run computes, in a form that a run's folder keeps and a resumed run is held to.
+
+use super::{Crc32c, Schedule, TrainError};
+use crate::compile::{self, Options};
+use crate::data::{ImageFolder, Transform};
+use crate::graph::{AdamW, Sgd};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The settings of a run: all that is needed to repeat it, given the images and the weights that it starts from.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// The version of this crate that began the run.
+    pub thawline: String,
+    /// The network's name.
+    pub model: String,
+    /// The file that the weights came from; none if they were random.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weights: Option<PathBuf>,
+    /// The folder of the images.
+    pub data: PathBuf,
+    /// Class names in the order of their labels.
+    pub classes: Vec<String>,
+    /// Images a micro-batch.
+    pub batch: usize,
+    /// Micro-batches an optimiser step.
+    pub accumulate: usize,
+    pub epochs: usize,
+    /// Decides the order of the images, what augmentation does, the split, and the initial values of new weights.
+    pub seed: u64,
+    /// In `[0, 1)`; see [`Options::label_smoothing`].
+    pub label_smoothing: f64,
+    /// See [`ImageFolder::open`].
+    pub val_fraction: f64,
+    /// See [`crate::data::LoaderOptions::skip_broken`].
+    pub skip_broken: bool,
+    pub images: ImageSet,
+    pub policy: PolicySettings,
+    pub optimizer: OptimizerSettings,
+    pub schedule: Schedule,
+    pub transform: Transform,
+}
+
+/// The images of a run, so that a changed folder is noticed: another image is another order.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ImageSet {
+    pub train: usize,
+    pub val: usize,
+    /// CRC-32C of all paths below the folder, with their labels and splits, in hexadecimal.
+    pub checksum: String,
+}
+
+impl ImageSet {
+    /// The images of `images`, which were found below `folder`.
+    pub fn of(images: &ImageFolder, folder: &Path) -> Self {
+        let mut crc = Crc32c::new();
+        for split in [&images.train, &images.val] {
+            crc = crc.update(&(split.len() as u64).to_le_bytes());
+            for sample in split {
+                let path = sample.path.strip_prefix(folder).unwrap_or(&sample.path);
+                for part in path.iter() {
+                    crc = crc.update(part.as_encoded_bytes()).update(&[0]);
+                }
+                crc = crc.update(&sample.label.to_le_bytes());
+            }
+        }
+        Self { train: images.train.len(), val: images.val.len(), checksum: format!("{:08x}", crc.finish()) }
+    }
+}
+
+/// A policy in words.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PolicySettings {
+    pub name: String,
+    /// All rules, in order.
+    pub rules: Vec<String>,
+}
+
+/// The optimiser and its constants, as they were given: decimal numbers, not yet rounded to `f32`.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum OptimizerSettings {
+    #[serde(rename_all = "kebab-case")]
+    Sgd { momentum: f64, nesterov: bool, weight_decay: f64 },
+    #[serde(rename_all = "kebab-case")]
+    AdamW { beta1: f64, beta2: f64, eps: f64, weight_decay: f64 },
+}
+
+/// Where they came from may differ when a run is resumed: what they hold is compared instead.
+const PROVENANCE: [&str; 3] = ["thawline", "weights", "data"];
+
+impl Settings {
+    /// Optimiser steps an epoch. Only whole windows of [`accumulate`](Self::accumulate) whole batches count: the few
+    /// images that are left over sit out, others in each epoch, since each has its own order.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.images.train / self.batch.max(1) / self.accumulate.max(1)
+    }
+
+    /// Optimiser steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.steps_per_epoch() as u64 * self.epochs as u64
+    }
+
+    /// The learning rate of optimiser step `step`, which counts from 0.
+    pub fn lr(&self, step: u64) -> f64 {
+        self.schedule.at(step, self.steps_per_epoch() as u64, self.epochs as u64)
+    }
+
+    /// What the compiler needs to know.
+    pub fn options(&self) -> Options {
+        let optimizer = match self.optimizer {
+            OptimizerSettings::Sgd { momentum, nesterov, weight_decay } => compile::Optimizer::Sgd(Sgd {
+                momentum: momentum as f32,
+                nesterov,
+                weight_decay: weight_decay as f32,
+                decoupled: false,
+            }),
+            OptimizerSettings::AdamW { beta1, beta2, eps, weight_decay } => {
+                compile::Optimizer::AdamW(AdamW { beta1, beta2, eps: eps as f32, weight_decay: weight_decay as f32 })
+            }
+        };
+        Options {
+            optimizer,
+            label_smoothing: self.label_smoothing as f32,
+            accumulate: self.accumulate,
+            export_gradients: false,
+        }
+    }
+
+    /// # Errors
+    /// [`TrainError::Setting`] for the first value that makes no sense.
+    pub fn check(&self) -> Result<(), TrainError> {
+        use super::Decay;
+        let positive = |value: usize| (value > 0, value.to_string(), "at least 1");
+        let not_negative = |value: f64| (value >= 0.0 && value.is_finite(), value.to_string(), "0 or more");
+        let fraction =
+            |value: f64| ((0.0..1.0).contains(&value), value.to_string(), "from 0 up to, but not including, 1");
+        let mut checks = vec![
+            ("batch", positive(self.batch)),
+            ("accumulate", positive(self.accumulate)),
+            ("epochs", positive(self.epochs)),
+            ("lr", not_negative(self.schedule.lr)),
+            ("label-smoothing", fraction(self.label_smoothing)),
+            // What TOML can hold.
+            ("seed", (i64::try_from(self.seed).is_ok(), self.seed.to_string(), "less than 2⁶³")),
+            (
+                "warmup",
+                (i64::try_from(self.schedule.warmup).is_ok(), self.schedule.warmup.to_string(), "less than 2⁶³"),
+            ),
+        ];
+        match self.optimizer {
+            OptimizerSettings::Sgd { momentum, nesterov, weight_decay } => {
+                checks.push(("momentum", fraction(momentum)));
+                checks.push(("weight-decay", not_negative(weight_decay)));
+                let without = nesterov && momentum == 0.0;
+                checks.push(("momentum", (!without, momentum.to_string(), "more than 0, since nesterov is on")));
+            }
+            OptimizerSettings::AdamW { beta1, beta2, eps, weight_decay } => {
+                checks.push(("beta1", fraction(beta1)));
+                checks.push(("beta2", fraction(beta2)));
+                checks.push(("eps", (eps > 0.0 && eps.is_finite(), eps.to_string(), "more than 0")));
+                checks.push(("weight-decay", not_negative(weight_decay)));
+            }
+        }
+        match self.schedule.decay {
+            Decay::Constant => {}
+            Decay::Cosine { end } => {
+                checks.push(("final-lr", ((0.0..=1.0).contains(&end), end.to_string(), "a factor from 0 to 1")));
+            }
+            Decay::Step { epochs, gamma } => {
+                checks.push(("step-epochs", positive(epochs)));
+                let sound = gamma > 0.0 && gamma <= 1.0;
+                checks.push(("gamma", (sound, gamma.to_string(), "more than 0 and at most 1")));
+            }
+        }
+        for (setting, (sound, value, expected)) in checks {
+            if !sound {
+                return Err(TrainError::Setting { setting, value, expected });
+            }
+        }
+        if self.steps_per_epoch() == 0 {
+            let Self { batch, accumulate, .. } = *self;
+            return Err(TrainError::TooFewImages { images: self.images.train, batch, accumulate });
+        }
+        Ok(())
+    }
+
+    /// The settings that the run in `folder` was begun with.
+    ///
+    /// # Errors
+    /// There is no run, or its `run.toml` cannot be read.
+    pub fn of_run(folder: &Path) -> Result<Self, TrainError> {
+        let path = folder.join(super::SETTINGS_FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(TrainError::NoRun { folder: folder.into() });
+            }
+            Err(source) => return Err(TrainError::Read { path, source }),
+        };
+        Self::from_toml(&text).map_err(|reason| TrainError::Damaged { path, reason })
+    }
+
+    pub(super) fn to_toml(&self) -> Result<String, TrainError> {
+        // Only a path that is no text, or a number that `check` refuses, has no form in TOML.
+        toml::to_string(self).map_err(|error| TrainError::Unwritable { reason: error.to_string() })
+    }
+
+    pub(super) fn from_toml(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().replace('\n', " "))
+    }
+
+    /// The first setting in which `self` differs from `other`, with both values.
+    pub(super) fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let flat = |settings: &Self| {
+            let mut values = Vec::new();
+            flatten("", &toml::Value::try_from(settings).ok()?, &mut values);
+            Some(values)
+        };
+        let (ours, theirs) = (flat(self)?, flat(other)?);
+        let value = |values: &[(String, String)], key: &str| {
+            values.iter().find(|(k, _)| k == key).map_or_else(|| "not set".to_owned(), |(_, v)| v.clone())
+        };
+        let keys = ours.iter().chain(&theirs).map(|(key, _)| key);
+        let mut differing = keys.filter(|key| value(&ours, key) != value(&theirs, key));
+        let key = differing.find(|key| !PROVENANCE.contains(&key.as_str()))?;
+        Some((key.clone(), value(&ours, key), value(&theirs, key)))
+    }
+}
+
+/// Appends all values in `value` with their dotted names.
+fn flatten(name: &str, value: &toml::Value, values: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                flatten(&name, value, values);
+            }
+        }
+        _ => values.push((name.to_owned(), value.to_string())),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::data::{Augment, Sample};
+    use crate::train::Decay;
+
+    pub fn settings() -> Settings {
+        Settings {
+            thawline: "0.1.0".into(),
+            model: "resnet_tiny".into(),
+            weights: None,
+            data: "images".into(),
+            classes: vec!["a".into(), "b \"quoted\"".into()],
+            batch: 4,
+            accumulate: 2,
+            epochs: 3,
+            seed: 7,
+            label_smoothing: 0.1,
+            val_fraction: 0.2,
+            skip_broken: false,
+            images: ImageSet { train: 30, val: 5, checksum: "0".into() },
+            policy: PolicySettings { name: "head".into(), rules: vec!["last:linear -> weights=train".into()] },
+            optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
+            schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
+            transform: Transform::new(16, 24, Augment::CropFlip),
+        }
+    }
+
+    #[test]
+    fn toml_gives_back_the_same_settings() {
+        let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let schedule = Schedule { lr: 1e-3 / 3.0, warmup: 0, decay: Decay::Step { epochs: 2, gamma: 0.1 } };
+        for settings in [
+            settings(),
+            Settings { optimizer: adamw, schedule, weights: Some("w.pth".into()), ..settings() },
+            Settings { schedule: Schedule { decay: Decay::Constant, ..schedule }, ..settings() },
+        ] {
+            let text = settings.to_toml().unwrap();
+            assert_eq!(Settings::from_toml(&text).unwrap(), settings, "{text}");
+        }
+    }
+
+    #[test]
+    fn left_over_images_and_batches_sit_out() {
+        // 30 images are 7 whole batches of 4, and those are 3 whole windows of 2.
+        assert_eq!(settings().steps_per_epoch(), 3);
+        assert_eq!(settings().steps(), 9);
+    }
+
+    #[test]
+    fn a_difference_is_named_with_both_values() {
+        let ours = settings();
+        assert_eq!(ours.difference(&settings()), None);
+        let moved = Settings { data: "elsewhere".into(), weights: Some("w".into()), ..settings() };
+        assert_eq!(ours.difference(&moved), None);
+        let schedule = Schedule { lr: 0.2, ..settings().schedule };
+        let theirs = Settings { schedule, ..settings() };
+        assert_eq!(ours.difference(&theirs), Some(("schedule.lr".into(), "0.1".into(), "0.2".into())));
+        let theirs = Settings { schedule: Schedule { decay: Decay::Constant, ..settings().schedule }, ..settings() };
+        assert_eq!(ours.difference(&theirs), Some(("schedule.decay.end".into(), "0.0".into(), "not set".into())));
+    }
+
+    #[test]
+    fn senseless_values_are_named() {
+        let base = settings;
+        let sgd = |momentum, nesterov| OptimizerSettings::Sgd { momentum, nesterov, weight_decay: 0.0 };
+        let schedule = |lr, decay| Schedule { lr, warmup: 0, decay };
+        base().check().unwrap();
+        for (wrong, named) in [
+            (Settings { epochs: 0, ..base() }, "epochs"),
+            (Settings { batch: 0, ..base() }, "batch"),
+            (Settings { accumulate: 0, ..base() }, "accumulate"),
+            (Settings { label_smoothing: 1.0, ..base() }, "label-smoothing"),
+            (Settings { seed: u64::MAX, ..base() }, "seed"),
+            (Settings { optimizer: sgd(1.0, false), ..base() }, "momentum"),
+            (Settings { optimizer: sgd(0.0, true), ..base() }, "momentum"),
+            (Settings { schedule: schedule(f64::NAN, Decay::Constant), ..base() }, "lr"),
+            (Settings { schedule: schedule(-1.0, Decay::Constant), ..base() }, "lr"),
+            (Settings { schedule: schedule(1.0, Decay::Cosine { end: 2.0 }), ..base() }, "final-lr"),
+            (Settings { schedule: schedule(1.0, Decay::Step { epochs: 0, gamma: 0.1 }), ..base() }, "step-epochs"),
+        ] {
+            match wrong.check() {
+                Err(TrainError::Setting { setting, .. }) => assert_eq!(setting, named),
+                other => panic!("{named}: {other:?}"),
+            }
+        }
+        let few = Settings { accumulate: 8, ..base() };
+        let message = few.check().unwrap_err().to_string();
+        assert!(message.contains("30 training images") && message.contains("4") && message.contains("8"), "{message}");
+    }
+
+    #[test]
+    fn another_image_is_another_set_and_another_folder_is_not() {
+        let folder = |root: &str, names: &[&str]| {
+            let sample = |name: &&str| Sample { path: Path::new(root).join(name), label: 0 };
+            let images = ImageFolder { classes: vec![], train: names.iter().map(sample).collect(), val: vec![] };
+            ImageSet::of(&images, Path::new(root))
+        };
+        assert_eq!(folder("x", &["a/1.png", "a/2.png"]), folder("y/z", &["a/1.png", "a/2.png"]));
+        assert_ne!(folder("x", &["a/1.png", "a/2.png"]), folder("x", &["a/1.png", "a/3.png"]));
+    }
+}

@@ -1,0 +1,188 @@
+//! Weights files: names, layouts and conventions of the formats that trained networks come in.
+//!
+//! A file becomes a [`StateDict`]: names and tensors in the file's own layout, floats as `f32` and integers as
+//! `i64`. [`bind()`] matches it with what a network expects, and [`layout`] turns each tensor into the device's
+//! layout and back. [`StateDict::save`] writes safetensors that `safetensors.torch.load_file` and then
+//! `load_state_dict(strict=True)` accept.
+//!
+//! Every file is treated as hostile: nothing in it is executed, and no size that it declares is believed before
+//! the file has been seen to hold that much.
+
+mod atomic;
+mod bind;
+mod convert;
+mod error;
+pub mod layout;
+mod params;
+mod pytorch;
+mod safetensors;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+pub use atomic::write_atomically;
+pub use bind::{Bound, Expected, ExpectedKind, bind};
+pub use error::{Mismatch, WeightsError};
+pub use params::{Loaded, expected, from_state, initialise, to_file, to_state};
+
+/// The values of a tensor, in row-major order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum TensorData {
+    F32(Vec<f32>),
+    I64(Vec<i64>),
+}
+
+impl TensorData {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::I64(values) => values.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice(values),
+            Self::I64(values) => bytemuck::cast_slice(values),
+        }
+    }
+}
+
+/// A tensor as a file holds it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FileTensor {
+    /// The file's own dimensions, outermost first (a convolution is OIHW); empty for a scalar.
+    pub shape: Vec<usize>,
+    /// As many values as `shape` says.
+    pub data: TensorData,
+}
+
+impl FileTensor {
+    pub fn f32(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Self {
+        Self { shape: shape.into(), data: TensorData::F32(values) }
+    }
+
+    pub fn i64(shape: impl Into<Vec<usize>>, values: Vec<i64>) -> Self {
+        Self { shape: shape.into(), data: TensorData::I64(values) }
+    }
+}
+
+/// The contents of a weights file, ordered by name.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub struct StateDict {
+    pub tensors: BTreeMap<String, FileTensor>,
+    /// The text entries of a safetensors header; empty for a PyTorch file.
+    pub metadata: BTreeMap<String, String>,
+    /// The file that this was read from, for error messages.
+    pub origin: Option<PathBuf>,
+}
+
+impl StateDict {
+    /// Reads a safetensors or PyTorch file, recognised by its content.
+    ///
+    /// A PyTorch file may hold a state dict, a checkpoint with one under `state_dict`, `model_state_dict` or
+    /// `model`, or a whole pickled module. The prefix that `DataParallel` or `torch.compile` put before every name
+    /// is removed.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is of another format, is damaged, holds no tensor, or holds a tensor whose
+    /// values are of a kind that neither `f32` nor `i64` can stand for. Each error names the file.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
+        let path = path.as_ref();
+        let bytes = map_file(path)?;
+        let mut state = match recognise(&bytes) {
+            Ok(Format::Safetensors) => safetensors::load(path, &bytes)?,
+            Ok(Format::PytorchZip) => pytorch::load_zip(path, &bytes)?,
+            Ok(Format::PytorchLegacy) => pytorch::load_legacy(path, &bytes)?,
+            Err(reason) => {
+                return Err(WeightsError::UnknownFormat { path: path.into(), reason });
+            }
+        };
+        if state.tensors.is_empty() {
+            return Err(WeightsError::Empty { path: path.into() });
+        }
+        for wrapper in ["module.", "_orig_mod."] {
+            state.strip_prefix(wrapper);
+        }
+        state.origin = Some(path.into());
+        Ok(state)
+    }
+
+    /// Writes safetensors, atomically: at any moment `path` is either what it was before or the whole new file.
+    ///
+    /// `metadata` is written too, with `format` set to `pt`. The same contents give the same bytes.
+    ///
+    /// # Errors
+    /// When a tensor's shape and values disagree, or the file cannot be written; what was there stays.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), WeightsError> {
+        safetensors::save(self, path.as_ref())
+    }
+
+    /// Takes `prefix` off every name, if every name has it.
+    fn strip_prefix(&mut self, prefix: &str) {
+        if self.tensors.keys().all(|name| name.len() > prefix.len() && name.starts_with(prefix)) {
+            self.tensors = std::mem::take(&mut self.tensors)
+                .into_iter()
+                .map(|(name, tensor)| (name[prefix.len()..].to_string(), tensor))
+                .collect();
+        }
+    }
+}
+
+fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
+    let unreadable = |source| WeightsError::Read { path: path.into(), source };
+    // Looked at before opening: opening a named pipe would wait for its other end.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(WeightsError::NotAFile { path: path.into() });
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    // SAFETY: the map is read-only and lives only while the file is loaded. As with every mapped file, nobody may
+    // shorten it meanwhile; a file that this crate replaces is renamed over, which leaves the mapped one whole.
+    unsafe { Mmap::map(&file) }.map_err(unreadable)
+}
+
+enum Format {
+    Safetensors,
+    PytorchZip,
+    PytorchLegacy,
+}
+
+/// The format that `bytes` are in, or why they are not in one that can be read.
+fn recognise(bytes: &[u8]) -> Result<Format, String> {
+    const TAR_MAGIC: usize = 257;
+    let refused = |reason: &str| Err(reason.to_string());
+    let start = &bytes[..bytes.len().min(64)];
+    if bytes.is_empty() {
+        refused("it is empty")
+    } else if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
+        Ok(Format::PytorchZip)
+    } else if bytes[TAR_MAGIC.min(bytes.len())..].starts_with(b"ustar") {
+        refused(
+            "it is a tar archive, as PyTorch wrote before 0.1.10; load it with a newer PyTorch and torch.save it again",
+        )
+    } else if pytorch::is_legacy(start) {
+        Ok(Format::PytorchLegacy)
+    } else if start.get(8) == Some(&b'{') {
+        Ok(Format::Safetensors)
+    } else if start.starts_with(b"\x89HDF") {
+        refused("it is HDF5 (Keras), which is not supported; safetensors and PyTorch files are")
+    } else if start.starts_with(b"version https://git-lfs") {
+        refused("it is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    } else if start.trim_ascii_start().starts_with(b"<") {
+        refused("it is an HTML or XML page, perhaps an error message saved by a download; download it again")
+    } else if start.starts_with(b"\x80") {
+        refused("it is a plain pickle without tensors; write it with torch.save(model.state_dict(), …)")
+    } else {
+        refused("it is neither safetensors nor a PyTorch file")
+    }
+}

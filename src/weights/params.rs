@@ -1,0 +1,161 @@
+//! A network's parameters on the host, and their names, shapes and layouts in a file.
+
+use super::{Bound, Expected, ExpectedKind, FileTensor, StateDict, TensorData, WeightsError, bind, layout};
+use crate::graph::{Graph, LayerKind, Param, Role};
+use crate::rng::Rng;
+use crate::tensor::{HostTensor, pad4};
+
+/// The largest count of updates that an `f32` holds exactly; a larger one in a file saturates.
+const MAX_COUNT: i64 = 1 << 24;
+
+/// The tensors that a file of this network holds, in the order of the graph's parameters, with PyTorch's names.
+pub fn expected(graph: &Graph) -> Vec<Expected> {
+    graph.params().iter().flat_map(|param| parts(graph, param)).collect()
+}
+
+fn parts(graph: &Graph, param: &Param) -> Vec<Expected> {
+    let layer = &graph.layers()[param.layer.index()].name;
+    let float = |part: &str, shape: Vec<usize>| Expected {
+        name: format!("{layer}.{part}"),
+        shape,
+        kind: ExpectedKind::Float,
+    };
+    let [kh, kw, _, out] = param.shape.0;
+    match param.role {
+        Role::ConvWeight => vec![float("weight", vec![out, param.channels, kh, kw])],
+        Role::LinearWeight => vec![float("weight", vec![out, param.channels])],
+        Role::Bias => vec![float("bias", vec![out])],
+        Role::Affine => vec![float("weight", vec![out]), float("bias", vec![out])],
+        Role::Moments => vec![
+            float("running_mean", vec![out]),
+            float("running_var", vec![out]),
+            Expected { name: format!("{layer}.num_batches_tracked"), shape: vec![], kind: ExpectedKind::Counter },
+        ],
+    }
+}
+
+/// Fresh parameters, as torchvision initialises them: He normal over the outputs for convolutions (He et al. 2015),
+/// uniform within `1/√fan_in` for the linear layer, identity for batch norms. A function of `seed` only.
+pub fn initialise(graph: &Graph, seed: u64) -> Vec<HostTensor> {
+    (0..graph.params().len()).map(|index| initialise_param(graph, index, seed)).collect()
+}
+
+fn initialise_param(graph: &Graph, index: usize, seed: u64) -> HostTensor {
+    let param = &graph.params()[index];
+    let mut rng = Rng::keyed(seed, &[index as u64]);
+    let mut tensor = HostTensor::zeros(param.shape);
+    let [kh, kw, _, out] = param.shape.0;
+    let c = param.shape.stored_c();
+    let fan_in = |g: &Graph| g.layers()[param.layer.index()].params.first().map_or(1, |&p| g.param(p).channels);
+    match param.role {
+        Role::ConvWeight => {
+            let std = (2.0 / (out * kh * kw) as f64).sqrt();
+            let file: Vec<f32> =
+                (0..out * param.channels * kh * kw).map(|_| (std * normal(&mut rng)) as f32).collect();
+            tensor.data = layout::conv_to_device(&file, [out, param.channels, kh, kw]);
+        }
+        Role::LinearWeight => {
+            let bound = 1.0 / (param.channels as f64).sqrt();
+            let file: Vec<f32> = (0..out * param.channels).map(|_| rng.range(-bound, bound) as f32).collect();
+            tensor.data = layout::linear_to_device(&file, [out, param.channels]);
+        }
+        Role::Bias => {
+            let bound = 1.0 / (fan_in(graph) as f64).sqrt();
+            tensor.data[..out].fill_with(|| rng.range(-bound, bound) as f32);
+        }
+        Role::Affine => tensor.data[..out].fill(1.0),
+        Role::Moments => tensor.data[c..c + out].fill(1.0),
+    }
+    tensor
+}
+
+/// A standard normal number (Box & Muller 1958).
+fn normal(rng: &mut Rng) -> f64 {
+    let radius = (-2.0 * (1.0 - rng.uniform()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * rng.uniform()).cos()
+}
+
+/// A network's parameters from a file.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Loaded {
+    pub tensors: Vec<HostTensor>,
+    /// The classes in the file and those of the network, where they differ and the head starts anew.
+    pub head_reinitialised: Option<(usize, usize)>,
+}
+
+/// Takes a network's parameters from `state`. The last linear layer may have another number of classes; it is
+/// initialised from `seed` then.
+///
+/// # Errors
+/// [`WeightsError::Mismatch`] lists every tensor that is missing, unexpected or misshapen.
+pub fn from_state(graph: &Graph, state: StateDict, seed: u64) -> Result<Loaded, WeightsError> {
+    let head = graph.layers().iter().rfind(|l| l.kind == LayerKind::Linear).map_or("", |l| &l.name);
+    let Bound { tensors, head_reinitialised } = bind(state, &expected(graph), head)?;
+    let mut files = tensors.into_iter();
+    let tensors = graph
+        .params()
+        .iter()
+        .enumerate()
+        .map(|(index, param)| {
+            let count = parts(graph, param).len();
+            let files: Option<Vec<FileTensor>> = files.by_ref().take(count).collect();
+            files.map_or_else(|| initialise_param(graph, index, seed), |files| to_device(param, files))
+        })
+        .collect();
+    Ok(Loaded { tensors, head_reinitialised })
+}
+
+fn to_device(param: &Param, files: Vec<FileTensor>) -> HostTensor {
+    let [kh, kw, _, out] = param.shape.0;
+    let mut data = Vec::with_capacity(param.shape.stored_len());
+    for file in files {
+        match (param.role, file.data) {
+            (Role::ConvWeight, TensorData::F32(v)) => {
+                data = layout::conv_to_device(&v, [out, param.channels, kh, kw]);
+            }
+            (Role::LinearWeight, TensorData::F32(v)) => data = layout::linear_to_device(&v, [out, param.channels]),
+            (_, TensorData::F32(v)) => data.extend(layout::vector_to_device(&v)),
+            (_, TensorData::I64(count)) => {
+                let count = count.first().copied().unwrap_or(0).clamp(0, MAX_COUNT);
+                data.resize(data.len() + pad4(out), count as f32);
+            }
+        }
+    }
+    HostTensor { shape: param.shape, data }
+}
+
+/// The file form of all parameters, with PyTorch's names and layouts.
+///
+/// # Panics
+/// `tensors` are not the graph's.
+pub fn to_state(graph: &Graph, tensors: &[HostTensor]) -> StateDict {
+    assert_eq!(graph.params().len(), tensors.len(), "one tensor a parameter");
+    let mut state = StateDict::default();
+    for (param, tensor) in graph.params().iter().zip(tensors) {
+        state.tensors.extend(to_file(graph, param, &tensor.data));
+    }
+    state
+}
+
+/// The file form of one parameter, or of its gradient: names and tensors.
+pub fn to_file(graph: &Graph, param: &Param, data: &[f32]) -> Vec<(String, FileTensor)> {
+    let [kh, kw, _, out] = param.shape.0;
+    let c = pad4(out);
+    parts(graph, param)
+        .into_iter()
+        .enumerate()
+        .map(|(row, part)| {
+            let tensor = match (param.role, part.kind) {
+                (Role::ConvWeight, _) => {
+                    FileTensor::f32(part.shape, layout::conv_to_file(data, [out, param.channels, kh, kw]))
+                }
+                (Role::LinearWeight, _) => {
+                    FileTensor::f32(part.shape, layout::linear_to_file(data, [out, param.channels]))
+                }
+                (_, ExpectedKind::Counter) => FileTensor::i64(part.shape, vec![data[row * c] as i64]),
+                _ => FileTensor::f32(part.shape, layout::vector_to_file(&data[row * c..][..c], out)),
+            };
+            (part.name, tensor)
+        })
+        .collect()
+}

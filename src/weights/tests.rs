@@ -1,0 +1,490 @@
+//! Files made by PyTorch, files made by hand to do harm, and files written here.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/weights")).join(name)
+}
+
+/// What the generator of the golden files puts into a tensor.
+fn ramp(shape: &[usize]) -> FileTensor {
+    let count: usize = shape.iter().product();
+    FileTensor::f32(shape, (0..count).map(|index| index as f32 * 0.25 - 1.0).collect())
+}
+
+fn expected_tensors() -> BTreeMap<String, FileTensor> {
+    BTreeMap::from([
+        ("conv1.weight".to_string(), ramp(&[2, 3, 1, 2])),
+        ("bn1.num_batches_tracked".to_string(), FileTensor::i64([], vec![7])),
+        ("fc.bias".to_string(), ramp(&[5])),
+    ])
+}
+
+fn refusal(name: &str) -> String {
+    StateDict::load(golden(name)).unwrap_err().to_string()
+}
+
+/// Loads bytes as a file.
+fn load_bytes(bytes: &[u8]) -> Result<StateDict, WeightsError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights");
+    fs::write(&path, bytes).unwrap();
+    StateDict::load(&path)
+}
+
+#[test]
+fn every_form_of_a_state_dict_loads_alike() {
+    for name in ["plain.pth", "legacy.pth", "data_parallel.pth", "checkpoint.pth", "f16.pth", "bf16.pth", "f64.pth"] {
+        let state = StateDict::load(golden(name)).unwrap();
+        assert_eq!(state.tensors, expected_tensors(), "{name}");
+        assert_eq!(state.origin, Some(golden(name)));
+    }
+}
+
+#[test]
+fn views_are_gathered_from_their_storage() {
+    let state = StateDict::load(golden("views.pth")).unwrap();
+    let base = ramp(&[3, 4]);
+    let TensorData::F32(values) = &base.data else { unreachable!("ramp makes floats") };
+    let at = |row: usize, column: usize| values[row * 4 + column];
+    let transposed = (0..4).flat_map(|column| (0..3).map(move |row| (row, column)));
+    let transposed = transposed.map(|(row, column)| at(row, column)).collect();
+    assert_eq!(state.tensors["base"], base);
+    assert_eq!(state.tensors["transposed"], FileTensor::f32([4, 3], transposed));
+    assert_eq!(state.tensors["corner"], FileTensor::f32([2, 2], vec![at(1, 0), at(1, 2), at(2, 0), at(2, 2)]));
+}
+
+#[test]
+fn a_whole_module_is_read_as_its_state_dict() {
+    let state = StateDict::load(golden("module.pth")).unwrap();
+    // One of its parts is called `model`, which is also where a checkpoint would keep the whole state dict.
+    let expected = [("fc.weight", ramp(&[1, 3])), ("model.bias", ramp(&[3])), ("model.weight", ramp(&[3, 2]))];
+    assert_eq!(state.tensors, BTreeMap::from(expected.map(|(name, tensor)| (name.to_string(), tensor))));
+}
+
+#[test]
+fn a_wrapper_prefix_goes_if_every_name_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("wrapped");
+    let names_of = |names: &[&str]| -> Vec<String> {
+        let tensors = names.iter().map(|name| (name.to_string(), ramp(&[1]))).collect();
+        StateDict { tensors, ..Default::default() }.save(&path).unwrap();
+        StateDict::load(&path).unwrap().tensors.into_keys().collect()
+    };
+    assert_eq!(names_of(&["module._orig_mod.a", "module._orig_mod.b"]), ["a", "b"]);
+    assert_eq!(names_of(&["_orig_mod.a"]), ["a"]);
+    assert_eq!(names_of(&["module.a", "n_averaged"]), ["module.a", "n_averaged"]);
+    assert_eq!(names_of(&["module."]), ["module."]);
+}
+
+#[test]
+fn what_cannot_be_loaded_says_why() {
+    for (name, parts) in [
+        ("bool.pth", &["tensor `mask`", "Bool"][..]),
+        ("f64_too_large.pth", &["tensor `conv1.weight`", "1e300", "float32"]),
+        ("expanded.pth", &["tensor `conv1.weight`", "268435456 bytes", ".contiguous()"]),
+        ("no_tensors.pth", &["holds no tensor", "state_dict()"]),
+        ("os_system.pth", &["refused", "`posix.system`", "nothing was run"]),
+        ("plain_pickle.pth", &["plain pickle", "state_dict()"]),
+    ] {
+        let message = refusal(name);
+        assert!(message.contains(golden(name).to_str().unwrap()), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "{name}: {message}");
+        }
+    }
+}
+
+#[test]
+fn other_files_are_recognised() {
+    let mut tar = vec![b'a'; 512];
+    tar[257..262].copy_from_slice(b"ustar");
+    for (bytes, part) in [
+        (&b""[..], "it is empty"),
+        (b"not weights at all", "neither safetensors nor a PyTorch file"),
+        (&tar, "tar archive"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\n<!DOCTYPE html>", "download it again"),
+        (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "no data.pkl"),
+        (b"PK\x03\x04 and then nothing", "damaged"),
+    ] {
+        let message = load_bytes(bytes).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    let missing = StateDict::load(golden("nowhere.pth")).unwrap_err().to_string();
+    assert!(missing.starts_with("cannot read ") && missing.contains("nowhere.pth"), "{missing}");
+    let folder = StateDict::load(golden("")).unwrap_err().to_string();
+    assert!(folder.contains("it is a folder"), "{folder}");
+}
+
+/// A safetensors file with this header and so many bytes of values.
+fn safetensors_bytes(header: &str, values: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..values).map(|index| index as u8));
+    bytes
+}
+
+#[test]
+fn hostile_safetensors_headers_are_errors() {
+    for (header, values, part) in [
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 3, "not fully covered"),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 5, "not fully covered"),
+        (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4, "invalid shape"),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, 4, "invalid"),
+        (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8, "invalid offset"),
+        (r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,4]}}"#, 4, "overflow"),
+        (r#"{"a":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,39999999996]}}"#, 4, "not fully covered"),
+        (
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+            4,
+            "`a` is there twice",
+        ),
+        (r#"{"a":{"dtype":"BOOL","shape":[4],"data_offsets":[0,4]}}"#, 4, "tensor `a`"),
+        (r#"{"a":{"dtype":"F77","shape":[4],"data_offsets":[0,4]}}"#, 4, "F77"),
+        (r#"{"a":7}"#, 0, "header"),
+        (r#"{"a":"#, 0, "header"),
+        ("{}", 0, "holds no tensor"),
+    ] {
+        let message = load_bytes(&safetensors_bytes(header, values)).unwrap_err().to_string();
+        assert!(message.contains(part), "{header}: {message}");
+    }
+    for (length, part) in [(u64::MAX, "claims to be longer"), (9 << 20, "claims to be longer"), (99, "cut off")] {
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend(b"{\"a\":");
+        let message = load_bytes(&bytes).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn safetensors_numbers_are_converted_and_metadata_is_kept() {
+    let header = r#"{"__metadata__":{"made by":"hand"},
+        "half":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},"byte":{"dtype":"U8","shape":[1,1],"data_offsets":[4,5]}}"#;
+    let state = load_bytes(&safetensors_bytes(header, 5)).unwrap();
+    let half = [0x0100u32, 0x0302].map(|bits| f32::from_bits(bits << 16));
+    assert_eq!(state.tensors["half"], FileTensor::f32([2], half.to_vec()));
+    assert_eq!(state.tensors["byte"], FileTensor::i64([1, 1], vec![4]));
+    assert_eq!(state.metadata, BTreeMap::from([("made by".to_string(), "hand".to_string())]));
+}
+
+#[test]
+fn what_is_saved_loads_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.safetensors");
+    let mut state = StateDict { tensors: expected_tensors(), ..Default::default() };
+    state.tensors.insert("empty".into(), FileTensor::f32([0, 3], vec![]));
+    state.tensors.insert("odd.weight".into(), FileTensor::f32([2], vec![f32::NAN, -0.0]));
+    state.metadata.insert("note".into(), "ünïcode \"quoted\"".into());
+    state.save(&path).unwrap();
+
+    let again = StateDict::load(&path).unwrap();
+    assert_eq!(again.tensors.keys().collect::<Vec<_>>(), state.tensors.keys().collect::<Vec<_>>());
+    for (name, tensor) in &state.tensors {
+        assert_eq!(again.tensors[name].shape, tensor.shape, "{name}");
+        assert_eq!(again.tensors[name].data.bytes(), tensor.data.bytes(), "{name}");
+    }
+    assert_eq!(again.metadata["format"], "pt");
+    assert_eq!(again.metadata["note"], state.metadata["note"]);
+
+    // Reading and writing once more changes no byte, and nothing else is left in the folder.
+    let bytes = fs::read(&path).unwrap();
+    again.save(&path).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_cannot_be_saved_leaves_the_old_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.safetensors");
+    fs::write(&path, "the old one").unwrap();
+
+    let mut state = StateDict { tensors: expected_tensors(), ..Default::default() };
+    state.tensors.insert("fc.weight".into(), FileTensor::f32([2, 2], vec![1.0; 3]));
+    let message = state.save(&path).unwrap_err().to_string();
+    assert!(message.contains("`fc.weight`") && message.contains("[2, 2]"), "{message}");
+    state.tensors.remove("fc.weight");
+    state.tensors.insert("__metadata__".into(), ramp(&[1]));
+    assert!(state.save(&path).unwrap_err().to_string().contains("reserves"));
+    state.tensors.remove("__metadata__");
+
+    // A disk that fills up after the first bytes.
+    let full = write_atomically(&path, |file| {
+        file.write_all(&[0; 100_000])?;
+        Err(io::ErrorKind::StorageFull.into())
+    });
+    assert_eq!(full.unwrap_err().kind(), io::ErrorKind::StorageFull);
+
+    assert_eq!(fs::read_to_string(&path).unwrap(), "the old one");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    for unwritable in [folder.path().join("no/such/folder/out"), path.join("out"), folder.path().to_path_buf()] {
+        let message = state.save(&unwritable).unwrap_err().to_string();
+        assert!(message.starts_with("cannot write ") && message.contains("unchanged"), "{message}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// A PyTorch zip with one storage of 8 bytes and this pickle. Checksums are zero, which stands for "none".
+fn zip_bytes(pickle: &[u8]) -> Vec<u8> {
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    let entries: [(&[u8], &[u8]); 2] = [(b"a/data.pkl", pickle), (b"a/data/0", &[0; 8])];
+    for (name, content) in entries {
+        // Version, flags, method (stored), time, date, checksum; then sizes and the lengths of name and extra field.
+        let mut common = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for _ in 0..2 {
+            common.extend((content.len() as u32).to_le_bytes());
+        }
+        common.extend([name.len() as u8, 0, 0, 0]);
+        directory.extend(b"PK\x01\x02\x14\0");
+        directory.extend(&common);
+        // Comment length, disk, attributes.
+        directory.extend([0; 10]);
+        directory.extend((bytes.len() as u32).to_le_bytes());
+        directory.extend(name);
+        bytes.extend(b"PK\x03\x04");
+        bytes.extend(&common);
+        bytes.extend(name);
+        bytes.extend(content);
+    }
+    let start = bytes.len() as u32;
+    bytes.extend(&directory);
+    bytes.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
+    bytes.extend((directory.len() as u32).to_le_bytes());
+    bytes.extend(start.to_le_bytes());
+    bytes.extend([0, 0]);
+    bytes
+}
+
+/// The pickle of `{"w": tensor}`, two floats in storage 0, seen with this shape, stride and declared storage size.
+fn tensor_pickle(shape: &str, stride: &str, storage: u32) -> Vec<u8> {
+    let tuple = |text: &str| {
+        let mut bytes = b"(".to_vec();
+        for number in text.split(' ') {
+            bytes.extend(format!("I{number}\n").into_bytes());
+        }
+        bytes.push(b't');
+        bytes
+    };
+    let mut pickle = b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\n".to_vec();
+    pickle.extend(b"U\x010U\x03cpuJ");
+    pickle.extend(storage.to_le_bytes());
+    pickle.extend(b"tQK\0");
+    pickle.extend(tuple(shape));
+    pickle.extend(tuple(stride));
+    pickle.extend(b"\x89NtRs.");
+    pickle
+}
+
+#[test]
+fn a_zip_made_by_hand_loads() {
+    let state = load_bytes(&zip_bytes(&tensor_pickle("2", "1", 2))).unwrap();
+    assert_eq!(state.tensors["w"], FileTensor::f32([2], vec![0.0, 0.0]));
+}
+
+#[test]
+fn hostile_pickles_are_errors() {
+    let overflowing = tensor_pickle("4294967296 4294967296 4294967296", "1 1 1", 2);
+    let mut endless = b"\x80\x02".to_vec();
+    endless.resize(2 << 20, b'N');
+    endless.push(b'.');
+    let mut crowded = b"\x80\x02".to_vec();
+    crowded.resize(1_000_000, b'N');
+    crowded.push(b'.');
+    let mut deep = b"\x80\x02".to_vec();
+    deep.resize(100_000, b']');
+    deep.resize(199_000, b'a');
+    deep.push(b'.');
+    for (pickle, part) in [
+        (tensor_pickle("3", "1", 2), "declares 2"),
+        (tensor_pickle("1000", "1", 1000), "2 are available"),
+        (tensor_pickle("1000000000", "0", 2), "honestly"),
+        (overflowing, "overflows"),
+        (tensor_pickle("2", "-1", 2), "stride"),
+        (tensor_pickle("2 1", "1", 2), "rank"),
+        (b"\x80\x02}U\x01wcposix\nsystem\nU\x02ls\x85Rs.".to_vec(), "`posix.system`"),
+        (b"\x80\x04}\x8c\x01w\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85Rs.".to_vec(), "`builtins.eval`"),
+        (b"\x80\x02cposix\nsystem\nU\x02ls\x85R.".to_vec(), "`posix.system`"),
+        // A list that holds itself.
+        (b"\x80\x02]q\0h\0a.".to_vec(), "holds no tensor"),
+        (b"\x80\x02}q\0U\x01wh\0s.".to_vec(), "holds no tensor"),
+        (endless, "larger than any network"),
+        (crowded, "holds no tensor"),
+        (deep, "nesting"),
+        (b"\x80\x02}".to_vec(), "cut off"),
+        (b"\x80\x02X\xff\xff\xff\xffabc.".to_vec(), "cut off"),
+        (b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\xff.".to_vec(), "cut off"),
+        (b"\x80\x02\xfe.".to_vec(), "opcode 0xfe"),
+        (b".".to_vec(), "underflow"),
+        (Vec::new(), "cut off"),
+    ] {
+        let (peak, loaded) = peak_of(|| load_bytes(&zip_bytes(&pickle)));
+        let message = loaded.unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+        assert!(peak < ALLOWED, "{part}: {peak} bytes");
+    }
+}
+
+#[test]
+fn an_archive_that_pytorch_would_not_write_is_refused() {
+    let good = zip_bytes(&tensor_pickle("2", "1", 2));
+    let renamed = |from: &[u8], to: &[u8]| {
+        let mut bytes = good.clone();
+        for at in 0..bytes.len() - from.len() {
+            if bytes[at..].starts_with(from) {
+                bytes[at..at + to.len()].copy_from_slice(to);
+            }
+        }
+        load_bytes(&bytes).unwrap_err().to_string()
+    };
+    assert!(renamed(b"a/data.pkl", b"a/text.pkl").contains("no data.pkl"));
+    assert!(renamed(b"a/data/0", b"data.pkl").contains("several data.pkl"));
+    // The method of the directory's second entry becomes deflate.
+    let mut compressed = good.clone();
+    let at = compressed.windows(4).rposition(|window| window == b"PK\x01\x02").unwrap();
+    compressed[at + 10] = 8;
+    assert!(load_bytes(&compressed).unwrap_err().to_string().contains("compressed"));
+}
+
+/// What loading a small file may take at most: what [`pytorch`] allows for views, plus the reader's own budgets.
+const ALLOWED: usize = 320 << 20;
+
+/// Counts the bytes that the current thread holds, and the most that it ever held.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn note(bytes: isize) {
+    // A thread that is ending has no counters any more, and nobody asks for them.
+    let _ = HELD.try_with(|held| {
+        held.set(held.get() + bytes);
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
+    });
+}
+
+// SAFETY: everything is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size() as isize);
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size() as isize);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note(-(layout.size() as isize));
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// The most bytes that `work` held at a time, and its result.
+fn peak_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = work();
+    ((PEAK.get() - before).max(0) as usize, result)
+}
+
+#[test]
+fn memory_is_counted() {
+    assert!(peak_of(|| drop(Vec::<u8>::with_capacity(1 << 20))).0 >= 1 << 20);
+    assert!(peak_of(|| ()).0 < 1 << 10);
+}
+
+/// A change to a file: bytes overwritten, the end cut off, or a piece repeated.
+#[derive(Clone, Debug)]
+enum Mutation {
+    Set(usize, u8),
+    Cut(usize),
+    Repeat(usize, usize),
+}
+
+fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
+    let interesting = prop_oneof![any::<u8>(), Just(0), Just(0xff), Just(0x80), Just(b'.'), Just(b'9')];
+    let one = prop_oneof![
+        8 => (any::<usize>(), interesting).prop_map(|(at, value)| Mutation::Set(at, value)),
+        1 => any::<usize>().prop_map(Mutation::Cut),
+        1 => (any::<usize>(), 1usize..40).prop_map(|(at, length)| Mutation::Repeat(at, length)),
+    ];
+    proptest::collection::vec(one, 1..5)
+}
+
+fn mutated(bytes: &[u8], mutations: &[Mutation]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for mutation in mutations {
+        let len = bytes.len().max(1);
+        match *mutation {
+            Mutation::Set(at, value) => {
+                if let Some(byte) = bytes.get_mut(at % len) {
+                    *byte = value;
+                }
+            }
+            Mutation::Cut(at) => bytes.truncate(at % len),
+            Mutation::Repeat(at, length) => {
+                let piece: Vec<u8> = bytes.iter().copied().skip(at % len).take(length).collect();
+                let at = (at % len).min(bytes.len());
+                bytes.splice(at..at, piece);
+            }
+        }
+    }
+    bytes
+}
+
+/// Loads a mutated file, which may fail but not panic, nor take more memory than allowed, nor give tensors whose
+/// values do not fill their shape.
+fn survives(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let (peak, loaded) = peak_of(|| load_bytes(bytes));
+    prop_assert!(peak < ALLOWED, "{peak} bytes");
+    for (name, tensor) in loaded.map(|state| state.tensors).unwrap_or_default() {
+        prop_assert_eq!(tensor.shape.iter().product::<usize>(), tensor.data.len(), "{}", name);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn mutated_safetensors_are_survived(mutations in mutations()) {
+        let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"b":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}"#;
+        survives(&mutated(&safetensors_bytes(header, 16), &mutations))?;
+    }
+
+    #[test]
+    fn mutated_zips_are_survived(mutations in mutations()) {
+        survives(&mutated(&fs::read(golden("plain.pth")).unwrap(), &mutations))?;
+    }
+
+    /// The zip around the pickle stays whole and without checksum, so that the pickle itself is reached.
+    #[test]
+    fn mutated_pickles_are_survived(mutations in mutations()) {
+        survives(&zip_bytes(&mutated(&tensor_pickle("1 2", "2 1", 2), &mutations)))?;
+    }
+
+    #[test]
+    fn mutated_legacy_files_are_survived(mutations in mutations()) {
+        survives(&mutated(&fs::read(golden("legacy.pth")).unwrap(), &mutations))?;
+    }
+}

@@ -1,0 +1,658 @@
+//! The command line as scripts and people use it: what each command prints, and what each mistake gets.
+
+use assert_cmd::Command;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::weights::{FileTensor, StateDict, TensorData, initialise, to_state};
+use thawline::{models, rng::Rng};
+
+/// Files that many tests read and none changes.
+struct Fixture {
+    dir: TempDir,
+}
+
+/// Images in the inputs file.
+const IMAGES: usize = 5;
+
+impl Fixture {
+    fn get() -> &'static Self {
+        static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+        FIXTURE.get_or_init(|| {
+            let dir = TempDir::new().unwrap();
+            let options = SampleOptions { size: 16, per_class: 5, seed: 1 };
+            write_sample_data(SampleSet::Shapes, &dir.path().join("shapes"), &options).unwrap();
+            weights().save(dir.path().join("weights.safetensors")).unwrap();
+            inputs(IMAGES, 10).save(dir.path().join("inputs.safetensors")).unwrap();
+            Self { dir }
+        })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+fn data() -> String {
+    Fixture::get().path("shapes")
+}
+
+fn weights_file() -> String {
+    Fixture::get().path("weights.safetensors")
+}
+
+fn inputs_file() -> String {
+    Fixture::get().path("inputs.safetensors")
+}
+
+/// Class names as the sample data has them.
+fn class_names() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(Path::new(&data()).join("train"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Random weights of resnet_tiny, with metadata of its own.
+fn weights() -> StateDict {
+    let graph = models::build("resnet_tiny", 1, (16, 16), 10).unwrap();
+    let mut state = to_state(&graph, &initialise(&graph, 3));
+    state.metadata.insert("comment".into(), "kept".into());
+    state
+}
+
+fn inputs(images: usize, classes: usize) -> StateDict {
+    let mut rng = Rng::new(7);
+    let mut state = StateDict::default();
+    let values = (0..images * 3 * 16 * 16).map(|_| rng.range(-2.0, 2.0) as f32).collect();
+    state.tensors.insert("images".into(), FileTensor::f32([images, 3, 16, 16], values));
+    let labels = (0..images).map(|_| rng.below(classes) as i64).collect();
+    state.tensors.insert("labels".into(), FileTensor::i64([images], labels));
+    state
+}
+
+fn thawline(args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("thawline").unwrap();
+    command.args(args).env_remove("RUST_LOG");
+    command
+}
+
+/// Standard output of a run that must succeed.
+fn stdout(args: &[&str]) -> String {
+    let output = thawline(args).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(args)).unwrap()
+}
+
+/// The keys of a JSON object, sorted.
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// Standard error of a run that must fail with exit code 1, without its mark: one line that holds `expected`.
+#[track_caller]
+fn fails(args: &[&str], expected: &str) -> String {
+    let message = fails_at_length(args, expected);
+    assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
+    message
+}
+
+#[track_caller]
+fn fails_at_length(args: &[&str], expected: &str) -> String {
+    let output = thawline(args).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    let message = stderr.strip_prefix("error: ").unwrap_or_else(|| panic!("{args:?}: {stderr}"));
+    assert!(message.contains(expected), "{args:?}: {message}");
+    message.to_owned()
+}
+
+/// As [`fails`], for mistakes in the arguments themselves.
+#[track_caller]
+fn refused(args: &[&str], expected: &str) {
+    let output = thawline(args).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.contains(expected), "{args:?}: {stderr}");
+}
+
+fn floats(state: &StateDict, name: &str) -> Vec<f32> {
+    match &state.tensors[name].data {
+        TensorData::F32(values) => values.clone(),
+        TensorData::I64(_) => panic!("{name} is of integers"),
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let commands =
+        ["devices", "inspect", "plan", "finetune", "eval", "predict", "sample-data", "step", "bench", "version"];
+    let overview = stdout(&["--help"]);
+    for command in commands {
+        assert!(overview.contains(command), "{overview}");
+        assert!(stdout(&[command, "--help"]).contains("Usage: thawline"));
+    }
+    refused(&["plann"], "plan");
+    refused(&["plan", "--batch", "0"], "at least 1");
+    refused(&["plan", "--model", "resnet18", "--size", "12x"], "192x256");
+}
+
+#[test]
+fn version_and_devices() {
+    let version = json(&["version", "--json"]);
+    assert_eq!(keys(&version), ["backends", "target", "version", "wgpu"]);
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    assert!(stdout(&["version"]).starts_with(&format!("thawline {}\n", env!("CARGO_PKG_VERSION"))));
+
+    let devices = json(&["devices", "--json"]);
+    let first = &devices[0];
+    assert_eq!(keys(first), ["backend", "default", "driver", "index", "kind", "largest_buffer", "name"]);
+    assert_eq!((&first["index"], &first["default"]), (&0.into(), &true.into()));
+    assert!(stdout(&["devices"]).contains(first["name"].as_str().unwrap()));
+}
+
+#[test]
+fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
+    let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
+    assert_eq!(keys(&model), ["classes", "layers", "model", "parameters", "size"]);
+    let layers = model["layers"].as_array().unwrap();
+    assert_eq!(keys(&layers[0]), ["block", "index", "kind", "name", "parameters", "shape", "tensors"]);
+    let sum: u64 = layers.iter().map(|layer| layer["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(model["parameters"], sum);
+    // 3 input channels, not the four of the device; the moments do not count.
+    assert_eq!(layers[0]["parameters"], 16 * 3 * 3 * 3);
+    assert_eq!(layers[1]["parameters"], 2 * 16);
+    assert_eq!(layers.iter().filter(|layer| layer["kind"] == "bn").count(), 15);
+
+    let file = json(&["inspect", &weights_file(), "--json"]);
+    assert_eq!(file["model"], "resnet_tiny");
+    assert_eq!(file["layers"], model["layers"]);
+    assert_eq!(keys(&file["file"]), ["batches_tracked", "metadata", "path", "tensors", "values"]);
+    assert_eq!(file["file"]["tensors"], weights().tensors.len());
+    assert_eq!(file["file"]["metadata"]["comment"], "kept");
+    assert!(stdout(&["inspect", &weights_file()]).contains("layer3.0.downsample.1"));
+
+    let other = json(&["inspect", &inputs_file(), "--json"]);
+    assert_eq!(other["model"], Value::Null);
+    assert_eq!(other["tensors"]["images"], serde_json::json!([IMAGES, 3, 16, 16]));
+    refused(&["inspect"], "<FILE>");
+}
+
+#[test]
+fn plan_prices_every_layer() {
+    let plan = |policy: &str| json(&["plan", "--model", "resnet_tiny", "--batch", "8", "--policy", policy, "--json"]);
+    let (head, full) = (plan("head"), plan("full"));
+    let expected = ["batch", "classes", "full", "inference", "layers", "model", "policy", "rest", "size", "step"];
+    assert_eq!(keys(&head), expected);
+    let layers = head["layers"].as_array().unwrap();
+    let expected = ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "shape", "update"];
+    assert_eq!(keys(&layers[0]), expected);
+    assert_eq!(keys(&head["step"]), ["calls", "flops", "kept_bytes", "moved_bytes", "planned_bytes"]);
+    assert_eq!(head["full"], full["step"]);
+
+    // Nothing is kept, and nothing runs backwards, below the head.
+    for layer in layers.iter().filter(|layer| layer["name"] != "fc") {
+        assert_eq!((&layer["kept_bytes"], &layer["backward"]["flops"]), (&0.into(), &0.into()), "{layer}");
+    }
+    // The sums are those of the layers.
+    for price in [&head, &full] {
+        let phases = ["forward", "backward", "update"];
+        let of = |layer: &Value| phases.iter().map(|phase| layer[phase]["flops"].as_u64().unwrap()).sum::<u64>();
+        let sum = price["layers"].as_array().unwrap().iter().map(of).sum::<u64>() + of(&price["rest"]);
+        assert_eq!(price["step"]["flops"], sum);
+    }
+    assert!(full["step"]["flops"].as_u64() > head["step"]["flops"].as_u64());
+
+    let table = stdout(&["plan", "--model", "resnet_tiny", "--policy", "bn-only"]);
+    assert!(table.contains("stats=batch, update=ema(0.9), affine=both") && table.contains("step / full"), "{table}");
+    assert!(stdout(&["plan", "--model", "resnet_tiny", "--kernels"]).contains("batch_norm_grad_reduce"));
+    assert!(stdout(&["plan", "--model", "resnet_tiny", "--dump"]).contains("call 0"));
+}
+
+#[test]
+fn plan_takes_policies_from_files_and_warns() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("mine.toml");
+    fs::write(&file, "base = \"head\"\nrules = [\"from:layer3 & kind:bn -> affine=both\"]\n").unwrap();
+    let plan = json(&["plan", "--model", "resnet_tiny", "--policy", file.to_str().unwrap(), "--json"]);
+    assert_eq!(plan["policy"], "mine");
+    let axes =
+        |name: &str| plan["layers"].as_array().unwrap().iter().find(|l| l["name"] == name).unwrap()["axes"].clone();
+    assert!(axes("layer3.0.bn1").as_str().unwrap().contains("affine=both"));
+    assert!(axes("layer2.0.bn1").as_str().unwrap().contains("affine=none"));
+
+    let half = thawline(&[
+        "plan",
+        "--model",
+        "resnet_tiny",
+        "--policy",
+        "head",
+        "--set",
+        "name:layer1.0.conv1 -> weights=train",
+    ]);
+    let stderr = String::from_utf8({ half }.output().unwrap().stderr).unwrap();
+    assert!(stderr.starts_with("warning: ") && stderr.contains("layer1.0"), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    use std::process::{Command, Stdio};
+    let binary = assert_cmd::cargo::cargo_bin("thawline");
+    let mut child = Command::new(binary)
+        .args(["plan", "--model", "resnet152", "--dump"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// Where what a test writes goes.
+struct Outputs {
+    dir: TempDir,
+}
+
+impl Outputs {
+    fn new() -> Self {
+        Self { dir: TempDir::new().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn step_trains_what_the_policy_says_and_keeps_the_rest() {
+    let outputs = Outputs::new();
+    let step = |out: &str, more: &[&str]| {
+        let (weights, inputs, out, grads) = (weights_file(), inputs_file(), outputs.text(out), outputs.text("grads"));
+        let mut args = vec!["step", "--weights", &weights, "--inputs", &inputs, "--out", &out, "--grads", &grads];
+        args.extend(more);
+        let output = stdout(&args);
+        let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(lines.iter().all(|line| keys(line) == ["loss", "step"]), "{output}");
+        let losses: Vec<f64> = lines.iter().map(|line| line["loss"].as_f64().unwrap()).collect();
+        (losses, StateDict::load(&out).unwrap(), StateDict::load(&grads).unwrap())
+    };
+    let before = StateDict::load(weights_file()).unwrap();
+
+    let policy = ["--policy", "head", "--set", "name:layer3.1.bn2 -> affine=gamma", "--lr", "0.1", "--steps", "3"];
+    let (losses, after, grads) = step("a", &policy);
+    assert_eq!(losses.len(), 3);
+    assert!(losses[2] < losses[0], "{losses:?}");
+    assert_eq!(after.metadata, before.metadata);
+    assert_eq!(after.tensors.keys().collect::<Vec<_>>(), before.tensors.keys().collect::<Vec<_>>());
+    let trained = ["fc.bias", "fc.weight", "layer3.1.bn2.weight"];
+    for (name, tensor) in &after.tensors {
+        assert_eq!(*tensor != before.tensors[name], trained.contains(&name.as_str()), "{name}");
+    }
+    assert_eq!(grads.tensors.keys().collect::<Vec<_>>(), trained);
+
+    // The gradient is the one that a plain step follows.
+    let (_, after, grads) = step("b", &["--policy", "head", "--lr", "0.5"]);
+    for name in ["fc.bias", "fc.weight"] {
+        let (old, new, gradient) = (floats(&before, name), floats(&after, name), floats(&grads, name));
+        for ((old, new), gradient) in old.iter().zip(new).zip(gradient) {
+            assert!((old - 0.5 * gradient - new).abs() < 1e-6, "{name}");
+        }
+    }
+
+    // The same bits twice, with every optimiser setting; moving statistics are counted.
+    let adamw = ["--optimizer", "adamw", "--weight-decay", "0.1", "--label-smoothing", "0.1", "--steps", "2"];
+    let (first, second) = (step("c", &adamw), step("c", &adamw));
+    assert_eq!(first, second);
+    assert_eq!(first.1.tensors["bn1.num_batches_tracked"].data, TensorData::I64(vec![2]));
+    let sgd = ["--momentum", "0.9", "--nesterov", "--weight-decay", "0.1", "--decoupled-decay"];
+    assert_ne!(step("d", &sgd).1, step("d", &sgd[..3]).1);
+}
+
+#[test]
+fn step_checks_the_device_against_the_reference() {
+    let outputs = Outputs::new();
+    let args = ["--policy", "bn-only", "--check"];
+    let files = [weights_file(), inputs_file(), outputs.text("out")];
+    let files = ["step", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
+    let output = thawline(&[&files[..], &args].concat()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains("calls agree with the reference"), "{stderr}");
+
+    // Checking leaves no trace.
+    let checked = fs::read(outputs.path("out")).unwrap();
+    stdout(&[&files[..], &args[..2]].concat());
+    assert_eq!(checked, fs::read(outputs.path("out")).unwrap());
+}
+
+#[test]
+fn predict_and_eval_agree() {
+    let outputs = Outputs::new();
+    let mut named = weights();
+    named.metadata.insert("classes".into(), serde_json::to_string(&class_names()).unwrap());
+    named.metadata.insert("size".into(), "16x16".into());
+    named.save(outputs.path("named.safetensors")).unwrap();
+    let named = outputs.text("named.safetensors");
+
+    let eval = json(&["eval", "--weights", &named, "--data", &data(), "--split", "val", "--batch", "4", "--json"]);
+    assert_eq!(keys(&eval), ["device", "images_per_s", "loss", "model", "samples", "skipped", "top1", "top5"]);
+    let val = Path::new(&data()).join("val").to_str().unwrap().to_owned();
+    let predictions = json(&["predict", "--weights", &named, &val, "--top", "10", "--batch", "3", "--json"]);
+    let predictions = predictions.as_array().unwrap();
+    assert_eq!(eval["samples"], predictions.len());
+
+    let (mut top1, mut top5, mut loss) = (0u32, 0u32, 0.0);
+    for prediction in predictions {
+        let class = Path::new(prediction["path"].as_str().unwrap()).parent().unwrap().file_name().unwrap();
+        let top = prediction["top"].as_array().unwrap();
+        assert_eq!(keys(&top[0]), ["class", "index", "probability"]);
+        let rank = top.iter().position(|candidate| candidate["class"].as_str() == class.to_str()).unwrap();
+        top1 += usize::from(rank < 1);
+        top5 += usize::from(rank < 5);
+        loss -= top[rank]["probability"].as_f64().unwrap().ln();
+    }
+    let mean = |sum: f64| sum / predictions.len() as f64;
+    assert_eq!(eval["top1"], mean(f64::from(top1)));
+    assert_eq!(eval["top5"], mean(f64::from(top5)));
+    assert!((mean(loss) - eval["loss"].as_f64().unwrap()).abs() < 1e-4);
+
+    // Classes go by name: a folder with two of them will do.
+    let two = outputs.path("two");
+    for class in &class_names()[3..5] {
+        let from = Path::new(&val).join(class);
+        fs::create_dir_all(two.join(class)).unwrap();
+        for image in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            fs::copy(image.path(), two.join(class).join(image.file_name())).unwrap();
+        }
+    }
+    let two = two.to_str().unwrap();
+    let found = json(&["eval", "--weights", &named, "--data", two, "--split", "all", "--json"]);
+    assert_eq!(found["samples"], 2);
+    fails(&["eval", "--weights", &weights_file(), "--data", two, "--split", "all"], "does not name them");
+    let text = stdout(&["predict", "--weights", &weights_file(), "--top", "1", &val]);
+    assert!(text.lines().all(|line| line.contains(".png: class ")), "{text}");
+}
+
+#[test]
+fn predict_of_a_batch_depends_on_no_companion() {
+    let outputs = Outputs::new();
+    let logits = |name: &str, batch: &str| {
+        let (weights, inputs, out) = (weights_file(), inputs_file(), outputs.text(name));
+        stdout(&["predict", "--weights", &weights, "--inputs", &inputs, "--out", &out, "--batch", batch]);
+        let state = StateDict::load(&out).unwrap();
+        assert_eq!(state.tensors["logits"].shape, [IMAGES, 10]);
+        floats(&state, "logits")
+    };
+    let (whole, pairs) = (logits("whole", "32"), logits("pairs", "2"));
+    assert_eq!(whole, pairs);
+    assert_ne!(whole[..10], whole[10..20]);
+    refused(&["predict", "--weights", &weights_file(), "--inputs", &inputs_file()], "--out");
+}
+
+#[test]
+fn finetune_then_eval() {
+    let outputs = Outputs::new();
+    let (weights, data, out) = (weights_file(), data(), outputs.text("run"));
+    let train =
+        ["finetune", "--weights", &weights, "--data", &data, "--out", &out, "--policy", "head", "--epochs", "1"];
+    stdout(&[&train[..], &["--batch", "8", "--seed", "1"]].concat());
+    let best = outputs.path("run").join("best.safetensors");
+    let best = best.to_str().unwrap();
+    let metadata = &json(&["inspect", best, "--json"])["file"]["metadata"];
+    assert_eq!(metadata["model"], "resnet_tiny");
+    let eval = json(&["eval", "--weights", best, "--data", &data, "--json"]);
+    assert_eq!(eval["samples"], 10);
+    assert!(stdout(&["predict", "--weights", best, "--top", "1", &data]).contains(&class_names()[0]));
+}
+
+#[test]
+fn sample_data_is_written_once() {
+    let outputs = Outputs::new();
+    let dir = outputs.text("shapes");
+    let args = ["sample-data", "shapes", &dir, "--size", "8", "--per-class", "5", "--seed", "3"];
+    assert!(stdout(&args).contains("40 images to train on, 10 to validate"));
+    fails(&args, "not an empty folder");
+    refused(&["sample-data", "cats", &dir], "digits-far");
+    fails(&["sample-data", "shapes", &outputs.text("new"), "--size", "4"], "4");
+}
+
+#[test]
+fn bench_prints_what_scripts_read() {
+    let args = ["bench", "--model", "resnet_tiny", "--batch", "2", "--repeat", "2"];
+    let bench = json(&[&args[..], &["--policy", "head", "--policy", "full", "--json"]].concat());
+    let results = bench["results"].as_array().unwrap();
+    assert!(bench["device"].is_string());
+    let policies: Vec<&Value> = results.iter().map(|result| &result["policy"]).collect();
+    assert_eq!(policies, ["head", "full"]);
+    for key in [
+        "model",
+        "policy",
+        "batch",
+        "size",
+        "inference_ms",
+        "step_ms",
+        "first_step_ms",
+        "images_per_s",
+        "planned_bytes",
+        "kept_bytes",
+        "allocated_bytes",
+        "kernels",
+        "inference_kernels",
+    ] {
+        assert!(results.iter().all(|result| !result[key].is_null()), "{key}: {bench}");
+    }
+    // Calls of a kernel, in all its variants.
+    let calls = |result: &Value, name: &str| -> u64 {
+        let kernels = result["kernels"].as_array().unwrap().iter();
+        kernels.filter(|k| k["kernel"].as_str().unwrap().starts_with(name)).map(|k| k["calls"].as_u64().unwrap()).sum()
+    };
+    assert_eq!(calls(&results[0], "conv2d_weight_grad"), 1, "only the head's");
+    assert_eq!(calls(&results[0], "conv2d_input_grad"), 0);
+    assert!(calls(&results[1], "conv2d_weight_grad") > 10);
+    assert!(results[0]["kept_bytes"].as_u64() < results[1]["kept_bytes"].as_u64());
+    let table = stdout(&args);
+    assert!(table.contains("full") && table.contains("conv2d_forward"), "{table}");
+
+    let kernels = json(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1", "--repeat", "1", "--json"]);
+    let convolutions = kernels["convolutions"].as_array().unwrap();
+    let expected = ["forward", "input", "input_grad", "kernel", "layers", "output", "stride", "weight_grad"];
+    assert_eq!(keys(&convolutions[0]), expected);
+    assert!(convolutions.iter().all(|c| c["weight_grad"]["gflops"].as_f64() > Some(0.0)));
+}
+
+#[test]
+fn bad_weights_are_named_and_nothing_is_overwritten() {
+    let outputs = Outputs::new();
+    let precious = outputs.path("out.safetensors");
+    fs::write(&precious, "precious").unwrap();
+    let bytes = fs::read(weights_file()).unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(outputs.path(name), bytes).unwrap();
+    write("truncated", &bytes[..bytes.len() - 100]);
+    write("text", b"these are no weights");
+    write("hostile", &[&u64::MAX.to_le_bytes()[..], b"{"].concat());
+    write("empty", b"");
+    let edited = |name: &str, edit: &dyn Fn(&mut StateDict)| {
+        let mut state = weights();
+        edit(&mut state);
+        state.save(outputs.path(name)).unwrap();
+    };
+    edited("renamed", &|state| {
+        let tensor = state.tensors.remove("layer2.0.conv1.weight").unwrap();
+        state.tensors.insert("layer2.0.convolution.weight".into(), tensor);
+    });
+    edited("misshapen", &|state| {
+        state.tensors.insert("layer2.0.bn1.bias".into(), FileTensor::f32([31], vec![0.0; 31]));
+    });
+
+    let step = |weights: &str| {
+        let (inputs, out) = (inputs_file(), precious.to_str().unwrap().to_owned());
+        let weights = outputs.text(weights);
+        ["step", "--weights", &weights, "--model", "resnet_tiny", "--inputs", &inputs, "--out", &out].map(String::from)
+    };
+    for (file, expected) in [
+        ("truncated", "truncated"),
+        ("text", "neither safetensors nor a PyTorch file"),
+        ("hostile", "hostile"),
+        ("empty", "it is empty"),
+        ("missing", "cannot read"),
+        (".", "cannot read"),
+    ] {
+        fails(&step(file).each_ref().map(String::as_str), expected);
+    }
+    // These list every tensor that does not fit, one a line.
+    let message = fails_at_length(&step("renamed").each_ref().map(String::as_str), "layer2.0.conv1.weight");
+    assert!(message.contains("layer2.0.convolution.weight"), "{message}");
+    fails_at_length(&step("misshapen").each_ref().map(String::as_str), "layer2.0.bn1.bias");
+    fails(
+        &["eval", "--model", "resnet18", "--weights", &weights_file(), "--data", &data()],
+        "holds the weights of resnet_tiny",
+    );
+    fails(&["plan", "--weights", &inputs_file()], "no network that is known");
+    fails(&["plan"], "--model");
+    fails(&["plan", "--model", "resnet19"], "resnet18");
+    assert_eq!(fs::read(precious).unwrap(), b"precious");
+}
+
+#[test]
+fn bad_data_is_named() {
+    let outputs = Outputs::new();
+    let eval = |dir: &str| {
+        let (weights, dir) = (weights_file(), outputs.text(dir));
+        ["eval", "--weights", &weights, "--data", &dir].map(String::from)
+    };
+    let image = |from: &str, name: &str| {
+        let path = outputs.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let class = class_names()[0].clone();
+        let found = fs::read_dir(Path::new(&data()).join("val").join(class)).unwrap().next().unwrap().unwrap();
+        let bytes = fs::read(found.path()).unwrap();
+        fs::write(path, if from == "broken" { &bytes[..bytes.len() / 2] } else { &bytes[..] }).unwrap();
+    };
+    fs::create_dir(outputs.path("empty")).unwrap();
+    fails(&eval("empty").each_ref().map(String::as_str), "no class folders");
+    fails(&eval("missing").each_ref().map(String::as_str), "cannot read");
+    image("whole", "one/only/1.png");
+    fails(&eval("one").each_ref().map(String::as_str), "one class only, `only`");
+
+    for class in 0..10 {
+        image("whole", &format!("ten/{class}/1.png"));
+    }
+    image("broken", "ten/3/2.png");
+    let all = eval("ten");
+    let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
+    all.extend(["--split", "all"]);
+    fails(&all, "2.png");
+    all.extend(["--skip-broken", "--json"]);
+    let output = thawline(&all).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("2.png"), "the broken image is named");
+    let eval: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&eval["samples"], &eval["skipped"]), (&10.into(), &1.into()));
+    fails(&["predict", "--weights", &weights_file(), &outputs.text("ten/3/2.png")], "2.png");
+    fails(&["predict", "--weights", &weights_file(), &outputs.text("ten/3/9.png")], "9.png");
+}
+
+#[test]
+fn bad_policies_are_explained() {
+    let outputs = Outputs::new();
+    let plan = |more: &[&str], expected: &str| {
+        fails(&[&["plan", "--model", "resnet_tiny"], more].concat(), expected);
+    };
+    plan(&["--policy", "heed"], "did you mean `head`");
+    plan(&["--set", "name:layer9.* -> weights=train"], "layer9");
+    plan(&["--set", "kind:bn -> weights=train"], "weights=train");
+    plan(&["--set", "kind:bn -> stats=batch, update=off"], "update=off");
+    plan(&["--set", "kind:bn"], "->");
+    plan(&["--batch", "1", "--size", "2"], "single value");
+    let file = outputs.path("broken.toml");
+    fs::write(&file, "base = \"head\"\nrules = 3\n").unwrap();
+    plan(&["--policy", file.to_str().unwrap()], "line 2");
+    let frozen = outputs.path("frozen.toml");
+    fs::write(&frozen, "rules = [\"kind:conv -> weights=frozen\"]\n").unwrap();
+    fails(&["bench", "--model", "resnet_tiny", "--policy", frozen.to_str().unwrap()], "freezes the whole network");
+}
+
+#[test]
+fn bad_inputs_and_outputs_of_step() {
+    let outputs = Outputs::new();
+    let weights = weights_file();
+    let step = |inputs: &str, out: &str, more: &[&str], expected: &str| {
+        fails(&[&["step", "--weights", &weights, "--inputs", inputs, "--out", out], more].concat(), expected);
+    };
+    let out = outputs.text("out.safetensors");
+    fs::write(&out, "precious").unwrap();
+    let edited = |name: &str, edit: &dyn Fn(&mut StateDict)| {
+        let mut state = inputs(IMAGES, 10);
+        edit(&mut state);
+        state.save(outputs.path(name)).unwrap();
+        outputs.text(name)
+    };
+    let file = edited("no-labels", &|state| drop(state.tensors.remove("labels")));
+    step(&file, &out, &[], "no tensor `labels`");
+    let file =
+        edited("few-labels", &|state| drop(state.tensors.insert("labels".into(), FileTensor::i64([1], vec![0]))));
+    step(&file, &out, &[], "integers of [5]");
+    let file = edited("label-10", &|state| {
+        state.tensors.insert("labels".into(), FileTensor::i64([IMAGES], vec![0, 1, 2, 10, 3]));
+    });
+    step(&file, &out, &[], "has 10, but the network has 10 classes");
+    let file = edited("flat", &|state| drop(state.tensors.insert("images".into(), FileTensor::f32([4], vec![0.0; 4]))));
+    step(&file, &out, &[], "[N, 3, height, width]");
+
+    let inputs = inputs_file();
+    step(&inputs, &out, &["--lr", "1e30", "--steps", "3"], "nothing was written");
+    step(&inputs, &out, &["--grads", &out], "the same file");
+    step(&inputs, &out, &["--nesterov"], "--momentum");
+    step(&inputs, &out, &["--device", "no such device"], "no device matches");
+    step(&inputs, &outputs.text("nowhere/out"), &[], "does not exist");
+    step(&inputs, &outputs.text("out.safetensors/out"), &[], "cannot write");
+    step(&inputs, outputs.dir.path().to_str().unwrap(), &[], "it is a folder");
+    if cfg!(unix) {
+        step(&inputs, "/dev/null", &[], "device");
+    }
+    assert_eq!(fs::read(&out).unwrap(), b"precious");
+}
+
+#[test]
+fn a_batch_too_large_says_which_fits() {
+    let largest = json(&["devices", "--json"])[0]["largest_buffer"].as_u64().unwrap();
+    // The first convolution gives 16 channels of f32 a pixel.
+    let fits = largest / (64 * 64 * 16 * 4);
+    let batch = (fits + 1).to_string();
+    let args = ["bench", "--model", "resnet_tiny", "--size", "64", "--policy", "head", "--batch", &batch];
+    let message = fails(&args, "a batch of ");
+    assert!(message.contains("needs") && message.contains("allows"), "{message}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_a_driver_the_message_says_what_to_install() {
+    for args in
+        [&["devices"][..], &["bench", "--model", "resnet_tiny"], &["bench", "--model", "resnet_tiny", "--device", "0"]]
+    {
+        let mut command = thawline(args);
+        let output =
+            command.env("VK_ICD_FILENAMES", "/nonexistent").env("VK_DRIVER_FILES", "/nonexistent").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.starts_with("error: no GPU driver") && stderr.contains("mesa-vulkan-drivers"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}

@@ -1,0 +1,149 @@
+//! Training agrees with PyTorch: no result is further from PyTorch's f64 than five times its own f32 is, over a floor.
+//! `tests/golden/README.md` says how the goldens are made and what is compared.
+
+#[path = "common/golden.rs"]
+mod golden;
+
+use golden::{Case, GRAD_FLOOR, STATE_FLOOR};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use thawline::compile::{Optimizer, Options};
+use thawline::gpu::{Device, DeviceOptions};
+use thawline::graph::{AdamW, Graph, Sgd};
+use thawline::plan::Input;
+use thawline::policy::{Policy, resolve};
+use thawline::tensor::HostTensor;
+use thawline::train::{Evaluator, Images, Session};
+use thawline::weights::{self, FileTensor, StateDict, TensorData, layout};
+
+fn check(model: &str) {
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let mut failures = String::new();
+    for case in golden::load(model).cases {
+        run(&device, model, &case, &mut failures);
+    }
+    assert!(failures.is_empty(), "further from PyTorch's f64 than allowed:\n{failures}");
+}
+
+fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
+    let micro = case.n / case.accumulate;
+    let network = thawline::models::build(model, micro, (case.h, case.w), case.classes).expect("the model");
+    let policy = Policy::recipe(&case.policy).expect("the recipe").with_rules(&case.sets).expect("the rules");
+    let network = resolve(&policy, network).expect("the policy").graph;
+    let start = initial(&network);
+    let tensors = weights::from_state(&network, start.clone(), 0).expect("every tensor").tensors;
+    let file = golden::images(case);
+    let images = layout::images_to_device(&file, [case.n, 3, case.h, case.w]);
+    let labels = golden::labels(case);
+    let optimizer = match case.optimizer {
+        golden::Optimizer::Sgd { momentum, nesterov, weight_decay, .. } => {
+            Optimizer::Sgd(Sgd { momentum, nesterov, weight_decay, decoupled: false })
+        }
+        golden::Optimizer::AdamW { beta1, beta2, eps, weight_decay, .. } => {
+            Optimizer::AdamW(AdamW { beta1, beta2, eps, weight_decay })
+        }
+    };
+    let lr = match case.optimizer {
+        golden::Optimizer::Sgd { lr, .. } | golden::Optimizer::AdamW { lr, .. } => lr,
+    };
+    let options = Options {
+        optimizer,
+        label_smoothing: case.label_smoothing,
+        accumulate: case.accumulate,
+        export_gradients: true,
+    };
+    let mut session = Session::new(device, network.clone(), &tensors, Input::Values, options).expect("a session");
+    let mut compare = |what: &str, distance: f64, allowed: f64| {
+        // Not a number must fail, too.
+        if !matches!(distance.partial_cmp(&allowed), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
+            writeln!(failures, "{model}/{}: {what}: {distance:.2e} > {allowed:.2e}", case.name).expect("a string");
+        }
+    };
+
+    let logits = logits(device, &network, &tensors, case, &images);
+    let (distance, allowed) = case.logits_before.distance(&logits);
+    compare("logits before", distance, allowed);
+
+    let image = images.len() / case.n;
+    for step in 0..case.steps {
+        let mut loss = 0.0;
+        for part in 0..case.accumulate {
+            let range = part * micro..(part + 1) * micro;
+            let images = Images::Values(&images[range.start * image..range.end * image]);
+            loss += session.step(images, &labels[range], f64::from(lr)).expect("a step").mean_loss();
+        }
+        let (distance, allowed) = case.loss.distance(step, (loss / case.accumulate as f64) as f32);
+        compare(&format!("loss of step {step}"), distance, allowed);
+    }
+
+    let mut gradients = BTreeMap::new();
+    for (param, gradient) in session.gradients().expect("the gradients") {
+        gradients.extend(weights::to_file(&network, network.param(param), &gradient));
+    }
+    for (name, summary) in &case.grads {
+        let gradient = gradients.get(name).unwrap_or_else(|| panic!("{}: no gradient of {name}", case.name));
+        compare(&format!("gradient of {name}"), summary.distance(values(gradient)), summary.allowed(GRAD_FLOOR));
+    }
+    let trained = session.parameters().expect("the parameters");
+    let state = weights::to_state(&network, &trained);
+    for (name, summary) in case.params.iter().chain(&case.stats) {
+        compare(name, summary.distance(values(&state.tensors[name])), summary.allowed(STATE_FLOOR));
+    }
+    for name in &case.frozen {
+        assert_eq!(start.tensors[name], state.tensors[name], "{model}/{}: {name} is frozen", case.name);
+    }
+    for name in case.stats.keys().filter_map(|n| n.strip_suffix(".running_mean")) {
+        let count = &state.tensors[&format!("{name}.num_batches_tracked")].data;
+        assert_eq!(*count, TensorData::I64(vec![case.steps as i64]), "{model}/{}: {name}", case.name);
+    }
+    let logits = self::logits(device, &network, &trained, case, &images);
+    let (distance, allowed) = case.logits_after.distance(&logits);
+    compare("logits after", distance, allowed);
+}
+
+fn values(tensor: &FileTensor) -> &[f32] {
+    match &tensor.data {
+        TensorData::F32(values) => values,
+        TensorData::I64(_) => panic!("floats"),
+    }
+}
+
+fn initial(network: &Graph) -> StateDict {
+    let mut state = StateDict::default();
+    for expected in weights::expected(network) {
+        let tensor = match expected.kind {
+            weights::ExpectedKind::Float => {
+                FileTensor::f32(expected.shape.clone(), golden::initial(&expected.name, &expected.shape))
+            }
+            weights::ExpectedKind::Counter => FileTensor::i64(vec![], vec![0]),
+        };
+        state.tensors.insert(expected.name, tensor);
+    }
+    state
+}
+
+fn logits(device: &Device, network: &Graph, tensors: &[HostTensor], case: &Case, images: &[f32]) -> Vec<f32> {
+    let network = network.with_batch(case.n).expect("the batch");
+    let mut evaluator = Evaluator::new(device, &network, tensors, Input::Values).expect("an evaluator");
+    evaluator.logits(Images::Values(images)).expect("the logits")
+}
+
+#[test]
+fn resnet_tiny() {
+    check("resnet_tiny");
+}
+
+#[test]
+fn resnet18() {
+    check("resnet18");
+}
+
+#[test]
+fn resnet50() {
+    check("resnet50");
+}
+
+#[test]
+fn wide_resnet50_2() {
+    check("wide_resnet50_2");
+}

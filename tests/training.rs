@@ -1,0 +1,657 @@
+//! Training as a whole: what a step computes, what it leaves alone, and what a run's folder holds.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex};
+use tempfile::TempDir;
+use thawline::compile::{Optimizer, Options};
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::gpu::{Device, DeviceOptions};
+use thawline::graph::{AdamW, Affine, Graph, Phase, Role, Sgd, StatsUpdate};
+use thawline::kernels::StepScalars;
+use thawline::models::{self, Spec};
+use thawline::plan::{Input, Storage};
+use thawline::policy::{Policy, RECIPES, resolve};
+use thawline::reference;
+use thawline::report::{METRICS_FILE, RunLog};
+use thawline::rng::Rng;
+use thawline::tensor::HostTensor;
+use thawline::train::{
+    BEST_FILE, CHECKPOINT_FILE, Decay, EpochMetrics, Evaluator, Event, ImageSet, Images, Job, LAST_FILE,
+    OptimizerSettings, Outcome, PolicySettings, Run, Schedule, Session, Settings, TrainError, best,
+};
+use thawline::weights::{self, StateDict, TensorData};
+
+/// Images a batch, and pixels a side.
+const BATCH: usize = 4;
+const SIZE: usize = 16;
+const CLASSES: usize = 10;
+
+const PLAIN: Sgd = Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false };
+const MOMENTUM: Sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-3, decoupled: false };
+const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+
+fn device() -> Device {
+    static DEVICE: LazyLock<Mutex<Device>> =
+        LazyLock::new(|| Mutex::new(Device::open(&DeviceOptions::default()).expect("a device")));
+    DEVICE.lock().expect("a device").clone()
+}
+
+fn spec() -> &'static Spec {
+    models::spec("resnet_tiny").expect("the model")
+}
+
+fn input() -> Input {
+    Input::Bytes { mean: spec().mean, std: spec().std }
+}
+
+fn policy(name: &str, sets: &[&str]) -> Policy {
+    Policy::recipe(name).and_then(|policy| policy.with_rules(sets)).expect("the policy")
+}
+
+fn network(policy: &Policy, batch: usize) -> Graph {
+    let graph = spec().build(batch, (SIZE, SIZE), CLASSES).expect("the network");
+    resolve(policy, graph).expect("the policy suits").graph
+}
+
+fn options(optimizer: Optimizer, accumulate: usize) -> Options {
+    Options { optimizer, label_smoothing: 0.0, accumulate, export_gradients: false }
+}
+
+/// Random RGBX pixels and labels.
+fn batch(seed: u64, images: usize) -> (Vec<u8>, Vec<u32>) {
+    let mut rng = Rng::new(seed);
+    let pixels = (0..images * SIZE * SIZE * 4).map(|i| if i % 4 == 3 { 0 } else { rng.below(256) as u8 }).collect();
+    (pixels, (0..images).map(|_| rng.below(CLASSES) as u32).collect())
+}
+
+/// Weights whose batch norms are not the identity, so that every axis has something to show.
+fn tensors(network: &Graph) -> Vec<HostTensor> {
+    let mut tensors = weights::initialise(network, 5);
+    let mut rng = Rng::new(11);
+    for (param, tensor) in network.params().iter().zip(&mut tensors) {
+        let c = param.shape.stored_c();
+        if matches!(param.role, Role::Affine | Role::Moments) {
+            for channel in 0..param.channels {
+                let (first, second) = (rng.range(0.0, 0.4), rng.range(0.0, 0.4));
+                tensor.data[channel] += first as f32;
+                tensor.data[c + channel] += second as f32;
+            }
+        }
+    }
+    tensors
+}
+
+/// ‖a − b‖ / ‖b‖
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |v: f64| v * v;
+    let apart: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    (apart / norm.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+#[test]
+fn a_step_computes_what_the_oracle_computes() {
+    // With a small eps the first step of AdamW keeps only the sign of a gradient, and rounding decides those near zero.
+    let adamw = AdamW { eps: 1e-2, ..ADAMW };
+    for (recipe, optimizer) in RECIPES.iter().flat_map(|recipe| {
+        [Optimizer::Sgd(MOMENTUM), Optimizer::AdamW(adamw)].map(|optimizer| (recipe.name, optimizer))
+    }) {
+        let network = network(&policy(recipe, &[]), BATCH);
+        let start = tensors(&network);
+        let (pixels, labels) = batch(1, BATCH);
+        let lr = 0.05;
+
+        let mut session = Session::new(&device(), network, &start, input(), options(optimizer, 1)).expect("a session");
+        let totals = session.step(Images::Bytes(&pixels), &labels, lr).expect("a step");
+        let ours = session.parameters().expect("the parameters");
+
+        let plan = session.plan();
+        let mut oracle = reference::Executor::new(plan);
+        let fill = |slot: &mut [f32], words: &[f32]| slot[..words.len()].copy_from_slice(words);
+        let slot = |storage| plan.slot(storage).expect("the plan has it");
+        let params: Vec<_> = (0..plan.slots.len())
+            .filter_map(|i| match plan.slots[i].storage {
+                Storage::Param(id) => Some((id, slot(plan.slots[i].storage))),
+                _ => None,
+            })
+            .collect();
+        for &(id, slot) in &params {
+            fill(oracle.slot_mut(slot), &start[id.index()].data);
+        }
+        oracle.run(&[Phase::Once]);
+        fill(oracle.slot_mut(slot(Storage::Bytes)), bytemuck::cast_slice(&pixels));
+        fill(oracle.slot_mut(slot(Storage::Labels)), bytemuck::cast_slice(&labels));
+        let scalars = StepScalars {
+            lr: lr as f32,
+            correction1: (1.0 - ADAMW.beta1) as f32,
+            correction2: (1.0 - ADAMW.beta2) as f32,
+            inv_count: 1.0 / BATCH as f32,
+            accumulate: 0.0,
+            padding: [0.0; 3],
+        };
+        fill(oracle.slot_mut(slot(Storage::Step)), bytemuck::cast_slice(bytemuck::bytes_of(&scalars)));
+        oracle.run(&[Phase::Forward, Phase::Backward, Phase::Update]);
+
+        let rows = oracle.slot(plan.output("rows").expect("losses"));
+        let loss: f64 = rows.chunks(4).take(BATCH).map(|row| f64::from(row[0])).sum();
+        assert!((totals.loss - loss).abs() < 1e-5 * loss, "{recipe}: loss {} and {loss}", totals.loss);
+        for (id, slot) in params {
+            let (ours, before) = (&ours[id.index()].data, &start[id.index()].data);
+            let oracle = &oracle.slot(slot)[..ours.len()];
+            let change = |after: &[f32]| -> Vec<f32> { after.iter().zip(before).map(|(a, b)| a - b).collect() };
+            let far = distance(&change(ours), &change(oracle));
+            let network = session.network();
+            let layer = &network.layers()[network.param(id).layer.index()].name;
+            let role = network.param(id).role;
+            assert!(far < 1e-4, "{recipe}, {layer} {role:?}: its change is {far:.1e} from the oracle's");
+            assert_eq!(ours == before, oracle == before, "{recipe}, {layer} {role:?}: only one of them moved");
+        }
+    }
+}
+
+/// The tensors of a network's file form that `network`'s axes let change.
+fn movable(network: &Graph) -> BTreeMap<String, bool> {
+    let mut names = BTreeMap::new();
+    for layer in network.layers() {
+        let Some(mode) = layer.setting.batch_norm else {
+            if !layer.params.is_empty() {
+                names.insert(format!("{}.weight", layer.name), layer.setting.weights);
+            }
+            if layer.params.len() == 2 {
+                names.insert(format!("{}.bias", layer.name), layer.setting.weights);
+            }
+            continue;
+        };
+        names.insert(format!("{}.weight", layer.name), matches!(mode.affine, Affine::Gamma | Affine::Both));
+        names.insert(format!("{}.bias", layer.name), matches!(mode.affine, Affine::Beta | Affine::Both));
+        for part in ["running_mean", "running_var", "num_batches_tracked"] {
+            names.insert(format!("{}.{part}", layer.name), mode.update != StatsUpdate::Off);
+        }
+    }
+    names
+}
+
+#[test]
+fn frozen_is_frozen() {
+    let mixed: &[&[&str]] = &[
+        &["from:layer3 -> weights=train"],
+        &["kind:bn & from:layer2 -> affine=gamma", "name:layer1.0.conv1 -> weights=train"],
+        &[
+            "kind:bn -> stats=batch, update=cumulative, affine=beta",
+            "name:bn1 -> stats=running, update=off, affine=none",
+        ],
+    ];
+    let policies = RECIPES.iter().map(|recipe| policy(recipe.name, &[]));
+    for policy in policies.chain(mixed.iter().map(|sets| policy("head", sets))) {
+        let network = network(&policy, BATCH);
+        let start = tensors(&network);
+        for optimizer in [Optimizer::Sgd(MOMENTUM), Optimizer::AdamW(ADAMW)] {
+            let mut session =
+                Session::new(&device(), network.clone(), &start, input(), options(optimizer, 1)).expect("a session");
+            for step in 0..3 {
+                let (pixels, labels) = batch(step, BATCH);
+                session.step(Images::Bytes(&pixels), &labels, 0.01).expect("a step");
+            }
+            let before = weights::to_state(&network, &start);
+            let after = weights::to_state(&network, &session.parameters().expect("the parameters"));
+            let movable = movable(&network);
+            assert_eq!(movable.len(), after.tensors.len());
+            for (name, may_move) in movable {
+                let moved = bits(&before.tensors[&name].data) != bits(&after.tensors[&name].data);
+                let rules: Vec<String> = policy.rules.iter().map(ToString::to_string).collect();
+                assert_eq!(moved, may_move, "{name} under {rules:?} moved: {moved}");
+            }
+        }
+    }
+}
+
+fn bits(data: &TensorData) -> Vec<u64> {
+    match data {
+        TensorData::F32(values) => values.iter().map(|v| u64::from(v.to_bits())).collect(),
+        TensorData::I64(values) => values.iter().map(|&v| v as u64).collect(),
+    }
+}
+
+#[test]
+fn a_few_images_are_learnt_by_heart() {
+    for (recipe, lr) in [("full", 0.05), ("full-frozen-bn", 0.01), ("keras-guide", 0.01), ("bn-only", 0.2)] {
+        let network = network(&policy(recipe, &[]), 8);
+        let start = weights::initialise(&network, 1);
+        let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, ..PLAIN });
+        let mut session = Session::new(&device(), network, &start, input(), options(sgd, 1)).expect("a session");
+        let (pixels, labels) = batch(3, 8);
+        let mut losses = Vec::new();
+        for _ in 0..60 {
+            losses.push(session.step(Images::Bytes(&pixels), &labels, lr).expect("a step").mean_loss());
+        }
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        assert!(last < first / 10.0, "{recipe}: the loss went from {first} to {last} only");
+    }
+}
+
+#[test]
+fn statistics_are_committed_once_an_optimiser_step() {
+    let network = network(&policy("full", &[]), BATCH);
+    let start = tensors(&network);
+    let (pixels, labels) = batch(9, BATCH);
+    let after = |window: usize, micro_batches: usize| {
+        let options = options(Optimizer::Sgd(PLAIN), window);
+        let mut session = Session::new(&device(), network.clone(), &start, input(), options).expect("a session");
+        for _ in 0..micro_batches {
+            session.step(Images::Bytes(&pixels), &labels, 0.01).expect("a step");
+        }
+        weights::to_state(&network, &session.parameters().expect("the parameters"))
+    };
+    // The mean over equal micro-batches is the moments of one: a window of three is one step.
+    let (one, three) = (after(1, 1), after(3, 3));
+    for (name, tensor) in &one.tensors {
+        match (&tensor.data, &three.tensors[name].data) {
+            (TensorData::I64(one), TensorData::I64(three)) => assert_eq!((&one[..], &three[..]), (&[1][..], &[1][..])),
+            (TensorData::F32(one), TensorData::F32(three)) => {
+                assert!(distance(three, one) < 1e-5, "{name}: {:.1e}", distance(three, one));
+            }
+            _ => panic!("{name} changed its kind"),
+        }
+    }
+    // An open window commits nothing.
+    let before = weights::to_state(&network, &start);
+    assert_eq!(after(3, 2).tensors, before.tensors);
+}
+
+/// Forty training and ten validation images of ten classes.
+struct Fixture {
+    dir: TempDir,
+    settings: Settings,
+    images: ImageFolder,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let data = dir.path().join("data");
+        let options = SampleOptions { per_class: 5, size: SIZE as u32, ..SampleOptions::default() };
+        write_sample_data(SampleSet::Shapes, &data, &options).expect("the images");
+        let images = ImageFolder::open(&data, 0.0, 0).expect("the images");
+        let settings = Settings {
+            thawline: "test".into(),
+            model: "resnet_tiny".into(),
+            weights: None,
+            classes: images.classes.clone(),
+            batch: BATCH,
+            accumulate: 1,
+            epochs: 2,
+            seed: 3,
+            label_smoothing: 0.1,
+            val_fraction: 0.0,
+            skip_broken: false,
+            images: ImageSet::of(&images, &data),
+            policy: PolicySettings { name: "full".into(), rules: vec![] },
+            optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
+            schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { end: 0.1 } },
+            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip),
+            data,
+        };
+        Self { dir, settings, images }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn job<'a>(&'a self, device: &'a Device, settings: &Settings) -> Job<'a> {
+        let network = network(&policy(&settings.policy.name, &[]), settings.batch);
+        Job { device, network, input: input(), images: &self.images, settings: settings.clone() }
+    }
+
+    fn start(&self, settings: &Settings, out: &str) -> Result<Run, TrainError> {
+        let network = network(&policy(&settings.policy.name, &[]), settings.batch);
+        let tensors = weights::initialise(&network, settings.seed);
+        self.job(&device(), settings).start(&tensors, &self.out(out))
+    }
+
+    fn resume(&self, settings: &Settings, out: &str) -> Result<Run, TrainError> {
+        self.job(&device(), settings).resume(&self.out(out))
+    }
+}
+
+/// Runs, with a report, until the end or until `stop_at` says so of an event.
+fn go(run: &mut Run, stop_at: impl Fn(&Event<'_>) -> bool) -> Result<Outcome, TrainError> {
+    let stop = AtomicBool::new(false);
+    let mut log = RunLog::open(run.folder(), run.step()).expect("a log");
+    run.run(&stop, |event| {
+        if stop_at(&event) {
+            stop.store(true, Ordering::Relaxed);
+        }
+        Ok(log.record(&event)?)
+    })
+}
+
+fn finish(run: &mut Run) -> Vec<EpochMetrics> {
+    assert_eq!(go(run, |_| false).expect("a run"), Outcome::Finished);
+    run.history().to_vec()
+}
+
+fn assert_same_files(a: &Path, b: &Path) {
+    for file in [CHECKPOINT_FILE, LAST_FILE, BEST_FILE, METRICS_FILE] {
+        let same = fs::read(a.join(file)).expect(file) == fs::read(b.join(file)).expect(file);
+        assert!(same, "{file} differs between {} and {}", a.display(), b.display());
+    }
+}
+
+#[test]
+fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
+    let fixture = Fixture::new();
+    let base = &fixture.settings;
+    let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let schedule = Schedule { lr: 1e-3, ..base.schedule };
+    for (name, settings) in [
+        ("sgd", base.clone()),
+        ("adamw", Settings { optimizer: adamw, schedule, ..base.clone() }),
+        ("accumulate", Settings { accumulate: 2, ..base.clone() }),
+    ] {
+        let whole = format!("{name}-whole");
+        finish(&mut fixture.start(&settings, &whole).expect("a run"));
+        // Twice the same bits, to begin with.
+        let again = format!("{name}-again");
+        finish(&mut fixture.start(&settings, &again).expect("a run"));
+        assert_same_files(&fixture.out(&whole), &fixture.out(&again));
+
+        let parts = format!("{name}-parts");
+        let mut run = fixture.start(&settings, &parts).expect("a run");
+        let per_epoch = settings.steps_per_epoch() as u64;
+        let is_step = |event: &Event<'_>, number: u64| matches!(event, Event::Step(step) if step.step == number);
+        type StopAt<'a> = (&'a str, Box<dyn Fn(&Event<'_>) -> bool + 'a>);
+        let stops: [StopAt<'_>; 5] = [
+            ("before everything", Box::new(|event| matches!(event, Event::Started { .. }))),
+            ("in an epoch", Box::new(|event| is_step(event, 1))),
+            ("in validation", Box::new(|event| matches!(event, Event::Validating { .. }))),
+            ("between epochs", Box::new(|event| matches!(event, Event::Epoch { history, .. } if history.len() == 2))),
+            ("in another epoch", Box::new(|event| is_step(event, per_epoch + 2))),
+        ];
+        let mut within_epochs = 0;
+        for (place, stop_at) in stops {
+            assert_eq!(go(&mut run, stop_at).expect("a run"), Outcome::Stopped, "{name}, {place}");
+            within_epochs += u32::from(!run.step().is_multiple_of(per_epoch));
+            let step = run.step();
+            drop(run);
+            run = fixture.resume(&settings, &parts).expect("it resumes");
+            assert_eq!(run.step(), step, "{name}, {place}");
+        }
+        assert!(within_epochs >= 2, "{name}: stopped within epochs only {within_epochs} times");
+        finish(&mut run);
+        assert_same_files(&fixture.out(&whole), &fixture.out(&parts));
+    }
+}
+
+#[test]
+fn a_run_leaves_what_it_says() {
+    let fixture = Fixture::new();
+    let settings = Settings { epochs: 3, ..fixture.settings.clone() };
+    let mut run = fixture.start(&settings, "run").expect("a run");
+    let history = finish(&mut run);
+    let out = fixture.out("run");
+
+    assert_eq!(Settings::of_run(&out).expect("run.toml"), settings);
+    assert_eq!(history.iter().map(|m| (m.epoch, m.step)).collect::<Vec<_>>(), [(0, 0), (1, 10), (2, 20), (3, 30)]);
+    assert!(history.iter().all(|m| m.val.is_some_and(|val| val.samples == 10)), "10 images in batches of 4");
+    assert!(history[1..].iter().all(|m| m.train.is_some_and(|train| train.samples == 40)));
+    assert_eq!(history[3].lr, settings.lr(29));
+    assert_eq!(fs::read_to_string(out.join(METRICS_FILE)).expect("metrics").lines().count(), 5);
+
+    // The files hold the network that the history speaks of, under names that it is loaded back with.
+    for (file, metrics) in [(LAST_FILE, &history[3]), (BEST_FILE, best(&history).expect("validated"))] {
+        let state = StateDict::load(out.join(file)).expect(file);
+        assert_eq!(state.metadata["model"], "resnet_tiny");
+        assert_eq!(state.metadata["size"], "16x16");
+        let classes: Vec<String> = serde_json::from_str(&state.metadata["classes"]).expect("class names");
+        assert_eq!(classes, fixture.images.classes);
+        let network = network(&policy("head", &[]), 10);
+        let loaded = weights::from_state(&network, state, 0).expect("every tensor");
+        assert_eq!(loaded.head_reinitialised, None);
+        let mut evaluator = Evaluator::new(&device(), &network, &loaded.tensors, input()).expect("an evaluator");
+        let (pixels, labels) = validation_batch(&fixture);
+        let totals = evaluator.evaluate(Images::Bytes(&pixels), &labels).expect("a result");
+        let expected = metrics.val.expect("validated");
+        assert_eq!(totals.top1, expected.top1, "{file}");
+        assert!((totals.loss - expected.loss).abs() < 1e-4 * expected.loss, "{file}");
+    }
+
+    // A finished run is resumed to the same end.
+    let mut again = fixture.resume(&settings, "run").expect("it resumes");
+    assert_eq!(format!("{:?}", finish(&mut again)), format!("{history:?}"));
+}
+
+/// All validation images in one batch.
+fn validation_batch(fixture: &Fixture) -> (Vec<u8>, Vec<u32>) {
+    use thawline::data::{Loader, LoaderOptions, Mode};
+    let options = LoaderOptions::new(Mode::Eval, 10, 0);
+    let loader =
+        Loader::new(fixture.images.val.clone(), fixture.settings.transform.clone(), options).expect("a loader");
+    let batch = loader.epoch(0, 0).expect("an epoch").next().expect("a batch").expect("images");
+    (batch.pixels, batch.labels)
+}
+
+#[test]
+fn a_run_without_validation_keeps_the_last_weights_only() {
+    let mut fixture = Fixture::new();
+    fixture.images.val.clear();
+    let images = ImageSet::of(&fixture.images, &fixture.settings.data);
+    let settings = Settings { images, epochs: 1, ..fixture.settings.clone() };
+    let mut run = fixture.start(&settings, "run").expect("a run");
+    let history = finish(&mut run);
+    assert!(history.iter().all(|metrics| metrics.val.is_none()));
+    assert!(fixture.out("run").join(LAST_FILE).exists() && !fixture.out("run").join(BEST_FILE).exists());
+}
+
+#[test]
+fn divergence_names_the_step_and_the_last_good_checkpoint() {
+    let fixture = Fixture::new();
+    let schedule = Schedule { lr: 1e38, warmup: 0, decay: Decay::Constant };
+    let settings = Settings { schedule, ..fixture.settings.clone() };
+    let mut run = fixture.start(&settings, "run").expect("a run");
+    let error = go(&mut run, |_| false).expect_err("it diverges");
+    let TrainError::Diverged { epoch: 1, step: 1..=4, checkpoint_step: 0, ref checkpoint, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(error.to_string().contains(&checkpoint.display().to_string()), "{error}");
+    // The checkpoint is good, and so are the weights beside it.
+    assert_eq!(fixture.resume(&settings, "run").expect("it resumes").step(), 0);
+    let last = StateDict::load(fixture.out("run").join(LAST_FILE)).expect("weights");
+    let finite = |data: &TensorData| match data {
+        TensorData::F32(values) => values.iter().all(|v| v.is_finite()),
+        TensorData::I64(_) => true,
+    };
+    assert!(last.tensors.values().all(|tensor| finite(&tensor.data)));
+}
+
+#[test]
+fn broken_images_stop_the_run_or_are_counted() {
+    let mut fixture = Fixture::new();
+    let broken = fixture.images.train[7].path.clone();
+    fs::write(&broken, "no image").expect("a file");
+    let error = go(&mut fixture.start(&fixture.settings, "run").expect("a run"), |_| false).expect_err("it stops");
+    assert!(error.to_string().contains(&broken.display().to_string()), "{error}");
+
+    fs::write(&fixture.images.val[2].path, "no image").expect("a file");
+    fixture.settings.skip_broken = true;
+    let history = finish(&mut fixture.start(&fixture.settings, "skipping").expect("a run"));
+    assert_eq!(history.iter().map(|m| m.skipped).collect::<Vec<_>>(), [1, 2, 2]);
+    assert_eq!(history[2].val.map(|val| val.samples), Some(9));
+    assert_eq!(history[2].train.map(|train| train.samples), Some(40));
+}
+
+#[test]
+fn folders_and_checkpoints_that_do_not_fit_are_refused() {
+    let fixture = Fixture::new();
+    let settings = &fixture.settings;
+    let refused = |result: Result<Run, TrainError>, words: &[&str]| {
+        let message = result.err().expect("it is refused").to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    };
+
+    refused(fixture.resume(settings, "nothing"), &["nothing", "no run"]);
+    fs::write(fixture.out("file"), "").expect("a file");
+    refused(fixture.start(settings, "file/run"), &["cannot write", "file"]);
+    fs::create_dir(fixture.out("full")).expect("a folder");
+    fs::write(fixture.out("full/thesis.tex"), "").expect("a file");
+    refused(fixture.start(settings, "full"), &["full is not empty"]);
+
+    drop(fixture.start(settings, "run").expect("a run"));
+    refused(fixture.start(settings, "run"), &["not empty", "resume"]);
+    let changed = Settings { epochs: 9, ..settings.clone() };
+    refused(fixture.resume(&changed, "run"), &["`epochs` is 9", "with 2"]);
+    let schedule = Schedule { lr: 0.5, ..settings.schedule };
+    refused(fixture.resume(&Settings { schedule, ..settings.clone() }, "run"), &["`schedule.lr` is 0.5", "with 0.02"]);
+
+    let checkpoint = fixture.out("run").join(CHECKPOINT_FILE);
+    let bytes = fs::read(&checkpoint).expect("a checkpoint");
+    fs::write(&checkpoint, &bytes[..bytes.len() - 4]).expect("a file");
+    refused(fixture.resume(settings, "run"), &[CHECKPOINT_FILE, "damaged"]);
+    let mut flipped = bytes;
+    let place = flipped.len() / 2;
+    flipped[place] ^= 4;
+    fs::write(&checkpoint, &flipped).expect("a file");
+    refused(fixture.resume(settings, "run"), &[CHECKPOINT_FILE, "damaged"]);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_and_leave_no_file() {
+    let fixture = Fixture::new();
+    let network = network(&policy("full", &[]), BATCH);
+    let mut tensors = weights::initialise(&network, 0);
+    tensors[3].data[0] = f32::NAN;
+    let error = fixture.job(&device(), &fixture.settings).start(&tensors, &fixture.out("run")).err();
+    let message = error.expect("it is refused").to_string();
+    assert!(message.contains("layer1.0.conv1") && message.contains("not finite"), "{message}");
+    assert!(!fixture.out("run").exists());
+}
+
+/// What an event file says: step, then tag and value of each scalar, or nothing for other events.
+fn read_events(bytes: &[u8]) -> Vec<(u64, Vec<(String, f32)>)> {
+    let mut events = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().expect("a length")) as usize;
+        let crc = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().expect("a checksum"));
+        assert_eq!(crc(8), masked_crc32c(&rest[..8]), "of a length");
+        assert_eq!(crc(12 + length), masked_crc32c(&rest[12..12 + length]), "of an event");
+        let (mut step, mut scalars) = (0, Vec::new());
+        for (field, value) in message(&rest[12..12 + length]) {
+            match (field, value) {
+                (2, Field::Number(number)) => step = number,
+                (5, Field::Bytes(summary)) => scalars.extend(message(summary).into_iter().map(|(_, value)| {
+                    let Field::Bytes(value) = value else { panic!("a summary holds values") };
+                    match &message(value)[..] {
+                        [(1, Field::Bytes(tag)), (2, Field::Float(value))] => {
+                            (String::from_utf8(tag.to_vec()).expect("a tag"), *value)
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                })),
+                _ => {}
+            }
+        }
+        events.push((step, scalars));
+        rest = &rest[16 + length..];
+    }
+    events
+}
+
+#[derive(Debug)]
+enum Field<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    Float(f32),
+    Double,
+}
+
+/// The fields of a protobuf message.
+fn message(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
+    let mut fields = Vec::new();
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes);
+        let value = match key & 7 {
+            0 => Field::Number(varint(&mut bytes)),
+            1 => {
+                bytes = &bytes[8..];
+                Field::Double
+            }
+            2 => {
+                let length = varint(&mut bytes) as usize;
+                let (content, after) = bytes.split_at(length);
+                bytes = after;
+                Field::Bytes(content)
+            }
+            5 => {
+                let (value, after) = bytes.split_at(4);
+                bytes = after;
+                Field::Float(f32::from_le_bytes(value.try_into().expect("four bytes")))
+            }
+            other => panic!("wire type {other}"),
+        };
+        fields.push((key >> 3, value));
+    }
+    fields
+}
+
+fn varint(bytes: &mut &[u8]) -> u64 {
+    let (digits, rest) = bytes.split_at(1 + bytes.iter().take_while(|byte| **byte >= 0x80).count());
+    *bytes = rest;
+    digits.iter().rev().fold(0, |value, digit| value << 7 | u64::from(digit & 0x7f))
+}
+
+/// Bit by bit, unlike the crate's own.
+fn masked_crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = !0u32;
+    for bit in bytes.iter().flat_map(|byte| (0..8).map(move |bit| u32::from(byte >> bit & 1))) {
+        let feedback = (crc ^ bit) & 1;
+        crc = crc >> 1 ^ feedback * 0x82f6_3b78;
+    }
+    let crc = !crc;
+    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+}
+
+#[test]
+fn tensorboard_reads_the_events() {
+    let check_value = 0xe306_9283_u32;
+    assert_eq!(masked_crc32c(b"123456789"), check_value.rotate_right(15).wrapping_add(0xa282_ead8));
+    let fixture = Fixture::new();
+    let mut run = fixture.start(&fixture.settings, "run").expect("a run");
+    go(&mut run, |event| matches!(event, Event::Step(step) if step.step == 12)).expect("a run");
+    let stopped_at = run.step();
+    let mut run = fixture.resume(&fixture.settings, "run").expect("it resumes");
+    let history = finish(&mut run);
+
+    let mut files: Vec<PathBuf> = fs::read_dir(fixture.out("run"))
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.display().to_string().contains("events.out.tfevents."))
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 2);
+    let parts: Vec<_> = files.iter().map(|path| read_events(&fs::read(path).expect("events"))).collect();
+    // The second file begins where the checkpoint is: version, then the start of a session.
+    assert_eq!(parts[1][1], (stopped_at + 1, vec![]));
+
+    let mut values: BTreeMap<String, Vec<(u64, f32)>> = BTreeMap::new();
+    for (step, scalars) in parts.concat() {
+        for (tag, value) in scalars {
+            values.entry(tag).or_default().push((step, value));
+        }
+    }
+    assert_eq!(values["step/loss"].iter().map(|v| v.0).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
+    let rates: Vec<(u64, f32)> = (1..=20).map(|step| (step, fixture.settings.lr(step - 1) as f32)).collect();
+    assert_eq!(values["step/lr"], rates);
+    let of_history = |value: fn(&EpochMetrics) -> Option<f64>| -> Vec<(u64, f32)> {
+        history.iter().filter_map(|m| Some((m.step, value(m)? as f32))).collect()
+    };
+    assert_eq!(values["val/top1"], of_history(|m| Some(m.val?.accuracy())));
+    assert_eq!(values["val/loss"], of_history(|m| Some(m.val?.mean_loss())));
+    assert_eq!(values["train/loss"], of_history(|m| Some(m.train?.mean_loss())));
+    assert_eq!(values["train/images_per_s"].len(), 2);
+}
