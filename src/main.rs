@@ -28,6 +28,7 @@ fn main() -> ExitCode {
 }
 
 /// Without a desktop, a layer of Mesa's that asks the desktop for the preferred GPU complains on standard error.
+#[expect(unsafe_code, reason = "the environment is shared with C")]
 fn quiet_drivers() {
     let unset = |name| std::env::var_os(name).is_none();
     if cfg!(target_os = "linux") && unset("XDG_RUNTIME_DIR") && unset("MESA_VK_DEVICE_SELECT") {

@@ -359,14 +359,14 @@ fn predict_and_eval_agree() {
     let predictions = predictions.as_array().unwrap();
     assert_eq!(eval["samples"], predictions.len());
 
-    let (mut top1, mut top5, mut loss) = (0u32, 0u32, 0.0);
+    let (mut top1, mut top5, mut loss) = (0, 0, 0.0);
     for prediction in predictions {
         let class = Path::new(prediction["path"].as_str().unwrap()).parent().unwrap().file_name().unwrap();
         let top = prediction["top"].as_array().unwrap();
         assert_eq!(keys(&top[0]), ["class", "index", "probability"]);
         let rank = top.iter().position(|candidate| candidate["class"].as_str() == class.to_str()).unwrap();
-        top1 += usize::from(rank < 1);
-        top5 += usize::from(rank < 5);
+        top1 += u32::from(rank < 1);
+        top5 += u32::from(rank < 5);
         loss -= top[rank]["probability"].as_f64().unwrap().ln();
     }
     let mean = |sum: f64| sum / predictions.len() as f64;

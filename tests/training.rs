@@ -602,18 +602,18 @@ fn message(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
 fn varint(bytes: &mut &[u8]) -> u64 {
     let (digits, rest) = bytes.split_at(1 + bytes.iter().take_while(|byte| **byte >= 0x80).count());
     *bytes = rest;
-    digits.iter().rev().fold(0, |value, digit| value << 7 | u64::from(digit & 0x7f))
+    digits.iter().rev().fold(0, |value, digit| (value << 7) | u64::from(digit & 0x7f))
 }
 
 /// Bit by bit, unlike the crate's own.
 fn masked_crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0u32;
-    for bit in bytes.iter().flat_map(|byte| (0..8).map(move |bit| u32::from(byte >> bit & 1))) {
+    for bit in bytes.iter().flat_map(|byte| (0..8).map(move |bit| u32::from((byte >> bit) & 1))) {
         let feedback = (crc ^ bit) & 1;
-        crc = crc >> 1 ^ feedback * 0x82f6_3b78;
+        crc = (crc >> 1) ^ (feedback * 0x82f6_3b78);
     }
     let crc = !crc;
-    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Small data sets to try things on, written as PNG trees that [`super::ImageFolder`] reads.
 
-use super::folder::choose_val;
 use super::DataError;
+use super::folder::choose_val;
 use crate::rng::Rng;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};

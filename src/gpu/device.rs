@@ -127,9 +127,8 @@ impl Device {
         }
         let info = DeviceInfo::new(&adapter.get_info(), &limits);
         // None of these changes what a plan computes: they measure, or make it faster.
-        let wanted = wgpu::Features::TIMESTAMP_QUERY
-            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
-            | wgpu::Features::SUBGROUP;
+        let wanted =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES | wgpu::Features::SUBGROUP;
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("thawline"),
             required_features: adapter.features() & wanted,
@@ -149,7 +148,16 @@ impl Device {
     }
 
     fn build(device: wgpu::Device, queue: wgpu::Queue, info: DeviceInfo, checked: bool) -> Self {
-        Self { inner: Arc::new(Inner { device, queue, info, checked, pipelines: Mutex::default(), variant: OnceLock::new() }) }
+        Self {
+            inner: Arc::new(Inner {
+                device,
+                queue,
+                info,
+                checked,
+                pipelines: Mutex::default(),
+                variant: OnceLock::new(),
+            }),
+        }
     }
 
     pub fn info(&self) -> &DeviceInfo {
@@ -171,8 +179,7 @@ impl Device {
         if let Some(&variant) = self.inner.variant.get() {
             return Ok(variant);
         }
-        let candidates: Vec<Variant> =
-            Variant::ALL.into_iter().filter(|v| self.supports(v.representative())).collect();
+        let candidates: Vec<Variant> = Variant::ALL.into_iter().filter(|v| self.supports(v.representative())).collect();
         let shape = Shape::nhwc(1, 28, 28, 64);
         let g = Geometry { kernel: [3, 3], stride: [1, 1], padding: [1; 4] };
         let words = [shape.stored_len(), 9 * 64 * 64, 64, 4, shape.stored_len(), 4];
@@ -224,11 +231,11 @@ impl Device {
         Ok(pipeline)
     }
 
+    #[expect(unsafe_code, reason = "modules without bounds checks are trusted, not checked, by wgpu")]
     fn compile(&self, kernel: &'static Kernel) -> Pipeline {
         let device = &self.inner.device;
         let label = Some(kernel.name);
-        let source =
-            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.source.into()) };
+        let source = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.source.into()) };
         let module = if self.inner.checked {
             device.create_shader_module(source)
         } else {
@@ -236,7 +243,8 @@ impl Device {
             // them checked and unchecked, and compares.
             unsafe { device.create_shader_module_trusted(source, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
-        let buffer = |ty, has_dynamic_offset| wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None };
+        let buffer =
+            |ty, has_dynamic_offset| wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None };
         let mut entries = vec![wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -287,8 +295,7 @@ impl Device {
                 resource: buffer.as_entire_binding(),
             }));
             let layout = &pipeline.layout;
-            let group =
-                device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
+            let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
             let mut encoder = device.create_command_encoder(&Default::default());
             {
                 let mut pass = encoder.begin_compute_pass(&Default::default());

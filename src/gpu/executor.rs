@@ -80,14 +80,7 @@ fn fits(device: &Device, tensor: &str, bytes: u64, batch: Option<usize>) -> Resu
         return Ok(());
     }
     let fits = batch.map(|n| (u128::from(limit) * n as u128 / u128::from(bytes)) as usize).filter(|&n| n > 0);
-    Err(GpuError::TooLarge {
-        tensor: tensor.into(),
-        bytes,
-        device: device.info().name.clone(),
-        limit,
-        name,
-        fits,
-    })
+    Err(GpuError::TooLarge { tensor: tensor.into(), bytes, device: device.info().name.clone(), limit, name, fits })
 }
 
 struct Bound {
@@ -334,17 +327,11 @@ impl Executor {
     }
 }
 
-fn bind(
-    device: &Device,
-    call: &Call,
-    buffers: &[wgpu::Buffer],
-    uniforms: &wgpu::Buffer,
-) -> Result<Bound, GpuError> {
+fn bind(device: &Device, call: &Call, buffers: &[wgpu::Buffer], uniforms: &wgpu::Buffer) -> Result<Bound, GpuError> {
     let pipeline = device.pipeline(call.kernel)?;
     let size = wgpu::BufferSize::new(call.kernel.params_size().next_multiple_of(16) as u64);
     let uniform = wgpu::BufferBinding { buffer: uniforms, offset: 0, size };
-    let mut entries =
-        vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(uniform) }];
+    let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(uniform) }];
     entries.extend(call.bindings.iter().enumerate().map(|(i, slot)| wgpu::BindGroupEntry {
         binding: i as u32 + 1,
         resource: buffers[slot.index()].as_entire_binding(),

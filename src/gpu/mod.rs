@@ -21,7 +21,7 @@ pub fn backends() -> Vec<String> {
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
     #[error(
-        "no GPU driver was found. On Debian or Ubuntu install one with `apt-get install mesa-vulkan-drivers` (a CPU \
+        "no GPU driver was found. On Debian or Ubuntu install one with `apt-get install mesa-vulkan-drivers libvulkan1` (a CPU \
          driver; for a real GPU its vendor's Vulkan driver); macOS and Windows bring theirs"
     )]
     NoAdapter,

@@ -1,6 +1,6 @@
 //! The price of a plan, known before it runs: floating-point operations, bytes moved, bytes kept for backward.
 
-use super::lower::Lowered;
+use super::lower::{Lowered, Value};
 use crate::graph::{Graph, NodeId, Op, Phase};
 use crate::kernels::Access;
 
@@ -26,7 +26,7 @@ pub struct LayerCost {
     pub forward: PhaseCost,
     pub backward: PhaseCost,
     pub update: PhaseCost,
-    /// Bytes of forward results that wait for this layer's backward pass.
+    /// Bytes of activations, masks and statistics that wait for this layer's backward pass.
     pub kept: u64,
     /// The kernels that run for it each step, in order.
     pub kernels: Vec<&'static str>,
@@ -58,7 +58,7 @@ impl Cost {
         total
     }
 
-    /// Bytes of forward results that some backward pass reads.
+    /// Bytes of activations, masks and statistics that some backward pass reads.
     pub fn kept(&self) -> u64 {
         self.all().map(|l| l.kept).sum()
     }
@@ -77,13 +77,16 @@ pub(super) fn price(graph: &Graph, lowered: &Lowered) -> Cost {
         let flops = flops(graph, id);
         phase(layer(&mut cost, graph, id), node.phase).flops += flops;
     }
-    // A value is kept by the layer whose backward pass reads it first.
+    // A value is kept by the layer whose backward pass reads it first. Folded weights do not count: they are a copy of
+    // parameters, as large at any batch.
     let mut produced = vec![Phase::Once; lowered.values.len()];
     let mut kept = vec![false; lowered.values.len()];
     for call in &lowered.calls {
         for (binding, value) in call.dispatch.kernel.bindings.iter().zip(&call.bindings) {
             let Some(value) = *value else { continue };
-            if lowered.values[value].storage.is_some_and(|s| s != super::Storage::Output) {
+            let Value { storage, node, .. } = lowered.values[value];
+            let folded = matches!(graph.node(node).op, Op::FoldBatchNorm { .. });
+            if folded || storage.is_some_and(|s| s != super::Storage::Output) {
                 continue;
             }
             if binding.access == Access::Write {

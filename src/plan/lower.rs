@@ -39,7 +39,8 @@ impl Lowered {
 }
 
 pub(super) fn lower(graph: &Graph, input: Input, variant: conv2d::Variant) -> Lowered {
-    let mut lowering = Lowering { graph, variant, out: Lowered { values: Vec::new(), calls: Vec::new(), of_node: Vec::new() } };
+    let mut lowering =
+        Lowering { graph, variant, out: Lowered { values: Vec::new(), calls: Vec::new(), of_node: Vec::new() } };
     lowering.values(input);
     for (id, node) in graph.nodes() {
         lowering.node(id, node, input);
@@ -129,9 +130,17 @@ impl Lowering<'_> {
                 };
                 let residual = optional(conv.residual, node.inputs.len() - 1);
                 let bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out, self.side(id)];
-                self.call(id, conv2d::forward(self.variant, shape(0), node.shape, geometry(conv.window), epilogue), bindings);
+                self.call(
+                    id,
+                    conv2d::forward(self.variant, shape(0), node.shape, geometry(conv.window), epilogue),
+                    bindings,
+                );
             }
-            Op::BatchNorm { .. } => unreachable!("the fold pass replaces batch norms"),
+            // Of a graph that was not compiled: inference, unfused.
+            Op::BatchNorm { eps } => {
+                let dispatch = batch_norm_apply::forward(shape(0), eps, false, false, false);
+                self.call(id, dispatch, vec![value(0), value(2), value(1), None, out, None]);
+            }
             Op::BatchNormStats => {
                 let x = shape(0);
                 let bindings = vec![value(0)];

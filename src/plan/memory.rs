@@ -25,10 +25,8 @@ pub(super) fn assign(graph: &Graph, lowered: &Lowered) -> Memory {
     }
     let scratch: Vec<usize> = (0..lowered.values.len()).filter(|&v| lowered.values[v].storage.is_none()).collect();
     let lifetimes = lifetimes(lowered);
-    let intervals: Vec<Interval> = scratch
-        .iter()
-        .map(|&v| Interval { alive: lifetimes[v].clone(), words: lowered.values[v].words })
-        .collect();
+    let intervals: Vec<Interval> =
+        scratch.iter().map(|&v| Interval { alive: lifetimes[v].clone(), words: lowered.values[v].words }).collect();
     let (shared, places) = pack(&intervals);
     let first = slots.len();
     for (place, words) in shared.iter().enumerate() {
@@ -62,14 +60,14 @@ pub(super) fn assign(graph: &Graph, lowered: &Lowered) -> Memory {
 
 /// For each value the calls from the first that binds it to the last.
 pub(super) fn lifetimes(lowered: &Lowered) -> Vec<Range<usize>> {
-    let mut alive: Vec<Range<usize>> = vec![usize::MAX..0; lowered.values.len()];
+    let mut alive: Vec<Option<Range<usize>>> = vec![None; lowered.values.len()];
     for (index, call) in lowered.calls.iter().enumerate() {
         for &value in call.bindings.iter().flatten() {
-            let range = &mut alive[value];
-            *range = range.start.min(index)..range.end.max(index + 1);
+            alive[value].get_or_insert(index..index).end = index + 1;
         }
     }
-    alive
+    // A value that no call binds needs no memory of its own.
+    alive.into_iter().map(Option::unwrap_or_default).collect()
 }
 
 /// A value to be placed: the calls during which it is alive, and its size.

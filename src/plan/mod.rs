@@ -50,6 +50,11 @@ pub enum Storage {
 pub struct SlotId(pub(crate) u32);
 
 impl SlotId {
+    /// The slot at a position of [`Plan::slots`].
+    pub const fn new(index: usize) -> Self {
+        Self(index as u32)
+    }
+
     pub const fn index(self) -> usize {
         self.0 as usize
     }

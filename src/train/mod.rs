@@ -4,22 +4,22 @@
 //! from an [image folder](crate::data::ImageFolder) for some epochs, validates, and keeps checkpoints in a folder, from
 //! which it goes on bit for bit as if it had never stopped.
 
+mod check;
 mod checkpoint;
 mod crc32c;
+mod measure;
 mod run;
 mod schedule;
-mod check;
-mod measure;
 mod session;
 mod settings;
 
+pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use crc32c::Crc32c;
+pub use measure::{KernelTime, Measurement, measure};
 pub use run::{
     BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, Run, SETTINGS_FILE, StepMetrics, best,
 };
 pub use schedule::{Decay, Schedule};
-pub use check::{Divergence, TOLERANCE, check};
-pub use measure::{KernelTime, Measurement, measure};
 pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, Totals};
 pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings};
 

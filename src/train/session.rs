@@ -267,9 +267,7 @@ impl Session {
     }
 
     fn params_of(&self, range: std::ops::Range<usize>) -> Result<Vec<HostTensor>, TrainError> {
-        range
-            .map(|i| Ok(self.params.download(&self.device, &self.network, ParamId(i as u32))?))
-            .collect()
+        range.map(|i| Ok(self.params.download(&self.device, &self.network, ParamId(i as u32))?)).collect()
     }
 
     /// The gradients of the last step of all trainable parameters, if the options export them.

@@ -139,6 +139,7 @@ impl StateDict {
     }
 }
 
+#[expect(unsafe_code, reason = "a mapped file may change under us, which no API can rule out")]
 fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     let unreadable = |source| WeightsError::Read { path: path.into(), source };
     // Looked at before opening: opening a named pipe would wait for its other end.

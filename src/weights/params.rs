@@ -15,11 +15,8 @@ pub fn expected(graph: &Graph) -> Vec<Expected> {
 
 fn parts(graph: &Graph, param: &Param) -> Vec<Expected> {
     let layer = &graph.layers()[param.layer.index()].name;
-    let float = |part: &str, shape: Vec<usize>| Expected {
-        name: format!("{layer}.{part}"),
-        shape,
-        kind: ExpectedKind::Float,
-    };
+    let float =
+        |part: &str, shape: Vec<usize>| Expected { name: format!("{layer}.{part}"), shape, kind: ExpectedKind::Float };
     let [kh, kw, _, out] = param.shape.0;
     match param.role {
         Role::ConvWeight => vec![float("weight", vec![out, param.channels, kh, kw])],
@@ -50,8 +47,7 @@ fn initialise_param(graph: &Graph, index: usize, seed: u64) -> HostTensor {
     match param.role {
         Role::ConvWeight => {
             let std = (2.0 / (out * kh * kw) as f64).sqrt();
-            let file: Vec<f32> =
-                (0..out * param.channels * kh * kw).map(|_| (std * normal(&mut rng)) as f32).collect();
+            let file: Vec<f32> = (0..out * param.channels * kh * kw).map(|_| (std * normal(&mut rng)) as f32).collect();
             tensor.data = layout::conv_to_device(&file, [out, param.channels, kh, kw]);
         }
         Role::LinearWeight => {

@@ -379,6 +379,7 @@ fn note(bytes: isize) {
 }
 
 // SAFETY: everything is passed on to the system's allocator as it is.
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size() as isize);

@@ -34,8 +34,6 @@ pub struct Case {
     /// Equal micro-batches that the batch is cut into, in order; one optimiser step for all of them.
     pub accumulate: usize,
     pub label_smoothing: f32,
-    /// PyTorch has no rule of its own for this case: the script's rule is this project's.
-    pub optional: bool,
     /// The stream that the images are drawn from.
     pub images: String,
     pub loss: Losses,

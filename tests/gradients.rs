@@ -1,0 +1,313 @@
+//! The gradients of a compiled training step against finite differences in f64.
+//!
+//! The truth is an interpreter of the network as the user built it: it knows nothing of passes, plans, kernels or
+//! layouts beyond the order of values, and reads the policy from the layers. The step runs on the reference executor,
+//! so no device is needed.
+
+use thawline::compile::{self, Optimizer, Options};
+use thawline::graph::{Act, Affine, Builder, Graph, Op, Phase, Role, Sgd, Stats, Window};
+use thawline::kernels::StepScalars;
+use thawline::kernels::conv2d::Variant;
+use thawline::plan::{Input, Plan, Storage};
+use thawline::policy::{Policy, resolve};
+use thawline::reference::Executor;
+use thawline::rng::Rng;
+use thawline::tensor::Shape;
+
+const CLASSES: usize = 5;
+const BATCH: usize = 3;
+const SMOOTHING: f32 = 0.1;
+
+/// Every op, stride 1 and 2, windows 1, 3 and 7, uneven padding, both kinds of pooling, a biased convolution under a
+/// batch norm, a plain residual and one with a projection.
+fn network() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(BATCH, 11, 9, 3).expect("an input");
+    let stem = Window { kernel: [7, 7], stride: [1, 1], padding: [3, 3, 3, 3] };
+    let x = b.conv2d("stem", x, 6, stem, false).expect("stem");
+    let x = b.batch_norm("stem.bn", x, 1e-3).expect("bn");
+    let x = b.relu("stem.relu", x).expect("relu");
+    let x = b.max_pool("pool", x, Window::square(3, 2, 1)).expect("pool");
+    let y = b.conv2d("a.conv1", x, 6, Window::square(3, 1, 1), true).expect("conv");
+    let y = b.batch_norm("a.bn1", y, 1e-5).expect("bn");
+    let y = b.relu("a.relu1", y).expect("relu");
+    let y = b.conv2d("a.conv2", y, 6, Window::square(3, 1, 1), false).expect("conv");
+    let y = b.batch_norm("a.bn2", y, 1e-5).expect("bn");
+    let y = b.add("a.add", y, x).expect("add");
+    let x = b.relu("a.out", y).expect("relu");
+    let uneven = Window { kernel: [3, 3], stride: [2, 2], padding: [0, 1, 1, 1] };
+    let y = b.conv2d("b.conv1", x, 9, uneven, false).expect("conv");
+    let y = b.batch_norm("b.bn1", y, 1e-5).expect("bn");
+    let down = Window { kernel: [1, 1], stride: [2, 2], padding: [0, 0, 0, 0] };
+    let z = b.conv2d("b.down", x, 9, down, false).expect("conv");
+    let z = b.batch_norm("b.down.bn", z, 1e-5).expect("bn");
+    let x = b.add("b.add", y, z).expect("add");
+    let x = b.avg_pool("avg", x, Window::square(2, 1, 0)).expect("pool");
+    let x = b.global_avg_pool("global", x).expect("pool");
+    let logits = b.linear("fc", x, CLASSES).expect("fc");
+    b.finish(logits).expect("a network")
+}
+
+/// A tensor in f64, in the graph's order of values.
+type Values = Vec<f64>;
+
+/// The mean loss of the network under its layers' settings.
+fn loss(graph: &Graph, params: &[Values], images: &[f64], labels: &[u32]) -> f64 {
+    let mut values: Vec<Values> = Vec::new();
+    for (_, node) in graph.nodes() {
+        let input = |i: usize| (&values[node.inputs[i].index()], graph.node(node.inputs[i]).shape);
+        let out = node.shape;
+        let mut z = vec![0.0; out.stored_len()];
+        match node.op {
+            Op::Input => z.copy_from_slice(images),
+            Op::Param(param) => z.clone_from(&params[param.index()]),
+            Op::Conv2d(conv) => {
+                let ((x, xs), (w, _)) = (input(0), input(1));
+                for_each(out, |[n, oy, ox, co], at| {
+                    let mut sum = if conv.bias { input(2).0[co] } else { 0.0 };
+                    each_tap(conv.window, xs, oy, ox, |ky, kx, iy, ix| {
+                        for ci in 0..xs.c() {
+                            let tap = (ky * conv.window.kernel[1] + kx) * xs.stored_c() + ci;
+                            sum += x[index(xs, n, iy, ix, ci)] * w[tap * out.stored_c() + co];
+                        }
+                    });
+                    z[at] = sum;
+                });
+            }
+            Op::BatchNorm { eps } => {
+                let ((x, shape), (affine, _), (moments, _)) = (input(0), input(1), input(2));
+                let mode = graph.layers()[node.layer.expect("a layer").index()].setting.batch_norm.expect("a mode");
+                let c = shape.stored_c();
+                for channel in 0..shape.c() {
+                    let of = || x.iter().skip(channel).step_by(c);
+                    let count = shape.pixels() as f64;
+                    let (mean, var) = match mode.stats {
+                        Stats::Running => (moments[channel], moments[c + channel]),
+                        Stats::Batch => {
+                            let mean = of().sum::<f64>() / count;
+                            (mean, of().map(|v| (v - mean).powi(2)).sum::<f64>() / count)
+                        }
+                    };
+                    let scale = affine[channel] / (var + f64::from(eps)).sqrt();
+                    for pixel in 0..shape.pixels() {
+                        let at = pixel * c + channel;
+                        z[at] = (x[at] - mean) * scale + affine[c + channel];
+                    }
+                }
+            }
+            Op::Activation { act: Act::Relu, .. } => z = input(0).0.iter().map(|v| v.max(0.0)).collect(),
+            Op::Add { .. } => z = input(0).0.iter().zip(input(1).0).map(|(a, b)| a + b).collect(),
+            Op::MaxPool { window, .. } => {
+                let (x, xs) = input(0);
+                for_each(out, |[n, oy, ox, c], at| {
+                    let mut max = f64::NEG_INFINITY;
+                    each_tap(window, xs, oy, ox, |_, _, iy, ix| max = max.max(x[index(xs, n, iy, ix, c)]));
+                    z[at] = max;
+                });
+            }
+            Op::AvgPool { window } => {
+                let (x, xs) = input(0);
+                for_each(out, |[n, oy, ox, c], at| {
+                    let mut sum = 0.0;
+                    each_tap(window, xs, oy, ox, |_, _, iy, ix| sum += x[index(xs, n, iy, ix, c)]);
+                    z[at] = sum / (window.kernel[0] * window.kernel[1]) as f64;
+                });
+            }
+            op => panic!("a network has no {}", op.name()),
+        }
+        values.push(z);
+    }
+    let logits = values.last().expect("logits");
+    let smoothing = f64::from(SMOOTHING);
+    let row = |(row, &label): (&[f64], &u32)| {
+        let row = &row[..CLASSES];
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = max + row.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
+        let mean: f64 = row.iter().map(|v| log_sum - v).sum::<f64>() / CLASSES as f64;
+        (1.0 - smoothing) * (log_sum - row[label as usize]) + smoothing * mean
+    };
+    logits.chunks(8).zip(labels).map(row).sum::<f64>() / labels.len() as f64
+}
+
+fn index(shape: Shape, n: usize, y: usize, x: usize, c: usize) -> usize {
+    ((n * shape.h() + y) * shape.w() + x) * shape.stored_c() + c
+}
+
+fn for_each(shape: Shape, mut f: impl FnMut([usize; 4], usize)) {
+    for n in 0..shape.n() {
+        for y in 0..shape.h() {
+            for x in 0..shape.w() {
+                for c in 0..shape.c() {
+                    f([n, y, x, c], index(shape, n, y, x, c));
+                }
+            }
+        }
+    }
+}
+
+fn each_tap(window: Window, x: Shape, oy: usize, ox: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    for ky in 0..window.kernel[0] {
+        for kx in 0..window.kernel[1] {
+            let iy = (oy * window.stride[0] + ky).checked_sub(window.padding[0]).filter(|y| *y < x.h());
+            let ix = (ox * window.stride[1] + kx).checked_sub(window.padding[1]).filter(|x_| *x_ < x.w());
+            if let (Some(iy), Some(ix)) = (iy, ix) {
+                f(ky, kx, iy, ix);
+            }
+        }
+    }
+}
+
+/// Values in −1…1 where the parameter has them, zeros in its padding, and what else its role asks for.
+fn initial(graph: &Graph, index: usize, rng: &mut Rng) -> Vec<f32> {
+    let param = &graph.params()[index];
+    let (c, stored) = (param.shape.c(), param.shape.stored_c());
+    let rows = param.shape.pixels();
+    let mut values = vec![0.0; rows * stored];
+    for (i, value) in values.iter_mut().enumerate() {
+        let (row, channel) = (i / stored, i % stored);
+        let padding = channel >= c || is_padding_row(graph, index, row);
+        let u = rng.range(-1.0, 1.0);
+        *value = match (param.role, row) {
+            _ if padding => 0.0,
+            (Role::ConvWeight | Role::LinearWeight, _) => u * 0.4,
+            // One gamma next to zero: nothing may divide by it.
+            (Role::Affine, 0) if channel == 1 => 1e-6,
+            (Role::Affine, 0) => 1.0 + 0.5 * u,
+            (Role::Moments, 1) => 1.0 + 0.5 * u,
+            (Role::Moments, 2) => 7.0,
+            _ => 0.3 * u,
+        } as f32;
+    }
+    values
+}
+
+/// Whether a row of a weight belongs to an input channel that only pads.
+fn is_padding_row(graph: &Graph, index: usize, row: usize) -> bool {
+    let param = &graph.params()[index];
+    matches!(param.role, Role::ConvWeight | Role::LinearWeight) && row % param.shape.0[2] >= param.channels
+}
+
+fn check(policy: &str, rules: &[&str]) {
+    let policy = Policy::recipe(policy).expect("a recipe").with_rules(rules).expect("rules");
+    let network = resolve(&policy, network()).expect("a policy").graph;
+    let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.1, decoupled: false };
+    let options =
+        Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: SMOOTHING, accumulate: 1, export_gradients: true };
+    let step = compile::training(network.clone(), &options).expect("a step");
+    let plan = Plan::new(step, Input::Values, Variant::Direct);
+
+    let rng = &mut Rng::new(17);
+    let params: Vec<Vec<f32>> = (0..network.params().len()).map(|i| initial(&network, i, rng)).collect();
+    let input = network.input_shape().expect("images");
+    let mut images = vec![0.0; input.stored_len()];
+    for_each(input, |_, at| images[at] = rng.range(-1.0, 1.0) as f32);
+    let labels = [4, 0, 2];
+
+    let mut executor = Executor::new(&plan);
+    for (index, slot) in plan.slots.iter().enumerate() {
+        let memory = executor.slot_mut(thawline::plan::SlotId::new(index));
+        match slot.storage {
+            Storage::Param(param) => memory[..params[param.index()].len()].copy_from_slice(&params[param.index()]),
+            Storage::Images => memory.copy_from_slice(&images),
+            Storage::Labels => memory[..3].copy_from_slice(bytemuck::cast_slice(&labels)),
+            // Nothing may rest on scratch memory being zero.
+            Storage::Scratch => memory.fill(f32::NAN),
+            Storage::Step => {
+                let scalars = StepScalars { lr: 0.1, inv_count: 1.0 / BATCH as f32, ..Default::default() };
+                memory[..8].copy_from_slice(bytemuck::cast_slice(&[scalars]));
+            }
+            _ => {}
+        }
+    }
+    executor.run(&[Phase::Once, Phase::Forward, Phase::Backward, Phase::Update]);
+
+    let wide = |v: &[f32]| -> Values { v.iter().map(|&v| f64::from(v)).collect() };
+    let truth: Vec<Values> = params.iter().map(|p| wide(p)).collect();
+    let images = wide(&images);
+    let rows = executor.slot(plan.output("rows").expect("rows"));
+    let found = rows.chunks(4).take(BATCH).map(|r| f64::from(r[0])).sum::<f64>() / BATCH as f64;
+    let expected = loss(&network, &truth, &images, &labels);
+    assert!((found - expected).abs() < 1e-5 * expected, "loss {found}, in f64 {expected}");
+
+    let mut checked = 0;
+    for (index, param) in network.params().iter().enumerate() {
+        let Some(rows) = trained_rows(&network, index) else { continue };
+        let slot = plan.output(&format!("grad:{index}")).expect("an exported gradient");
+        let gradient = executor.slot(slot);
+        let stored = param.shape.stored_c();
+        for _ in 0..3 {
+            let mut direction = vec![0.0; truth[index].len()];
+            for row in rows.clone().filter(|row| !is_padding_row(&network, index, *row)) {
+                direction[row * stored..][..param.shape.c()].fill_with(|| rng.range(-1.0, 1.0));
+            }
+            let moved = |by: f64| {
+                let mut params = truth.clone();
+                params[index].iter_mut().zip(&direction).for_each(|(p, d)| *p += by * d);
+                loss(&network, &params, &images, &labels)
+            };
+            let step = 1e-6;
+            let slope = (moved(step) - moved(-step)) / (2.0 * step);
+            let dot: f64 = direction.iter().zip(gradient).map(|(d, &g)| d * f64::from(g)).sum();
+            let size = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+            let scale = size(&mut direction.iter().copied()) * size(&mut gradient.iter().map(|&g| f64::from(g)));
+            let name = &network.layers()[param.layer.index()].name;
+            // A gradient that vanishes, as a bias's before batch statistics, is compared with the loss's own scale.
+            let allowed = (1e-4 * scale).max(1e-6);
+            assert!((slope - dot).abs() <= allowed, "{:?} of {name}: slope {slope}, gradient {dot}", param.role);
+        }
+        checked += 1;
+    }
+    assert!(checked > 0, "nothing trains");
+}
+
+/// The rows of a parameter that its layer's setting lets train.
+fn trained_rows(graph: &Graph, index: usize) -> Option<std::ops::Range<usize>> {
+    let param = &graph.params()[index];
+    let setting = graph.layers()[param.layer.index()].setting;
+    match param.role {
+        Role::ConvWeight | Role::LinearWeight | Role::Bias => setting.weights.then_some(0..param.shape.pixels()),
+        Role::Affine => match setting.batch_norm?.affine {
+            Affine::None => None,
+            Affine::Gamma => Some(0..1),
+            Affine::Beta => Some(1..2),
+            Affine::Both => Some(0..2),
+        },
+        Role::Moments => None,
+    }
+}
+
+#[test]
+fn everything_trains_under_batch_statistics() {
+    check("full", &[]);
+}
+
+#[test]
+fn everything_trains_under_frozen_batch_norms() {
+    check("full-frozen-bn", &[]);
+}
+
+#[test]
+fn gamma_and_beta_train_through_the_folded_weights() {
+    check("keras-guide", &[]);
+}
+
+#[test]
+fn only_batch_norms_train() {
+    check("bn-only", &[]);
+    check("bn-affine", &[]);
+}
+
+#[test]
+fn only_the_head_trains() {
+    check("head", &[]);
+    check("head-adapt", &[]);
+}
+
+#[test]
+fn modes_mix_within_one_network() {
+    let moving = "kind:bn & name:a.* -> stats=batch, update=ema(0.9), affine=gamma";
+    check("head", &["name:b.* -> weights=train", moving]);
+    check("full", &["name:a.* -> stats=running, update=off", "name:b.bn1 -> affine=beta"]);
+    check("keras-guide", &["name:a.conv1 -> weights=frozen", "name:b.down -> weights=frozen"]);
+    check("full", &["name:stem* -> stats=running, update=ema(0.8)"]);
+}

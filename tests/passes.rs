@@ -1,0 +1,163 @@
+//! What the compiler makes of the recipes: which nodes there are, and which there are not.
+
+use thawline::compile::{self, Optimizer, Options};
+use thawline::graph::{Act, Graph, LayerKind, Op, Phase, Sgd};
+use thawline::models;
+use thawline::policy::{Policy, resolve};
+
+fn options() -> Options {
+    let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };
+    Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: 0.0, accumulate: 1, export_gradients: false }
+}
+
+fn resolved(model: &str, policy: &str, rules: &[&str]) -> Graph {
+    let network = models::build(model, 4, (32, 32), 10).expect("a model");
+    let policy = Policy::recipe(policy).expect("a recipe").with_rules(rules).expect("rules");
+    resolve(&policy, network).expect("a policy").graph
+}
+
+fn training(policy: &str, rules: &[&str]) -> Graph {
+    compile::training(resolved("resnet18", policy, rules), &options()).expect("a step")
+}
+
+fn count(graph: &Graph, wanted: impl Fn(&Op) -> bool) -> usize {
+    graph.nodes().filter(|(_, node)| wanted(&node.op)).count()
+}
+
+/// When each batch norm is folded.
+fn folds(graph: &Graph) -> Vec<Phase> {
+    let fold = |op| matches!(op, Op::FoldBatchNorm { .. });
+    graph.nodes().filter(|(_, node)| fold(node.op)).map(|(_, node)| node.phase).collect()
+}
+
+/// The names of the layers that nodes of a phase serve, without repetition.
+fn layers(graph: &Graph, phase: Phase) -> Vec<&str> {
+    let mut names: Vec<&str> = graph
+        .nodes()
+        .filter(|(_, node)| node.phase == phase && !node.op.is_source())
+        .filter_map(|(_, node)| node.layer.map(|l| graph.layers()[l.index()].name.as_str()))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+#[test]
+fn inference_is_convolutions_and_pools() {
+    let graph = compile::inference(resolved("resnet18", "full", &[]), false).expect("inference");
+    // Twenty convolutions and the linear layer, each with everything around it folded in.
+    assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(_))), 21);
+    assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(c) if c.bias)), 21);
+    assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(c) if c.residual)), 8);
+    assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(c) if c.act == Act::Relu)), 17);
+    let left =
+        |op: &Op| matches!(op, Op::BatchNormApply(_) | Op::BatchNormStats | Op::Add { .. } | Op::Activation { .. });
+    assert_eq!(count(&graph, left), 0);
+    // Folding happens once, not every pass.
+    assert_eq!(folds(&graph), [Phase::Once; 20]);
+}
+
+#[test]
+fn a_frozen_network_below_the_head_is_inference() {
+    let graph = training("head", &[]);
+    assert_eq!(layers(&graph, Phase::Backward), ["fc"]);
+    assert_eq!(layers(&graph, Phase::Update), ["fc"]);
+    let inference = compile::inference(resolved("resnet18", "head", &[]), true).expect("inference");
+    let forward =
+        |g: &Graph| g.nodes().filter(|(_, n)| n.phase == Phase::Forward).map(|(_, n)| n.op).collect::<Vec<_>>();
+    let computed = |ops: Vec<Op>| ops.into_iter().filter(|op| !op.is_source()).collect::<Vec<_>>();
+    assert_eq!(computed(forward(&graph)), computed(forward(&inference)));
+}
+
+#[test]
+fn only_what_trains_has_a_weight_gradient() {
+    for (policy, expected) in [("full", 21), ("full-frozen-bn", 21), ("keras-guide", 21), ("head", 1), ("bn-only", 1)] {
+        let graph = training(policy, &[]);
+        assert_eq!(count(&graph, |op| matches!(op, Op::Conv2dWeightGrad { .. })), expected, "{policy}");
+    }
+    let thawed = training("head", &["from:layer4 -> weights=train"]);
+    assert_eq!(count(&thawed, |op| matches!(op, Op::Conv2dWeightGrad { .. })), 6);
+    // Nothing differentiates below the thaw line: not even the input of the first thawed block.
+    assert!(layers(&thawed, Phase::Backward).iter().all(|l| l.starts_with("layer4") || ["avgpool", "fc"].contains(l)));
+    let inputs = thawed.nodes().filter(|(_, n)| matches!(n.op, Op::Conv2dInputGrad { .. }));
+    let below = |name: &str| ["layer4.0.conv1", "layer4.0.downsample.0"].contains(&name);
+    assert!(inputs.filter_map(|(_, n)| n.layer).all(|l| !below(&thawed.layers()[l.index()].name)));
+}
+
+#[test]
+fn running_statistics_under_a_training_convolution_need_no_batch_norm_kernel() {
+    for policy in ["keras-guide", "full-frozen-bn"] {
+        let graph = training(policy, &[]);
+        let norm = |op: &Op| op.name().starts_with("batch_norm");
+        assert_eq!(count(&graph, norm), 0, "{policy}");
+        assert_eq!(folds(&graph), [Phase::Forward; 20], "{policy}");
+        let affine = if policy == "keras-guide" { 20 } else { 0 };
+        assert_eq!(count(&graph, |op| matches!(op, Op::FoldAffineGrad { .. })), affine, "{policy}");
+    }
+}
+
+#[test]
+fn batch_statistics_cost_what_they_must() {
+    let graph = training("bn-only", &[]);
+    assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormStats)), 20);
+    assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormUpdate { .. })), 20);
+    assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormGradReduce { .. })), 20);
+    // The first batch norm has nothing trainable behind it.
+    assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormGradBatch { .. })), 19);
+    // Moving statistics alone need no gradient at all.
+    let moving = training("head-adapt", &[]);
+    assert_eq!(layers(&moving, Phase::Backward), ["fc"]);
+    assert_eq!(count(&moving, |op| matches!(op, Op::BatchNormUpdate { .. })), 20);
+}
+
+#[test]
+fn frozen_tensors_are_not_in_the_optimiser() {
+    for recipe in thawline::policy::RECIPES {
+        let graph = training(recipe.name, &[]);
+        for (_, node) in graph.nodes() {
+            for &operand in node.op.mutates() {
+                let target = graph.node(node.inputs[operand]);
+                let Op::Param(param) = target.op else { continue };
+                let layer = &graph.layers()[graph.param(param).layer.index()];
+                let moves = layer.setting.batch_norm.is_some_and(|m| m.update != thawline::graph::StatsUpdate::Off);
+                let allowed = graph.param(param).update.is_some() || (layer.kind == LayerKind::Bn && moves);
+                assert!(allowed, "{}: {} changes {}", recipe.name, node.op.name(), layer.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn accumulation_commits_once_a_window() {
+    let two = Options { accumulate: 2, ..options() };
+    let graph = compile::training(resolved("resnet18", "full", &[]), &two).expect("a step");
+    let sums = count(&graph, |op| matches!(op, Op::Accumulate));
+    // 20 weights, 20 affine pairs, the head's weight and bias; 20 moments.
+    assert_eq!(sums, 62);
+    // What the update reads outlives a micro-batch: parameters and state only.
+    for (_, node) in graph.nodes().filter(|(_, n)| n.phase == Phase::Update) {
+        for &input in &node.inputs {
+            let op = graph.node(input).op;
+            assert!(op.is_source() || op == Op::Accumulate, "{} reads {}", node.op.name(), op.name());
+        }
+    }
+}
+
+#[test]
+fn every_recipe_on_every_model_verifies() {
+    for spec in models::MODELS {
+        for recipe in thawline::policy::RECIPES {
+            let network = resolved(spec.name, recipe.name, &[]);
+            compile::training(network.clone(), &options()).unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
+            compile::inference(network, true).unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
+        }
+    }
+}
+
+#[test]
+fn the_dump_is_stable_and_names_layers() {
+    let dump = training("head", &[]).to_string();
+    assert_eq!(dump, training("head", &[]).to_string());
+    let line = dump.lines().find(|l| l.contains("sgd_step")).expect("an update");
+    assert!(line.contains("update") && line.ends_with("# fc"), "{line}");
+}

@@ -1,0 +1,124 @@
+//! Plans: memory, bindings and price, without a device.
+
+use thawline::compile::{self, Optimizer, Options};
+use thawline::graph::{AdamW, Graph, Sgd};
+use thawline::kernels::Access;
+use thawline::kernels::conv2d::Variant;
+use thawline::models;
+use thawline::plan::{Input, Plan, Storage, UNIFORM_ALIGNMENT};
+use thawline::policy::{Policy, RECIPES, resolve};
+
+const BYTES: Input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3] };
+
+fn options() -> Options {
+    let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };
+    Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: 0.0, accumulate: 1, export_gradients: false }
+}
+
+fn network(policy: &str, batch: usize) -> Graph {
+    let network = models::build("resnet18", batch, (64, 64), 10).expect("a model");
+    resolve(&Policy::recipe(policy).expect("a recipe"), network).expect("a policy").graph
+}
+
+fn plan(policy: &str, batch: usize) -> Plan {
+    Plan::new(compile::training(network(policy, batch), &options()).expect("a step"), BYTES, Variant::Direct)
+}
+
+fn inference(batch: usize) -> Plan {
+    Plan::new(compile::inference(network("full", batch), true).expect("inference"), BYTES, Variant::Direct)
+}
+
+#[test]
+fn bindings_are_what_kernels_and_wgpu_ask_for() {
+    for recipe in RECIPES {
+        for variant in Variant::ALL {
+            let step = compile::training(network(recipe.name, 4), &options()).expect("a step");
+            let plan = Plan::new(step, BYTES, variant);
+            for call in &plan.calls {
+                let label = plan.label(call);
+                assert_eq!(call.bindings.len(), call.kernel.bindings.len(), "{label}");
+                assert_eq!(call.uniform as usize % UNIFORM_ALIGNMENT, 0, "{label}");
+                assert!(call.uniform as usize + call.kernel.params_size() <= plan.uniforms.len(), "{label}");
+                for (i, slot) in call.bindings.iter().enumerate() {
+                    assert!(call.words[i] <= plan.slots[slot.index()].words, "{label}: binding {i}");
+                    let shared = call.bindings.iter().enumerate().any(|(j, other)| i != j && slot == other);
+                    let written = call.kernel.bindings[i].access == Access::Write;
+                    assert!(!(shared && written), "{label} writes a slot that it binds twice");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_head_keeps_nothing_below_itself() {
+    let plan = plan("head", 8);
+    let head = plan.graph.layers().len() - 1;
+    for (layer, cost) in plan.graph.layers().iter().zip(&plan.cost.layers).take(head) {
+        assert_eq!((cost.kept, cost.backward.flops, cost.backward.bytes), (0, 0, 0), "{}", layer.name);
+        assert_eq!(cost.update.bytes, 0, "{}", layer.name);
+    }
+    // The pooled features, and the logits for the loss.
+    assert_eq!(plan.cost.kept(), 8 * 512 * 4 + 8 * 12 * 4);
+}
+
+#[test]
+fn what_is_kept_grows_with_what_trains() {
+    let kept = |policy| plan(policy, 8).cost.kept();
+    let (head, affine, guide, full) = (kept("head"), kept("bn-affine"), kept("keras-guide"), kept("full"));
+    assert!(head < guide && guide < full && head < affine && affine < full, "{head} {affine} {guide} {full}");
+    // A convolution that trains under running statistics keeps its input and one bit a value, not the input of the
+    // batch norm: about half of what batch statistics keep.
+    assert!(guide * 100 < full * 62, "{guide} {full}");
+    assert_eq!(kept("full-frozen-bn"), guide);
+}
+
+#[test]
+fn memory_follows_the_policy_and_the_batch() {
+    // `head` holds frozen weights twice, as they are and folded, but no state.
+    let bytes = |policy| plan(policy, 8).bytes();
+    assert!(bytes("head") < bytes("full") && bytes("bn-only") < bytes("full"));
+    let scratch = |p: &Plan| p.slots.iter().filter(|s| s.storage == Storage::Scratch).map(|s| s.bytes()).sum::<u64>();
+    let (one, two) = (scratch(&inference(8)), scratch(&inference(16)));
+    assert!(two > one * 3 / 2 && two <= one * 2, "{one} {two}");
+    // Inference needs a handful of activations at a time.
+    assert!(scratch(&inference(8)) < 4 * 8 * 32 * 32 * 64 * 4);
+}
+
+#[test]
+fn the_price_is_the_network_s() {
+    // torchvision's resnet18 at 224 px is 1.814 GMAC; design figures count two operations a multiply-add.
+    let network = models::build("resnet18", 1, (224, 224), 1000).expect("a model");
+    let network = resolve(&Policy::recipe("full").expect("a recipe"), network).expect("a policy").graph;
+    let forward = Plan::new(compile::inference(network.clone(), false).expect("inference"), BYTES, Variant::Direct);
+    let flops = forward.cost.step().flops as f64;
+    assert!((flops / 2.0 / 1.814e9 - 1.0).abs() < 1e-3, "{flops}");
+    // Backward is twice forward, but for the images' gradient.
+    let step = Plan::new(compile::training(network, &options()).expect("a step"), BYTES, Variant::Direct);
+    let ratio = step.cost.step().flops as f64 / flops;
+    assert!((2.9..3.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn optimisers_ask_for_the_state_that_they_need() {
+    let states = |optimizer| {
+        let step = compile::training(network("full", 4), &Options { optimizer, ..options() }).expect("a step");
+        let plan = Plan::new(step, Input::Values, Variant::Direct);
+        plan.slots.iter().filter(|s| matches!(s.storage, Storage::State(_))).count()
+    };
+    let params = 20 + 20 + 2;
+    let sgd = |momentum| Sgd { momentum, nesterov: false, weight_decay: 0.1, decoupled: false };
+    let adamw = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+    assert_eq!(states(Optimizer::Sgd(sgd(0.0))), 0);
+    assert_eq!(states(Optimizer::Sgd(sgd(0.9))), params);
+    assert_eq!(states(Optimizer::AdamW(adamw)), 2 * params);
+}
+
+#[test]
+fn grids_that_no_adapter_takes_are_found() {
+    assert!(inference(8).oversized_grid().is_none());
+    let huge = models::build("resnet18", 4096, (224, 224), 10).expect("a model");
+    let plan = Plan::new(compile::inference(huge, false).expect("inference"), BYTES, Variant::Direct);
+    let (call, groups) = plan.oversized_grid().expect("a call");
+    assert!(groups > 65_535, "{}", plan.label(call));
+}
