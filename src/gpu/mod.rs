@@ -4,6 +4,8 @@ mod device;
 mod executor;
 mod measure;
 
+/// The wgpu that [`Device::from_wgpu`] takes devices of.
+pub use wgpu;
 pub use device::{Device, DeviceInfo, DeviceOptions, Limits, list};
 pub use executor::{Executor, Parameters};
 pub(crate) use measure::median;
