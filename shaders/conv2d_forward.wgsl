@@ -2,6 +2,9 @@
 // pixels. The lanes of a workgroup's first dimension run along channels, so that they read the same pixels and
 // neighbouring weights. Padding is a clamped index times 0 or 1; the only divisions locate the eight pixels.
 
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+
 @compute @workgroup_size(8, 4)
 fn conv2d_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let quad0 = id.x * 2u;

@@ -2,6 +2,9 @@
 // four channels an invocation. Each invocation loads the input of four pixels and broadcasts it to the others, so that
 // a load serves all eight: what matters on drivers that load invocation by invocation.
 
+@group(0) @binding(1) var x: texture_2d<f32>;
+@group(0) @binding(2) var weight: texture_2d<f32>;
+
 @compute @workgroup_size(8)
 fn conv2d_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let first = group.y * 32u;
@@ -55,17 +58,17 @@ fn conv2d_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_inv
             let t3 = tap(at3, ky, kx);
             let m3 = bitcast<f32>(t3.y);
             for (var c = 0u; c < p.in_quads; c++) {
-                let x0 = x[t0.x + c] * m0;
-                let x1 = x[t1.x + c] * m1;
-                let x2 = x[t2.x + c] * m2;
-                let x3 = x[t3.x + c] * m3;
-                let wx = weight[row + read];
+                let x0 = textureLoad(x, texel(t0.x + c), 0) * m0;
+                let x1 = textureLoad(x, texel(t1.x + c), 0) * m1;
+                let x2 = textureLoad(x, texel(t2.x + c), 0) * m2;
+                let x3 = textureLoad(x, texel(t3.x + c), 0) * m3;
+                let wx = textureLoad(weight, texel(row + read), 0);
                 row += p.out_quads;
-                let wy = weight[row + read];
+                let wy = textureLoad(weight, texel(row + read), 0);
                 row += p.out_quads;
-                let wz = weight[row + read];
+                let wz = textureLoad(weight, texel(row + read), 0);
                 row += p.out_quads;
-                let ww = weight[row + read];
+                let ww = textureLoad(weight, texel(row + read), 0);
                 row += p.out_quads;
                 let s0 = subgroupBroadcast(x0, 0u);
                 a0 += s0.x * wx;
@@ -268,4 +271,9 @@ fn conv2d_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_inv
             mask[(group.y * 4u + tile) * p.out_quads + quad] = bits[tile];
         }
     }
+}
+
+// Where a texture that holds a buffer has the buffer's `index`-th quad.
+fn texel(index: u32) -> vec2<u32> {
+    return vec2<u32>(index & 4095u, index >> 12u);
 }

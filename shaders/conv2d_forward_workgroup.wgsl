@@ -1,6 +1,9 @@
 // Convolution by implicit GEMM through workgroup memory: a workgroup computes 64 channels of 64 consecutive output pixels,
 // 8 × 8 values an invocation, and loads both operands 16 input channels at a time.
 
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+
 // Four quads of each of the 64 pixels, quad by quad; 16 rows of the weights, 16 quads each.
 var<workgroup> xs: array<vec4<f32>, 256>;
 var<workgroup> ws: array<vec4<f32>, 256>;

@@ -2,6 +2,9 @@
 // pixels. Pixels are taken class by class, a class being the pixels with the same remainder of (row, column) by the
 // stride: all pixels of a class meet the same taps of the window, so that no tap is structurally zero.
 
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+
 @compute @workgroup_size(8, 4)
 fn conv2d_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     let class_y = id.z / p.stride_w;

@@ -2,6 +2,9 @@
 // class, four channels an invocation; see conv2d_input_grad.wgsl for the classes. Each invocation loads the output
 // gradient of four pixels and broadcasts it to the others.
 
+@group(0) @binding(1) var dy: texture_2d<f32>;
+@group(0) @binding(2) var weight: texture_2d<f32>;
+
 @compute @workgroup_size(8)
 fn conv2d_input_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let class_y = group.z / p.stride_w;
@@ -62,14 +65,14 @@ fn conv2d_input_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_
             let t3 = tap(at3, tap_y, tap_x);
             let m3 = bitcast<f32>(t3.y);
             for (var c = 0u; c < p.out_quads; c++) {
-                let g0 = dy[t0.x + c] * m0;
-                let g1 = dy[t1.x + c] * m1;
-                let g2 = dy[t2.x + c] * m2;
-                let g3 = dy[t3.x + c] * m3;
-                let r0 = weight[row + 0u * p.out_quads + c];
-                let r1 = weight[row + 1u * p.out_quads + c];
-                let r2 = weight[row + 2u * p.out_quads + c];
-                let r3 = weight[row + 3u * p.out_quads + c];
+                let g0 = textureLoad(dy, texel(t0.x + c), 0) * m0;
+                let g1 = textureLoad(dy, texel(t1.x + c), 0) * m1;
+                let g2 = textureLoad(dy, texel(t2.x + c), 0) * m2;
+                let g3 = textureLoad(dy, texel(t3.x + c), 0) * m3;
+                let r0 = textureLoad(weight, texel(row + 0u * p.out_quads + c), 0);
+                let r1 = textureLoad(weight, texel(row + 1u * p.out_quads + c), 0);
+                let r2 = textureLoad(weight, texel(row + 2u * p.out_quads + c), 0);
+                let r3 = textureLoad(weight, texel(row + 3u * p.out_quads + c), 0);
                 let wx = vec4<f32>(r0.x, r1.x, r2.x, r3.x);
                 let wy = vec4<f32>(r0.y, r1.y, r2.y, r3.y);
                 let wz = vec4<f32>(r0.z, r1.z, r2.z, r3.z);
@@ -269,4 +272,9 @@ fn conv2d_input_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_
     store(a29, subgroupBroadcast(at3.w, 5u), first + 29u < pixels, quad);
     store(a30, subgroupBroadcast(at3.w, 6u), first + 30u < pixels, quad);
     store(a31, subgroupBroadcast(at3.w, 7u), first + 31u < pixels, quad);
+}
+
+// Where a texture that holds a buffer has the buffer's `index`-th quad.
+fn texel(index: u32) -> vec2<u32> {
+    return vec2<u32>(index & 4095u, index >> 12u);
 }

@@ -2,6 +2,9 @@
 // class, 8 × 8 values an invocation, and loads both operands 16 output channels at a time. For the classes see
 // conv2d_input_grad.wgsl.
 
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
+
 // Four quads of each of the 64 pixels, and of each of the 64 rows of the weights, quad by quad.
 var<workgroup> gs: array<vec4<f32>, 256>;
 var<workgroup> ws: array<vec4<f32>, 256>;

@@ -2,6 +2,9 @@
 // channels of one tap of the window, over one split of the output rows. The splits are summed in a second pass, in
 // order, so that the result does not depend on how the device schedules them.
 
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
+
 @compute @workgroup_size(8, 4)
 fn conv2d_weight_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     let pairs = (p.in_quads + 1u) / 2u;

@@ -3,6 +3,9 @@
 // channels, four an invocation, over one split of the output rows. Each invocation loads four of the 32 input values of
 // a pixel and broadcasts them to the others.
 
+@group(0) @binding(1) var x: texture_2d<f32>;
+@group(0) @binding(2) var dy: texture_2d<f32>;
+
 @compute @workgroup_size(8)
 fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let line = p.kernel_w * p.in_quads;
@@ -54,9 +57,9 @@ fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup
             for (var column = 0; column < p.out_w; column++) {
                 let wanted = column * p.stride_w - p.pad_left + kx;
                 let inside = clamp(wanted, 0, p.in_w - 1);
-                let load = x[u32(start + inside) * p.in_quads + own % p.in_quads];
+                let load = textureLoad(x, texel(u32(start + inside) * p.in_quads + own % p.in_quads), 0);
                 let value = load * select(0.0, 1.0, wanted == inside && own < line);
-                let g = dy[(row * u32(p.out_w) + u32(column)) * p.out_quads + out];
+                let g = textureLoad(dy, texel((row * u32(p.out_w) + u32(column)) * p.out_quads + out), 0);
                 let s0 = subgroupBroadcast(value, 0u);
                 a0 += s0.x * g;
                 a1 += s0.y * g;
@@ -203,4 +206,9 @@ fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup
     if block + 31u < rows {
         partials[(to_row + 31u) * p.out_quads + quad] = a31;
     }
+}
+
+// Where a texture that holds a buffer has the buffer's `index`-th quad.
+fn texel(index: u32) -> vec2<u32> {
+    return vec2<u32>(index & 4095u, index >> 12u);
 }

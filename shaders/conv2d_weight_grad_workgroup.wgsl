@@ -2,6 +2,9 @@
 // input channel of one tap; the taps of a window's row follow each other as the pixels do in memory) × 64 output
 // channels, 8 × 8 values an invocation, over one split of the output rows, and loads 16 pixels at a time.
 
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
+
 // 16 quads of each of the 16 pixels.
 var<workgroup> xs: array<vec4<f32>, 256>;
 var<workgroup> gs: array<vec4<f32>, 256>;

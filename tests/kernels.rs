@@ -157,7 +157,7 @@ impl Case {
         let context = |name| format!("{} ({}): {name}", kernel.name, self.what);
         for (buffer, binding) in self.buffers.iter_mut().zip(kernel.bindings) {
             buffer.extend(match binding.access {
-                Access::Read => vec![f32::NAN; GUARD],
+                Access::Read | Access::Texture => vec![f32::NAN; GUARD],
                 Access::Write => untouched(GUARD),
             });
         }
@@ -178,7 +178,7 @@ impl Case {
         }
         for ((found, expected), binding) in trusted.iter().zip(&expected).zip(kernel.bindings) {
             let bits = self.tolerance == 0.0 || ["mask", "argmax"].contains(&binding.name);
-            if binding.access == Access::Read || bits {
+            if binding.access != Access::Write || bits {
                 assert_bits(&context(binding.name), "on the device", found, expected);
             } else {
                 assert_near(&context(binding.name), found, expected, self.tolerance);

@@ -108,10 +108,15 @@ fn storage_buffers_agree() {
         let module = parse(kernel);
         let mut found = BTreeMap::new();
         for (_, var) in module.global_variables.iter() {
-            if let AddressSpace::Storage { access } = var.space {
-                let binding = var.binding.expect("a storage buffer has a binding");
+            let access = match var.space {
+                AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => Some(Access::Write),
+                AddressSpace::Storage { .. } => Some(Access::Read),
+                AddressSpace::Handle => Some(Access::Texture),
+                _ => None,
+            };
+            if let Some(access) = access {
+                let binding = var.binding.expect("a resource has a binding");
                 assert_eq!(binding.group, 0, "{}: group of {:?}", kernel.name, var.name);
-                let access = if access.contains(StorageAccess::STORE) { Access::Write } else { Access::Read };
                 let name = var.name.clone().unwrap_or_default();
                 let twice = found.insert(binding.binding, (name, access));
                 assert_eq!(twice, None, "{}: binding {}", kernel.name, binding.binding);

@@ -1,6 +1,7 @@
 //! Opening a device, compiling kernels for it, and running a single one.
 
 use super::GpuError;
+use super::texture::{self, Texture};
 use crate::kernels::conv2d::{self, Epilogue, Variant};
 use crate::kernels::{Access, Dispatch, Geometry, Kernel, SUBGROUP};
 use crate::tensor::Shape;
@@ -90,6 +91,14 @@ fn adapters() -> Vec<wgpu::Adapter> {
 /// Every device that can be opened, in the order of their indices: the first is the default.
 pub fn list() -> Vec<DeviceInfo> {
     adapters().iter().map(|a| DeviceInfo::new(&a.get_info(), &a.limits())).collect()
+}
+
+/// One kernel with buffers of its own.
+pub(super) struct StandAlone {
+    pipeline: Arc<Pipeline>,
+    storage: Vec<wgpu::Buffer>,
+    textures: Vec<Option<Texture>>,
+    group: wgpu::BindGroup,
 }
 
 pub(super) struct Pipeline {
@@ -254,7 +263,15 @@ impl Device {
         entries.extend(kernel.bindings.iter().enumerate().map(|(i, binding)| wgpu::BindGroupLayoutEntry {
             binding: i as u32 + 1,
             visibility: wgpu::ShaderStages::COMPUTE,
-            ty: buffer(wgpu::BufferBindingType::Storage { read_only: binding.access == Access::Read }, false),
+            ty: match binding.access {
+                Access::Read => buffer(wgpu::BufferBindingType::Storage { read_only: true }, false),
+                Access::Write => buffer(wgpu::BufferBindingType::Storage { read_only: false }, false),
+                Access::Texture => wgpu::BindingType::Texture {
+                    sample_type: wgpu::TextureSampleType::Float { filterable: false },
+                    view_dimension: wgpu::TextureViewDimension::D2,
+                    multisampled: false,
+                },
+            },
             count: None,
         }));
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
@@ -282,37 +299,64 @@ impl Device {
     /// # Errors
     /// The device reports an error.
     pub fn run(&self, dispatch: &Dispatch, buffers: &mut [Vec<f32>]) -> Result<(), GpuError> {
-        let pipeline = self.pipeline(dispatch.kernel)?;
-        let device = &self.inner.device;
-        let encoded = self.guard(&format!("running {}", dispatch.kernel.name), || {
-            let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-            let uniform = init(device, &dispatch.params, wgpu::BufferUsages::UNIFORM);
-            let storage: Vec<_> =
-                buffers.iter().map(|data| init(device, bytemuck::cast_slice(data), storage)).collect();
-            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-            entries.extend(storage.iter().enumerate().map(|(i, buffer)| wgpu::BindGroupEntry {
-                binding: i as u32 + 1,
-                resource: buffer.as_entire_binding(),
-            }));
-            let layout = &pipeline.layout;
-            let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
-            let mut encoder = device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, &group, &[0]);
-                let [x, y, z] = dispatch.workgroups;
-                pass.dispatch_workgroups(x, y, z);
-            }
-            self.inner.queue.submit([encoder.finish()]);
-            storage
-        })?;
-        for ((data, buffer), binding) in buffers.iter_mut().zip(&encoded).zip(dispatch.kernel.bindings) {
+        let standing = self.stand_alone(dispatch, buffers)?;
+        self.guard(&format!("running {}", dispatch.kernel.name), || self.submit_alone(dispatch, &standing))?;
+        for ((data, buffer), binding) in buffers.iter_mut().zip(&standing.storage).zip(dispatch.kernel.bindings) {
             if binding.access == Access::Write {
                 *data = self.download(buffer, 0, data.len())?;
             }
         }
         Ok(())
+    }
+
+    /// Uploads and binds what one kernel needs, without a plan.
+    pub(super) fn stand_alone(&self, dispatch: &Dispatch, buffers: &[Vec<f32>]) -> Result<StandAlone, GpuError> {
+        let pipeline = self.pipeline(dispatch.kernel)?;
+        let device = &self.inner.device;
+        self.guard(&format!("preparing {}", dispatch.kernel.name), || {
+            let init = |contents: &[u8], usage| {
+                device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents, usage })
+            };
+            let uniform = init(&dispatch.params, wgpu::BufferUsages::UNIFORM);
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+            let storage: Vec<_> = buffers.iter().map(|data| init(bytemuck::cast_slice(data), usage)).collect();
+            let textures: Vec<Option<Texture>> = dispatch
+                .kernel
+                .bindings
+                .iter()
+                .zip(buffers)
+                .map(|(b, data)| (b.access == Access::Texture).then(|| texture::create(device, data.len())))
+                .collect();
+            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+            entries.extend(storage.iter().zip(&textures).enumerate().map(|(i, (buffer, texture))| {
+                let resource = match texture {
+                    Some(texture) => wgpu::BindingResource::TextureView(&texture.view),
+                    None => buffer.as_entire_binding(),
+                };
+                wgpu::BindGroupEntry { binding: i as u32 + 1, resource }
+            }));
+            let layout = &pipeline.layout;
+            let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
+            StandAlone { pipeline: pipeline.clone(), storage, textures, group }
+        })
+    }
+
+    /// Submits one kernel, its copies into textures included.
+    pub(super) fn submit_alone(&self, dispatch: &Dispatch, standing: &StandAlone) {
+        let mut encoder = self.inner.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for (buffer, texture) in standing.storage.iter().zip(&standing.textures) {
+            if let Some(texture) = texture {
+                texture::fill(&mut encoder, texture, buffer, buffer.size() as usize / 4);
+            }
+        }
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&standing.pipeline.pipeline);
+            pass.set_bind_group(0, &standing.group, &[0]);
+            let [x, y, z] = dispatch.workgroups;
+            pass.dispatch_workgroups(x, y, z);
+        }
+        self.inner.queue.submit([encoder.finish()]);
     }
 
     /// Reads `words` 32-bit words of a buffer, after all that was submitted before.
@@ -367,10 +411,6 @@ impl Device {
             reason: e.to_string(),
         })
     }
-}
-
-fn init(device: &wgpu::Device, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
-    device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents, usage })
 }
 
 fn select(adapters: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter, GpuError> {

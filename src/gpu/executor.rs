@@ -1,8 +1,10 @@
 //! Runs plans on a device.
 
 use super::device::Pipeline;
+use super::texture::{self, Texture};
 use super::{Device, GpuError};
 use crate::graph::{Graph, ParamId, Phase};
+use crate::kernels::Access;
 use crate::plan::{Call, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
 use std::sync::Arc;
@@ -100,6 +102,8 @@ pub struct Executor {
     device: Device,
     plan: Plan,
     buffers: Vec<wgpu::Buffer>,
+    /// For each position in a kernel's bindings a texture that the calls in need of one share, one after the other.
+    textures: Vec<Option<Texture>>,
     bound: Vec<Bound>,
     fetches: std::collections::VecDeque<Fetch>,
     staging: Vec<wgpu::Buffer>,
@@ -127,6 +131,7 @@ impl Executor {
                 fits: Some((LIMIT as usize * batch) / groups as usize).filter(|&n| n > 0),
             });
         }
+        let textures = textures(device, &plan, batch)?;
         let mut buffers = Vec::with_capacity(plan.slots.len());
         for slot in &plan.slots {
             buffers.push(match slot.storage {
@@ -142,9 +147,13 @@ impl Executor {
             device.inner.queue.write_buffer(&buffer, 0, &plan.uniforms);
             buffer
         })?;
-        let bound = plan.calls.iter().map(|call| bind(device, call, &buffers, &uniforms)).collect::<Result<_, _>>()?;
+        let bound = plan
+            .calls
+            .iter()
+            .map(|call| bind(device, call, &buffers, &textures, &uniforms))
+            .collect::<Result<_, _>>()?;
         let (fetches, staging) = Default::default();
-        Ok(Self { device: device.clone(), plan, buffers, bound, fetches, staging })
+        Ok(Self { device: device.clone(), plan, buffers, textures, bound, fetches, staging })
     }
 
     pub fn plan(&self) -> &Plan {
@@ -153,7 +162,8 @@ impl Executor {
 
     /// Bytes that this executor allocated, the shared parameters included.
     pub fn allocated_bytes(&self) -> u64 {
-        self.buffers.iter().chain(&self.staging).map(wgpu::Buffer::size).sum()
+        let buffers: u64 = self.buffers.iter().chain(&self.staging).map(wgpu::Buffer::size).sum();
+        buffers + self.textures.iter().flatten().map(texture::bytes).sum::<u64>()
     }
 
     /// Fills a slot, or its beginning.
@@ -197,22 +207,37 @@ impl Executor {
     fn submit(&self, calls: &[usize]) -> Result<(), GpuError> {
         self.device.guard("running a plan", || {
             let mut encoder = self.device.inner.device.create_command_encoder(&Default::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for &index in calls {
-                    self.encode(&mut pass, index);
-                }
-            }
+            self.encode(&mut encoder, calls, |_, _| {});
             self.device.inner.queue.submit([encoder.finish()]);
         })
     }
 
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, index: usize) {
-        let (call, bound) = (&self.plan.calls[index], &self.bound[index]);
-        pass.set_pipeline(&bound.pipeline.pipeline);
-        pass.set_bind_group(0, &bound.group, &[call.uniform]);
-        let [x, y, z] = call.workgroups;
-        pass.dispatch_workgroups(x, y, z);
+    /// Encodes calls into as few passes as their copies into textures allow; `after` is told of each call, by its
+    /// position, while its pass is open.
+    fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        calls: &[usize],
+        mut after: impl FnMut(&mut wgpu::ComputePass<'_>, usize),
+    ) {
+        let mut open: Option<wgpu::ComputePass<'static>> = None;
+        for (position, &index) in calls.iter().enumerate() {
+            let (call, bound) = (&self.plan.calls[index], &self.bound[index]);
+            for (i, binding) in call.kernel.bindings.iter().enumerate() {
+                if let (Access::Texture, Some(texture)) = (binding.access, &self.textures[i]) {
+                    // Copies are not part of a pass.
+                    open = None;
+                    texture::fill(encoder, texture, &self.buffers[call.bindings[i].index()], call.words[i]);
+                }
+            }
+            let begin = || encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
+            let pass = open.get_or_insert_with(begin);
+            pass.set_pipeline(&bound.pipeline.pipeline);
+            pass.set_bind_group(0, &bound.group, &[call.uniform]);
+            let [x, y, z] = call.workgroups;
+            pass.dispatch_workgroups(x, y, z);
+            after(pass, position);
+        }
     }
 
     /// Waits until the device has done all that was submitted.
@@ -305,14 +330,8 @@ impl Executor {
                 let resolved =
                     device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false });
                 let mut encoder = device.create_command_encoder(&Default::default());
-                {
-                    let mut pass = encoder.begin_compute_pass(&Default::default());
-                    pass.write_timestamp(&queries, 0);
-                    for (i, &index) in calls.iter().enumerate() {
-                        self.encode(&mut pass, index);
-                        pass.write_timestamp(&queries, i as u32 + 1);
-                    }
-                }
+                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).write_timestamp(&queries, 0);
+                self.encode(&mut encoder, calls, |pass, i| pass.write_timestamp(&queries, i as u32 + 1));
                 encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
                 self.device.inner.queue.submit([encoder.finish()]);
                 resolved
@@ -327,14 +346,51 @@ impl Executor {
     }
 }
 
-fn bind(device: &Device, call: &Call, buffers: &[wgpu::Buffer], uniforms: &wgpu::Buffer) -> Result<Bound, GpuError> {
+/// A texture for each position in a kernel's bindings that some call reads through one, as large as the largest needs.
+fn textures(device: &Device, plan: &Plan, batch: usize) -> Result<Vec<Option<Texture>>, GpuError> {
+    let mut words: Vec<usize> = Vec::new();
+    for call in &plan.calls {
+        for (i, binding) in call.kernel.bindings.iter().enumerate() {
+            if words.len() <= i {
+                words.push(0);
+            }
+            if binding.access == Access::Texture {
+                let wanted = call.words[i] as u64;
+                if wanted > texture::MAX_WORDS {
+                    return Err(GpuError::TooLarge {
+                        tensor: format!("an operand of {}", plan.label(call)),
+                        bytes: wanted * 4,
+                        device: device.info().name.clone(),
+                        name: "max_texture_dimension_2d",
+                        limit: texture::MAX_WORDS * 4,
+                        fits: Some((texture::MAX_WORDS * batch as u64 / wanted) as usize).filter(|&n| n > 0),
+                    });
+                }
+                words[i] = words[i].max(call.words[i]);
+            }
+        }
+    }
+    let create = |words| (words > 0).then(|| texture::create(&device.inner.device, words));
+    device.guard("allocating textures", || words.into_iter().map(create).collect())
+}
+
+fn bind(
+    device: &Device,
+    call: &Call,
+    buffers: &[wgpu::Buffer],
+    textures: &[Option<Texture>],
+    uniforms: &wgpu::Buffer,
+) -> Result<Bound, GpuError> {
     let pipeline = device.pipeline(call.kernel)?;
     let size = wgpu::BufferSize::new(call.kernel.params_size().next_multiple_of(16) as u64);
     let uniform = wgpu::BufferBinding { buffer: uniforms, offset: 0, size };
     let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(uniform) }];
-    entries.extend(call.bindings.iter().enumerate().map(|(i, slot)| wgpu::BindGroupEntry {
-        binding: i as u32 + 1,
-        resource: buffers[slot.index()].as_entire_binding(),
+    entries.extend(call.bindings.iter().enumerate().map(|(i, slot)| {
+        let resource = match (call.kernel.bindings[i].access, &textures[i]) {
+            (Access::Texture, Some(texture)) => wgpu::BindingResource::TextureView(&texture.view),
+            _ => buffers[slot.index()].as_entire_binding(),
+        };
+        wgpu::BindGroupEntry { binding: i as u32 + 1, resource }
     }));
     let group = device.guard(&format!("binding {}", call.kernel.name), || {
         device.inner.device.create_bind_group(&wgpu::BindGroupDescriptor {

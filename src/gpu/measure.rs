@@ -3,7 +3,6 @@
 use super::{Device, GpuError};
 use crate::kernels::Dispatch;
 use std::time::Instant;
-use wgpu::util::DeviceExt;
 
 impl Device {
     /// Runs one kernel once to warm up and `repeat` times to measure, waiting for the device each time, and returns the
@@ -13,40 +12,13 @@ impl Device {
     /// # Errors
     /// The device refuses or failed.
     pub fn time(&self, dispatch: &Dispatch, words: &[usize], repeat: usize) -> Result<f64, GpuError> {
-        let pipeline = self.pipeline(dispatch.kernel)?;
-        let device = &self.inner.device;
         let during = format!("measuring {}", dispatch.kernel.name);
-        let group = self.guard(&during, || {
-            let init = |contents: &[u8], usage| {
-                device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents, usage })
-            };
-            let uniform = init(&dispatch.params, wgpu::BufferUsages::UNIFORM);
-            let storage: Vec<_> = words
-                .iter()
-                .map(|&len| init(bytemuck::cast_slice(&values(len)), wgpu::BufferUsages::STORAGE))
-                .collect();
-            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-            entries.extend(storage.iter().enumerate().map(|(i, buffer)| wgpu::BindGroupEntry {
-                binding: i as u32 + 1,
-                resource: buffer.as_entire_binding(),
-            }));
-            let layout = &pipeline.layout;
-            device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
-        })?;
+        let buffers: Vec<Vec<f32>> = words.iter().map(|&len| values(len)).collect();
+        let standing = self.stand_alone(dispatch, &buffers)?;
         let mut times = Vec::with_capacity(repeat);
         for run in 0..=repeat {
             let start = Instant::now();
-            self.guard(&during, || {
-                let mut encoder = device.create_command_encoder(&Default::default());
-                {
-                    let mut pass = encoder.begin_compute_pass(&Default::default());
-                    pass.set_pipeline(&pipeline.pipeline);
-                    pass.set_bind_group(0, &group, &[0]);
-                    let [x, y, z] = dispatch.workgroups;
-                    pass.dispatch_workgroups(x, y, z);
-                }
-                self.inner.queue.submit([encoder.finish()]);
-            })?;
+            self.guard(&during, || self.submit_alone(dispatch, &standing))?;
             self.wait()?;
             if run > 0 {
                 times.push(start.elapsed().as_secs_f64() * 1e3);

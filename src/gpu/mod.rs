@@ -3,12 +3,13 @@
 mod device;
 mod executor;
 mod measure;
+mod texture;
 
-/// The wgpu that [`Device::from_wgpu`] takes devices of.
-pub use wgpu;
 pub use device::{Device, DeviceInfo, DeviceOptions, Limits, list};
 pub use executor::{Executor, Parameters};
 pub(crate) use measure::median;
+/// The wgpu that [`Device::from_wgpu`] takes devices of.
+pub use wgpu;
 
 /// The major version of wgpu that this build is made of.
 pub const WGPU_VERSION: &str = "30";

@@ -2,19 +2,20 @@
 //!
 //! A linear layer is a 1×1 convolution of a 1×1 image and uses the same kernels.
 
-use super::{Args, Dispatch, Geometry, Kernel, mask, params, read, relu, shader, write};
+use super::{Args, Dispatch, Geometry, Kernel, mask, params, read, relu, shader, texture, write};
 use crate::tensor::Shape;
 
 /// How the product is computed. All variants of a kernel have the same parameters, bindings and reference; which one is
 /// fast depends on the device, so it is chosen by measuring.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Variant {
-    /// 8 × 8 values an invocation, operands straight from memory: for drivers that compute on the CPU.
+    /// 8 × 8 values an invocation, operands straight from memory: runs everywhere.
     #[default]
     Direct,
     /// 8 × 8 values an invocation, operands through workgroup memory: for GPUs.
     Workgroup,
-    /// 4 × 32 values an invocation, operands broadcast within subgroups of [`super::SUBGROUP`].
+    /// 4 × 32 values an invocation, operands from textures and broadcast within subgroups of [`super::SUBGROUP`]: for
+    /// drivers that compute on the CPU.
     Subgroup,
 }
 
@@ -131,7 +132,7 @@ pub static FORWARD_SUBGROUP: Kernel = Kernel {
     entry: "conv2d_forward",
     workgroup: [super::SUBGROUP, 1, 1],
     params: ForwardParams::FIELDS,
-    bindings: &[read("x"), read("weight"), read("bias"), read("residual"), write("z"), write("mask")],
+    bindings: &[texture("x"), texture("weight"), read("bias"), read("residual"), write("z"), write("mask")],
     overrides: &[],
     subgroups: true,
     reference: forward_reference,
@@ -266,7 +267,7 @@ pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
     entry: "conv2d_input_grad",
     workgroup: [super::SUBGROUP, 1, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[texture("dy"), texture("weight"), write("dx")],
     overrides: &[],
     subgroups: true,
     reference: input_grad_reference,
@@ -385,7 +386,7 @@ pub static WEIGHT_GRAD_SUBGROUP: Kernel = Kernel {
     entry: "conv2d_weight_grad",
     workgroup: [super::SUBGROUP, 1, 1],
     params: WeightGradParams::FIELDS,
-    bindings: &[read("x"), read("dy"), write("partials")],
+    bindings: &[texture("x"), texture("dy"), write("partials")],
     overrides: &[],
     subgroups: true,
     reference: weight_grad_reference,

@@ -43,6 +43,8 @@ pub const TILE: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     Read,
+    /// Read through a copy in a texture, 4096 texels a row and four values a texel: what CPU drivers load fastest.
+    Texture,
     /// Read and written, or written only: WGSL's `read_write`.
     Write,
 }
@@ -57,6 +59,10 @@ pub struct Binding {
 
 pub(crate) const fn read(name: &'static str) -> Binding {
     Binding { name, access: Access::Read }
+}
+
+pub(crate) const fn texture(name: &'static str) -> Binding {
+    Binding { name, access: Access::Texture }
 }
 
 pub(crate) const fn write(name: &'static str) -> Binding {

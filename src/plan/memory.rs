@@ -44,12 +44,12 @@ pub(super) fn assign(graph: &Graph, lowered: &Lowered) -> Memory {
         .iter()
         .map(|call| {
             let reads = call.dispatch.kernel.bindings.iter().zip(&call.bindings);
-            let some_read = reads.clone().find_map(|(b, v)| v.filter(|_| b.access == Access::Read));
+            let some_read = reads.clone().find_map(|(b, v)| v.filter(|_| b.access != Access::Write));
             reads
                 .map(|(binding, value)| match (value, binding.access) {
                     (Some(value), _) => slots_of_values[*value],
                     // wgpu refuses a buffer that a call both reads and writes, but not one that it reads twice.
-                    (None, Access::Read) => some_read.map_or(dummy, |v| slots_of_values[v]),
+                    (None, Access::Read | Access::Texture) => some_read.map_or(dummy, |v| slots_of_values[v]),
                     (None, Access::Write) => dummy,
                 })
                 .collect()

@@ -70,7 +70,7 @@ fn check_call(executor: &Executor, oracle: &mut reference::Executor<'_>, index: 
     executor.run_call(index)?;
     oracle.run_call(index);
     for ((binding, &slot), &words) in call.kernel.bindings.iter().zip(&call.bindings).zip(&call.words) {
-        if binding.access == Access::Read || words == 0 {
+        if binding.access != Access::Write || words == 0 {
             continue;
         }
         let device = executor.read(slot)?;
