@@ -13,6 +13,9 @@ fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup
     let ky = group.y / blocks;
     let own = group.y % blocks * 8u + lane;
     let kx = i32(own / p.in_quads);
+    // Drivers do not move a division out of a loop.
+    let own_quad = own % p.in_quads;
+    let used = own < line;
     let out = min(group.x * 8u + lane, p.out_quads - 1u);
 
     let first = group.z * p.rows_per_split;
@@ -57,8 +60,8 @@ fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup
             for (var column = 0; column < p.out_w; column++) {
                 let wanted = column * p.stride_w - p.pad_left + kx;
                 let inside = clamp(wanted, 0, p.in_w - 1);
-                let load = textureLoad(x, texel(u32(start + inside) * p.in_quads + own % p.in_quads), 0);
-                let value = load * select(0.0, 1.0, wanted == inside && own < line);
+                let load = textureLoad(x, texel(u32(start + inside) * p.in_quads + own_quad), 0);
+                let value = load * select(0.0, 1.0, wanted == inside && used);
                 let g = textureLoad(dy, texel((row * u32(p.out_w) + u32(column)) * p.out_quads + out), 0);
                 let s0 = subgroupBroadcast(value, 0u);
                 a0 += s0.x * g;

@@ -695,7 +695,7 @@ fn convolution() -> Vec<Case> {
             let dispatch = conv2d::input_grad(variant, x, out, g, accumulate);
             cases.push(Case::new(format!("{what}, accumulate {accumulate}"), dispatch, buffers, 1e-5).padded("dx", x));
         }
-        let splits = conv2d::weight_grad_splits(x, out, g);
+        let splits = conv2d::weight_grad_splits(variant, x, out, g);
         let partials = Shape([splits * g.kernel[0], g.kernel[1], x.stored_c(), out.c()]);
         let buffers = vec![rng.tensor(x), rng.tensor(out), untouched(partials.stored_len())];
         let dispatch = conv2d::weight_grad(variant, x, out, g);

@@ -246,7 +246,7 @@ fn measure_convolution(
     let forward = device.time(&conv2d::forward(variant, x, out, geometry, Epilogue::default()), &words, repeat)?;
     let input_grad =
         device.time(&conv2d::input_grad(variant, x, out, geometry, false), &[output, weights, input], repeat)?;
-    let splits = conv2d::weight_grad_splits(x, out, geometry);
+    let splits = conv2d::weight_grad_splits(variant, x, out, geometry);
     let mut weight_grad =
         device.time(&conv2d::weight_grad(variant, x, out, geometry), &[input, output, weights * splits], repeat)?;
     if splits > 1 {

@@ -392,15 +392,19 @@ pub static WEIGHT_GRAD_SUBGROUP: Kernel = Kernel {
     reference: weight_grad_reference,
 };
 
-/// Into how many parts the output rows are split: enough invocations for a large GPU where the weights alone do not
-/// give them, and a function of the shapes only, so that a plan computes the same bits everywhere.
-pub fn weight_grad_splits(x: Shape, out: Shape, g: Geometry) -> usize {
-    const INVOCATIONS: usize = 8192;
+/// Into how many parts the output rows are split: enough invocations to fill the device where the weights alone do not
+/// give them, and a function of the shapes only, so that a plan always computes the same bits.
+pub fn weight_grad_splits(variant: Variant, x: Shape, out: Shape, g: Geometry) -> usize {
+    let invocations: usize = match variant {
+        Variant::Workgroup => 16_384,
+        // A CPU has few lanes to fill, and pays for every sum of splits.
+        Variant::Direct | Variant::Subgroup => 1024,
+    };
     let rows = out.n() * out.h();
     let tiles = g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * out.stored_c().div_ceil(8);
     // At least 64 pixels a split, or the sum of the splits costs more than they do.
     let most = (rows * out.w()).div_ceil(64).min(rows);
-    let splits = INVOCATIONS.div_ceil(tiles).clamp(1, most);
+    let splits = invocations.div_ceil(tiles).clamp(1, most);
     rows.div_ceil(rows.div_ceil(splits))
 }
 
@@ -408,7 +412,7 @@ pub fn weight_grad_splits(x: Shape, out: Shape, g: Geometry) -> usize {
 /// other.
 pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispatch {
     let rows = (out.n() * out.h()) as u32;
-    let splits = weight_grad_splits(x, out, g) as u32;
+    let splits = weight_grad_splits(variant, x, out, g) as u32;
     let params = WeightGradParams {
         rows,
         in_h: x.h() as i32,

@@ -184,7 +184,7 @@ impl Lowering<'_> {
                 let (x, dy, g) = (shape(0), shape(1), geometry(window));
                 let dispatch = conv2d::weight_grad(self.variant, x, dy, g);
                 let operands = vec![value(0), value(1)];
-                self.reduce(id, node.shape, conv2d::weight_grad_splits(x, dy, g), dispatch, operands);
+                self.reduce(id, node.shape, conv2d::weight_grad_splits(self.variant, x, dy, g), dispatch, operands);
             }
             Op::ChannelSum => {
                 let dispatch = channel_sum::partial(shape(0));
