@@ -1,7 +1,7 @@
 //! What the compiler makes of the recipes: which nodes there are, and which there are not.
 
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Graph, LayerKind, Op, Phase, Sgd};
+use thawline::graph::{Act, Builder, Graph, LayerKind, Op, Phase, Sgd, Window};
 use thawline::models;
 use thawline::policy::{Policy, resolve};
 
@@ -160,4 +160,38 @@ fn the_dump_is_stable_and_names_layers() {
     assert_eq!(dump, training("head", &[]).to_string());
     let line = dump.lines().find(|l| l.contains("sgd_step")).expect("an update");
     assert!(line.contains("update") && line.ends_with("# fc"), "{line}");
+}
+
+#[test]
+fn branches_fuse_in_whatever_order_they_were_built() {
+    for shortcut_first in [false, true] {
+        let mut b = Builder::new();
+        let x = b.input(2, 8, 8, 4).expect("an input");
+        let branch = |b: &mut Builder, name: &str| {
+            let y = b.conv2d(name, x, 4, Window::square(3, 1, 1), false).expect("a convolution");
+            b.batch_norm(&format!("{name}.bn"), y, 1e-5).expect("a batch norm")
+        };
+        let (first, second) = (branch(&mut b, "first"), branch(&mut b, "second"));
+        let (main, shortcut) = if shortcut_first { (second, first) } else { (first, second) };
+        let y = b.add("add", main, shortcut).expect("an addition");
+        let y = b.relu("relu", y).expect("an activation");
+        let y = b.global_avg_pool("pool", y).expect("a pool");
+        let logits = b.linear("fc", y, 3).expect("a head");
+        let network = b.finish(logits).expect("a network");
+        let network = resolve(&Policy::recipe("full").expect("a recipe"), network).expect("a policy").graph;
+        let step = compile::training(network, &options()).expect("a step");
+        let fused = |op: &Op| matches!(op, Op::BatchNormApply(a) if a.residual && a.act == Act::Relu);
+        assert_eq!((count(&step, fused), count(&step, |op| matches!(op, Op::Activation { .. }))), (1, 0));
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_are_errors() {
+    let mut b = Builder::new();
+    let x = b.input(1, 64, 64, 3).expect("an input");
+    for channels in [0, usize::MAX, 1 << 24] {
+        let error = b.conv2d(&format!("c{channels}"), x, channels, Window::square(1, 1, 0), false);
+        let message = error.expect_err("too many channels").to_string();
+        assert!(message.starts_with(&format!("c{channels}")), "{message}");
+    }
 }

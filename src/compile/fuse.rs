@@ -48,9 +48,9 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         let absorbed = sole_reader(id).is_some_and(|reader| match graph.node(reader).op {
             Op::Activation { act: Act::Relu, .. } => takes_act(merged.op),
             Op::Add { .. } => {
-                // Of two candidates the first operand is absorbed.
+                // Of two candidates the one that is computed first is absorbed: the sum needs the other.
                 let &[a, b] = &graph.node(reader).inputs[..] else { return false };
-                takes_residual(merged.op) && (id == a || (id == b && pending[a.index()].is_none()))
+                takes_residual(merged.op) && pending[a.index()].is_none() && pending[b.index()].is_none()
             }
             _ => false,
         });

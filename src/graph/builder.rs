@@ -6,6 +6,9 @@ use super::{
 };
 use crate::tensor::{Shape, pad4};
 
+/// Far above every network, and small enough that no size computed from it overflows.
+const MAX_CHANNELS: usize = 1 << 24;
+
 /// Builds a [`Graph`]. Every method that adds a layer takes the layer's name, and returns the layer's output.
 ///
 /// # Example
@@ -100,8 +103,9 @@ impl Builder {
     ) -> Result<NodeId, GraphError> {
         let layer = self.layer(name, kind)?;
         let cin = self.graph.node(x).shape.c();
-        if channels == 0 {
-            return Err(GraphError { node: name.into(), reason: "needs at least one output channel".into() });
+        if channels == 0 || channels > MAX_CHANNELS {
+            let reason = format!("needs 1 to {MAX_CHANNELS} output channels, not {channels}");
+            return Err(GraphError { node: name.into(), reason });
         }
         let role = if kind == LayerKind::Linear { Role::LinearWeight } else { Role::ConvWeight };
         let weight = Shape([window.kernel[0], window.kernel[1], pad4(cin), channels]);
@@ -220,7 +224,14 @@ impl Builder {
 
     fn node(&mut self, op: Op, inputs: Vec<NodeId>, layer: LayerId) -> Result<NodeId, GraphError> {
         let id = self.graph.push(op, inputs, Some(layer), Phase::Forward)?;
-        self.graph.layers[layer.index()].shape = self.graph.node(id).shape;
+        let shape = self.graph.node(id).shape;
+        if shape.stored_len() > u32::MAX as usize {
+            return Err(GraphError {
+                node: self.graph.layers[layer.index()].name.clone(),
+                reason: format!("its output {shape} is too large: 32-bit indices cannot address it"),
+            });
+        }
+        self.graph.layers[layer.index()].shape = shape;
         Ok(id)
     }
 }
