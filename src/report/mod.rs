@@ -1,9 +1,13 @@
 //! What there is to read about a run: its price beforehand, and afterwards `metrics.csv` and TensorBoard's events.
 
+mod comparison;
 mod metrics;
 mod price;
 mod tensorboard;
 
+pub use comparison::{
+    Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, mean_and_deviation,
+};
 pub use metrics::csv;
 pub use price::{Amount, LayerPrice, Phases, Price, Total, price};
 pub use tensorboard::Events;

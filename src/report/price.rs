@@ -5,7 +5,7 @@ use crate::graph::Graph;
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Cost, Input, LayerCost, PhaseCost, Plan};
 use crate::policy::{self, Policy, Resolved};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A plan's price, computed without a device.
 #[derive(Clone, PartialEq, Debug, Serialize)]
@@ -55,7 +55,7 @@ pub struct Phases {
 }
 
 /// Arithmetic and memory traffic.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Amount {
     /// Floating-point operations of products, two a multiply-add.
     pub flops: u64,
@@ -70,7 +70,7 @@ impl From<PhaseCost> for Amount {
 }
 
 /// A whole plan.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Total {
     #[serde(flatten)]
     pub amount: Amount,

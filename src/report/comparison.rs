@@ -1,0 +1,178 @@
+//! What a comparison of policies found, as `compare.json` holds it.
+//!
+//! A [`Comparison`] follows from the data, the weights and the settings alone: a comparison that was interrupted and
+//! resumed gives the same one. What differs from run to run, times and memory, is in [`Timings`].
+
+use super::Total;
+use crate::train::{EpochMetrics, OptimizerSettings, Schedule, Totals, best};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Several policies, tried from the same weights, on the same images in the same order, with the same budget.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The version of this crate.
+    pub thawline: String,
+    pub model: String,
+    /// The file that all arms start from; none if they start from random weights.
+    pub weights: Option<PathBuf>,
+    pub data: PathBuf,
+    /// Class names in the order of their labels.
+    pub classes: Vec<String>,
+    pub train_images: usize,
+    pub val_images: usize,
+    /// Height and width, in pixels.
+    pub size: [usize; 2],
+    pub batch: usize,
+    pub accumulate: usize,
+    pub epochs: usize,
+    /// Optimiser steps of one run.
+    pub steps: u64,
+    /// Random changes to training images, in the words of `--augment`.
+    pub augment: String,
+    pub optimizer: OptimizerSettings,
+    pub schedule: Schedule,
+    pub seeds: Vec<u64>,
+    /// The names of the batch norms in graph order: what every `drift` counts by.
+    pub batch_norms: Vec<String>,
+    /// Before training, one a seed: the head may start from random values.
+    pub start: Vec<State>,
+    /// In the order in which they were asked for.
+    pub arms: Vec<Arm>,
+}
+
+/// One policy.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Arm {
+    pub name: String,
+    /// What it does, in a line; empty for a policy file.
+    pub summary: String,
+    /// All rules, in order, in the policy's words.
+    pub rules: Vec<String>,
+    /// What was said about the policy when it was resolved.
+    pub warnings: Vec<String>,
+    /// The exact setting of every layer that has one, in graph order.
+    pub layers: Vec<ArmLayer>,
+    /// Values that the optimiser changes, and those of the whole network.
+    pub trained_values: usize,
+    pub all_values: usize,
+    /// The price of one training step, known before the run.
+    pub step: Total,
+    /// The price of inference of the same batch.
+    pub inference: Total,
+    /// The frozen layers whose results do not change between epochs; none where nothing could be cached.
+    pub prefix: Option<Prefix>,
+    /// One a seed, in the order of [`Comparison::seeds`]; fewer while the comparison is under way.
+    pub runs: Vec<ArmRun>,
+}
+
+/// A layer's setting under a policy.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ArmLayer {
+    pub name: String,
+    pub kind: String,
+    /// Such as `stats=batch, update=ema(0.9), affine=both, var=unbiased`.
+    pub axes: String,
+}
+
+/// The part of a network that a policy leaves alone from the images on.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Prefix {
+    /// The last layers of it.
+    pub until: Vec<String>,
+    /// Floating-point operations that it takes an image.
+    pub flops_per_image: u64,
+    /// Size of its results an image, in bytes.
+    pub bytes_per_image: u64,
+}
+
+/// One run of an arm.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ArmRun {
+    pub seed: u64,
+    /// Epoch 0 is the state before training.
+    pub history: Vec<EpochMetrics>,
+    /// After the last epoch.
+    pub end: State,
+}
+
+/// What a network does with its batch norms, looked at without training.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// For each batch norm the symmetric Kullback-Leibler divergence between the running moments and the actual ones of
+    /// the training images, in nats a channel.
+    pub drift: Vec<f64>,
+    /// Of the validation images under running statistics, in batches.
+    pub running: Totals,
+    /// The same, one image at a time.
+    pub single: Totals,
+    /// The share of validation images whose predicted class changes, under running statistics, when other images share
+    /// their batch; always 0.
+    pub running_flips: f64,
+    /// Under the statistics of the batch, for several batch sizes.
+    pub batch: Vec<BatchStatistics>,
+}
+
+/// Inference as a batch norm left in training mode does it.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct BatchStatistics {
+    /// Images a batch.
+    pub batch: usize,
+    /// The share of validation images with the right class.
+    pub accuracy: f64,
+    /// The share of validation images whose predicted class changes when other images share their batch.
+    pub flips: f64,
+}
+
+/// What a comparison took on one device. Times are wall-clock time.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Timings {
+    pub device: String,
+    pub driver: String,
+    /// `YYYY-MM-DD`, in UTC.
+    pub date: String,
+    /// In the order of [`Comparison::arms`].
+    pub arms: Vec<ArmTimings>,
+    /// The most memory that the cache held, in bytes, and what it was allowed.
+    pub cache_bytes: u64,
+    pub cache_budget: u64,
+}
+
+/// What one arm took.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ArmTimings {
+    pub name: String,
+    /// A whole step without the cache, a median in milliseconds.
+    pub step_ms: f64,
+    /// Inference of the same batch, a median in milliseconds.
+    pub inference_ms: f64,
+    /// Device memory that a step allocated, in bytes.
+    pub allocated_bytes: u64,
+    /// Seconds of each epoch's training, in the order in which they ran, over all seeds; an epoch that was resumed is
+    /// not among them.
+    pub epoch_s: Vec<f64>,
+    /// Seconds spent on computing the prefix for the cache; 0 if another arm had already done it.
+    pub fill_s: f64,
+    /// Whether training steps took the prefix from the cache.
+    pub cached: bool,
+}
+
+impl ArmRun {
+    /// The share of validation images with the right class after the last epoch; none without validation.
+    pub fn last_accuracy(&self) -> Option<f64> {
+        self.history.last()?.val.map(|val| val.accuracy())
+    }
+
+    /// The same after the best epoch.
+    pub fn best_accuracy(&self) -> Option<f64> {
+        best(&self.history)?.val.map(|val| val.accuracy())
+    }
+}
+
+/// Mean and sample standard deviation (0 of fewer than two values).
+pub fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
+    (mean, if values.len() < 2 { 0.0 } else { (squares / (n - 1.0)).sqrt() })
+}
