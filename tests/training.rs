@@ -12,6 +12,7 @@ use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Affine, Graph, Phase, Role, Sgd, StatsUpdate};
 use thawline::kernels::StepScalars;
+use thawline::kernels::conv2d::Variant;
 use thawline::models::{self, Spec};
 use thawline::plan::{Input, Storage};
 use thawline::policy::{Policy, RECIPES, resolve};
@@ -384,6 +385,21 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
         assert!(within_epochs >= 2, "{name}: stopped within epochs only {within_epochs} times");
         finish(&mut run);
         assert_same_files(&fixture.out(&whole), &fixture.out(&parts));
+    }
+}
+
+#[test]
+fn a_resumed_run_keeps_its_convolutions() {
+    let fixture = Fixture::new();
+    for variant in Variant::ALL.into_iter().filter(|v| device().supports(v.representative())) {
+        let chosen = device().with_variant(variant).expect("it is supported");
+        let network = network(&policy(&fixture.settings.policy.name, &[]), fixture.settings.batch);
+        let tensors = weights::initialise(&network, 0);
+        let job = fixture.job(&chosen, &fixture.settings);
+        drop(job.start(&tensors, &fixture.out(variant.name())).expect("a run"));
+        // On a device that would choose by measuring.
+        let run = fixture.resume(&fixture.settings, variant.name()).expect("it resumes");
+        assert_eq!(run.session().device().variant().expect("a variant"), variant);
     }
 }
 

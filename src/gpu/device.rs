@@ -106,10 +106,13 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
-/// An open device with its compiled kernels. Cheap to clone; clones share everything.
+/// An open device with its compiled kernels. Cheap to clone; clones share everything but what
+/// [`with_variant`](Self::with_variant) decides.
 #[derive(Clone)]
 pub struct Device {
     pub(super) inner: Arc<Inner>,
+    /// Used instead of the one that is measured to be the fastest.
+    pinned: Option<Variant>,
 }
 
 pub(super) struct Inner {
@@ -166,7 +169,14 @@ impl Device {
                 pipelines: Mutex::default(),
                 variant: OnceLock::new(),
             }),
+            pinned: None,
         }
+    }
+
+    /// The same device, with the variant of the convolutions decided: what goes on where an earlier process stopped
+    /// needs that one's to get the same bits. `None` if the device does not support it.
+    pub fn with_variant(&self, variant: Variant) -> Option<Self> {
+        self.supports(variant.representative()).then(|| Self { inner: Arc::clone(&self.inner), pinned: Some(variant) })
     }
 
     pub fn info(&self) -> &DeviceInfo {
@@ -180,12 +190,13 @@ impl Device {
                 && self.inner.device.features().contains(wgpu::Features::SUBGROUP)
     }
 
-    /// The fastest variant of the convolutions on this device: measured once, on a small one.
+    /// The variant of the convolutions to use: the one that was [decided](Self::with_variant), else the fastest on this
+    /// device, measured once, on a small one.
     ///
     /// # Errors
     /// The device failed.
     pub fn variant(&self) -> Result<Variant, GpuError> {
-        if let Some(&variant) = self.inner.variant.get() {
+        if let Some(&variant) = self.pinned.as_ref().or(self.inner.variant.get()) {
             return Ok(variant);
         }
         let candidates: Vec<Variant> = Variant::ALL.into_iter().filter(|v| self.supports(v.representative())).collect();

@@ -30,6 +30,11 @@ impl Variant {
         }
     }
 
+    /// The variant of that [name](Self::name).
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|variant| variant.name() == name)
+    }
+
     /// Values that one workgroup computes: output channels, and pixels or rows of the weights.
     const fn tile(self) -> [usize; 2] {
         match self {

@@ -6,6 +6,7 @@
 
 use super::{Crc32c, EpochMetrics, OptimizerState, Settings, Totals, TrainError};
 use crate::graph::{Graph, ParamId, Role, StateKind};
+use crate::kernels::conv2d::Variant;
 use crate::tensor::HostTensor;
 use crate::weights::{self, FileTensor, StateDict, TensorData};
 use serde::{Deserialize, Serialize};
@@ -29,12 +30,15 @@ pub(super) struct Position {
 /// What a checkpoint restores.
 pub(super) struct Checkpoint {
     pub position: Position,
+    /// Of the convolutions, since another one rounds differently.
+    pub variant: Variant,
     pub tensors: Vec<HostTensor>,
     pub optimizer: Vec<OptimizerState>,
 }
 
 const SETTINGS: &str = "thawline.settings";
 const POSITION: &str = "thawline.position";
+const VARIANT: &str = "thawline.variant";
 const CHECKSUM: &str = "thawline.crc32c";
 const OPTIMIZER: &str = "optimizer.";
 
@@ -49,6 +53,7 @@ impl Checkpoint {
         let position = position.map_err(|error| TrainError::Unwritable { reason: error.to_string() })?;
         state.metadata.insert(SETTINGS.into(), settings.to_toml()?);
         state.metadata.insert(POSITION.into(), position);
+        state.metadata.insert(VARIANT.into(), self.variant.name().into());
         state.metadata.insert(CHECKSUM.into(), checksum(&state));
         Ok(state.save(path)?)
     }
@@ -76,6 +81,9 @@ impl Checkpoint {
             );
         }
         let position = toml::from_str(text(POSITION)).map_err(|error| damaged(error.to_string()))?;
+        let variant = text(VARIANT);
+        let variant =
+            Variant::of_name(variant).ok_or_else(|| damaged(format!("it names unknown kernels, `{variant}`")))?;
 
         let (optimizer, tensors) = state.tensors.into_iter().partition(|(name, _)| name.starts_with(OPTIMIZER));
         let optimizer = read_optimizer(network, optimizer).ok_or(TrainError::ForeignState)?;
@@ -85,7 +93,7 @@ impl Checkpoint {
         if loaded.head_reinitialised.is_some() {
             return Err(TrainError::ForeignState);
         }
-        Ok(Self { position, tensors: loaded.tensors, optimizer })
+        Ok(Self { position, variant, tensors: loaded.tensors, optimizer })
     }
 }
 
@@ -182,7 +190,7 @@ mod tests {
             skipped: 1,
         };
         let position = Position { batches: 4, skipped: 2, totals, history: vec![metrics] };
-        Checkpoint { position, tensors, optimizer: optimizer.into() }
+        Checkpoint { position, variant: Variant::Workgroup, tensors, optimizer: optimizer.into() }
     }
 
     fn saved() -> (tempfile::TempDir, Graph, Vec<u8>) {
@@ -200,6 +208,7 @@ mod tests {
         let (kept, given) =
             (Checkpoint::load(&network, &settings(), &dir.path().join("c")).unwrap(), checkpoint(&network));
         assert_eq!(kept.tensors, given.tensors);
+        assert_eq!(kept.variant, given.variant);
         assert_eq!(kept.optimizer, given.optimizer);
         assert_eq!(kept.position.totals, given.position.totals);
         // By its text: a loss that is not a number differs from itself.

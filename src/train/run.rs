@@ -133,7 +133,8 @@ impl Job<'_> {
         Ok(run)
     }
 
-    /// Continues the run in `folder` from its checkpoint, bit for bit as if it had not stopped.
+    /// Continues the run in `folder` from its checkpoint, bit for bit as if it had not stopped: with the variant of the
+    /// convolutions that it was begun with, where the device has it.
     ///
     /// # Errors
     /// There is no run; its checkpoint is damaged; a setting, other than where images and first weights lie, is not
@@ -145,7 +146,13 @@ impl Job<'_> {
             return Err(TrainError::NoRun { folder: folder.into() });
         }
         let kept = Checkpoint::load(&self.network, &self.settings, &path)?;
-        let mut run = self.set_up(&kept.tensors, folder)?;
+        let device = self.device.with_variant(kept.variant);
+        if device.is_none() {
+            let (device, variant) = (&self.device.info().name, kept.variant.name());
+            log::warn!("the run was begun with {variant} convolutions, which {device} lacks: others round differently");
+        }
+        let device = device.unwrap_or_else(|| self.device.clone());
+        let mut run = Job { device: &device, ..self }.set_up(&kept.tensors, folder)?;
         run.position = kept.position;
         run.saved_step = run.step();
         run.session.restore(run.step(), &kept.optimizer)?;
@@ -416,8 +423,12 @@ impl Run {
             weights.save(self.folder.join(BEST_FILE))?;
         }
         weights.save(self.folder.join(LAST_FILE))?;
-        let checkpoint =
-            Checkpoint { position: self.position.clone(), tensors, optimizer: self.session.optimizer_state()? };
+        let checkpoint = Checkpoint {
+            position: self.position.clone(),
+            variant: self.session.device().variant()?,
+            tensors,
+            optimizer: self.session.optimizer_state()?,
+        };
         checkpoint.save(network, &self.settings, &self.folder.join(CHECKPOINT_FILE))?;
         self.saved_step = self.step();
         Ok(())
