@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use tempfile::TempDir;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
@@ -21,7 +21,7 @@ use thawline::report::{METRICS_FILE, RunLog};
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
 use thawline::train::{
-    BEST_FILE, CHECKPOINT_FILE, Decay, EpochMetrics, Evaluator, Event, ImageSet, Images, Job, LAST_FILE,
+    BEST_FILE, CHECKPOINT_FILE, Decay, EpochMetrics, Evaluator, Event, FeatureCache, ImageSet, Images, Job, LAST_FILE,
     OptimizerSettings, Outcome, PolicySettings, Run, Schedule, Session, Settings, TrainError, best,
 };
 use thawline::weights::{self, StateDict, TensorData};
@@ -305,7 +305,7 @@ impl Fixture {
 
     fn job<'a>(&'a self, device: &'a Device, settings: &Settings) -> Job<'a> {
         let network = network(&policy(&settings.policy.name, &[]), settings.batch);
-        Job { device, network, input: input(), images: &self.images, settings: settings.clone() }
+        Job { device, network, input: input(), images: &self.images, settings: settings.clone(), cache: None }
     }
 
     fn start(&self, settings: &Settings, out: &str) -> Result<Run, TrainError> {
@@ -386,6 +386,55 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
         finish(&mut run);
         assert_same_files(&fixture.out(&whole), &fixture.out(&parts));
     }
+}
+
+#[test]
+fn kept_features_change_no_bits() {
+    let fixture = Fixture::new();
+    let base =
+        Settings { transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None), ..fixture.settings.clone() };
+    let stop = Arc::new(AtomicBool::new(false));
+    let cache = FeatureCache::new(64 << 20, Arc::clone(&stop));
+    let tiny = FeatureCache::new(1000, stop);
+    // What there is to keep, from the most to nothing.
+    for (recipe, sets, kept) in [
+        ("head", &[][..], Some("avgpool")),
+        (
+            "head",
+            &["from:layer3 -> weights=train", "from:layer3 & kind:bn -> stats=batch, update=ema(0.9)"],
+            Some("layer2.1.conv2"),
+        ),
+        ("bn-affine", &[], Some("conv1")),
+        ("full-frozen-bn", &[], None),
+    ] {
+        let policy = policy(recipe, sets);
+        let rules = policy.rules.iter().map(ToString::to_string).collect();
+        let settings = Settings { policy: PolicySettings { name: recipe.into(), rules }, ..base.clone() };
+        let run = |cache, out: &str| {
+            let network = network(&policy, settings.batch);
+            let tensors = weights::initialise(&network, 1);
+            let device = device();
+            let job = Job { cache, network, ..fixture.job(&device, &settings) };
+            let mut run = job.start(&tensors, &fixture.out(out)).expect("a run");
+            finish(&mut run);
+            run.session().features().map(|features| features.until().to_vec())
+        };
+        let name = |kind: &str| format!("{recipe}-{}-{kind}", sets.len());
+        assert_eq!(run(None, &name("plain")), None);
+        let until = run(Some(&cache), &name("kept"));
+        assert_eq!(until, kept.map(|layer| vec![layer.to_owned()]), "{recipe}");
+        assert_same_files(&fixture.out(&name("plain")), &fixture.out(&name("kept")));
+        // A second run finds them; one with too small a budget does without.
+        let filled = cache.fill_s();
+        assert_eq!(run(Some(&cache), &name("again")), until);
+        assert_eq!(cache.fill_s(), filled, "{recipe}: computed twice");
+        assert_same_files(&fixture.out(&name("plain")), &fixture.out(&name("again")));
+        if recipe != "head" || !sets.is_empty() {
+            assert_eq!(run(Some(&tiny), &name("tiny")), None);
+            assert_same_files(&fixture.out(&name("plain")), &fixture.out(&name("tiny")));
+        }
+    }
+    assert!(cache.peak_bytes() > 0 && cache.peak_bytes() <= cache.budget());
 }
 
 #[test]

@@ -313,7 +313,7 @@ impl Images {
 
     fn job<'a>(&'a self, device: &'a Device, network: Graph, spec: &Spec, settings: Settings) -> Job<'a> {
         let input = Input::Bytes { mean: spec.mean, std: spec.std };
-        Job { device, network, input, images: &self.folder, settings }
+        Job { device, network, input, images: &self.folder, settings, cache: None }
     }
 }
 

@@ -2,8 +2,14 @@
 
 use crate::graph::{Graph, Node, NodeId};
 
+/// Keeps outputs, state changes, and what they are computed from.
 pub(super) fn eliminate(graph: Graph) -> Graph {
-    let mut needed: Vec<bool> = graph.nodes.iter().map(|n| !n.op.mutates().is_empty()).collect();
+    keep(graph, |node| !node.op.mutates().is_empty())
+}
+
+/// Keeps outputs, the nodes that are `wanted`, and what they are computed from.
+pub(super) fn keep(graph: Graph, wanted: impl Fn(&Node) -> bool) -> Graph {
+    let mut needed: Vec<bool> = graph.nodes.iter().map(wanted).collect();
     for (_, output) in &graph.outputs {
         needed[output.index()] = true;
     }

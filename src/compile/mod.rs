@@ -8,6 +8,9 @@ mod differentiate;
 mod eliminate;
 mod fold;
 mod fuse;
+mod split;
+
+pub use split::{Split, changing, feature_name, split};
 
 use crate::graph::{
     AdamW, Affine, Graph, GraphError, NodeId, Op, Phase, Role, Setting, Sgd, StateKind, Stats, StatsUpdate, Update,

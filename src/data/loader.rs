@@ -48,7 +48,7 @@ impl LoaderOptions {
 /// Network input, always of the full batch size N, of which the first [`Batch::valid`] images count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// `[N, H, W, 4]`: red, green, blue and 0; all zero from image `valid` on.
+    /// `[N, H, W, 4]`: red, green, blue and 0; all zero from image `valid` on. Empty if it was left out.
     pub pixels: Vec<u8>,
     /// `[N]`, zero from `valid` on.
     pub labels: Vec<u32>,
@@ -109,6 +109,35 @@ impl Loader {
 
     pub fn samples(&self) -> &[Sample] {
         &self.shared.samples
+    }
+
+    pub fn transform(&self) -> &Transform {
+        &self.shared.transform
+    }
+
+    /// The same images in their own order, none left out, as evaluation sees them.
+    ///
+    /// # Errors
+    /// None that making `self` did not have.
+    pub fn in_order(&self) -> Result<Self, DataError> {
+        let LoaderOptions { batch, seed, skip_broken, .. } = self.shared.options;
+        let options = LoaderOptions { skip_broken, ..LoaderOptions::new(Mode::Eval, batch, seed) };
+        Self::new(self.shared.samples.clone(), self.shared.transform.clone(), options)
+    }
+
+    /// The batches of `epoch` from `start_batch` on without their pixels, as they are if no image is broken: nothing is
+    /// read.
+    pub fn without_pixels(&self, epoch: u64, start_batch: usize) -> impl Iterator<Item = Batch> + use<> {
+        let shared = Arc::clone(&self.shared);
+        let order = self.shared.order(epoch);
+        (start_batch..self.batches()).map(move |number| {
+            let size = shared.options.batch;
+            let places = number * size..order.len().min((number + 1) * size);
+            let chosen = order[places].to_vec();
+            let mut labels: Vec<u32> = chosen.iter().map(|&sample| shared.samples[sample].label).collect();
+            labels.resize(size, 0);
+            Batch { pixels: Vec::new(), labels, samples: chosen, skipped: 0 }
+        })
     }
 
     /// Batches in an epoch.

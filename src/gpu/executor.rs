@@ -115,7 +115,8 @@ impl Executor {
     /// # Errors
     /// A tensor or a dispatch is larger than the device allows, or memory is short.
     pub fn new(device: &Device, plan: Plan, params: &Parameters) -> Result<Self, GpuError> {
-        let batch = plan.graph.input_shape().map_or(1, crate::tensor::Shape::n);
+        let images = plan.graph.input_shape().or_else(|| plan.graph.logits_shape());
+        let batch = images.map_or(1, crate::tensor::Shape::n);
         for slot in &plan.slots {
             let fixed = matches!(slot.storage, Storage::Param(_) | Storage::State(_) | Storage::Constant);
             fits(device, &slot.name, slot.bytes(), (!fixed).then_some(batch))?;
@@ -158,6 +159,14 @@ impl Executor {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) fn buffer(&self, slot: SlotId) -> &wgpu::Buffer {
+        &self.buffers[slot.index()]
     }
 
     /// Bytes that this executor allocated, the shared parameters included.

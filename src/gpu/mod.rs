@@ -3,11 +3,13 @@
 mod device;
 mod executor;
 mod measure;
+mod rows;
 mod texture;
 
 pub use device::{Device, DeviceInfo, DeviceOptions, Limits, list};
 pub use executor::{Executor, Parameters};
 pub(crate) use measure::median;
+pub use rows::Rows;
 /// The wgpu that [`Device::from_wgpu`] takes devices of.
 pub use wgpu;
 

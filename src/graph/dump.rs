@@ -11,6 +11,7 @@ impl fmt::Display for Graph {
             write!(f, "({}) {}", operands.join(", "), node.shape)?;
             match &node.op {
                 Op::Param(p) => write!(f, " {:?}", self.params[p.index()].role)?,
+                Op::Feature(index) => write!(f, " {index}")?,
                 Op::State(s) => write!(f, " {:?}", self.states[s.index()].kind)?,
                 Op::Conv2d(c) => {
                     write!(f, " stride {:?} padding {:?}", c.window.stride, c.window.padding)?;

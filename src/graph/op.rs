@@ -110,6 +110,8 @@ pub enum Op {
     Param(ParamId),
     /// Optimiser or accumulation state, zero at the start of a session.
     State(StateId),
+    /// Values for the batch's images that were computed earlier, by the frozen part of a network that was cut in two.
+    Feature(u32),
 
     // Forward.
     /// `[x, weight, bias?, residual?]`
@@ -241,6 +243,7 @@ impl Op {
             Self::Labels => "labels",
             Self::Param(_) => "param",
             Self::State(_) => "state",
+            Self::Feature(_) => "feature",
             Self::Conv2d(_) => "conv2d",
             Self::BatchNorm { .. } => "batch_norm",
             Self::BatchNormStats => "batch_norm_stats",
@@ -293,7 +296,7 @@ impl Op {
 
     /// Whether the operation reads nothing that the graph computes.
     pub fn is_source(&self) -> bool {
-        matches!(self, Self::Input | Self::Labels | Self::Param(_) | Self::State(_))
+        matches!(self, Self::Input | Self::Labels | Self::Param(_) | Self::State(_) | Self::Feature(_))
     }
 
     /// The shape of the side output, for an operation that has one and whose main output has shape `out`.
@@ -327,7 +330,9 @@ impl Op {
             false => Err(format!("the {what} must be {want}, not {}", x[i])),
         };
         match *self {
-            Self::Input | Self::Labels | Self::Param(_) | Self::State(_) | Self::SideOutput => arity(0).map(|()| x[0]),
+            Self::Input | Self::Labels | Self::Param(_) | Self::State(_) | Self::Feature(_) | Self::SideOutput => {
+                arity(0).map(|()| x[0])
+            }
             Self::Conv2d(conv) => {
                 arity(2 + usize::from(conv.bias) + usize::from(conv.residual))?;
                 let [kh, kw, cin, cout] = x[1].0;

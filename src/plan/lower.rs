@@ -70,6 +70,7 @@ impl Lowering<'_> {
                         Op::Param(param) => Some(Storage::Param(param)),
                         Op::State(state) => Some(Storage::State(state)),
                         Op::Labels => Some(Storage::Labels),
+                        Op::Feature(index) => Some(Storage::Feature(index)),
                         Op::Input if input == Input::Values => Some(Storage::Images),
                         _ if node.phase == Phase::Once => Some(Storage::Constant),
                         _ if output => Some(Storage::Output),
@@ -114,7 +115,7 @@ impl Lowering<'_> {
         let out = Some(self.out.value(id));
         let relu = |act| act == Act::Relu;
         match node.op {
-            Op::Labels | Op::Param(_) | Op::State(_) | Op::SideOutput => {}
+            Op::Labels | Op::Param(_) | Op::State(_) | Op::Feature(_) | Op::SideOutput => {}
             Op::Input => {
                 if let Input::Bytes { mean, std } = input {
                     let bytes = self.value(node.shape.pixels(), Some(Storage::Bytes), id);

@@ -33,6 +33,8 @@ pub enum Storage {
     /// The images as bytes.
     Bytes,
     Labels,
+    /// Values of the batch's images that another plan computed; see [`crate::compile::split`].
+    Feature(u32),
     /// [`crate::kernels::StepScalars`].
     Step,
     /// Computed once for given parameters, and kept.

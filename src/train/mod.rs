@@ -4,6 +4,7 @@
 //! from an [image folder](crate::data::ImageFolder) for some epochs, validates, and keeps checkpoints in a folder, from
 //! which it goes on bit for bit as if it had never stopped.
 
+mod cache;
 mod check;
 mod checkpoint;
 mod crc32c;
@@ -13,6 +14,7 @@ mod schedule;
 mod session;
 mod settings;
 
+pub use cache::{FeatureCache, Features};
 pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use crc32c::Crc32c;
 pub use measure::{KernelTime, Measurement, measure};
@@ -44,14 +46,12 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    #[error("interrupted")]
+    Interrupted,
     #[error("the plan has no {what}")]
     Incomplete { what: &'static str },
-    #[error(
-        "the plan takes images as {}, not as {}",
-        if *values { "bytes" } else { "values" },
-        if *values { "values" } else { "bytes" }
-    )]
-    Form { values: bool },
+    #[error("the plan takes images as {expected}, not as {found}")]
+    Form { expected: &'static str, found: &'static str },
     #[error("the images are {bytes} bytes, but the plan takes {expected} for {shape}")]
     Images { bytes: usize, expected: usize, shape: String },
     #[error("there are {found} labels for a batch of {expected}")]

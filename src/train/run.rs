@@ -1,8 +1,8 @@
 //! The loop: epochs over a folder of images, validation, checkpoints.
 
 use super::checkpoint::{Checkpoint, Position};
-use super::{Evaluator, ImageSet, Images, PADDING, Session, Settings, Totals, TrainError};
-use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
+use super::{Evaluator, FeatureCache, ImageSet, Images, PADDING, Session, Settings, Totals, TrainError};
+use crate::data::{Augment, Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode};
 use crate::gpu::Device;
 use crate::graph::Graph;
 use crate::plan::Input;
@@ -99,6 +99,9 @@ pub struct Job<'a> {
     pub input: Input,
     pub images: &'a ImageFolder,
     pub settings: Settings,
+    /// Where to keep what the frozen part of the network gives. It is used where images are shown unchanged, and none
+    /// is skipped, in every epoch.
+    pub cache: Option<&'a FeatureCache>,
 }
 
 impl Job<'_> {
@@ -160,7 +163,7 @@ impl Job<'_> {
     }
 
     fn set_up(self, tensors: &[HostTensor], folder: &Path) -> Result<Run, TrainError> {
-        let Self { device, network, input, images, settings } = self;
+        let Self { device, network, input, images, settings, cache } = self;
         let classes = network.logits_shape().map_or(0, crate::tensor::Shape::c);
         if classes != images.classes.len() {
             return Err(TrainError::Classes { network: classes, images: images.classes.len() });
@@ -178,8 +181,12 @@ impl Job<'_> {
         };
         let train = loader(&images.train, Mode::Train)?;
         let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
-        let session = Session::new(device, network, tensors, input, settings.options())?;
-        let evaluator = val.as_ref().map(|_| session.evaluator(settings.batch)).transpose()?;
+        let cache = cache.filter(|_| !settings.skip_broken);
+        let unchanged = settings.transform.augment == Augment::None;
+        let of_train = cache.filter(|_| unchanged).map(|cache| (cache, &train));
+        let session = Session::with_cache(device, network, tensors, input, settings.options(), of_train)?;
+        let evaluator = |val| session.evaluator_with_cache(settings.batch, tensors, cache.map(|cache| (cache, val)));
+        let evaluator = val.as_ref().map(evaluator).transpose()?;
         let validation = val.zip(evaluator).map(|(loader, evaluator)| Validation { loader, evaluator });
         let (folder, position) = (folder.to_owned(), Position::default());
         Ok(Run { folder, settings, session, train, validation, position, saved_step: 0 })
@@ -313,7 +320,8 @@ impl Run {
         if left == 0 {
             return Ok(None);
         }
-        let loader = self.train.epoch(self.epochs_done() as u64, self.position.batches)?;
+        let kept = self.session.features().is_some();
+        let loader = batches_of(&self.train, kept, self.epochs_done() as u64, self.position.batches)?;
         let mut arrivals =
             Arrivals { began: Instant::now(), batches: 0, images: 0, window: Totals::default(), step: self.step() };
         for batch in loader.take(left) {
@@ -322,7 +330,7 @@ impl Run {
             }
             let batch = batch?;
             let lr = self.settings.lr(self.step());
-            self.session.submit(Images::Bytes(&batch.pixels), &batch.labels, lr)?;
+            self.session.submit(images(&batch, kept), &batch.labels, lr)?;
             self.position.batches += 1;
             self.position.skipped += batch.skipped as u64;
             self.collect(false, &mut arrivals, observe)?;
@@ -371,11 +379,12 @@ impl Run {
         let Some(Validation { loader, evaluator }) = &mut self.validation else { return Ok(Some((None, 0))) };
         evaluator.refresh()?;
         let (mut totals, mut skipped) = (Totals::default(), 0);
-        for (number, batch) in loader.epoch(0, 0)?.enumerate() {
+        let kept = evaluator.features().is_some();
+        for (number, batch) in batches_of(loader, kept, 0, 0)?.enumerate() {
             let mut batch = batch?;
             let valid = batch.valid();
             batch.labels[valid..].fill(PADDING);
-            totals += evaluator.evaluate(Images::Bytes(&batch.pixels), &batch.labels)?;
+            totals += evaluator.evaluate(images(&batch, kept), &batch.labels)?;
             skipped += batch.skipped as u64;
             observe(Event::Validating { batches: number + 1, of: loader.batches() })?;
             if stop.load(Ordering::Relaxed) {
@@ -443,6 +452,23 @@ impl Run {
             checkpoint_step: self.saved_step,
         }
     }
+}
+
+/// The batches of an epoch; without pixels where what they give is kept.
+fn batches_of(
+    loader: &Loader,
+    kept: bool,
+    epoch: u64,
+    start_batch: usize,
+) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>>>, DataError> {
+    Ok(match kept {
+        true => Box::new(loader.without_pixels(epoch, start_batch).map(Ok)),
+        false => Box::new(loader.epoch(epoch, start_batch)?),
+    })
+}
+
+fn images(batch: &Batch, kept: bool) -> Images<'_> {
+    if kept { Images::Kept(&batch.samples) } else { Images::Bytes(&batch.pixels) }
 }
 
 #[cfg(test)]

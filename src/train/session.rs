@@ -1,7 +1,8 @@
 //! Training and evaluating a network on a device, batch by batch.
 
-use super::TrainError;
+use super::{FeatureCache, Features, TrainError};
 use crate::compile::{self, Optimizer, Options};
+use crate::data::Loader;
 use crate::gpu::{Device, Executor, Parameters};
 use crate::graph::{Graph, ParamId, Phase, StateKind};
 use crate::kernels::StepScalars;
@@ -9,6 +10,7 @@ use crate::plan::{Input, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A batch of images, in the form that the plan's [`Input`] says.
 #[derive(Clone, Copy, Debug)]
@@ -17,13 +19,16 @@ pub enum Images<'a> {
     Values(&'a [f32]),
     /// RGBX bytes, NHWC.
     Bytes(&'a [u8]),
+    /// By their numbers in the set whose [`Features`] are kept; fewer than a batch if its end is padding.
+    Kept(&'a [usize]),
 }
 
-impl<'a> Images<'a> {
-    fn bytes(self) -> &'a [u8] {
+impl Images<'_> {
+    const fn form(self) -> &'static str {
         match self {
-            Self::Values(values) => bytemuck::cast_slice(values),
-            Self::Bytes(bytes) => bytes,
+            Self::Values(_) => "values",
+            Self::Bytes(_) => "bytes",
+            Self::Kept(_) => "numbers of kept features",
         }
     }
 }
@@ -94,6 +99,7 @@ pub struct Session {
     executor: Executor,
     input: Input,
     slots: Slots,
+    features: Option<Arc<Features>>,
     /// Optimiser steps done.
     steps: u64,
     /// Micro-batches done of the step under way.
@@ -104,7 +110,9 @@ pub struct Session {
 
 /// Where a plan takes its batch and leaves its results.
 struct Slots {
-    images: SlotId,
+    /// None if the plan takes features.
+    images: Option<SlotId>,
+    features: Vec<SlotId>,
     labels: Option<SlotId>,
     step: Option<SlotId>,
     rows: Option<SlotId>,
@@ -118,13 +126,40 @@ impl Slots {
             Input::Values => Storage::Images,
             Input::Bytes { .. } => Storage::Bytes,
         };
+        let features: Vec<SlotId> = (0..).map_while(|i| plan.slot(Storage::Feature(i))).collect();
+        let images = plan.slot(images);
+        if images.is_none() && features.is_empty() {
+            return Err(missing("input"));
+        }
         Ok(Self {
-            images: plan.slot(images).ok_or(missing("input"))?,
+            images,
+            features,
             labels: plan.slot(Storage::Labels),
             step: plan.slot(Storage::Step),
             rows: plan.output("rows"),
             logits: plan.output("logits").ok_or(missing("output"))?,
         })
+    }
+
+    /// Hands a batch over.
+    fn fill(
+        &self,
+        executor: &Executor,
+        features: Option<&Features>,
+        images: Images<'_>,
+        labels: &[u32],
+    ) -> Result<(), TrainError> {
+        check_batch(executor.plan(), features.is_some(), images, labels)?;
+        match (images, self.images, features) {
+            (Images::Values(values), Some(slot), _) => executor.write(slot, bytemuck::cast_slice(values))?,
+            (Images::Bytes(bytes), Some(slot), _) => executor.write(slot, bytes)?,
+            (Images::Kept(samples), _, Some(features)) => features.load(executor, &self.features, samples)?,
+            _ => return Err(TrainError::Incomplete { what: "input" }),
+        }
+        if let Some(slot) = self.labels {
+            executor.write(slot, bytemuck::cast_slice(labels))?;
+        }
+        Ok(())
     }
 }
 
@@ -140,11 +175,30 @@ impl Session {
         input: Input,
         options: Options,
     ) -> Result<Self, TrainError> {
+        Self::with_cache(device, network, tensors, input, options, None)
+    }
+
+    /// As [`new`](Self::new), but where the frozen part of the network can be cut off, and the cache has room for what
+    /// it gives for all images of the loader, the session takes [`Images::Kept`] and nothing else.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); an image is broken; the cache was told to stop.
+    pub fn with_cache(
+        device: &Device,
+        network: Graph,
+        tensors: &[HostTensor],
+        input: Input,
+        options: Options,
+        cache: Option<(&FeatureCache, &Loader)>,
+    ) -> Result<Self, TrainError> {
         if options.accumulate == 0 {
             return Err(TrainError::Incomplete { what: "micro-batch in an optimiser step" });
         }
-        let plan = Plan::new(compile::training(network.clone(), &options)?, input, device.variant()?);
         let params = Parameters::upload(device, &network, tensors)?;
+        let graph = compile::training(network.clone(), &options)?;
+        let changing = compile::changing(&graph);
+        let (graph, features) = cut(device, graph, &changing, &params, tensors, input, cache)?;
+        let plan = Plan::new(graph, input, device.variant()?);
         let slots = Slots::of(&plan)?;
         let executor = Executor::new(device, plan, &params)?;
         executor.run(&[Phase::Once])?;
@@ -156,6 +210,7 @@ impl Session {
             executor,
             input,
             slots,
+            features,
             steps: 0,
             micro: 0,
             waiting: VecDeque::new(),
@@ -191,7 +246,7 @@ impl Session {
     /// # Errors
     /// The batch has another size than the plan, a label is not a class, or the device failed.
     pub fn submit(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<(), TrainError> {
-        check_batch(self.plan(), self.slots.images, images, Some(labels))?;
+        self.slots.fill(&self.executor, self.features.as_deref(), images, labels)?;
         let counted = labels.iter().filter(|l| **l != PADDING).count();
         let window = self.options.accumulate;
         let (beta1, beta2) = match self.options.optimizer {
@@ -207,10 +262,6 @@ impl Session {
             accumulate: if self.micro == 0 { 0.0 } else { 1.0 },
             padding: [0.0; 3],
         };
-        self.executor.write(self.slots.images, images.bytes())?;
-        if let Some(slot) = self.slots.labels {
-            self.executor.write(slot, bytemuck::cast_slice(labels))?;
-        }
         if let Some(slot) = self.slots.step {
             self.executor.write(slot, bytemuck::bytes_of(&scalars))?;
         }
@@ -333,19 +384,61 @@ impl Session {
         Ok(())
     }
 
+    /// What the session takes of its images, if it takes [`Images::Kept`].
+    pub fn features(&self) -> Option<&Features> {
+        self.features.as_deref()
+    }
+
     /// An evaluator of the same parameters for batches of `batch`.
     ///
     /// # Errors
     /// The device refuses the batch.
     pub fn evaluator(&self, batch: usize) -> Result<Evaluator, TrainError> {
-        Evaluator::shared(&self.device, &self.network, &self.params, batch, self.input)
+        self.evaluator_with_cache(batch, &[], None)
     }
+
+    /// As [`evaluator`](Self::evaluator), but where the part of the network that this session leaves alone can be cut
+    /// off, and the cache has room for what it gives for all images of the loader, the evaluator takes [`Images::Kept`]
+    /// and nothing else. `tensors` are those that the session began with.
+    ///
+    /// # Errors
+    /// The device refuses the batch; an image is broken; the cache was told to stop.
+    pub fn evaluator_with_cache(
+        &self,
+        batch: usize,
+        tensors: &[HostTensor],
+        cache: Option<(&FeatureCache, &Loader)>,
+    ) -> Result<Evaluator, TrainError> {
+        let changing = compile::changing(&self.plan().graph);
+        let graph = compile::inference(self.network.with_batch(batch)?, true)?;
+        let (graph, features) = cut(&self.device, graph, &changing, &self.params, tensors, self.input, cache)?;
+        Evaluator::of(&self.device, graph, features, &self.params, self.input)
+    }
+}
+
+/// Cuts the frozen part off a compiled graph, if there is one and the cache takes its results.
+fn cut(
+    device: &Device,
+    graph: Graph,
+    changing: &[ParamId],
+    params: &Parameters,
+    tensors: &[HostTensor],
+    input: Input,
+    cache: Option<(&FeatureCache, &Loader)>,
+) -> Result<(Graph, Option<Arc<Features>>), TrainError> {
+    let Some((cache, loader)) = cache else { return Ok((graph, None)) };
+    let Some(split) = compile::split(&graph, changing)? else { return Ok((graph, None)) };
+    Ok(match cache.features(device, &split, params, tensors, input, loader)? {
+        Some(features) => (split.rest, Some(features)),
+        None => (graph, None),
+    })
 }
 
 /// Inference with a network's running statistics.
 pub struct Evaluator {
     executor: Executor,
     slots: Slots,
+    features: Option<Arc<Features>>,
     batch: usize,
     classes: usize,
 }
@@ -357,23 +450,27 @@ impl Evaluator {
     /// The device refuses.
     pub fn new(device: &Device, network: &Graph, tensors: &[HostTensor], input: Input) -> Result<Self, TrainError> {
         let params = Parameters::upload(device, network, tensors)?;
-        let batch = network.input_shape().map_or(1, crate::tensor::Shape::n);
-        Self::shared(device, network, &params, batch, input)
+        Self::of(device, compile::inference(network.clone(), true)?, None, &params, input)
     }
 
-    fn shared(
+    fn of(
         device: &Device,
-        network: &Graph,
+        graph: Graph,
+        features: Option<Arc<Features>>,
         params: &Parameters,
-        batch: usize,
         input: Input,
     ) -> Result<Self, TrainError> {
-        let plan = Plan::new(compile::inference(network.with_batch(batch)?, true)?, input, device.variant()?);
+        let logits = graph.logits_shape().ok_or(TrainError::Incomplete { what: "output" })?;
+        let plan = Plan::new(graph, input, device.variant()?);
         let slots = Slots::of(&plan)?;
         let executor = Executor::new(device, plan, params)?;
         executor.run(&[Phase::Once])?;
-        let classes = network.logits_shape().map_or(0, crate::tensor::Shape::c);
-        Ok(Self { executor, slots, batch, classes })
+        Ok(Self { executor, slots, features, batch: logits.n(), classes: logits.c() })
+    }
+
+    /// What the evaluator takes of its images, if it takes [`Images::Kept`].
+    pub fn features(&self) -> Option<&Features> {
+        self.features.as_deref()
     }
 
     /// The executor of the pass, for measuring.
@@ -420,33 +517,41 @@ impl Evaluator {
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
-        check_batch(self.executor.plan(), self.slots.images, images, Some(labels))?;
-        self.executor.write(self.slots.images, images.bytes())?;
-        if let Some(slot) = self.slots.labels {
-            self.executor.write(slot, bytemuck::cast_slice(labels))?;
-        }
+        self.slots.fill(&self.executor, self.features.as_deref(), images, labels)?;
         Ok(self.executor.run(&[Phase::Forward])?)
     }
 }
 
 /// Refuses a batch that is not the plan's.
-fn check_batch(plan: &Plan, slot: SlotId, images: Images<'_>, labels: Option<&[u32]>) -> Result<(), TrainError> {
-    let values = matches!(images, Images::Values(_));
-    if values != (plan.input == Input::Values) {
-        return Err(TrainError::Form { values });
-    }
+fn check_batch(plan: &Plan, kept: bool, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
     let shape = plan.graph.input_shape().unwrap_or(crate::tensor::Shape([0; 4]));
-    let expected = if values { shape.stored_len() } else { shape.pixels() } * 4;
-    if images.bytes().len() != expected || expected > plan.slots[slot.index()].words * 4 {
-        return Err(TrainError::Images { bytes: images.bytes().len(), expected, shape: shape.to_string() });
+    let logits = plan.graph.logits_shape().unwrap_or(crate::tensor::Shape([0; 4]));
+    let sized = |bytes: usize, expected: usize| match bytes == expected {
+        true => Ok(()),
+        false => Err(TrainError::Images { bytes, expected, shape: shape.to_string() }),
+    };
+    match (images, plan.input) {
+        (Images::Kept(samples), _) if kept => {
+            if samples.len() > logits.n() {
+                return Err(TrainError::Labels { found: samples.len(), expected: logits.n() });
+            }
+        }
+        (Images::Values(values), Input::Values) if !kept => sized(values.len() * 4, shape.stored_len() * 4)?,
+        (Images::Bytes(bytes), Input::Bytes { .. }) if !kept => sized(bytes.len(), shape.pixels() * 4)?,
+        (images, input) => {
+            let expected = match input {
+                _ if kept => Images::Kept(&[]),
+                Input::Values => Images::Values(&[]),
+                Input::Bytes { .. } => Images::Bytes(&[]),
+            };
+            return Err(TrainError::Form { expected: expected.form(), found: images.form() });
+        }
     }
-    let classes = plan.graph.logits_shape().map_or(0, crate::tensor::Shape::c);
-    let Some(labels) = labels else { return Ok(()) };
-    if labels.len() != shape.n() {
-        return Err(TrainError::Labels { found: labels.len(), expected: shape.n() });
+    if labels.len() != logits.n() {
+        return Err(TrainError::Labels { found: labels.len(), expected: logits.n() });
     }
-    match labels.iter().find(|l| **l != PADDING && **l as usize >= classes) {
-        Some(&label) => Err(TrainError::Label { label, classes }),
+    match labels.iter().find(|l| **l != PADDING && **l as usize >= logits.c()) {
+        Some(&label) => Err(TrainError::Label { label, classes: logits.c() }),
         None => Ok(()),
     }
 }
