@@ -20,7 +20,7 @@ pub enum Images<'a> {
 }
 
 impl<'a> Images<'a> {
-    fn bytes(self) -> &'a [u8] {
+    pub(super) fn bytes(self) -> &'a [u8] {
         match self {
             Self::Values(values) => bytemuck::cast_slice(values),
             Self::Bytes(bytes) => bytes,
@@ -42,7 +42,7 @@ pub struct Totals {
 
 impl Totals {
     /// Sums the rows of a batch whose first `samples` rows count.
-    fn new(rows: &[f32], samples: usize) -> Self {
+    pub(super) fn new(rows: &[f32], samples: usize) -> Self {
         let mut totals = Self { samples: samples as u64, ..Self::default() };
         for row in rows.chunks_exact(4).take(samples) {
             totals.loss += f64::from(row[0]);
@@ -103,16 +103,16 @@ pub struct Session {
 }
 
 /// Where a plan takes its batch and leaves its results.
-struct Slots {
-    images: SlotId,
-    labels: Option<SlotId>,
+pub(super) struct Slots {
+    pub images: SlotId,
+    pub labels: Option<SlotId>,
     step: Option<SlotId>,
-    rows: Option<SlotId>,
-    logits: SlotId,
+    pub rows: Option<SlotId>,
+    pub logits: SlotId,
 }
 
 impl Slots {
-    fn of(plan: &Plan) -> Result<Self, TrainError> {
+    pub fn of(plan: &Plan) -> Result<Self, TrainError> {
         let missing = |what| TrainError::Incomplete { what };
         let images = match plan.input {
             Input::Values => Storage::Images,
@@ -178,6 +178,16 @@ impl Session {
     /// The executor of the step, for measuring.
     pub fn executor(&self) -> &Executor {
         &self.executor
+    }
+
+    /// The form of the images.
+    pub fn input(&self) -> Input {
+        self.input
+    }
+
+    /// The parameters where they are, for other plans over them, such as a [`Probe`](super::Probe).
+    pub fn device_parameters(&self) -> &Parameters {
+        &self.params
     }
 
     /// Optimiser steps done.
@@ -414,9 +424,7 @@ impl Evaluator {
     /// The batch has another size than the plan, or the device failed.
     pub fn logits(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
         self.forward(images, &vec![PADDING; self.batch])?;
-        let stored = self.executor.read(self.slots.logits)?;
-        let row = crate::tensor::pad4(self.classes);
-        Ok(stored.chunks_exact(row).take(self.batch).flat_map(|r| &r[..self.classes]).copied().collect())
+        Ok(unpad(&self.executor.read(self.slots.logits)?, self.classes, self.batch))
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
@@ -429,8 +437,19 @@ impl Evaluator {
     }
 }
 
+/// The logits of the first `samples` samples without the padding of their channels.
+pub(super) fn unpad(stored: &[f32], classes: usize, samples: usize) -> Vec<f32> {
+    let rows = stored.chunks_exact(crate::tensor::pad4(classes)).take(samples);
+    rows.flat_map(|row| &row[..classes]).copied().collect()
+}
+
 /// Refuses a batch that is not the plan's.
-fn check_batch(plan: &Plan, slot: SlotId, images: Images<'_>, labels: Option<&[u32]>) -> Result<(), TrainError> {
+pub(super) fn check_batch(
+    plan: &Plan,
+    slot: SlotId,
+    images: Images<'_>,
+    labels: Option<&[u32]>,
+) -> Result<(), TrainError> {
     let values = matches!(images, Images::Values(_));
     if values != (plan.input == Input::Values) {
         return Err(TrainError::Form { values });
