@@ -1,7 +1,7 @@
 //! What the compiler makes of the recipes: which nodes there are, and which there are not.
 
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Builder, Graph, LayerKind, Op, Phase, Sgd, Window};
+use thawline::graph::{Act, Builder, Graph, Layer, LayerKind, Op, Phase, Sgd, Stats, Window};
 use thawline::models;
 use thawline::policy::{Policy, resolve};
 
@@ -55,6 +55,27 @@ fn inference_is_convolutions_and_pools() {
     assert_eq!(count(&graph, left), 0);
     // Folding happens once, not every pass.
     assert_eq!(folds(&graph), [Phase::Once; 20]);
+}
+
+#[test]
+fn an_observation_reads_moments_and_moves_nothing() {
+    for by in [Stats::Running, Stats::Batch] {
+        let network = resolved("resnet18", "full", &[]);
+        let is_norm = |layer: &Layer| layer.kind == LayerKind::Bn;
+        let norms: Vec<usize> = (0..network.layers().len()).filter(|&i| is_norm(&network.layers()[i])).collect();
+        let graph = compile::observation(network, |_| by).expect("an observation");
+        assert_eq!(count(&graph, |op| !op.mutates().is_empty()), 0);
+        assert!(graph.nodes().all(|(_, node)| node.phase == Phase::Forward || node.phase == Phase::Once));
+        let outputs: Vec<&str> = graph.outputs().iter().map(|(name, _)| name.as_str()).collect();
+        let moments: Vec<String> = norms.iter().map(|index| format!("moments:{index}")).collect();
+        assert_eq!(outputs[..2], ["logits", "rows"]);
+        assert_eq!(outputs[2..], moments);
+        // What normalises is the moments that are read out, or the parameter.
+        let normalised_by_batch = graph.nodes().filter(|(_, node)| {
+            matches!(node.op, Op::BatchNormApply(_)) && graph.node(node.inputs[1]).op == Op::BatchNormStats
+        });
+        assert_eq!(normalised_by_batch.count(), if by == Stats::Batch { 20 } else { 0 });
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! From a network and a resolved policy to the graph of one training step, or of inference.
 //!
-//! [`training`] and [`inference`] run named passes, each a function from graph to graph; after every one the graph is
+//! [`training`], [`inference`] and [`observation`] run named passes, each a function from graph to graph; after every one the graph is
 //! [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan lowers call by
 //! call: nothing later looks at a policy again.
 
@@ -13,7 +13,8 @@ mod split;
 pub use split::{Split, changing, feature_name, split};
 
 use crate::graph::{
-    AdamW, Affine, Graph, GraphError, NodeId, Op, Phase, Role, Setting, Sgd, StateKind, Stats, StatsUpdate, Update,
+    AdamW, Affine, BatchNormMode, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Phase, Role, Setting, Sgd,
+    StateKind, Stats, StatsUpdate, Update, Variance,
 };
 use crate::tensor::Shape;
 
@@ -83,12 +84,50 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
         .filter(|(name, _)| !matches!(*name, "differentiate" | "update") && (with_loss || *name != "loss"))
         .copied()
         .collect();
-    let optimizer = Optimizer::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false });
-    run(graph, &passes, &Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false })
+    run(graph, &passes, &FORWARD_ONLY)
 }
 
+/// Compiles a forward pass that observes: each batch norm normalises by what `stats` says of its layer, the moments of
+/// its input over the batch are read out, nothing moves, and nothing is differentiated. For looking at a network and
+/// for estimating statistics; what [`inference`] computes never depends on a sample's companions.
+///
+/// Its outputs are `logits`, `rows`, and for each batch norm `moments:<layer index>`: a row of means and a row of biased
+/// variances.
+///
+/// # Errors
+/// A pass broke the graph; a bug, unless the graph was built by hand.
+pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result<Graph, CompileError> {
+    for (id, layer) in (0..).map(LayerId).zip(&mut graph.layers) {
+        let observed = BatchNormMode {
+            stats: stats(id),
+            // What has batch norms take moments. Nothing moves by them: the pass `update` is left out.
+            update: StatsUpdate::Cumulative,
+            affine: Affine::None,
+            var: Variance::Biased,
+        };
+        let batch_norm = (layer.kind == LayerKind::Bn).then_some(observed);
+        layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
+    }
+    let passes = TRAINING.iter().filter(|(name, _)| *name != "differentiate");
+    let passes: Vec<(&str, Pass)> = passes
+        .map(|&(name, pass)| match name {
+            "update" => ("observe", (|graph, _| Ok(observe(graph))) as Pass),
+            _ => (name, pass),
+        })
+        .collect();
+    run(graph, &passes, &FORWARD_ONLY)
+}
+
+/// Options of passes that change nothing.
+const FORWARD_ONLY: Options = Options {
+    optimizer: Optimizer::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false }),
+    label_smoothing: 0.0,
+    accumulate: 1,
+    export_gradients: false,
+};
+
 fn frozen(setting: Setting) -> Setting {
-    let batch_norm = setting.batch_norm.map(|mode| crate::graph::BatchNormMode {
+    let batch_norm = setting.batch_norm.map(|mode| BatchNormMode {
         stats: Stats::Running,
         update: StatsUpdate::Off,
         affine: Affine::None,
@@ -162,6 +201,14 @@ fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
         graph.push(op, vec![running, batch], Some(layer), Phase::Update)?;
     }
     Ok(graph)
+}
+
+/// Makes the moments that batch norms take readable.
+fn observe(mut graph: Graph) -> Graph {
+    let moments = graph.nodes().filter(|(_, node)| node.op == Op::BatchNormStats);
+    let outputs: Vec<_> = moments.filter_map(|(id, n)| Some((format!("moments:{}", n.layer?.index()), id))).collect();
+    graph.outputs.extend(outputs);
+    graph
 }
 
 /// Marks what depends on nothing that changes during training: it runs once.

@@ -115,16 +115,6 @@ impl Loader {
         &self.shared.transform
     }
 
-    /// The same images in their own order, none left out, as evaluation sees them.
-    ///
-    /// # Errors
-    /// None that making `self` did not have.
-    pub fn in_order(&self) -> Result<Self, DataError> {
-        let LoaderOptions { batch, seed, skip_broken, .. } = self.shared.options;
-        let options = LoaderOptions { skip_broken, ..LoaderOptions::new(Mode::Eval, batch, seed) };
-        Self::new(self.shared.samples.clone(), self.shared.transform.clone(), options)
-    }
-
     /// The batches of `epoch` from `start_batch` on without their pixels, as they are if no image is broken: nothing is
     /// read.
     pub fn without_pixels(&self, epoch: u64, start_batch: usize) -> impl Iterator<Item = Batch> + use<> {
@@ -138,6 +128,21 @@ impl Loader {
             labels.resize(size, 0);
             Batch { pixels: Vec::new(), labels, samples: chosen, skipped: 0 }
         })
+    }
+
+    /// The same images in another order and in batches of another size, as [`Mode::Eval`] shows them. `order` holds
+    /// positions in [`samples`](Self::samples); one may come more than once, or not at all.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// `order` holds a position that there is not.
+    pub fn rearranged(&self, order: &[usize], batch: usize) -> Result<Self, DataError> {
+        let Shared { samples, transform, options } = &*self.shared;
+        let samples = order.iter().map(|&position| samples[position].clone()).collect();
+        let options = LoaderOptions { mode: Mode::Eval, drop_last: false, batch, ..options.clone() };
+        Self::new(samples, transform.clone(), options)
     }
 
     /// Batches in an epoch.
@@ -438,6 +443,20 @@ mod tests {
         assert_eq!(batches.iter().map(|b| b.skipped).collect::<Vec<_>>(), [2, 0, 1]);
         assert_eq!(batches[1].labels, [3, 4, 5]);
         assert!(batches[0].pixels[8 * 8 * 4..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn another_order_shows_the_same_images_unshuffled() {
+        let (_dir, samples) = set(4, &[]);
+        let loader = loader(&samples, Mode::Train, 4, |options| options.seed = 5);
+        let other = loader.rearranged(&[2, 0, 3, 1, 2], 3).unwrap();
+        let batches = collect(&other, 7, 0);
+        assert_eq!([&batches[0].labels[..], &batches[1].labels[..]], [[2, 0, 3], [1, 2, 0]]);
+        assert_eq!(batches[1].samples, [3, 4], "positions in the new order");
+        let plain = collect(&loader.rearranged(&[0, 1, 2, 3], 4).unwrap(), 0, 0).remove(0);
+        let image = plain.pixels.len() / 4;
+        assert_eq!(batches[0].pixels[..image], plain.pixels[2 * image..3 * image]);
+        assert!(loader.rearranged(&[], 1).is_err() && loader.rearranged(&[0], 0).is_err());
     }
 
     #[test]

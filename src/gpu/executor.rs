@@ -53,6 +53,19 @@ impl Parameters {
         let data = device.download(&self.buffers[param.index()], 0, shape.stored_len())?;
         Ok(HostTensor { shape, data })
     }
+
+    /// Overwrites one parameter, for every plan that shares it. What a plan has computed [once](Phase::Once) from it
+    /// stays as it is until the plan runs that phase again.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// The tensor is not the parameter's.
+    pub fn write(&self, device: &Device, graph: &Graph, param: ParamId, tensor: &HostTensor) -> Result<(), GpuError> {
+        assert_eq!(graph.param(param).shape, tensor.shape, "the tensor of a parameter has its shape");
+        upload(device, &self.buffers[param.index()], bytemuck::cast_slice(&tensor.data))
+    }
 }
 
 fn create(device: &Device, label: &str, size: u64) -> Result<wgpu::Buffer, GpuError> {

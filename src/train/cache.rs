@@ -153,7 +153,9 @@ impl FeatureCache {
         let outputs: Vec<SlotId> =
             (0..features.rows.len()).map_while(|i| executor.plan().output(&feature_name(i))).collect();
         executor.run(&[Phase::Once])?;
-        for batch in loader.in_order()?.epoch(0, 0)? {
+        let order: Vec<usize> = (0..loader.samples().len()).collect();
+        let batch = executor.plan().graph.input_shape().map_or(1, crate::tensor::Shape::n);
+        for batch in loader.rearranged(&order, batch)?.epoch(0, 0)? {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(TrainError::Interrupted);
             }

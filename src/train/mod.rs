@@ -9,6 +9,8 @@ mod check;
 mod checkpoint;
 mod crc32c;
 mod measure;
+mod moments;
+mod probe;
 mod run;
 mod schedule;
 mod session;
@@ -18,6 +20,8 @@ pub use cache::{FeatureCache, Features};
 pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use crc32c::Crc32c;
 pub use measure::{KernelTime, Measurement, measure};
+pub use moments::Moments;
+pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
 pub use run::{
     BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, Run, SETTINGS_FILE, StepMetrics, best,
 };
@@ -60,6 +64,12 @@ pub enum TrainError {
     Label { label: u32, classes: usize },
     #[error(transparent)]
     Diverges(#[from] Divergence),
+    #[error("the network has no batch norm: there are no statistics to look at or to estimate")]
+    NoBatchNorm,
+    #[error(
+        "the input of `{layer}` is not finite: its moments cannot be taken; look for the layer before it that overflows"
+    )]
+    MomentsNotFinite { layer: String },
     #[error("the optimiser state belongs to another network, policy or optimiser")]
     ForeignState,
 

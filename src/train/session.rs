@@ -47,7 +47,7 @@ pub struct Totals {
 
 impl Totals {
     /// Sums the rows of a batch whose first `samples` rows count.
-    fn new(rows: &[f32], samples: usize) -> Self {
+    pub(super) fn new(rows: &[f32], samples: usize) -> Self {
         let mut totals = Self { samples: samples as u64, ..Self::default() };
         for row in rows.chunks_exact(4).take(samples) {
             totals.loss += f64::from(row[0]);
@@ -109,18 +109,18 @@ pub struct Session {
 }
 
 /// Where a plan takes its batch and leaves its results.
-struct Slots {
+pub(super) struct Slots {
     /// None if the plan takes features.
     images: Option<SlotId>,
     features: Vec<SlotId>,
     labels: Option<SlotId>,
     step: Option<SlotId>,
-    rows: Option<SlotId>,
-    logits: SlotId,
+    pub rows: Option<SlotId>,
+    pub logits: SlotId,
 }
 
 impl Slots {
-    fn of(plan: &Plan) -> Result<Self, TrainError> {
+    pub fn of(plan: &Plan) -> Result<Self, TrainError> {
         let missing = |what| TrainError::Incomplete { what };
         let images = match plan.input {
             Input::Values => Storage::Images,
@@ -142,7 +142,7 @@ impl Slots {
     }
 
     /// Hands a batch over.
-    fn fill(
+    pub fn fill(
         &self,
         executor: &Executor,
         features: Option<&Features>,
@@ -233,6 +233,16 @@ impl Session {
     /// The executor of the step, for measuring.
     pub fn executor(&self) -> &Executor {
         &self.executor
+    }
+
+    /// The form of the images.
+    pub fn input(&self) -> Input {
+        self.input
+    }
+
+    /// The parameters where they are, for other plans over them, such as a [`Probe`](super::Probe).
+    pub fn device_parameters(&self) -> &Parameters {
+        &self.params
     }
 
     /// Optimiser steps done.
@@ -511,15 +521,19 @@ impl Evaluator {
     /// The batch has another size than the plan, or the device failed.
     pub fn logits(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
         self.forward(images, &vec![PADDING; self.batch])?;
-        let stored = self.executor.read(self.slots.logits)?;
-        let row = crate::tensor::pad4(self.classes);
-        Ok(stored.chunks_exact(row).take(self.batch).flat_map(|r| &r[..self.classes]).copied().collect())
+        Ok(unpad(&self.executor.read(self.slots.logits)?, self.classes, self.batch))
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
         self.slots.fill(&self.executor, self.features.as_deref(), images, labels)?;
         Ok(self.executor.run(&[Phase::Forward])?)
     }
+}
+
+/// The logits of the first `samples` samples without the padding of their channels.
+pub(super) fn unpad(stored: &[f32], classes: usize, samples: usize) -> Vec<f32> {
+    let rows = stored.chunks_exact(crate::tensor::pad4(classes)).take(samples);
+    rows.flat_map(|row| &row[..classes]).copied().collect()
 }
 
 /// Refuses a batch that is not the plan's.

@@ -1,0 +1,211 @@
+//! Probes look and do not touch: what they report is what the network does, under either kind of statistics.
+
+use tempfile::TempDir;
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
+use thawline::gpu::{Device, DeviceOptions, Parameters};
+use thawline::graph::{Graph, LayerKind, Role, Stats};
+use thawline::models::{self, Spec};
+use thawline::plan::Input;
+use thawline::tensor::HostTensor;
+use thawline::train::{Companions, Evaluator, Images, Moments, PADDING, Probe, TrainError};
+use thawline::weights::{self, StateDict};
+
+fn device() -> Device {
+    Device::open(&DeviceOptions::default()).expect("a device")
+}
+
+fn spec() -> &'static Spec {
+    models::spec("resnet_tiny").expect("the model")
+}
+
+fn input() -> Input {
+    Input::Bytes { mean: spec().mean, std: spec().std }
+}
+
+/// The network that was trained on shapes.
+fn shapes(batch: usize) -> (Graph, Vec<HostTensor>) {
+    let network = spec().build(batch, (16, 16), 10).expect("the network");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/resnet_tiny_shapes.safetensors");
+    let state = StateDict::load(file).expect("the weights");
+    let tensors = weights::from_state(&network, state, 0).expect("every tensor").tensors;
+    (network, tensors)
+}
+
+/// As many images of `set`, from all classes in turn.
+struct Data {
+    _dir: TempDir,
+    samples: Vec<Sample>,
+}
+
+impl Data {
+    fn new(set: SampleSet, images: usize) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let data = dir.path().join("data");
+        let options = SampleOptions { per_class: 2.max(images.div_ceil(8)), seed: 9, ..SampleOptions::default() };
+        write_sample_data(set, &data, &options).expect("the images");
+        let train = ImageFolder::open(&data, 0.0, 0).expect("the images").train;
+        let stride = train.len().div_ceil(images) | 1;
+        let samples = (0..images).map(|i| train[i * stride % train.len()].clone()).collect();
+        Self { _dir: dir, samples }
+    }
+
+    fn loader(&self, batch: usize) -> Loader {
+        let transform = Transform::new(16, 16, Augment::None);
+        Loader::new(self.samples.clone(), transform, LoaderOptions::new(Mode::Eval, batch, 0)).expect("a loader")
+    }
+}
+
+fn near(ours: &[f64], theirs: &[f64], allowed: f64) -> bool {
+    let distance: f64 = ours.iter().zip(theirs).map(|(a, b)| (a - b).powi(2)).sum();
+    let norm: f64 = theirs.iter().map(|b| b.powi(2)).sum();
+    ours.len() == theirs.len() && (distance / norm).sqrt() <= allowed
+}
+
+#[test]
+fn under_running_statistics_a_probe_is_the_evaluator_and_companions_do_not_matter() {
+    let (network, tensors) = shapes(8);
+    let data = Data::new(SampleSet::Shapes, 21);
+    let device = device();
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let mut probe = Probe::new(&device, &network, &params, input(), |_| Stats::Running).expect("a probe");
+
+    let mut evaluator = Evaluator::new(&device, &network, &tensors, input()).expect("an evaluator");
+    let batch = data.loader(8).epoch(0, 0).expect("images").next().expect("a batch").expect("images");
+    let seen = probe.pass(Images::Bytes(&batch.pixels), &batch.labels).expect("a pass");
+    let logits = evaluator.logits(Images::Bytes(&batch.pixels)).expect("logits");
+    let wide = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    assert!(near(&wide(&seen.logits), &wide(&logits), 1e-5));
+    assert_eq!(seen.totals.top1, evaluator.evaluate(Images::Bytes(&batch.pixels), &batch.labels).expect("hits").top1);
+
+    // 21 images are two batches of 8 and one of 5, or one of 21: in inference that makes no difference.
+    let parts = probe.survey(&data.loader(8)).expect("a survey");
+    let whole = probe.survey(&data.loader(21)).expect("a survey");
+    assert_eq!((parts.batches, whole.batches), (3, 1));
+    assert_eq!(parts.totals.samples, 21);
+    assert_eq!((parts.totals.top1, parts.totals.top5), (whole.totals.top1, whole.totals.top5));
+    for (parts, whole) in parts.layers.iter().zip(&whole.layers) {
+        assert_eq!(parts.pooled.count, whole.pooled.count);
+        assert!(near(&parts.pooled.mean, &whole.pooled.mean, 1e-6));
+        assert!(near(&parts.pooled.var, &whole.pooled.var, 1e-6));
+    }
+    for batch in [1, 4, 8] {
+        let companions = probe.companions(&data.loader(8), batch, 3, 7).expect("results");
+        assert_eq!(companions.flips, 0.0, "batch {batch}");
+        assert_eq!((companions.survey.totals.samples, companions.survey.totals.top1), (63, 3 * whole.totals.top1));
+    }
+}
+
+#[test]
+fn under_batch_statistics_results_depend_on_companions() {
+    let (network, tensors) = shapes(8);
+    let data = Data::new(SampleSet::Shapes, 42);
+    let device = device();
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let mut probe = Probe::new(&device, &network, &params, input(), |_| Stats::Batch).expect("a probe");
+    let mut look = |batch, seed| probe.companions(&data.loader(8), batch, 3, seed).expect("results");
+    let accuracy = |companions: &Companions| companions.survey.totals.accuracy();
+
+    let (one, four, all) = (look(1, 0), look(4, 0), look(64, 0));
+    assert_eq!((one.batch, four.batch, all.batch), (1, 4, 42));
+    // Alone, an image has no companions to depend on, and is hardly recognised; all together they are as in inference.
+    assert_eq!(one.flips, 0.0);
+    assert!(four.flips > 0.0);
+    assert!(accuracy(&one) < 0.7 && accuracy(&four) < accuracy(&all) && accuracy(&all) > 0.9);
+    assert_eq!(look(4, 0), four, "seeded");
+    assert_ne!(look(4, 1).survey.layers, four.survey.layers);
+    // A batch of all is the population: nothing is left between batches.
+    for layer in &all.survey.layers {
+        assert!(layer.between().iter().zip(&layer.pooled.var).all(|(between, var)| between <= &(1e-6 * var + 1e-12)));
+    }
+}
+
+#[test]
+fn probes_may_mix_both_and_change_nothing() {
+    let (network, tensors) = shapes(6);
+    let data = Data::new(SampleSet::DigitsFar, 12);
+    let device = device();
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let index = |name: &str| network.layers().iter().position(|layer| layer.name == name).expect("a layer");
+    let (first, second) = (index("bn1"), index("layer1.0.bn1"));
+    let survey = |batch: &[usize]| {
+        let stats = |layer: thawline::graph::LayerId| match batch.contains(&layer.index()) {
+            true => Stats::Batch,
+            false => Stats::Running,
+        };
+        let mut probe = Probe::new(&device, &network, &params, input(), stats).expect("a probe");
+        assert!(probe.layers().iter().all(|layer| network.layers()[layer.index()].kind == LayerKind::Bn));
+        probe.survey(&data.loader(6)).expect("a survey").layers
+    };
+    let (running, mixed, other) = (survey(&[]), survey(&[first]), survey(&[second]));
+    // What comes before a layer's normalisation does not depend on it, what comes behind does.
+    assert_eq!(running[0], mixed[0]);
+    assert_ne!(running[1], mixed[1]);
+    assert_eq!(running[1], other[1]);
+    assert_ne!(running[2], other[2]);
+    for (index, before) in tensors.iter().enumerate() {
+        let id = network.layers().iter().flat_map(|layer| &layer.params).find(|id| id.index() == index);
+        let after = params.download(&device, &network, *id.expect("a parameter")).expect("a tensor");
+        assert_eq!(&after, before);
+    }
+}
+
+#[test]
+fn a_single_value_a_channel_has_no_variance_and_no_crash() {
+    let network = spec().build(1, (4, 4), 10).expect("the network");
+    let tensors = weights::initialise(&network, 0);
+    let device = device();
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let mut probe = Probe::new(&device, &network, &params, input(), |_| Stats::Batch).expect("a probe");
+    let pixels: Vec<u8> = (0..64u32).map(|i| if i % 4 == 3 { 0 } else { (i * 37 % 251) as u8 }).collect();
+    let seen = probe.pass(Images::Bytes(&pixels), &[PADDING]).expect("a pass");
+    let last = seen.moments.last().expect("batch norms");
+    assert_eq!((last.count, last.var.iter().copied().fold(0.0, f64::max)), (1, 0.0));
+    assert_eq!(seen.totals.samples, 0);
+    assert!(seen.logits.iter().all(|logit| logit.is_finite()));
+}
+
+#[test]
+fn stored_moments_are_near_those_of_the_data_that_they_were_taken_over() {
+    let (network, tensors) = shapes(16);
+    let (shapes, digits) = (Data::new(SampleSet::Shapes, 64), Data::new(SampleSet::DigitsFar, 64));
+    let device = device();
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let mut probe = Probe::new(&device, &network, &params, input(), |_| Stats::Running).expect("a probe");
+    let stored: Vec<Moments> = network
+        .params()
+        .iter()
+        .zip(&tensors)
+        .filter(|(p, _)| p.role == Role::Moments)
+        .map(|(_, t)| Moments::stored(t))
+        .collect();
+    let mut drift = |data: &Data| {
+        let survey = probe.survey(&data.loader(16)).expect("a survey");
+        let drifts = stored.iter().zip(&survey.layers).map(|(stored, layer)| stored.drift(&layer.pooled, 1e-5));
+        drifts.collect::<Vec<_>>()
+    };
+    let (own, far) = (drift(&shapes), drift(&digits));
+    assert!(own.iter().zip(&far).all(|(own, far)| own * 4.0 < *far), "{own:.3?} {far:.3?}");
+}
+
+#[test]
+fn what_a_probe_cannot_look_at_is_named() {
+    let mut b = thawline::graph::Builder::new();
+    let x = b.input(1, 1, 1, 4).expect("an input");
+    let logits = b.linear("fc", x, 3).expect("a head");
+    let network = b.finish(logits).expect("a network");
+    let tensors = weights::initialise(&network, 0);
+    let device = device();
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let refused = Probe::new(&device, &network, &params, Input::Values, |_| Stats::Batch).err();
+    assert!(matches!(refused, Some(TrainError::NoBatchNorm)));
+
+    let (network, mut tensors) = shapes(2);
+    let bn1 = network.params().iter().position(|p| p.role == Role::Affine).expect("a batch norm");
+    tensors[bn1].data[3] = f32::INFINITY;
+    let params = Parameters::upload(&device, &network, &tensors).expect("room");
+    let mut probe = Probe::new(&device, &network, &params, input(), |_| Stats::Running).expect("a probe");
+    let data = Data::new(SampleSet::Shapes, 2);
+    let message = probe.survey(&data.loader(2)).expect_err("it overflows").to_string();
+    assert!(message.contains("layer1.0.bn1") && message.contains("not finite"), "{message}");
+}
