@@ -42,7 +42,7 @@
 //!
 //! [`train::Session`] does all of it for training batch by batch, [`train::Evaluator`] for inference, and
 //! [`train::Run`] for whole runs with epochs and checkpoints. [`weights`] reads and writes files, [`data`] feeds
-//! images, [`report`] writes down what happened. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
+//! images, [`report`] writes down what happened. [`lab::Lab`] compares policies. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
 
@@ -51,6 +51,7 @@ pub mod data;
 pub mod gpu;
 pub mod graph;
 pub mod kernels;
+pub mod lab;
 pub mod models;
 mod nearest;
 pub mod plan;

@@ -23,6 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),
     ("report", &["compile", "graph", "kernels", "plan", "policy", "train", "weights"]),
+    ("lab", &["compile", "data", "gpu", "graph", "kernels", "plan", "policy", "report", "tensor", "train", "weights"]),
 ];
 
 /// Crates of the command line, which users of the library do not pay for.

@@ -288,6 +288,7 @@ impl Fixture {
             seed: 3,
             label_smoothing: 0.1,
             val_fraction: 0.0,
+            train_images: None,
             skip_broken: false,
             images: ImageSet::of(&images, &data),
             policy: PolicySettings { name: "full".into(), rules: vec![] },

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod compare;
 mod devices;
 mod eval;
 mod finetune;
@@ -12,6 +13,7 @@ mod plan;
 mod predict;
 mod sample_data;
 mod step;
+mod training;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +35,7 @@ enum Command {
     Inspect(inspect::Args),
     Plan(plan::Args),
     Finetune(finetune::Args),
+    Compare(compare::Args),
     Eval(eval::Args),
     Predict(predict::Args),
     SampleData(sample_data::Args),
@@ -48,6 +51,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Finetune(args) => finetune::run(args),
+            Command::Compare(args) => compare::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
             Command::SampleData(args) => sample_data::run(args),

@@ -50,6 +50,31 @@ impl ImageFolder {
         }
     }
 
+    /// Keeps `count` of the training images, chosen by `seed`, evenly over the classes: where a class has too few, the
+    /// others fill up.
+    ///
+    /// # Errors
+    /// There are fewer images, or more classes than `count`.
+    pub fn keep_train(&mut self, count: usize, seed: u64) -> Result<(), DataError> {
+        const KEEP_STREAM: u64 = 0x6b65_6570;
+        if count < self.classes.len() || count > self.train.len() {
+            let expected = "from one a class up to as many as there are";
+            return Err(DataError::Option { option: "number of training images", value: count.to_string(), expected });
+        }
+        let mut classes: Vec<Vec<Sample>> = vec![Vec::new(); self.classes.len()];
+        for sample in self.train.drain(..) {
+            classes[sample.label as usize].push(sample);
+        }
+        for (label, samples) in classes.iter_mut().enumerate() {
+            Rng::keyed(seed, &[KEEP_STREAM, label as u64]).shuffle(samples);
+        }
+        let most = classes.iter().map(Vec::len).max().unwrap_or(0);
+        let in_turn = (0..most).flat_map(|i| classes.iter().filter_map(move |samples| samples.get(i)));
+        self.train = in_turn.take(count).cloned().collect();
+        self.train.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
+        Ok(())
+    }
+
     fn open_splits(dir: &Path) -> Result<Self, DataError> {
         let (train_dir, val_dir) = (dir.join("train"), dir.join("val"));
         let classes = check_classes(&train_dir, subfolders(&train_dir)?)?;

@@ -21,6 +21,17 @@ pub enum Augment {
     CropFlip,
 }
 
+impl Augment {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Flip => "flip",
+            Self::Crop => "crop",
+            Self::CropFlip => "crop-flip",
+        }
+    }
+}
+
 /// Which part of an image evaluation sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -92,6 +92,9 @@ pub struct ArmRun {
     pub seed: u64,
     /// Epoch 0 is the state before training.
     pub history: Vec<EpochMetrics>,
+    /// Why the run ended early, at its last good checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub diverged: Option<String>,
     /// After the last epoch.
     pub end: State,
 }
@@ -155,6 +158,14 @@ pub struct ArmTimings {
     pub fill_s: f64,
     /// Whether training steps took the prefix from the cache.
     pub cached: bool,
+}
+
+impl State {
+    /// Of a network that gives no finite numbers, with so many batch norms.
+    pub fn unknown(batch_norms: usize) -> Self {
+        let (running, single) = Default::default();
+        Self { drift: vec![f64::NAN; batch_norms], running, single, running_flips: f64::NAN, batch: Vec::new() }
+    }
 }
 
 impl ArmRun {

@@ -9,13 +9,18 @@ pub use comparison::{
     Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, mean_and_deviation,
 };
 pub use metrics::csv;
-pub use price::{Amount, LayerPrice, Phases, Price, Total, price};
+pub use price::{Amount, LayerPrice, Phases, Price, Total, Trained, price, trained_values};
 pub use tensorboard::Events;
 
 use crate::train::{Event, Totals, best};
 use crate::weights::write_atomically;
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// The date in UTC, `YYYY-MM-DD`.
+pub fn today() -> String {
+    jiff::Timestamp::now().strftime("%F").to_string()
+}
 
 /// The table of all epochs in a run's folder.
 pub const METRICS_FILE: &str = "metrics.csv";

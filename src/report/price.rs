@@ -1,7 +1,7 @@
 //! What a training step costs under a policy, layer by layer, against inference and full fine-tuning.
 
 use crate::compile::{self, CompileError, Options};
-use crate::graph::Graph;
+use crate::graph::{Affine, Graph, Role, StatsUpdate};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Cost, Input, LayerCost, PhaseCost, Plan};
 use crate::policy::{self, Policy, Resolved};
@@ -129,6 +129,51 @@ pub fn price(resolved: &Resolved, options: &Options, input: Input) -> Result<(Pr
         full,
     };
     Ok((price, plan))
+}
+
+/// What a policy trains and moves, in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Trained {
+    /// Values that the optimiser changes.
+    pub values: usize,
+    /// Values that it could change.
+    pub all: usize,
+    /// Layers in which it changes some.
+    pub layers: usize,
+    /// Batch norms whose running statistics move.
+    pub moving: usize,
+}
+
+/// Counts what trains and moves in a network whose layers carry their settings.
+pub fn trained_values(network: &Graph) -> Trained {
+    let mut trained = Trained::default();
+    for layer in network.layers() {
+        let batch_norm = layer.setting.batch_norm;
+        let vectors = match batch_norm.map_or(Affine::None, |mode| mode.affine) {
+            Affine::None => 0,
+            Affine::Gamma | Affine::Beta => 1,
+            Affine::Both => 2,
+        };
+        let mut here = 0;
+        for param in layer.params.iter().map(|&param| network.param(param)) {
+            let [kh, kw, _, out] = param.shape.0;
+            let (all, train) = match param.role {
+                Role::ConvWeight | Role::LinearWeight => (kh * kw * param.channels * out, layer.setting.weights),
+                Role::Bias => (out, layer.setting.weights),
+                Role::Affine => {
+                    here += vectors * out;
+                    (2 * out, false)
+                }
+                Role::Moments => (0, false),
+            };
+            trained.all += all;
+            here += if train { all } else { 0 };
+        }
+        trained.values += here;
+        trained.layers += usize::from(here > 0);
+        trained.moving += usize::from(batch_norm.is_some_and(|mode| mode.update != StatsUpdate::Off));
+    }
+    trained
 }
 
 fn layers(graph: &Graph, cost: &Cost) -> Vec<LayerPrice> {

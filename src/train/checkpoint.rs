@@ -143,8 +143,8 @@ fn read_optimizer(network: &Graph, mut tensors: BTreeMap<String, FileTensor>) ->
     tensors.is_empty().then_some(states)
 }
 
-/// Over names, shapes and values of the tensors, and the metadata.
-fn checksum(state: &StateDict) -> String {
+/// CRC-32C over names, shapes and values of the tensors, and the metadata, in hexadecimal.
+pub(crate) fn checksum(state: &StateDict) -> String {
     let mut crc = Crc32c::new();
     for (name, tensor) in &state.tensors {
         crc = crc.update(name.as_bytes()).update(&[0]);

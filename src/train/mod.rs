@@ -18,10 +18,12 @@ mod settings;
 
 pub use cache::{FeatureCache, Features};
 pub use check::{Divergence, TOLERANCE, check};
+pub(crate) use checkpoint::checksum;
 pub(crate) use crc32c::Crc32c;
 pub use measure::{KernelTime, Measurement, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
+pub(crate) use run::claim;
 pub use run::{
     BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, Run, SETTINGS_FILE, StepMetrics, best,
 };

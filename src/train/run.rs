@@ -194,7 +194,7 @@ impl Job<'_> {
 }
 
 /// Makes sure that `folder` is there and empty.
-fn claim(folder: &Path) -> Result<(), TrainError> {
+pub(crate) fn claim(folder: &Path) -> Result<(), TrainError> {
     let write = |source| TrainError::Write { path: folder.into(), source };
     fs::create_dir_all(folder).map_err(write)?;
     if fs::read_dir(folder).map_err(write)?.next().is_some() {

@@ -459,8 +459,20 @@ impl Evaluator {
     /// # Errors
     /// The device refuses.
     pub fn new(device: &Device, network: &Graph, tensors: &[HostTensor], input: Input) -> Result<Self, TrainError> {
-        let params = Parameters::upload(device, network, tensors)?;
-        Self::of(device, compile::inference(network.clone(), true)?, None, &params, input)
+        Self::of_parameters(device, network, &Parameters::upload(device, network, tensors)?, input)
+    }
+
+    /// As [`new`](Self::new), of parameters that other plans may share.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub fn of_parameters(
+        device: &Device,
+        network: &Graph,
+        params: &Parameters,
+        input: Input,
+    ) -> Result<Self, TrainError> {
+        Self::of(device, compile::inference(network.clone(), true)?, None, params, input)
     }
 
     fn of(

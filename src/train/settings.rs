@@ -33,6 +33,9 @@ pub struct Settings {
     pub label_smoothing: f64,
     /// See [`ImageFolder::open`].
     pub val_fraction: f64,
+    /// See [`ImageFolder::keep_train`]; all if there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub train_images: Option<usize>,
     /// See [`crate::data::LoaderOptions::skip_broken`].
     pub skip_broken: bool,
     pub images: ImageSet,
@@ -263,6 +266,7 @@ pub(super) mod tests {
             seed: 7,
             label_smoothing: 0.1,
             val_fraction: 0.2,
+            train_images: None,
             skip_broken: false,
             images: ImageSet { train: 30, val: 5, checksum: "0".into() },
             policy: PolicySettings { name: "head".into(), rules: vec!["last:linear -> weights=train".into()] },

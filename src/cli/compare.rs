@@ -1,0 +1,307 @@
+//! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
+
+use super::finetune::{INTERRUPTED, percent, quoted, stop_on_ctrl_c};
+use super::output;
+use super::training::{Images, TrainingArgs, in_words};
+use anyhow::{Context, Result, bail};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup};
+use thawline::models;
+use thawline::plan::Input;
+use thawline::policy::{Policy, RECIPES};
+use thawline::report::{ArmRun, Comparison, mean_and_deviation};
+use thawline::train::{Event, Outcome, StepMetrics};
+use thawline::weights::StateDict;
+
+/// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
+///
+/// Every policy starts from the same weights and sees the same images in the same order. The folder OUT gets report.html
+/// to look at, compare.json and compare.csv with every number, timings.json, and the best weights of each run below
+/// runs/. Ctrl-C finishes the step and saves; --resume continues, and compare.json is the same as if it had never
+/// stopped. What the frozen part of a network gives for each image is computed once and kept, within --cache; that
+/// changes no result.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline compare --weights resnet18.pth --data ./photos --out cmp --epochs 5
+  thawline compare --weights resnet18.pth --data ./photos --out cmp --policy head --policy bn-only --policy late.toml \\
+    --seeds 3 --batch 16
+  thawline compare --resume cmp")]
+pub struct Args {
+    /// Where the results go: a new or empty folder
+    #[arg(long, value_name = "DIR", required_unless_present = "resume")]
+    out: Option<PathBuf>,
+    /// Continue the comparison in DIR where it stopped, with the settings that it began with; beside it, only --data and
+    /// --weights, if they have moved, and --device have a meaning
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "policies", "rules", "seeds", "cache"])]
+    resume: Option<PathBuf>,
+    /// A policy to try: a recipe or a TOML file; repeatable [default: every recipe]
+    #[arg(long = "policy", value_name = "NAME|FILE.toml")]
+    policies: Vec<String>,
+    /// A rule that comes after each policy's own; repeatable
+    #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
+    rules: Vec<String>,
+    /// How many runs of each policy, with the seeds from --seed on: each has its own order of images and new weights
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// Device memory for what the frozen parts of networks give for each image, in MiB; 0 computes it each time
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    cache: u64,
+    #[command(flatten)]
+    training: TrainingArgs,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let stop = stop_on_ctrl_c()?;
+    let (images, weights, setup) = match &args.resume {
+        Some(folder) => {
+            let setup = lab::setup_of(folder)?;
+            let saved = &setup.settings;
+            let data = args.training.data.as_ref().unwrap_or(&saved.data);
+            let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
+            let weights = weights.map(StateDict::load).transpose()?;
+            (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
+        }
+        None => {
+            let data = args.training.data.as_ref().context("--data is missing")?;
+            (Images::open(&args.training, None, data)?, None, None)
+        }
+    };
+    let device = args.training.device.open()?;
+    let (mut lab, resumed) = match setup {
+        Some(setup) => {
+            let folder = args.resume.as_ref().context("--resume is missing")?;
+            let bench = bench(&setup, &images, &device, weights)?;
+            (Lab::resume(bench, folder, setup)?, true)
+        }
+        None => (start(&args, &images, &device)?, false),
+    };
+    announce(lab.comparison(), resumed)?;
+    let mut display = Display::new(lab.comparison());
+    let outcome = lab.run(&stop, |event| Ok(display.show(&event)?));
+    display.finish();
+    match outcome? {
+        Outcome::Finished => summarise(&lab),
+        Outcome::Stopped => {
+            output::line(format_args!("stopped, and saved; continue with:"))?;
+            output::line(format_args!("  thawline compare --resume {}", quoted(lab.folder())))?;
+            // A script must not take a stopped comparison for a finished one.
+            std::process::exit(INTERRUPTED)
+        }
+    }
+}
+
+fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device) -> Result<Lab<'a>> {
+    let out = args.out.as_ref().context("--out is missing")?;
+    let names: Vec<String> = match &args.policies[..] {
+        [] => RECIPES.iter().map(|recipe| recipe.name.to_owned()).collect(),
+        named => named.to_vec(),
+    };
+    let policies = names.iter().map(|name| Ok(Policy::load(name)?.with_rules(&args.rules)?));
+    let arms: Vec<_> = policies.map(|policy: Result<Policy>| policy.map(|p| in_words(&p))).collect::<Result<_>>()?;
+    let model = args.training.read_model(images.folder.classes.len())?;
+    let size = model.size(args.training.size.size);
+    let first = arms.first().cloned().context("there is no policy")?;
+    let settings = args.training.settings(None, images, model.spec, size, first)?;
+    let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
+    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
+    let bench = Bench { device, network, input, images: &images.folder, weights: model.state };
+    let seed = settings.seed;
+    let last = seed.checked_add(args.seeds).filter(|last| i64::try_from(*last).is_ok());
+    let Some(last) = last else { bail!("--seed {seed} is too large for {} seeds", args.seeds) };
+    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), args.cache << 20)?)
+}
+
+fn bench<'a>(
+    setup: &Setup,
+    images: &'a Images,
+    device: &'a thawline::gpu::Device,
+    weights: Option<StateDict>,
+) -> Result<Bench<'a>> {
+    let settings = &setup.settings;
+    let spec = models::spec(&settings.model)?;
+    let size = (settings.transform.height as usize, settings.transform.width as usize);
+    let network = spec.build(settings.batch, size, settings.classes.len())?;
+    let input = Input::Bytes { mean: spec.mean, std: spec.std };
+    Ok(Bench { device, network, input, images: &images.folder, weights })
+}
+
+fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
+    let Comparison { model, size: [height, width], arms, seeds, train_images, val_images, classes, .. } = comparison;
+    let how = if resumed { "goes on with" } else { "compares" };
+    let plural = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
+    let policies = if arms.len() == 1 { "1 policy".into() } else { format!("{} policies", arms.len()) };
+    output::line(format_args!("{how} {policies} × {} of {model} at {height}×{width}", plural(seeds.len(), "seed")))?;
+    output::line(format_args!(
+        "{train_images} training and {val_images} validation images of {} classes; {} of batch {}, {} steps a run",
+        classes.len(),
+        plural(comparison.epochs, "epoch"),
+        comparison.batch,
+        comparison.steps,
+    ))?;
+    for arm in arms {
+        for warning in &arm.warnings {
+            eprintln!("warning: {}: {warning}", arm.name);
+        }
+    }
+    Ok(())
+}
+
+/// A line a policy that follows its runs; without a terminal, a line a finished run.
+struct Display {
+    all: MultiProgress,
+    lines: Vec<ProgressBar>,
+    total: ProgressBar,
+    seeds: Vec<u64>,
+    names: Vec<String>,
+    epochs: usize,
+    /// Accuracies after the last epoch, of each policy's runs that are complete.
+    accuracies: Vec<Vec<f64>>,
+    began: Instant,
+    /// Optimiser steps of one run.
+    steps: u64,
+    /// Optimiser steps that each run under way has done.
+    done: HashMap<(usize, usize), u64>,
+    /// Optimiser steps that are left of all runs, and those that this process did.
+    left: u64,
+    own: u64,
+}
+
+impl Display {
+    fn new(comparison: &Comparison) -> Self {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let width = comparison.arms.iter().map(|arm| arm.name.chars().count()).max().unwrap_or(0);
+        // Templates that are known to be sound.
+        let style =
+            |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let line = |arm: &thawline::report::Arm| {
+            let line = all.add(ProgressBar::new(comparison.steps * comparison.seeds.len() as u64));
+            line.set_style(style("  {prefix} {bar:12} {msg}"));
+            line.set_prefix(format!("{:width$}", arm.name));
+            line
+        };
+        let lines: Vec<ProgressBar> = comparison.arms.iter().map(line).collect();
+        let runs = (comparison.arms.len() * comparison.seeds.len()) as u64;
+        let total = all.add(ProgressBar::new(runs));
+        total.set_style(style("  {pos} of {len} runs {msg}"));
+        for line in lines.iter().chain([&total]) {
+            line.tick();
+        }
+        Self {
+            lines,
+            total,
+            all,
+            seeds: comparison.seeds.clone(),
+            names: comparison.arms.iter().map(|arm| arm.name.clone()).collect(),
+            epochs: comparison.epochs,
+            accuracies: vec![Vec::new(); comparison.arms.len()],
+            done: HashMap::new(),
+            began: Instant::now(),
+            steps: comparison.steps,
+            left: comparison.steps * runs,
+            own: 0,
+        }
+    }
+
+    fn show(&mut self, event: &LabEvent<'_>) -> Result<(), std::io::Error> {
+        match *event {
+            LabEvent::Run { arm, seed, event } => self.follow(arm, seed, &event),
+            LabEvent::Done { arm, seed, run } => return self.finished(arm, seed, run),
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, arm: usize, seed: usize, event: &Event<'_>) {
+        match *event {
+            // What earlier processes did says nothing of how fast this one is.
+            Event::Started { step, .. } => {
+                self.done.insert((arm, seed), step);
+                self.left = self.left.saturating_sub(step);
+            }
+            Event::Step(StepMetrics { epoch, step, .. }) => {
+                let before = self.done.insert((arm, seed), step).unwrap_or(step);
+                self.left = self.left.saturating_sub(step.saturating_sub(before));
+                self.own += step.saturating_sub(before);
+                self.lines[arm].set_position(self.steps * self.accuracies[arm].len() as u64 + step);
+                let what = format!("seed {} · epoch {epoch}/{}", self.seeds[seed], self.epochs);
+                self.lines[arm].set_message(format!("{what}{}", self.so_far(arm)));
+                self.total.set_message(self.time_left());
+            }
+            Event::Epoch { history, .. } => {
+                if let Some(val) = history.last().and_then(|metrics| metrics.val) {
+                    let what = format!("seed {} · val {}", self.seeds[seed], percent(val.accuracy()));
+                    self.lines[arm].set_message(format!("{what}{}", self.so_far(arm)));
+                }
+            }
+            Event::Validating { .. } => {}
+        }
+    }
+
+    /// The mean of the runs that are complete.
+    fn so_far(&self, arm: usize) -> String {
+        match &self.accuracies[arm][..] {
+            [] => String::new(),
+            done => format!(" · mean of {} so far {}", done.len(), percent(mean_and_deviation(done).0)),
+        }
+    }
+
+    /// By the steps that this process has done.
+    fn time_left(&self) -> String {
+        let seconds = self.began.elapsed().as_secs_f64() / self.own.max(1) as f64 * self.left as f64;
+        format!("· {} left", HumanDuration(Duration::from_secs_f64(seconds.min(1e9))))
+    }
+
+    fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) -> Result<(), std::io::Error> {
+        if self.done.remove(&(arm, seed)).is_none() {
+            self.left = self.left.saturating_sub(self.steps);
+        }
+        let accuracy = run.last_accuracy().unwrap_or(f64::NAN);
+        self.accuracies[arm].push(accuracy);
+        let (mean, deviation) = mean_and_deviation(&self.accuracies[arm]);
+        let spread =
+            if self.accuracies[arm].len() > 1 { format!(" ± {:.2}", 100.0 * deviation) } else { String::new() };
+        self.lines[arm].set_position(self.steps * self.accuracies[arm].len() as u64);
+        self.lines[arm].set_message(format!("{}{spread}", percent(mean)));
+        self.total.inc(1);
+        if self.all.is_hidden() {
+            let diverged = if run.diverged.is_some() { "  (diverged)" } else { "" };
+            let (name, seed) = (&self.names[arm], self.seeds[seed]);
+            writeln!(std::io::stdout().lock(), "{name:<16} seed {seed:<3} val top-1 {}{diverged}", percent(accuracy))?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) {
+        for line in self.lines.iter().chain([&self.total]) {
+            line.finish_and_clear();
+        }
+    }
+}
+
+fn summarise(lab: &Lab<'_>) -> Result<()> {
+    let (comparison, timings) = (lab.comparison(), lab.timings());
+    let rows = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
+        let of = |accuracy: fn(&ArmRun) -> Option<f64>| -> Vec<f64> { arm.runs.iter().filter_map(accuracy).collect() };
+        let (last, best) = (of(ArmRun::last_accuracy), of(ArmRun::best_accuracy));
+        let (mean, deviation) = mean_and_deviation(&last);
+        let drift = |drift: &[f64]| drift.iter().sum::<f64>() / drift.len() as f64;
+        let drifts: Vec<f64> = arm.runs.iter().map(|run| drift(&run.end.drift)).collect();
+        vec![
+            arm.name.clone(),
+            percent(mean),
+            if last.len() > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
+            percent(mean_and_deviation(&best).0),
+            output::ms(took.step_ms),
+            output::flops(arm.step.amount.flops),
+            output::bytes(arm.step.kept_bytes),
+            format!("{:.3}", mean_and_deviation(&drifts).0),
+        ]
+    });
+    let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
+    output::line(output::table(&titles, rows))?;
+    output::line("")?;
+    output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))
+}

@@ -1,0 +1,290 @@
+//! Arguments of what trains: `finetune` and `compare`.
+
+use super::args::{DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use std::path::{Path, PathBuf};
+use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::gpu::Device;
+use thawline::graph::Graph;
+use thawline::models::Spec;
+use thawline::plan::Input;
+use thawline::policy::Policy;
+use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
+
+/// Where images and weights come from, and how training goes.
+#[derive(clap::Args)]
+pub struct TrainingArgs {
+    /// A folder with a folder of images for each class, or with train/ and val/ that hold such folders
+    #[arg(long, value_name = "DIR", required_unless_present = "resume")]
+    pub data: Option<PathBuf>,
+    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
+    /// the weights file holds]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Start from this safetensors or PyTorch file; a head for another number of classes starts anew [default: random
+    /// weights]
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Number of classes, to be sure: the folders of DATA decide
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub classes: Option<usize>,
+    #[command(flatten)]
+    pub size: SizeArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// Passes over the training images [default: 10, enough for most small sets]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    epochs: Option<usize>,
+    /// Images that the device works on at once; batch norms under stats=batch see so many [default: 32]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    batch: Option<usize>,
+    /// Batches that are added up to one optimiser step, for a larger effective batch in the same memory [default: 1]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    accumulate: Option<usize>,
+    /// Order, augmentation, split and new weights follow from this number [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    seed: Option<u64>,
+
+    /// The optimiser [default: sgd, the more robust for batch-norm networks]
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerName>,
+    /// Learning rate; a tenth of what training from scratch uses, so that pretrained weights survive [default: 0.01 for
+    /// sgd, 0.0003 for adamw]
+    #[arg(long, value_name = "X")]
+    lr: Option<f64>,
+    /// Momentum of sgd [default: 0.9]
+    #[arg(long, value_name = "X")]
+    momentum: Option<f64>,
+    /// Nesterov's momentum, for sgd
+    #[arg(long)]
+    nesterov: bool,
+    /// Weight decay of convolution and linear weights; biases and batch norms have none [default: 0.0001 for sgd, 0.01
+    /// for adamw]
+    #[arg(long, value_name = "X")]
+    weight_decay: Option<f64>,
+    /// Share of the target that is spread over all classes; 0.1 helps on noisy labels [default: 0]
+    #[arg(long, value_name = "X")]
+    label_smoothing: Option<f64>,
+
+    /// How the learning rate falls [default: cosine, which needs no tuning to the number of epochs]
+    #[arg(long, value_enum)]
+    schedule: Option<ScheduleName>,
+    /// Optimiser steps over which the learning rate rises; a new head's first gradients are large and mean nothing yet
+    /// [default: a twentieth of all steps]
+    #[arg(long, value_name = "STEPS")]
+    warmup: Option<u64>,
+    /// Where cosine ends, as a factor on --lr [default: 0]
+    #[arg(long, value_name = "X")]
+    final_lr: Option<f64>,
+    /// Epochs after which step multiplies the learning rate [default: a third of all epochs]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    step_epochs: Option<usize>,
+    /// What step multiplies the learning rate by [default: 0.1]
+    #[arg(long, value_name = "X")]
+    gamma: Option<f64>,
+
+    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: none,
+    /// which is right for all images]
+    #[arg(long, value_enum)]
+    augment: Option<AugmentName>,
+    /// Train on so many images only, evenly over the classes and chosen by --seed [default: all]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    train_images: Option<usize>,
+    /// Share of each class that is set aside for validation, where DATA has no train/ and val/ [default: 0.2]
+    #[arg(long, value_name = "X")]
+    val_fraction: Option<f64>,
+    /// Leave out images that cannot be decoded, and count them, instead of stopping at the first
+    #[arg(long)]
+    skip_broken: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OptimizerName {
+    Sgd,
+    Adamw,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScheduleName {
+    Constant,
+    Cosine,
+    Step,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AugmentName {
+    None,
+    Flip,
+    Crop,
+    CropFlip,
+}
+
+impl From<AugmentName> for Augment {
+    fn from(name: AugmentName) -> Self {
+        match name {
+            AugmentName::None => Self::None,
+            AugmentName::Flip => Self::Flip,
+            AugmentName::Crop => Self::Crop,
+            AugmentName::CropFlip => Self::CropFlip,
+        }
+    }
+}
+
+/// The images, and where they are.
+pub struct Images {
+    pub data: PathBuf,
+    pub folder: ImageFolder,
+}
+
+impl Images {
+    pub fn open(args: &TrainingArgs, saved: Option<&Settings>, data: &Path) -> Result<Self> {
+        // A run may be resumed from another folder than it was begun in.
+        let data = std::path::absolute(data).with_context(|| format!("cannot find {}", data.display()))?;
+        let seed = args.seed(saved);
+        let mut folder = ImageFolder::open(&data, args.val_fraction(saved), seed)?;
+        if let Some(count) = args.train_images(saved) {
+            folder.keep_train(count, seed)?;
+        }
+        let found = folder.classes.len();
+        match args.classes {
+            Some(asked) if asked != found => bail!(
+                "--classes is {asked}, but {} has folders for {found} classes: leave --classes out, or give another \
+                 folder",
+                data.display()
+            ),
+            _ => Ok(Self { data, folder }),
+        }
+    }
+
+    /// What a run of these images works on.
+    pub fn job<'a>(&'a self, device: &'a Device, network: Graph, spec: &Spec, settings: Settings) -> Job<'a> {
+        let input = Input::Bytes { mean: spec.mean, std: spec.std };
+        Job { device, network, input, images: &self.folder, settings, cache: None }
+    }
+}
+
+/// A policy as settings keep it.
+pub fn in_words(policy: &Policy) -> PolicySettings {
+    let rules = policy.rules.iter().map(ToString::to_string).collect();
+    PolicySettings { name: policy.name.clone(), rules }
+}
+
+impl TrainingArgs {
+    /// The network for images of so many classes, and the weights file if one is named.
+    pub fn read_model(&self, classes: usize) -> Result<Model> {
+        let Self { model, weights, .. } = self;
+        let (model, weights) = (model.clone(), weights.clone());
+        ModelArgs { model, weights, classes: Some(classes), seed: self.seed(None) }.read()
+    }
+
+    fn val_fraction(&self, saved: Option<&Settings>) -> f64 {
+        self.val_fraction.or(saved.map(|s| s.val_fraction)).unwrap_or(0.2)
+    }
+
+    fn train_images(&self, saved: Option<&Settings>) -> Option<usize> {
+        self.train_images.or(saved.and_then(|s| s.train_images))
+    }
+
+    pub fn seed(&self, saved: Option<&Settings>) -> u64 {
+        self.seed.or(saved.map(|s| s.seed)).unwrap_or(0)
+    }
+
+    /// What was asked for, over what the resumed run was begun with, over the defaults.
+    pub fn settings(
+        &self,
+        saved: Option<&Settings>,
+        images: &Images,
+        spec: &Spec,
+        size: Size,
+        policy: PolicySettings,
+    ) -> Result<Settings> {
+        let optimizer = self.optimizer(saved.map(|s| s.optimizer))?;
+        let lr = match optimizer {
+            OptimizerSettings::Sgd { .. } => 0.01,
+            OptimizerSettings::AdamW { .. } => 3e-4,
+        };
+        let lr = self.lr.or(saved.map(|s| s.schedule.lr)).unwrap_or(lr);
+        let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
+        let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
+        let augment = self.augment.map(Augment::from).or(saved.map(|s| s.transform.augment)).unwrap_or_default();
+        let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+        let mut settings = Settings {
+            thawline: env!("CARGO_PKG_VERSION").into(),
+            model: spec.name.into(),
+            weights: self.weights.as_ref().map(std::path::absolute).transpose()?,
+            data: images.data.clone(),
+            classes: images.folder.classes.clone(),
+            batch: self.batch.or(saved.map(|s| s.batch)).unwrap_or(32),
+            accumulate: self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1),
+            epochs,
+            seed: self.seed(saved),
+            label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),
+            val_fraction: self.val_fraction(saved),
+            train_images: self.train_images(saved),
+            skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
+            images: ImageSet::of(&images.folder, &images.data),
+            policy,
+            optimizer,
+            schedule: Schedule { lr, warmup: 0, decay },
+            transform: Transform::new(pixels(size.height), pixels(size.width), augment),
+        };
+        let warmup = self.warmup.or(saved.map(|s| s.schedule.warmup));
+        settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {
+        let sgd = OptimizerSettings::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
+        let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let base = match (self.optimizer, saved) {
+            (Some(OptimizerName::Sgd), Some(saved @ OptimizerSettings::Sgd { .. })) => saved,
+            (Some(OptimizerName::Adamw), Some(saved @ OptimizerSettings::AdamW { .. })) => saved,
+            (Some(OptimizerName::Sgd), _) => sgd,
+            (Some(OptimizerName::Adamw), _) => adamw,
+            (None, saved) => saved.unwrap_or(sgd),
+        };
+        Ok(match base {
+            OptimizerSettings::Sgd { momentum, nesterov, weight_decay } => OptimizerSettings::Sgd {
+                momentum: self.momentum.unwrap_or(momentum),
+                nesterov: nesterov || self.nesterov,
+                weight_decay: self.weight_decay.unwrap_or(weight_decay),
+            },
+            OptimizerSettings::AdamW { .. } if self.momentum.is_some() || self.nesterov => {
+                bail!("--momentum and --nesterov are for --optimizer sgd")
+            }
+            OptimizerSettings::AdamW { beta1, beta2, eps, weight_decay } => {
+                let weight_decay = self.weight_decay.unwrap_or(weight_decay);
+                OptimizerSettings::AdamW { beta1, beta2, eps, weight_decay }
+            }
+        })
+    }
+
+    fn decay(&self, saved: Option<Decay>, epochs: usize) -> Result<Decay> {
+        let step = Decay::Step { epochs: epochs.div_ceil(3), gamma: 0.1 };
+        let base = match (self.schedule, saved) {
+            (Some(ScheduleName::Constant), _) => Decay::Constant,
+            (Some(ScheduleName::Cosine), Some(saved @ Decay::Cosine { .. })) => saved,
+            (Some(ScheduleName::Step), Some(saved @ Decay::Step { .. })) => saved,
+            (Some(ScheduleName::Step), _) => step,
+            (None, Some(saved)) => saved,
+            (Some(ScheduleName::Cosine) | None, _) => Decay::Cosine { end: 0.0 },
+        };
+        let is_step = matches!(base, Decay::Step { .. });
+        if self.final_lr.is_some() && !matches!(base, Decay::Cosine { .. }) {
+            bail!("--final-lr is for --schedule cosine");
+        }
+        if (self.step_epochs.is_some() || self.gamma.is_some()) && !is_step {
+            bail!("--step-epochs and --gamma are for --schedule step");
+        }
+        Ok(match base {
+            Decay::Constant => Decay::Constant,
+            Decay::Cosine { end } => Decay::Cosine { end: self.final_lr.unwrap_or(end) },
+            Decay::Step { epochs, gamma } => {
+                Decay::Step { epochs: self.step_epochs.unwrap_or(epochs), gamma: self.gamma.unwrap_or(gamma) }
+            }
+        })
+    }
+}

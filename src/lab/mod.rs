@@ -1,0 +1,580 @@
+//! The laboratory: several policies on the same images, from the same weights, with the same budget.
+//!
+//! A [`Lab`] makes one [`Run`](crate::train::Run) for each policy and seed, one after the other, in a folder of its own.
+//! A run that is complete leaves its results behind, and one that was cut off goes on from its checkpoint: so a
+//! comparison can be interrupted at any moment, and its [`Comparison`] is the same in the end.
+
+use crate::compile;
+use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
+use crate::gpu::{Device, Parameters};
+use crate::graph::{Graph, LayerKind, Op, ParamId, Role, Stats};
+use crate::kernels::conv2d::Variant;
+use crate::plan::{Input, Plan};
+use crate::policy::{self, Policy, PolicyError, RECIPES};
+use crate::report::{
+    self, Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, price, trained_values,
+};
+use crate::tensor::HostTensor;
+use crate::train::{
+    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Moments, Outcome, PADDING, PolicySettings,
+    Probe, Run, Settings, Totals, TrainError,
+};
+use crate::weights::{self, StateDict, WeightsError, write_atomically};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// What a comparison was begun with.
+pub const SETUP_FILE: &str = "compare.toml";
+/// The [`Comparison`], as far as it has come.
+pub const COMPARISON_FILE: &str = "compare.json";
+/// Its training curves as a table.
+pub const TABLE_FILE: &str = "compare.csv";
+/// The [`Timings`].
+pub const TIMINGS_FILE: &str = "timings.json";
+/// The page to look at.
+pub const PAGE_FILE: &str = "report.html";
+/// The results of one run, in its folder.
+const RESULT_FILE: &str = "result.toml";
+
+/// Images that a network is looked at with, at most; spread evenly over the set.
+pub const LOOKED_AT: usize = 512;
+/// Images that are shown one at a time or two at a time under batch statistics, at most.
+const SMALL_BATCH_IMAGES: usize = 128;
+/// Runs of a step and of inference that their time is the median of.
+const REPEAT: usize = 5;
+
+/// Everything that decides what a comparison finds, in a form that its folder keeps.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Setup {
+    /// Each run's order of images, augmentation and new weights follow from its seed.
+    pub seeds: Vec<u64>,
+    /// Device memory for what the frozen parts of networks give, in bytes; it changes no result.
+    pub cache: u64,
+    /// Of the convolutions, since another one rounds differently.
+    pub variant: String,
+    /// CRC-32C of the weights to start from, in hexadecimal; empty if they are random.
+    pub weights: String,
+    /// The policies, with different names.
+    pub arms: Vec<PolicySettings>,
+    /// Of every run but for its policy and its seed. The seed here chose the images.
+    pub settings: Settings,
+}
+
+/// What can go wrong in a comparison.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("policy `{policy}`: {source}")]
+    Policy { policy: String, source: PolicyError },
+    #[error("two policies are called `{name}`: give one of the files another name")]
+    SameName { name: String },
+    #[error("a comparison needs images for validation; set some aside with a val fraction above 0, or in val/")]
+    NoValidation,
+    #[error("a comparison needs at least one policy and one seed")]
+    Nothing,
+    #[error("{} holds no comparison that could be resumed", folder.display())]
+    NoComparison { folder: PathBuf },
+    #[error("{what} changed since the comparison in {} began: begin a new one in another folder", folder.display())]
+    Changed { folder: PathBuf, what: &'static str },
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {reason}", path.display())]
+    Read { path: PathBuf, reason: String },
+    /// What the caller's observer reports.
+    #[error("{0}")]
+    Observer(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+macro_rules! via_train {
+    ($($error:ty),*) => {$(
+        impl From<$error> for LabError {
+            fn from(error: $error) -> Self {
+                Self::Train(error.into())
+            }
+        }
+    )*};
+}
+via_train!(crate::gpu::GpuError, crate::compile::CompileError, crate::graph::GraphError, DataError, WeightsError);
+
+/// What an observer of a comparison is told.
+#[derive(Clone, Copy, Debug)]
+pub enum LabEvent<'a> {
+    /// The `seed`-th run of the `arm`-th policy tells of itself; both count from 0.
+    Run { arm: usize, seed: usize, event: Event<'a> },
+    /// That run is complete, now or in an earlier process.
+    Done { arm: usize, seed: usize, run: &'a ArmRun },
+}
+
+/// What a comparison works on.
+pub struct Bench<'a> {
+    pub device: &'a Device,
+    /// The network for batches of [`Settings::batch`], every layer frozen.
+    pub network: Graph,
+    /// The form of the images; it must be [`Input::Bytes`].
+    pub input: Input,
+    pub images: &'a ImageFolder,
+    /// The weights to start from; random ones if there are none.
+    pub weights: Option<StateDict>,
+}
+
+/// A comparison with a folder.
+pub struct Lab<'a> {
+    bench: Bench<'a>,
+    device: Device,
+    folder: PathBuf,
+    setup: Setup,
+    /// The network under each policy.
+    networks: Vec<Graph>,
+    comparison: Comparison,
+    timings: Timings,
+}
+
+impl<'a> Lab<'a> {
+    /// Begins a comparison that keeps its files in `folder`.
+    ///
+    /// # Errors
+    /// A policy that does not suit the network; a folder that is not empty or cannot be written; settings that make no
+    /// sense.
+    pub fn start(
+        bench: Bench<'a>,
+        folder: &Path,
+        settings: Settings,
+        arms: Vec<PolicySettings>,
+        seeds: Vec<u64>,
+        cache: u64,
+    ) -> Result<Self, LabError> {
+        settings.check()?;
+        let weights = bench.weights.as_ref().map(train::checksum).unwrap_or_default();
+        let variant = bench.device.variant()?.name().into();
+        let lab = Self::new(bench, folder, Setup { seeds, cache, variant, weights, arms, settings })?;
+        train::claim(folder)?;
+        let text = toml::to_string(&lab.setup).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
+        write(&folder.join(SETUP_FILE), &text)?;
+        lab.write_results()?;
+        Ok(lab)
+    }
+
+    /// Continues the comparison in `folder`, which was begun with `setup`.
+    ///
+    /// # Errors
+    /// The weights or the images are not those that it was begun with.
+    pub fn resume(bench: Bench<'a>, folder: &Path, setup: Setup) -> Result<Self, LabError> {
+        let changed = |what| LabError::Changed { folder: folder.into(), what };
+        if bench.weights.as_ref().map(train::checksum).unwrap_or_default() != setup.weights {
+            return Err(changed("the weights file"));
+        }
+        if train::ImageSet::of(bench.images, &setup.settings.data) != setup.settings.images {
+            return Err(changed("the folder of images"));
+        }
+        let mut lab = Self::new(bench, folder, setup)?;
+        if let Ok(text) = fs::read_to_string(folder.join(TIMINGS_FILE))
+            && let Ok(known) = serde_json::from_str::<Timings>(&text)
+            && known.arms.len() == lab.timings.arms.len()
+        {
+            // Of another device they would not belong together.
+            if known.device == lab.timings.device {
+                lab.timings = known;
+            }
+        }
+        Ok(lab)
+    }
+
+    fn new(bench: Bench<'a>, folder: &Path, setup: Setup) -> Result<Self, LabError> {
+        if setup.arms.is_empty() || setup.seeds.is_empty() {
+            return Err(LabError::Nothing);
+        }
+        if bench.images.val.is_empty() {
+            return Err(LabError::NoValidation);
+        }
+        let variant = Variant::of_name(&setup.variant).and_then(|variant| bench.device.with_variant(variant));
+        if variant.is_none() {
+            let (variant, device) = (&setup.variant, &bench.device.info().name);
+            log::warn!(
+                "the comparison was begun with {variant} convolutions, which {device} lacks: others round differently"
+            );
+        }
+        let device = variant.unwrap_or_else(|| bench.device.clone());
+        let (mut arms, mut networks) = (Vec::new(), Vec::new());
+        for (index, arm) in setup.arms.iter().enumerate() {
+            if setup.arms[..index].iter().any(|other| other.name == arm.name) {
+                return Err(LabError::SameName { name: arm.name.clone() });
+            }
+            let (arm, network) = described(arm, &bench, &setup.settings)?;
+            arms.push(arm);
+            networks.push(network);
+        }
+        let names = arms.iter().map(|arm| ArmTimings { name: arm.name.clone(), ..ArmTimings::default() });
+        let timings = Timings {
+            device: device.info().name.clone(),
+            driver: device.info().driver.clone(),
+            date: report::today(),
+            arms: names.collect(),
+            cache_bytes: 0,
+            cache_budget: setup.cache,
+        };
+        let comparison = comparison(&bench, &setup, arms);
+        Ok(Self { bench, device, folder: folder.into(), setup, networks, comparison, timings })
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    pub fn comparison(&self) -> &Comparison {
+        &self.comparison
+    }
+
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// Makes the runs that are missing, seed by seed, until all are complete or `stop` is set.
+    ///
+    /// # Errors
+    /// An image is broken; the disk or the device fails; `observe` does. A run that diverges ends at its last good
+    /// checkpoint, and the comparison goes on.
+    pub fn run(
+        &mut self,
+        stop: &Arc<AtomicBool>,
+        mut observe: impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<Outcome, LabError> {
+        let cache = FeatureCache::new(self.setup.cache, Arc::clone(stop));
+        for seed in 0..self.setup.seeds.len() {
+            let tensors = self.tensors(seed)?;
+            self.look_at_start(seed, &tensors)?;
+            for arm in 0..self.setup.arms.len() {
+                let Some(run) = self.run_arm(arm, seed, &tensors, &cache, stop, &mut observe)? else {
+                    return Ok(Outcome::Stopped);
+                };
+                observe(LabEvent::Done { arm, seed, run: &run }).map_err(LabError::Observer)?;
+                self.comparison.arms[arm].runs.push(run);
+                self.timings.cache_bytes = self.timings.cache_bytes.max(cache.peak_bytes());
+                self.write_results()?;
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// The weights that all runs of a seed start from.
+    fn tensors(&self, seed: usize) -> Result<Vec<HostTensor>, LabError> {
+        let (network, seed) = (&self.bench.network, self.setup.seeds[seed]);
+        Ok(match &self.bench.weights {
+            Some(state) => weights::from_state(network, state.clone(), seed)?.tensors,
+            None => weights::initialise(network, seed),
+        })
+    }
+
+    /// One run, from wherever it is; `None` if it was stopped.
+    fn run_arm(
+        &mut self,
+        arm: usize,
+        seed: usize,
+        tensors: &[HostTensor],
+        cache: &FeatureCache,
+        stop: &AtomicBool,
+        observe: &mut impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Result<Option<ArmRun>, LabError> {
+        let folder =
+            self.folder.join("runs").join(format!("{}-seed{}", self.setup.arms[arm].name, self.setup.seeds[seed]));
+        if let Some(done) = read_toml(&folder.join(RESULT_FILE))? {
+            return Ok(Some(done));
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if self.timings.arms[arm].step_ms == 0.0 {
+            self.measure(arm, tensors)?;
+        }
+        let filled = cache.fill_s();
+        let mut run = match self.begin(arm, seed, tensors, Some(cache), &folder) {
+            Err(LabError::Train(TrainError::Interrupted)) => return Ok(None),
+            begun => begun?,
+        };
+        let timings = &mut self.timings.arms[arm];
+        timings.fill_s += cache.fill_s() - filled;
+        timings.cached = run.session().features().is_some();
+        // An epoch of which this process has not seen the beginning is not timed.
+        let mut began = (run.step().is_multiple_of(run.settings().steps_per_epoch() as u64)).then(Instant::now);
+        let mut last = began;
+        let ended = run.run(stop, |event| {
+            match event {
+                Event::Step(_) => last = Some(Instant::now()),
+                Event::Epoch { history, .. } => {
+                    if let (Some(began), Some(last), true) = (began, last, history.len() > 1) {
+                        timings.epoch_s.push((last - began).as_secs_f64());
+                    }
+                    began = Some(Instant::now());
+                }
+                Event::Started { .. } | Event::Validating { .. } => {}
+            }
+            observe(LabEvent::Run { arm, seed, event })
+        });
+        let diverged = match ended {
+            Ok(Outcome::Stopped) => return Ok(None),
+            Ok(Outcome::Finished) => None,
+            Err(TrainError::Observer(error)) => return Err(LabError::Observer(error)),
+            Err(error @ TrainError::Diverged { .. }) => {
+                // What it had learnt before.
+                run = self.begin(arm, seed, tensors, None, &folder)?;
+                Some(error.to_string())
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let end = match self.look(run.session().device_parameters(), &run.session().parameters()?) {
+            // The last weights before it diverged may be finite and lead nowhere all the same.
+            Err(LabError::Train(TrainError::MomentsNotFinite { .. })) if diverged.is_some() => {
+                State::unknown(self.comparison.batch_norms.len())
+            }
+            seen => seen?,
+        };
+        let result = ArmRun { seed: self.setup.seeds[seed], history: run.history().to_vec(), diverged, end };
+        let text = toml::to_string(&result).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
+        write(&folder.join(RESULT_FILE), &text)?;
+        for file in [CHECKPOINT_FILE, LAST_FILE] {
+            // Not needed any more; what cannot be removed does no harm.
+            let _ = fs::remove_file(folder.join(file));
+        }
+        Ok(Some(result))
+    }
+
+    fn begin(
+        &self,
+        arm: usize,
+        seed: usize,
+        tensors: &[HostTensor],
+        cache: Option<&FeatureCache>,
+        folder: &Path,
+    ) -> Result<Run, LabError> {
+        let policy = self.setup.arms[arm].clone();
+        let settings = Settings { seed: self.setup.seeds[seed], policy, ..self.setup.settings.clone() };
+        let Bench { input, images, .. } = self.bench;
+        let network = self.networks[arm].clone();
+        let job = Job { device: &self.device, network, input, images, settings, cache };
+        if folder.join(CHECKPOINT_FILE).exists() {
+            return Ok(job.resume(folder)?);
+        }
+        // Cut off before its first checkpoint was complete: nothing of it is worth keeping.
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(|source| LabError::Write { path: folder.into(), source })?;
+        }
+        Ok(job.start(tensors, folder)?)
+    }
+
+    fn measure(&mut self, arm: usize, tensors: &[HostTensor]) -> Result<(), LabError> {
+        let options = self.setup.settings.options();
+        let measured = train::measure(&self.device, self.networks[arm].clone(), tensors, options, REPEAT)?;
+        let timings = &mut self.timings.arms[arm];
+        timings.step_ms = measured.step_ms;
+        timings.inference_ms = measured.inference_ms;
+        timings.allocated_bytes = measured.allocated_bytes;
+        Ok(())
+    }
+
+    fn look_at_start(&mut self, seed: usize, tensors: &[HostTensor]) -> Result<(), LabError> {
+        let path = self.folder.join("runs").join(format!("start-seed{}.toml", self.setup.seeds[seed]));
+        let state = match read_toml(&path)? {
+            Some(state) => state,
+            None => {
+                let params = Parameters::upload(&self.device, &self.bench.network, tensors)?;
+                let state = self.look(&params, tensors)?;
+                let text = toml::to_string(&state).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
+                write(&path, &text)?;
+                state
+            }
+        };
+        self.comparison.start.push(state);
+        Ok(())
+    }
+
+    /// Looks at a network whose parameters are `params` on the device and `tensors` on the host.
+    fn look(&self, params: &Parameters, tensors: &[HostTensor]) -> Result<State, LabError> {
+        let Bench { network, input, images, .. } = &self.bench;
+        let Settings { batch, transform, seed, skip_broken, .. } = &self.setup.settings;
+        let loader = |samples: &[Sample], most, batch: usize| -> Result<Loader, DataError> {
+            let options = LoaderOptions { skip_broken: *skip_broken, ..LoaderOptions::new(Mode::Eval, batch, *seed) };
+            Loader::new(spread(samples, most), transform.clone(), options)
+        };
+        let probe = |stats| Probe::new(&self.device, network, params, *input, |_| stats);
+
+        let mut running = probe(Stats::Running)?;
+        let survey = running.survey(&loader(&images.train, LOOKED_AT, *batch)?)?;
+        let norms = network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
+        let stored = norms.filter_map(|layer| {
+            let moments = layer.params.iter().find(|&&id| network.param(id).role == Role::Moments)?;
+            Some((Moments::stored(&tensors[moments.index()]), epsilon(network, *moments)))
+        });
+        let drift = stored.zip(&survey.layers).map(|((stored, eps), seen)| stored.drift(&seen.pooled, eps)).collect();
+
+        let val = loader(&images.val, LOOKED_AT, *batch)?;
+        let running_flips = running.companions(&val, *batch, 2, *seed)?.flips;
+        let mut by_batch = probe(Stats::Batch)?;
+        let mut sizes = vec![1, 2, 8, *batch];
+        sizes.retain(|&size| size <= *batch && size <= images.val.len());
+        sizes.sort_unstable();
+        sizes.dedup();
+        let statistics = sizes.into_iter().map(|size| {
+            // A single image has no companions.
+            let shuffles = if size == 1 { 1 } else { 2 };
+            let most = if size <= 2 { SMALL_BATCH_IMAGES } else { LOOKED_AT };
+            let seen = by_batch.companions(&loader(&images.val, most, size)?, size, shuffles, *seed)?;
+            Ok(BatchStatistics { batch: size, accuracy: seen.survey.totals.accuracy(), flips: seen.flips })
+        });
+        let batch_statistics = statistics.collect::<Result<_, TrainError>>()?;
+        Ok(State {
+            drift,
+            running: self.evaluate(params, *batch, &val)?,
+            single: self.evaluate(params, 1, &loader(&images.val, LOOKED_AT, 1)?)?,
+            running_flips,
+            batch: batch_statistics,
+        })
+    }
+
+    /// Plain inference of all of a loader's images, in batches of `batch`.
+    fn evaluate(&self, params: &Parameters, batch: usize, images: &Loader) -> Result<Totals, TrainError> {
+        let network = self.bench.network.with_batch(batch)?;
+        let mut evaluator = train::Evaluator::of_parameters(&self.device, &network, params, self.bench.input)?;
+        let mut totals = Totals::default();
+        for batch in images.epoch(0, 0)? {
+            let mut batch = batch?;
+            let valid = batch.valid();
+            batch.labels[valid..].fill(PADDING);
+            totals += evaluator.evaluate(Images::Bytes(&batch.pixels), &batch.labels)?;
+        }
+        Ok(totals)
+    }
+
+    fn write_results(&self) -> Result<(), LabError> {
+        let json = |value: Result<String, serde_json::Error>| {
+            value.map_err(|error| TrainError::Unwritable { reason: error.to_string() })
+        };
+        let Self { folder, comparison, timings, .. } = self;
+        write(&folder.join(COMPARISON_FILE), &json(serde_json::to_string_pretty(comparison))?)?;
+        write(&folder.join(TIMINGS_FILE), &json(serde_json::to_string_pretty(timings))?)?;
+        Ok(())
+    }
+}
+
+/// The setup of the comparison in `folder`.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn setup_of(folder: &Path) -> Result<Setup, LabError> {
+    read_toml(&folder.join(SETUP_FILE))?.ok_or_else(|| LabError::NoComparison { folder: folder.into() })
+}
+
+/// What there is to say of an arm before it runs, and the network under its policy.
+fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Result<(Arm, Graph), LabError> {
+    let fail = |source| LabError::Policy { policy: arm.name.clone(), source };
+    let policy = Policy { name: arm.name.clone(), rules: Vec::new() }.with_rules(&arm.rules).map_err(fail)?;
+    let resolved = policy::resolve(&policy, bench.network.clone()).map_err(fail)?;
+    resolved.check_training().map_err(fail)?;
+    let (price, plan) = price(&resolved, &settings.options(), bench.input)?;
+    let layers = resolved.graph.layers().iter().filter_map(|layer| {
+        let axes = policy::describe(layer);
+        (!axes.is_empty()).then(|| ArmLayer { name: layer.name.clone(), kind: layer.kind.name().into(), axes })
+    });
+    let trained = trained_values(&resolved.graph);
+    let summary = RECIPES.iter().find(|recipe| recipe.name == arm.name).map_or("", |recipe| recipe.summary);
+    let described = Arm {
+        name: arm.name.clone(),
+        summary: summary.into(),
+        rules: arm.rules.clone(),
+        warnings: resolved.warnings.iter().map(ToString::to_string).collect(),
+        layers: layers.collect(),
+        trained_values: trained.values,
+        all_values: trained.all,
+        step: price.step,
+        inference: price.inference,
+        prefix: prefix(&plan, settings)?,
+        runs: Vec::new(),
+    };
+    Ok((described, resolved.graph))
+}
+
+/// What of a step could be kept from epoch to epoch.
+fn prefix(plan: &Plan, settings: &Settings) -> Result<Option<Prefix>, LabError> {
+    if settings.transform.augment != crate::data::Augment::None || settings.skip_broken {
+        return Ok(None);
+    }
+    let Some(split) = compile::split(&plan.graph, &compile::changing(&plan.graph))? else { return Ok(None) };
+    let graph = split.prefix;
+    let images = settings.batch as u64;
+    let ends: Vec<_> = graph.outputs().iter().map(|(_, id)| graph.node(*id)).collect();
+    let until = ends.iter().filter_map(|node| node.layer).map(|layer| graph.layers()[layer.index()].name.clone());
+    Ok(Some(Prefix {
+        until: until.collect(),
+        bytes_per_image: ends.iter().map(|node| node.shape.bytes()).sum::<u64>() / images,
+        flops_per_image: Plan::new(graph.clone(), plan.input, Variant::default()).cost.step().flops / images,
+    }))
+}
+
+fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
+    let settings = &setup.settings;
+    let Transform { height, width, augment, .. } = settings.transform;
+    let norms = bench.network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
+    Comparison {
+        thawline: settings.thawline.clone(),
+        model: settings.model.clone(),
+        weights: settings.weights.clone(),
+        data: settings.data.clone(),
+        classes: settings.classes.clone(),
+        train_images: settings.images.train,
+        val_images: settings.images.val,
+        size: [height as usize, width as usize],
+        batch: settings.batch,
+        accumulate: settings.accumulate,
+        epochs: settings.epochs,
+        steps: settings.steps(),
+        augment: augment.name().into(),
+        optimizer: settings.optimizer,
+        schedule: settings.schedule,
+        seeds: setup.seeds.clone(),
+        batch_norms: norms.map(|layer| layer.name.clone()).collect(),
+        start: Vec::new(),
+        arms,
+    }
+}
+
+/// At most `most` of the samples, evenly spread: they are sorted by class.
+fn spread(samples: &[Sample], most: usize) -> Vec<Sample> {
+    let count = samples.len().min(most);
+    (0..count).map(|i| samples[i * samples.len() / count].clone()).collect()
+}
+
+/// The ε of the batch norm whose running moments are `moments`.
+fn epsilon(network: &Graph, moments: ParamId) -> f64 {
+    let norm = network.nodes().find_map(|(_, node)| match node.op {
+        Op::BatchNorm { eps } if network.node(node.inputs[2]).op == Op::Param(moments) => Some(eps),
+        _ => None,
+    });
+    norm.map_or(0.0, f64::from)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), LabError> {
+    let fail = |source| LabError::Write { path: path.into(), source };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(fail)?;
+    }
+    write_atomically(path, |file| file.write_all(text.as_bytes())).map_err(fail)
+}
+
+/// What a file holds; `None` if there is none.
+fn read_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, LabError> {
+    let fail = |reason: String| LabError::Read { path: path.into(), reason };
+    match fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).map(Some).map_err(|error| fail(error.to_string().replace('\n', " "))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(fail(error.to_string())),
+    }
+}
