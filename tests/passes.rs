@@ -216,3 +216,13 @@ fn sizes_that_cannot_be_are_errors() {
         assert!(message.starts_with(&format!("c{channels}")), "{message}");
     }
 }
+
+#[test]
+fn inference_needs_no_policy() {
+    let network = models::build("resnet18", 2, (32, 32), 10).expect("a model");
+    let resolved = resolve(&Policy::recipe("full").expect("a recipe"), network.clone()).expect("a policy").graph;
+    let graph = compile::inference(network, false).expect("inference");
+    assert!(!graph.nodes().any(|(_, node)| node.op.name() == "batch_norm_apply"), "every batch norm is folded");
+    let other = compile::inference(resolved, false).expect("inference");
+    assert!(graph.nodes().map(|(_, node)| &node.op).eq(other.nodes().map(|(_, node)| &node.op)));
+}

@@ -77,7 +77,14 @@ pub fn training(graph: Graph, options: &Options) -> Result<Graph, CompileError> 
 /// A pass broke the graph; a bug, unless the graph was built by hand.
 pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileError> {
     for layer in &mut graph.layers {
-        layer.setting = frozen(layer.setting);
+        // Also of a network that no policy was applied to.
+        let batch_norm = (layer.kind == LayerKind::Bn).then_some(BatchNormMode {
+            stats: Stats::Running,
+            update: StatsUpdate::Off,
+            affine: Affine::None,
+            var: Variance::Unbiased,
+        });
+        layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
     }
     let passes: Vec<(&str, Pass)> = TRAINING
         .iter()
@@ -125,16 +132,6 @@ const FORWARD_ONLY: Options = Options {
     accumulate: 1,
     export_gradients: false,
 };
-
-fn frozen(setting: Setting) -> Setting {
-    let batch_norm = setting.batch_norm.map(|mode| BatchNormMode {
-        stats: Stats::Running,
-        update: StatsUpdate::Off,
-        affine: Affine::None,
-        ..mode
-    });
-    Setting { weights: false, batch_norm, ..setting }
-}
 
 fn run(mut graph: Graph, passes: &[(&'static str, Pass)], options: &Options) -> Result<Graph, CompileError> {
     let fail = |pass| move |source| CompileError { pass, source };

@@ -1,0 +1,227 @@
+//! Comparisons of policies: what they find, and that it does not depend on how they came to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tempfile::TempDir;
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::gpu::{Device, DeviceOptions};
+use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
+use thawline::models;
+use thawline::plan::Input;
+use thawline::policy::Policy;
+use thawline::report::Comparison;
+use thawline::train::{Decay, Event, ImageSet, OptimizerSettings, Outcome, PolicySettings, Schedule, Settings};
+use thawline::weights::StateDict;
+
+const SIZE: usize = 16;
+const BATCH: usize = 8;
+/// More than everything that is kept here.
+const ENOUGH: u64 = 64 << 20;
+
+struct Fixture {
+    dir: TempDir,
+    images: ImageFolder,
+    settings: Settings,
+    device: Device,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = TempDir::new().expect("a folder");
+        let data = dir.path().join("digits");
+        write_sample_data(SampleSet::DigitsFar, &data, &SampleOptions::default()).expect("images");
+        let mut images = ImageFolder::open(&data, 0.0, 0).expect("images");
+        images.keep_train(24, 0).expect("enough");
+        images.val = images.val.into_iter().step_by(18).collect();
+        let settings = Settings {
+            thawline: env!("CARGO_PKG_VERSION").into(),
+            model: "resnet_tiny".into(),
+            weights: None,
+            classes: images.classes.clone(),
+            batch: BATCH,
+            accumulate: 1,
+            epochs: 2,
+            seed: 0,
+            label_smoothing: 0.0,
+            val_fraction: 0.0,
+            train_images: Some(24),
+            skip_broken: false,
+            images: ImageSet::of(&images, &data),
+            policy: arm("head").0,
+            optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+            schedule: Schedule { lr: 5e-3, warmup: 0, decay: Decay::Constant },
+            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None),
+            data,
+        };
+        let device = Device::open(&DeviceOptions::default()).expect("a device");
+        Self { dir, images, settings, device }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn bench(&self) -> Bench<'_> {
+        let spec = models::spec("resnet_tiny").expect("the model");
+        let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/resnet_tiny_shapes.safetensors");
+        Bench {
+            device: &self.device,
+            network: spec.build(BATCH, (SIZE, SIZE), 10).expect("the network"),
+            input: Input::Bytes { mean: spec.mean, std: spec.std },
+            images: &self.images,
+            weights: Some(StateDict::load(asset).expect("weights")),
+        }
+    }
+
+    fn start(&self, out: &str, arms: &[&str], cache: u64) -> Result<Lab<'_>, LabError> {
+        let arms = arms.iter().map(|name| arm(name).0).collect();
+        Lab::start(self.bench(), &self.out(out), self.settings.clone(), arms, vec![4, 5], cache)
+    }
+
+    fn resume(&self, out: &str) -> Lab<'_> {
+        let setup = lab::setup_of(&self.out(out)).expect("a setup");
+        Lab::resume(self.bench(), &self.out(out), setup).expect("it resumes")
+    }
+}
+
+fn arm(name: &str) -> (PolicySettings, Policy) {
+    let policy = Policy::recipe(name).expect("a recipe");
+    let rules = policy.rules.iter().map(ToString::to_string).collect();
+    (PolicySettings { name: name.into(), rules }, policy)
+}
+
+/// Runs until the end, or until `stop_at` says so of an event.
+fn go(lab: &mut Lab<'_>, stop_at: impl Fn(&LabEvent<'_>) -> bool) -> Outcome {
+    let stop = Arc::new(AtomicBool::new(false));
+    let ended = lab.run(&stop, |event| {
+        if stop_at(&event) {
+            stop.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    ended.expect("a comparison")
+}
+
+fn found(folder: &Path) -> String {
+    fs::read_to_string(folder.join(COMPARISON_FILE)).expect("results")
+}
+
+#[test]
+fn interrupted_or_not_and_kept_or_not_a_comparison_finds_the_same() {
+    let fixture = Fixture::new();
+    let arms = ["head", "bn-only"];
+    let mut whole = fixture.start("whole", &arms, ENOUGH).expect("a comparison");
+    assert_eq!(go(&mut whole, |_| false), Outcome::Finished);
+    assert!(whole.timings().cache_bytes > 0 && whole.timings().arms.iter().all(|arm| arm.cached));
+    drop(whole);
+    let whole = found(&fixture.out("whole"));
+
+    // Two budgets: one for nothing, and one that holds what `head` keeps, but not what `bn-only` does.
+    for (name, budget, kept) in [("without", 0, [false, false]), ("little", 40_000, [true, false])] {
+        let mut lab = fixture.start(name, &arms, budget).expect("a comparison");
+        assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+        assert_eq!([lab.timings().arms[0].cached, lab.timings().arms[1].cached], kept, "{name}");
+        assert!(lab.timings().cache_bytes <= budget);
+        assert_eq!(found(&fixture.out(name)), whole, "{name}");
+    }
+
+    drop(fixture.start("parts", &arms, ENOUGH).expect("a comparison"));
+    let mut stops = 0;
+    loop {
+        let mut lab = fixture.resume("parts");
+        // The n-th event of a process ends it, another one each time.
+        let (seen, nth) = (AtomicU64::new(0), 1 + stops % 7);
+        let outcome = go(&mut lab, |event| {
+            let counts = !matches!(event, LabEvent::Run { event: Event::Started { .. }, .. });
+            counts && seen.fetch_add(1, Ordering::Relaxed) + 1 == nth
+        });
+        if outcome == Outcome::Finished {
+            break;
+        }
+        stops += 1;
+        assert!(stops < 100, "it does not come to an end");
+    }
+    assert!(stops > 5, "interrupted only {stops} times");
+    assert_eq!(found(&fixture.out("parts")), whole);
+    // And a complete one has nothing left to do.
+    assert_eq!(go(&mut fixture.resume("parts"), |_| false), Outcome::Finished);
+    assert_eq!(found(&fixture.out("parts")), whole);
+}
+
+#[test]
+fn a_comparison_tells_what_it_compared() {
+    let fixture = Fixture::new();
+    let mut lab = fixture.start("out", &["head", "head-adapt", "full"], ENOUGH).expect("a comparison");
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    let read: Comparison = serde_json::from_str(&found(&fixture.out("out"))).expect("a comparison");
+    assert!(&read == lab.comparison(), "what was written down is what was found");
+    assert_eq!(read.seeds, [4, 5]);
+    assert_eq!(read.batch_norms.len(), 15);
+    let [head, adapt, full] = &read.arms[..] else { panic!("three arms") };
+
+    for arm in &read.arms {
+        assert_eq!(arm.runs.iter().map(|run| run.seed).collect::<Vec<_>>(), read.seeds);
+        for (run, start) in arm.runs.iter().zip(&read.start) {
+            assert_eq!(run.history.len(), 3, "{}", arm.name);
+            let (before, after) = (run.history[0].val.expect("validated"), run.history[2].val.expect("validated"));
+            // The same weights and images, looked at in another way.
+            assert_eq!(before, start.running);
+            assert_eq!(after, run.end.running);
+            assert_eq!(run.end.single.top1, run.end.running.top1, "a single image gets what it gets in a batch");
+            assert_eq!(run.end.running_flips, 0.0);
+            assert_eq!(run.end.batch.iter().map(|b| b.batch).collect::<Vec<_>>(), [1, 2, BATCH]);
+        }
+        assert_ne!(arm.runs[0].history, arm.runs[1].history, "{}: each seed is a run of its own", arm.name);
+    }
+    // Frozen statistics stay where they were; those that follow the images come closer.
+    let sum = |drift: &[f64]| drift.iter().sum::<f64>();
+    for (seed, start) in read.start.iter().enumerate() {
+        assert_eq!(head.runs[seed].end.drift, start.drift);
+        assert!(sum(&adapt.runs[seed].end.drift) < 0.5 * sum(&start.drift));
+    }
+    let prefix = head.prefix.as_ref().expect("all but the head");
+    assert_eq!(prefix.until, ["avgpool"]);
+    assert_eq!(prefix.bytes_per_image, 64 * 4);
+    assert_eq!(prefix.flops_per_image * BATCH as u64, head.inference.amount.flops - 2 * 8 * 64 * 10);
+    assert_eq!(full.prefix, None);
+    assert!(head.trained_values < full.trained_values && full.trained_values == full.all_values);
+    assert!(full.layers.iter().any(|layer| layer.axes.contains("stats=batch")));
+}
+
+#[test]
+fn a_run_that_diverges_does_not_end_the_comparison() {
+    let mut fixture = Fixture::new();
+    fixture.settings.schedule.lr = 1e30;
+    let mut lab = fixture.start("out", &["full", "head"], 0).expect("a comparison");
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    for arm in &lab.comparison().arms {
+        for run in &arm.runs {
+            assert!(run.diverged.as_ref().is_some_and(|why| why.contains("diverged")), "{}", arm.name);
+            assert_eq!(run.history.len(), 1, "before the first epoch");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let mut fixture = Fixture::new();
+    let error = |result: Result<Lab<'_>, LabError>| result.err().expect("an error").to_string();
+    assert!(error(fixture.start("out", &[], 0)).contains("at least one policy"));
+    assert!(error(fixture.start("out", &["head", "head"], 0)).contains("two policies are called `head`"));
+    assert!(!fixture.out("out").exists(), "nothing was written");
+    drop(fixture.start("out", &["head"], 0).expect("a comparison"));
+    assert!(error(fixture.start("out", &["head"], 0)).contains("not empty"));
+    assert!(lab::setup_of(&fixture.out("nothing")).expect_err("none").to_string().contains("no comparison"));
+
+    let setup = lab::setup_of(&fixture.out("out")).expect("a setup");
+    let mut other = fixture.bench();
+    other.weights = None;
+    assert!(error(Lab::resume(other, &fixture.out("out"), setup.clone())).contains("the weights file changed"));
+    fixture.images.train.pop();
+    assert!(error(Lab::resume(fixture.bench(), &fixture.out("out"), setup)).contains("the folder of images changed"));
+    fixture.images.val.clear();
+    assert!(error(fixture.start("other", &["head"], 0)).contains("validation"));
+}
