@@ -90,7 +90,7 @@ impl Fixture {
 fn arm(name: &str) -> (PolicySettings, Policy) {
     let policy = Policy::recipe(name).expect("a recipe");
     let rules = policy.rules.iter().map(ToString::to_string).collect();
-    (PolicySettings { name: name.into(), rules }, policy)
+    (PolicySettings { name: name.into(), rules, stages: vec![] }, policy)
 }
 
 /// Runs until the end, or until `stop_at` says so of an event.
@@ -188,7 +188,7 @@ fn a_comparison_tells_what_it_compared() {
     assert_eq!(prefix.flops_per_image * BATCH as u64, head.inference.amount.flops - 2 * 8 * 64 * 10);
     assert_eq!(full.prefix, None);
     assert!(head.trained_values < full.trained_values && full.trained_values == full.all_values);
-    assert!(full.layers.iter().any(|layer| layer.axes.contains("stats=batch")));
+    assert!(full.stages[0].layers.iter().any(|layer| layer.axes.contains("stats=batch")));
 }
 
 #[test]

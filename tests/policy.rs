@@ -10,7 +10,7 @@ fn network(model: &str) -> Graph {
 }
 
 fn rules(rules: &[&str]) -> Policy {
-    Policy { name: "test".into(), rules: Vec::new() }.with_rules(rules).unwrap()
+    Policy::new("test").with_rules(rules).unwrap()
 }
 
 fn resolve(set: &[&str]) -> Result<Resolved, PolicyError> {
@@ -39,6 +39,9 @@ fn recipes_set_every_layer() {
         ("bn-only", false, Stats::Batch, ema, Affine::Both),
         ("bn-affine", false, Stats::Running, StatsUpdate::Off, Affine::Both),
         ("head-adapt", false, Stats::Batch, ema, Affine::None),
+        // At the beginning.
+        ("full-then-frozen-bn", true, Stats::Batch, ema, Affine::Both),
+        ("head-then-full", false, Stats::Running, StatsUpdate::Off, Affine::None),
     ];
     assert_eq!(RECIPES.iter().map(|r| r.name).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
     for (model, convs, batch_norms) in [("resnet18", 20, 20), ("resnet_tiny", 15, 15)] {
@@ -57,6 +60,52 @@ fn recipes_set_every_layer() {
             assert_eq!(resolved.warnings, [], "{model} {recipe}");
         }
     }
+}
+
+#[test]
+fn stages_add_their_rules() {
+    let stages = |policy: &Policy| policy::resolve_stages(policy, &network("resnet_tiny")).unwrap();
+    let plain = stages(&Policy::recipe("full").unwrap());
+    assert_eq!(plain.len(), 1);
+
+    let late = stages(&Policy::recipe("full-then-frozen-bn").unwrap());
+    assert_eq!(late.iter().map(|(from, _)| *from).collect::<Vec<_>>(), [0.0, 0.8]);
+    assert_eq!(late[0].1.graph, plain[0].1.graph);
+    assert_eq!(setting(&late[1].1, "bn1"), "stats=running, update=off, affine=both, var=unbiased");
+    assert_eq!(setting(&late[1].1, "conv1"), "weights=train");
+    let thawed = stages(&Policy::recipe("head-then-full").unwrap());
+    assert_eq!(thawed[1].1.graph, plain[0].1.graph);
+
+    // Rules of the base come first, its stages stay, and each stage builds on those before it.
+    let text = r#"
+        base = "full-then-frozen-bn"
+        rules = ["name:conv1 -> weights=frozen"]
+        [[stages]]
+        from = 0.9
+        rules = ["kind:conv -> weights=frozen", "kind:bn -> affine=none"]
+    "#;
+    let file = stages(&Policy::from_toml("file", text).unwrap());
+    let conv1 = file.iter().map(|(_, stage)| setting(stage, "conv1")).collect::<Vec<_>>();
+    assert_eq!(conv1, ["weights=frozen"; 3]);
+    assert_eq!(setting(&file[1].1, "layer1.0.conv1"), "weights=train");
+    assert_eq!(setting(&file[2].1, "layer1.0.conv1"), "weights=frozen");
+    assert_eq!(setting(&file[2].1, "bn1"), "stats=running, update=off, affine=none, var=unbiased");
+}
+
+#[test]
+fn stages_that_make_no_sense_are_refused() {
+    let error = |text: &str| Policy::from_toml("file", text).unwrap_err().to_string();
+    let stage = |from: &str| format!("[[stages]]\nfrom = {from}\nrules = [\"kind:bn -> affine=both\"]\n");
+    for from in ["0.0", "1.0", "-0.5", "nan", "7.0"] {
+        assert!(error(&stage(from)).contains("between 0 and 1"), "{from}");
+    }
+    assert!(error(&(stage("0.5") + &stage("0.5"))).contains("after one at 0.5"));
+    assert!(error("[[stages]]\nfrom = 0.5\nrules = []").contains("no rules"));
+    assert!(error("[[stages]]\nfrom = 0.5").contains("rules"));
+    assert!(error("[[stages]]\nfrom = 0.5\nuntil = 1\nrules = []").contains("until"));
+    let wrong = Policy::from_toml("file", &stage("0.5").replace("both", "both, stats=batch")).unwrap();
+    let message = policy::resolve_stages(&wrong, &network("resnet_tiny")).unwrap_err().to_string();
+    assert!(message.contains("from 0.5 of the steps on") && message.contains("update=off"), "{message}");
 }
 
 #[test]
@@ -322,7 +371,7 @@ fn policy_files() {
     let file = path.display();
     for (text, reason) in [
         ("", "there are no rules; write rules = [\"SELECTOR -> axis=value\"], base = \"RECIPE\", or both"),
-        ("base = 'head'\nrule = []", "line 2: unknown field `rule`, expected `base` or `rules`"),
+        ("base = 'head'\nrule = []", "line 2: unknown field `rule`, expected one of `base`, `rules`, `stages`"),
         ("base = 'head'\n\nrules = 3", "line 3: invalid type: integer `3`, expected a sequence"),
         ("base = 'haed'", "unknown policy `haed` (did you mean `head`?); it is one of full, full-frozen-bn, "),
         ("rules = ['kind:bn -> lr']", "rule `kind:bn -> lr`: `lr` has no `=`; "),
@@ -348,7 +397,7 @@ fn unknown_recipes_list_the_known() {
     assert_eq!(
         Policy::load("bn-onyl").unwrap_err().to_string(),
         "unknown policy `bn-onyl` (did you mean `bn-only`?); it is one of full, full-frozen-bn, keras-guide, head, \
-         bn-only, bn-affine, head-adapt, or a file whose name ends in .toml"
+         bn-only, bn-affine, head-adapt, full-then-frozen-bn, head-then-full, or a file whose name ends in .toml"
     );
 }
 
@@ -519,7 +568,7 @@ proptest! {
         for text in shapes.into_iter().chain([text, other]) {
             if let Ok(rule) = text.parse::<Rule>() {
                 // An error is fine; a panic is not.
-                let _ = policy::resolve(&Policy { name: "fuzz".into(), rules: vec![rule] }, network("resnet_tiny"));
+                let _ = policy::resolve(&Policy { rules: vec![rule], ..Policy::new("fuzz") }, network("resnet_tiny"));
             }
         }
     }

@@ -15,14 +15,14 @@ use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::models::{self, Spec};
 use thawline::plan::{Input, Storage};
-use thawline::policy::{Policy, RECIPES, resolve};
+use thawline::policy::{Policy, RECIPES, Rule, resolve, resolve_stages};
 use thawline::reference;
 use thawline::report::{METRICS_FILE, RunLog};
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
 use thawline::train::{
     BEST_FILE, CHECKPOINT_FILE, Decay, EpochMetrics, Evaluator, Event, FeatureCache, ImageSet, Images, Job, LAST_FILE,
-    OptimizerSettings, Outcome, PolicySettings, Run, Schedule, Session, Settings, TrainError, best,
+    OptimizerSettings, Outcome, PolicySettings, Run, Schedule, Session, Settings, StageSettings, TrainError, best,
 };
 use thawline::weights::{self, StateDict, TensorData};
 
@@ -291,7 +291,7 @@ impl Fixture {
             train_images: None,
             skip_broken: false,
             images: ImageSet::of(&images, &data),
-            policy: PolicySettings { name: "full".into(), rules: vec![] },
+            policy: PolicySettings { name: "full".into(), rules: vec![], stages: vec![] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { end: 0.1 } },
             transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip),
@@ -305,8 +305,10 @@ impl Fixture {
     }
 
     fn job<'a>(&'a self, device: &'a Device, settings: &Settings) -> Job<'a> {
-        let network = network(&policy(&settings.policy.name, &[]), settings.batch);
-        Job { device, network, input: input(), images: &self.images, settings: settings.clone(), cache: None }
+        let graph = spec().build(settings.batch, (SIZE, SIZE), CLASSES).expect("the network");
+        let stages = resolve_stages(&policy(&settings.policy.name, &[]), &graph).expect("the policy suits");
+        let stages = stages.into_iter().map(|(_, stage)| stage.graph).collect();
+        Job { device, stages, input: input(), images: &self.images, settings: settings.clone(), cache: None }
     }
 
     fn start(&self, settings: &Settings, out: &str) -> Result<Run, TrainError> {
@@ -344,6 +346,55 @@ fn assert_same_files(a: &Path, b: &Path) {
     }
 }
 
+/// The settings under a recipe with stages.
+fn staged(base: &Settings, recipe: &str, optimizer: OptimizerSettings) -> Settings {
+    let stages = Policy::recipe(recipe).expect("a recipe").stages;
+    let words = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+    let stages = stages.iter().map(|stage| StageSettings { from: stage.from, rules: words(&stage.rules) }).collect();
+    let schedule = Schedule { lr: 1e-3, ..base.schedule };
+    let policy = PolicySettings { name: recipe.into(), rules: vec![], stages };
+    Settings { policy, optimizer, schedule, ..base.clone() }
+}
+
+#[test]
+fn a_stage_changes_what_trains() {
+    let fixture = Fixture::new();
+    let sgd = OptimizerSettings::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    for (recipe, layer, early, late) in
+        [("head-then-full", "conv1.weight", false, true), ("full-then-frozen-bn", "bn1.running_mean", true, false)]
+    {
+        let settings = staged(&fixture.settings, recipe, sgd);
+        let start = settings.stage_starts().next().expect("a second stage");
+        assert!(start > 1 && start + 1 < settings.steps(), "{recipe} begins its second stage at step {start}");
+        let mut run = fixture.start(&settings, recipe).expect("a run");
+        let value = |run: &Run| {
+            let tensors = run.session().parameters().expect("parameters");
+            let tensor = weights::to_state(run.session().network(), &tensors).tensors.remove(layer);
+            tensor.expect(layer).data
+        };
+        let until = |run: &mut Run, step: u64| {
+            go(run, |event| matches!(event, Event::Step(metrics) if metrics.step == step)).expect("a run");
+            value(run)
+        };
+        let first = value(&run);
+        // A stage ends with all its results taken in, and a run that is stopped there has not entered the next.
+        let at_end = until(&mut run, start);
+        assert_eq!(run.step(), start);
+        assert_eq!(at_end != first, early, "{recipe}: {layer} in the first stage");
+        finish(&mut run);
+        assert_eq!(value(&run) != at_end, late, "{recipe}: {layer} in the second stage");
+    }
+}
+
+#[test]
+fn a_stage_without_a_step_is_refused() {
+    let fixture = Fixture::new();
+    let sgd = OptimizerSettings::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    let mut settings = staged(&fixture.settings, "head-then-full", sgd);
+    settings.policy.stages[0].from = 1e-6;
+    refused(fixture.start(&settings, "run"), &["stage is 0.000001", "more epochs"]);
+}
+
 #[test]
 fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
     let fixture = Fixture::new();
@@ -354,6 +405,9 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
         ("sgd", base.clone()),
         ("adamw", Settings { optimizer: adamw, schedule, ..base.clone() }),
         ("accumulate", Settings { accumulate: 2, ..base.clone() }),
+        // Its second stage begins in the first epoch, or at the end of that.
+        ("stages", staged(base, "head-then-full", adamw)),
+        ("stage-at-epoch", Settings { epochs: 5, ..staged(base, "full-then-frozen-bn", adamw) }),
     ] {
         let whole = format!("{name}-whole");
         finish(&mut fixture.start(&settings, &whole).expect("a run"));
@@ -395,8 +449,8 @@ fn kept_features_change_no_bits() {
     let base =
         Settings { transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None), ..fixture.settings.clone() };
     let stop = Arc::new(AtomicBool::new(false));
-    let cache = FeatureCache::new(64 << 20, Arc::clone(&stop));
-    let tiny = FeatureCache::new(1000, stop);
+    let cache = Arc::new(FeatureCache::new(64 << 20, Arc::clone(&stop)));
+    let tiny = Arc::new(FeatureCache::new(1000, stop));
     // What there is to keep, from the most to nothing.
     for (recipe, sets, kept) in [
         ("head", &[][..], Some("avgpool")),
@@ -410,12 +464,13 @@ fn kept_features_change_no_bits() {
     ] {
         let policy = policy(recipe, sets);
         let rules = policy.rules.iter().map(ToString::to_string).collect();
-        let settings = Settings { policy: PolicySettings { name: recipe.into(), rules }, ..base.clone() };
-        let run = |cache, out: &str| {
+        let settings =
+            Settings { policy: PolicySettings { name: recipe.into(), rules, stages: vec![] }, ..base.clone() };
+        let run = |cache: Option<&Arc<FeatureCache>>, out: &str| {
             let network = network(&policy, settings.batch);
             let tensors = weights::initialise(&network, 1);
             let device = device();
-            let job = Job { cache, network, ..fixture.job(&device, &settings) };
+            let job = Job { cache: cache.cloned(), stages: vec![network], ..fixture.job(&device, &settings) };
             let mut run = job.start(&tensors, &fixture.out(out)).expect("a run");
             finish(&mut run);
             run.session().features().map(|features| features.until().to_vec())
@@ -550,16 +605,16 @@ fn broken_images_stop_the_run_or_are_counted() {
     assert_eq!(history[2].train.map(|train| train.samples), Some(40));
 }
 
+fn refused(result: Result<Run, TrainError>, words: &[&str]) {
+    let message = result.err().expect("it is refused").to_string();
+    assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+}
+
 #[test]
 fn folders_and_checkpoints_that_do_not_fit_are_refused() {
     let fixture = Fixture::new();
     let settings = &fixture.settings;
-    let refused = |result: Result<Run, TrainError>, words: &[&str]| {
-        let message = result.err().expect("it is refused").to_string();
-        assert!(words.iter().all(|word| message.contains(word)), "{message}");
-        assert!(!message.contains('\n'), "{message}");
-    };
-
     refused(fixture.resume(settings, "nothing"), &["nothing", "no run"]);
     fs::write(fixture.out("file"), "").expect("a file");
     refused(fixture.start(settings, "file/run"), &["cannot write", "file"]);

@@ -2,14 +2,14 @@
 
 use super::finetune::{INTERRUPTED, percent, quoted, stop_on_ctrl_c};
 use super::output;
-use super::training::{Images, TrainingArgs, in_words};
+use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup};
+use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::models;
 use thawline::plan::Input;
 use thawline::policy::{Policy, RECIPES};

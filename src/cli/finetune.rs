@@ -2,7 +2,7 @@
 
 use super::args::Size;
 use super::output;
-use super::training::{Images, TrainingArgs, in_words};
+use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, Write};
@@ -12,12 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use thawline::data::Transform;
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::lab::{in_words, of_words};
 use thawline::models::{self, Spec};
 use thawline::policy::{self, Policy};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
-use thawline::train::{
-    BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, PolicySettings, Run, Settings, StepMetrics, best,
-};
+use thawline::train::{BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, Run, Settings, StepMetrics, best};
 use thawline::weights;
 
 /// Fine-tune a network on a folder of images
@@ -109,12 +108,13 @@ fn start(args: &Args) -> Result<Run> {
     let policy = policy.with_rules(&args.rules)?;
     let size = model.size(training.size.size);
     let settings = training.settings(None, &images, model.spec, size, in_words(&policy))?;
-    let network = network(&settings, model.spec, &policy)?;
+    let stages = stages(&settings, model.spec, &policy)?;
+    let network = &stages[0];
     let device = args.training.device.open()?;
 
     let tensors = match (model.state, &training.weights) {
         (Some(state), Some(file)) => {
-            let loaded = weights::from_state(&network, state, settings.seed)?;
+            let loaded = weights::from_state(network, state, settings.seed)?;
             match (loaded.head_reinitialised, model.class_names) {
                 (Some((from, to)), _) => output::line(format_args!(
                     "{} has {from} classes and {} has {to}: the head starts anew",
@@ -132,10 +132,10 @@ fn start(args: &Args) -> Result<Run> {
             }
             loaded.tensors
         }
-        _ => weights::initialise(&network, settings.seed),
+        _ => weights::initialise(network, settings.seed),
     };
-    announce(&settings, &network, &device)?;
-    Ok(images.job(&device, network, model.spec, settings).start(&tensors, out)?)
+    announce(&settings, &stages, &device)?;
+    Ok(images.job(&device, stages, model.spec, settings).start(&tensors, out)?)
 }
 
 /// Goes on with the run in `folder`.
@@ -147,39 +147,47 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
     let policy = match (&args.policy, &args.rules[..]) {
-        (None, []) => {
-            let PolicySettings { name, rules } = &saved.policy;
-            Policy { name: name.clone(), rules: Vec::new() }.with_rules(rules)?
-        }
+        (None, []) => of_words(&saved.policy)?,
         (name, rules) => Policy::load(name.as_ref().unwrap_or(&saved.policy.name))?.with_rules(rules)?,
     };
     let settings = training.settings(Some(&saved), &images, spec, size, in_words(&policy))?;
-    let network = network(&settings, spec, &policy)?;
+    let stages = stages(&settings, spec, &policy)?;
     let device = args.training.device.open()?;
-    let run = images.job(&device, network, spec, settings).resume(folder)?;
-    announce(run.settings(), run.session().network(), &device)?;
+    let run = images.job(&device, stages.clone(), spec, settings).resume(folder)?;
+    announce(run.settings(), &stages, &device)?;
     output::line(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
     Ok(run)
 }
 
-/// The network with its policy. The policy's warnings go to standard error.
-fn network(settings: &Settings, spec: &Spec, policy: &Policy) -> Result<Graph> {
+/// The network in each stage of its policy. The policy's warnings go to standard error.
+fn stages(settings: &Settings, spec: &Spec, policy: &Policy) -> Result<Vec<Graph>> {
     let Transform { height, width, .. } = settings.transform;
     let network = spec.build(settings.batch, (height as usize, width as usize), settings.classes.len())?;
-    let resolved = policy::resolve(policy, network)?;
-    for warning in &resolved.warnings {
-        eprintln!("warning: {warning}");
-    }
-    resolved.check_training()?;
-    Ok(resolved.graph)
+    let stages = policy::resolve_stages(policy, &network)?;
+    stages
+        .into_iter()
+        .map(|(_, resolved)| {
+            for warning in &resolved.warnings {
+                eprintln!("warning: {warning}");
+            }
+            resolved.check_training()?;
+            Ok(resolved.graph)
+        })
+        .collect()
 }
 
-/// Says in three lines what will run.
-fn announce(settings: &Settings, network: &Graph, device: &Device) -> Result<()> {
+/// Says in a few lines what will run.
+fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()> {
     let Settings { model, policy, classes, images, batch, accumulate, transform, .. } = settings;
     let (height, width) = (transform.height as usize, transform.width as usize);
     output::line(format_args!("{model} at {} pixels on {}", Size { height, width }, device.info().name))?;
-    output::line(format_args!("policy {}: {}", policy.name, what_trains(network)))?;
+    for (index, (start, network)) in [0].into_iter().chain(settings.stage_starts()).zip(stages).enumerate() {
+        let what = what_trains(network);
+        match index {
+            0 => output::line(format_args!("policy {}: {what}", policy.name))?,
+            _ => output::line(format_args!("after {start} of {} steps: {what}", settings.steps()))?,
+        }
+    }
     let per_step = match accumulate {
         1 => format!("{batch}"),
         _ => format!("{batch} × {accumulate}"),

@@ -9,7 +9,6 @@ use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::Spec;
 use thawline::plan::Input;
-use thawline::policy::Policy;
 use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
 
 /// Where images and weights come from, and how training goes.
@@ -159,16 +158,10 @@ impl Images {
     }
 
     /// What a run of these images works on.
-    pub fn job<'a>(&'a self, device: &'a Device, network: Graph, spec: &Spec, settings: Settings) -> Job<'a> {
+    pub fn job<'a>(&'a self, device: &'a Device, stages: Vec<Graph>, spec: &Spec, settings: Settings) -> Job<'a> {
         let input = Input::Bytes { mean: spec.mean, std: spec.std };
-        Job { device, network, input, images: &self.folder, settings, cache: None }
+        Job { device, stages, input, images: &self.folder, settings, cache: None }
     }
-}
-
-/// A policy as settings keep it.
-pub fn in_words(policy: &Policy) -> PolicySettings {
-    let rules = policy.rules.iter().map(ToString::to_string).collect();
-    PolicySettings { name: policy.name.clone(), rules }
 }
 
 impl TrainingArgs {

@@ -10,14 +10,15 @@ use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerKind, Op, ParamId, Role, Stats};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan};
-use crate::policy::{self, Policy, PolicyError, RECIPES};
+use crate::policy::{self, Policy, PolicyError, RECIPES, Rule};
 use crate::report::{
-    self, Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, price, trained_values,
+    self, Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, Total,
+    price, trained_values,
 };
 use crate::tensor::HostTensor;
 use crate::train::{
     self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Moments, Outcome, PADDING, PolicySettings,
-    Probe, Run, Settings, Totals, TrainError,
+    Probe, Run, Settings, StageSettings, Totals, TrainError,
 };
 use crate::weights::{self, StateDict, WeightsError, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -130,8 +131,8 @@ pub struct Lab<'a> {
     device: Device,
     folder: PathBuf,
     setup: Setup,
-    /// The network under each policy.
-    networks: Vec<Graph>,
+    /// The network in each stage of each policy.
+    networks: Vec<Vec<Graph>>,
     comparison: Comparison,
     timings: Timings,
 }
@@ -249,7 +250,7 @@ impl<'a> Lab<'a> {
         stop: &Arc<AtomicBool>,
         mut observe: impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
     ) -> Result<Outcome, LabError> {
-        let cache = FeatureCache::new(self.setup.cache, Arc::clone(stop));
+        let cache = Arc::new(FeatureCache::new(self.setup.cache, Arc::clone(stop)));
         for seed in 0..self.setup.seeds.len() {
             let tensors = self.tensors(seed)?;
             self.look_at_start(seed, &tensors)?;
@@ -281,7 +282,7 @@ impl<'a> Lab<'a> {
         arm: usize,
         seed: usize,
         tensors: &[HostTensor],
-        cache: &FeatureCache,
+        cache: &Arc<FeatureCache>,
         stop: &AtomicBool,
         observe: &mut impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
     ) -> Result<Option<ArmRun>, LabError> {
@@ -297,12 +298,11 @@ impl<'a> Lab<'a> {
             self.measure(arm, tensors)?;
         }
         let filled = cache.fill_s();
-        let mut run = match self.begin(arm, seed, tensors, Some(cache), &folder) {
+        let mut run = match self.begin(arm, seed, tensors, Some(Arc::clone(cache)), &folder) {
             Err(LabError::Train(TrainError::Interrupted)) => return Ok(None),
             begun => begun?,
         };
         let timings = &mut self.timings.arms[arm];
-        timings.fill_s += cache.fill_s() - filled;
         timings.cached = run.session().features().is_some();
         // An epoch of which this process has not seen the beginning is not timed.
         let mut began = (run.step().is_multiple_of(run.settings().steps_per_epoch() as u64)).then(Instant::now);
@@ -320,8 +320,10 @@ impl<'a> Lab<'a> {
             }
             observe(LabEvent::Run { arm, seed, event })
         });
+        timings.fill_s += cache.fill_s() - filled;
         let diverged = match ended {
-            Ok(Outcome::Stopped) => return Ok(None),
+            // A stage's values may have been under way to the cache.
+            Ok(Outcome::Stopped) | Err(TrainError::Interrupted) => return Ok(None),
             Ok(Outcome::Finished) => None,
             Err(TrainError::Observer(error)) => return Err(LabError::Observer(error)),
             Err(error @ TrainError::Diverged { .. }) => {
@@ -353,14 +355,14 @@ impl<'a> Lab<'a> {
         arm: usize,
         seed: usize,
         tensors: &[HostTensor],
-        cache: Option<&FeatureCache>,
+        cache: Option<Arc<FeatureCache>>,
         folder: &Path,
     ) -> Result<Run, LabError> {
         let policy = self.setup.arms[arm].clone();
         let settings = Settings { seed: self.setup.seeds[seed], policy, ..self.setup.settings.clone() };
         let Bench { input, images, .. } = self.bench;
-        let network = self.networks[arm].clone();
-        let job = Job { device: &self.device, network, input, images, settings, cache };
+        let stages = self.networks[arm].clone();
+        let job = Job { device: &self.device, stages, input, images, settings, cache };
         if folder.join(CHECKPOINT_FILE).exists() {
             return Ok(job.resume(folder)?);
         }
@@ -372,12 +374,14 @@ impl<'a> Lab<'a> {
     }
 
     fn measure(&mut self, arm: usize, tensors: &[HostTensor]) -> Result<(), LabError> {
-        let options = self.setup.settings.options();
-        let measured = train::measure(&self.device, self.networks[arm].clone(), tensors, options, REPEAT)?;
+        let settings = Settings { policy: self.setup.arms[arm].clone(), ..self.setup.settings.clone() };
         let timings = &mut self.timings.arms[arm];
-        timings.step_ms = measured.step_ms;
-        timings.inference_ms = measured.inference_ms;
-        timings.allocated_bytes = measured.allocated_bytes;
+        for (share, network) in shares(&settings).into_iter().zip(&self.networks[arm]) {
+            let measured = train::measure(&self.device, network.clone(), tensors, settings.options(), REPEAT)?;
+            timings.step_ms += share * measured.step_ms;
+            timings.inference_ms = measured.inference_ms;
+            timings.allocated_bytes = timings.allocated_bytes.max(measured.allocated_bytes);
+        }
         Ok(())
     }
 
@@ -473,33 +477,75 @@ pub fn setup_of(folder: &Path) -> Result<Setup, LabError> {
     read_toml(&folder.join(SETUP_FILE))?.ok_or_else(|| LabError::NoComparison { folder: folder.into() })
 }
 
-/// What there is to say of an arm before it runs, and the network under its policy.
-fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Result<(Arm, Graph), LabError> {
+/// A policy as settings keep it.
+pub fn in_words(policy: &Policy) -> PolicySettings {
+    let words = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect();
+    let stages = policy.stages.iter().map(|stage| StageSettings { from: stage.from, rules: words(&stage.rules) });
+    PolicySettings { name: policy.name.clone(), rules: words(&policy.rules), stages: stages.collect() }
+}
+
+/// The policy that settings keep.
+///
+/// # Errors
+/// It is malformed.
+pub fn of_words(settings: &PolicySettings) -> Result<Policy, PolicyError> {
+    let policy = Policy::new(&settings.name).with_rules(&settings.rules)?;
+    settings.stages.iter().try_fold(policy, |policy, stage| policy.with_stage(stage.from, &stage.rules))
+}
+
+/// The share of a run's optimiser steps in each stage of its policy.
+fn shares(settings: &Settings) -> Vec<f64> {
+    let starts: Vec<u64> = [0].into_iter().chain(settings.stage_starts()).chain([settings.steps()]).collect();
+    starts.windows(2).map(|pair| (pair[1] - pair[0]) as f64 / settings.steps() as f64).collect()
+}
+
+/// What there is to say of an arm before it runs, and the network in each stage of its policy.
+fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Result<(Arm, Vec<Graph>), LabError> {
     let fail = |source| LabError::Policy { policy: arm.name.clone(), source };
-    let policy = Policy { name: arm.name.clone(), rules: Vec::new() }.with_rules(&arm.rules).map_err(fail)?;
-    let resolved = policy::resolve(&policy, bench.network.clone()).map_err(fail)?;
-    resolved.check_training().map_err(fail)?;
-    let (price, plan) = price(&resolved, &settings.options(), bench.input)?;
-    let layers = resolved.graph.layers().iter().filter_map(|layer| {
-        let axes = policy::describe(layer);
-        (!axes.is_empty()).then(|| ArmLayer { name: layer.name.clone(), kind: layer.kind.name().into(), axes })
-    });
-    let trained = trained_values(&resolved.graph);
-    let summary = RECIPES.iter().find(|recipe| recipe.name == arm.name).map_or("", |recipe| recipe.summary);
-    let described = Arm {
+    let settings = Settings { policy: arm.clone(), ..settings.clone() };
+    settings.check()?;
+    let policy = of_words(arm).map_err(fail)?;
+    let stages = policy::resolve_stages(&policy, &bench.network).map_err(fail)?;
+    let mut described = Arm {
         name: arm.name.clone(),
-        summary: summary.into(),
+        summary: RECIPES.iter().find(|recipe| recipe.name == arm.name).map_or("", |recipe| recipe.summary).into(),
         rules: arm.rules.clone(),
-        warnings: resolved.warnings.iter().map(ToString::to_string).collect(),
-        layers: layers.collect(),
-        trained_values: trained.values,
-        all_values: trained.all,
-        step: price.step,
-        inference: price.inference,
-        prefix: prefix(&plan, settings)?,
+        stages: Vec::new(),
+        warnings: Vec::new(),
+        trained_values: 0,
+        all_values: 0,
+        step: Total::default(),
+        inference: Total::default(),
+        prefix: None,
         runs: Vec::new(),
     };
-    Ok((described, resolved.graph))
+    let mut steps = Vec::new();
+    for (index, (share, (_, resolved))) in shares(&settings).into_iter().zip(&stages).enumerate() {
+        resolved.check_training().map_err(fail)?;
+        let (price, plan) = price(resolved, &settings.options(), bench.input)?;
+        if index == 0 {
+            described.prefix = prefix(&plan, &settings)?;
+        }
+        let layers = resolved.graph.layers().iter().filter_map(|layer| {
+            let axes = policy::describe(layer);
+            (!axes.is_empty()).then(|| ArmLayer { name: layer.name.clone(), kind: layer.kind.name().into(), axes })
+        });
+        let trained = trained_values(&resolved.graph);
+        described.trained_values = described.trained_values.max(trained.values);
+        described.all_values = trained.all;
+        described.inference = price.inference;
+        described.warnings.extend(resolved.warnings.iter().map(ToString::to_string));
+        steps.push((share, price.step));
+        described.stages.push(ArmStage {
+            share,
+            rules: index.checked_sub(1).map(|later| arm.stages[later].rules.clone()).unwrap_or_default(),
+            layers: layers.collect(),
+            step: price.step,
+        });
+    }
+    described.warnings.dedup();
+    described.step = Total::mean(&steps);
+    Ok((described, stages.into_iter().map(|(_, resolved)| resolved.graph).collect()))
 }
 
 /// What of a step could be kept from epoch to epoch.

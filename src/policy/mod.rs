@@ -22,7 +22,12 @@
 //!     "kind:bn & from:layer4 -> stats=batch, update=ema(0.95), affine=both",
 //!     "last:linear -> lr=10",
 //! ]
+//! [[stages]]               # optional: rules that are added later in the run
+//! from = 0.8               # the share of its optimiser steps before them
+//! rules = ["kind:bn -> stats=running, update=off"]
 //! ```
+//!
+//! A stage is a new plan, with an optimiser that starts anew.
 
 mod axes;
 mod recipes;
@@ -31,7 +36,7 @@ mod selector;
 
 pub use axes::{Assignment, describe};
 pub use recipes::{RECIPES, Recipe};
-pub use resolve::{FEW_VALUES, Resolved, Warning, resolve};
+pub use resolve::{FEW_VALUES, Resolved, Warning, resolve, resolve_stages};
 
 use crate::graph::{Graph, LayerId};
 use crate::nearest::suggestion;
@@ -65,6 +70,16 @@ pub struct Policy {
     /// The recipe's name, or the file's without its ending.
     pub name: String,
     pub rules: Vec<Rule>,
+    /// What changes in the course of a run, in order.
+    pub stages: Vec<Stage>,
+}
+
+/// Rules that are added to a policy's in the course of a run.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The share of the run's optimiser steps before it, more than 0 and less than 1.
+    pub from: f64,
+    pub rules: Vec<Rule>,
 }
 
 /// A policy that cannot be read, or does not suit the network.
@@ -80,6 +95,10 @@ pub enum PolicyError {
     Rule { rule: String, reason: String },
     #[error("{file}: {reason}")]
     File { file: String, reason: String },
+    #[error("{reason}; a stage has `from`, the share of the steps before it, between 0 and 1 and above the last one's")]
+    Stage { reason: String },
+    #[error("from {from} of the steps on: {source}")]
+    InStage { from: f64, source: Box<PolicyError> },
     #[error(
         "{layers}: stats=batch with update=off would train against each batch's own statistics but run on running \
          statistics that never follow; set update=ema(0.9) to let them follow, or stats=running to train on them"
@@ -171,6 +190,15 @@ struct File {
     base: Option<String>,
     #[serde(default)]
     rules: Vec<String>,
+    #[serde(default)]
+    stages: Vec<FileStage>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileStage {
+    from: f64,
+    rules: Vec<String>,
 }
 
 impl Policy {
@@ -182,7 +210,13 @@ impl Policy {
         let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) else {
             return Err(PolicyError::UnknownRecipe { name: name.into() });
         };
-        Self { name: name.into(), rules: Vec::new() }.with_rules(recipe.rules)
+        let policy = Self::new(name).with_rules(recipe.rules)?;
+        recipe.stages.iter().try_fold(policy, |policy, (from, rules)| policy.with_stage(*from, rules))
+    }
+
+    /// A policy without rules: everything is frozen.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), rules: Vec::new(), stages: Vec::new() }
     }
 
     /// The recipe of that name, or the policy file at that path if it ends in `.toml`.
@@ -221,16 +255,19 @@ impl Policy {
             let line = 1 + text.bytes().take(start).filter(|&b| b == b'\n').count();
             format!("line {line}: {}", error.message().replace('\n', " "))
         })?;
-        if file.base.is_none() && file.rules.is_empty() {
+        if file.base.is_none() && file.rules.is_empty() && file.stages.is_empty() {
             return Err(
                 "there are no rules; write rules = [\"SELECTOR -> axis=value\"], base = \"RECIPE\", or both".into()
             );
         }
         let policy = match file.base {
             Some(base) => Self { name: name.into(), ..Self::recipe(&base).map_err(|error| error.to_string())? },
-            None => Self { name: name.into(), rules: Vec::new() },
+            None => Self::new(name),
         };
-        policy.with_rules(&file.rules).map_err(|error| error.to_string())
+        let policy = policy.with_rules(&file.rules);
+        let with_stage = |policy: Self, FileStage { from, rules }| policy.with_stage(from, &rules);
+        let policy = policy.and_then(|policy| file.stages.into_iter().try_fold(policy, with_stage));
+        policy.map_err(|error| error.to_string())
     }
 
     /// The same with more rules after its own.
@@ -241,6 +278,23 @@ impl Policy {
         for rule in rules {
             self.rules.push(rule.as_ref().parse()?);
         }
+        Ok(self)
+    }
+
+    /// The same with rules that are added after the share `from` of a run's optimiser steps.
+    ///
+    /// # Errors
+    /// The stage is not after the others, or a rule is malformed.
+    pub fn with_stage(mut self, from: f64, rules: &[impl AsRef<str>]) -> Result<Self, PolicyError> {
+        let after = self.stages.last().map_or(0.0, |stage| stage.from);
+        if !(from > after && from < 1.0) {
+            return Err(PolicyError::Stage { reason: format!("a stage begins at {from}, after one at {after}") });
+        }
+        if rules.is_empty() {
+            return Err(PolicyError::Stage { reason: format!("the stage at {from} has no rules") });
+        }
+        let rules = rules.iter().map(|rule| rule.as_ref().parse()).collect::<Result<_, _>>()?;
+        self.stages.push(Stage { from, rules });
         Ok(self)
     }
 }

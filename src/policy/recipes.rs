@@ -7,6 +7,8 @@ pub struct Recipe {
     pub summary: &'static str,
     /// Applied in order to a network in which everything is frozen.
     pub rules: &'static [&'static str],
+    /// Rules that are added after a share of a run's optimiser steps.
+    pub stages: &'static [(f64, &'static [&'static str])],
 }
 
 /// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9.
@@ -15,35 +17,56 @@ pub static RECIPES: &[Recipe] = &[
         name: "full",
         summary: "everything trains; batch norms normalise by the batch and follow it (PyTorch's model.train())",
         rules: &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"],
+        stages: &[],
     },
     Recipe {
         name: "full-frozen-bn",
         summary: "every weight trains; batch norms stay exactly as they are (FrozenBatchNorm2d)",
         rules: &["!kind:bn -> weights=train"],
+        stages: &[],
     },
     Recipe {
         name: "keras-guide",
         summary: "every weight, gamma and beta train; running statistics stay and are what normalises",
         rules: &["!kind:bn -> weights=train", "kind:bn -> stats=running, update=off, affine=both"],
+        stages: &[],
     },
     Recipe {
         name: "head",
         summary: "the last linear layer trains; everything below it is frozen",
         rules: &["last:linear -> weights=train"],
+        stages: &[],
     },
     Recipe {
         name: "bn-only",
         summary: "the head trains, and batch norms in full: batch statistics, running statistics, gamma and beta",
         rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"],
+        stages: &[],
     },
     Recipe {
         name: "bn-affine",
         summary: "the head trains, and gamma and beta under fixed running statistics",
         rules: &["last:linear -> weights=train", "kind:bn -> stats=running, update=off, affine=both"],
+        stages: &[],
     },
     Recipe {
         name: "head-adapt",
         summary: "the head trains, and running statistics still move (PyTorch's requires_grad=False trap, on purpose)",
         rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.9)"],
+        stages: &[],
+    },
+    // Wu & Johnson 2021, "Rethinking Batch in BatchNorm": train as inference will be.
+    Recipe {
+        name: "full-then-frozen-bn",
+        summary: "as full, and for the last fifth of the steps batch norms normalise by their running statistics",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"],
+        stages: &[(0.8, &["kind:bn -> stats=running, update=off"])],
+    },
+    // Kumar et al. 2022, LP-FT.
+    Recipe {
+        name: "head-then-full",
+        summary: "the head alone for three tenths of the steps, then everything (LP-FT)",
+        rules: &["last:linear -> weights=train"],
+        stages: &[(0.3, &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"])],
     },
 ];

@@ -59,7 +59,23 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Gives every layer of `graph` its setting under `policy`.
+/// The network under each stage of `policy`, with the share of a run's optimiser steps before it: the first begins at 0.
+///
+/// # Errors
+/// As [`resolve`], of any stage.
+pub fn resolve_stages(policy: &Policy, graph: &Graph) -> Result<Vec<(f64, Resolved)>, PolicyError> {
+    let mut so_far = Policy { stages: Vec::new(), ..policy.clone() };
+    let mut stages = vec![(0.0, resolve(&so_far, graph.clone())?)];
+    for stage in &policy.stages {
+        so_far.rules.extend(stage.rules.iter().cloned());
+        let resolved = resolve(&so_far, graph.clone());
+        let resolved = resolved.map_err(|error| PolicyError::InStage { from: stage.from, source: Box::new(error) })?;
+        stages.push((stage.from, resolved));
+    }
+    Ok(stages)
+}
+
+/// Gives every layer of `graph` its setting under `policy`, as it is at the beginning of a run.
 ///
 /// # Errors
 /// A rule selects no layer, or sets an axis that none of its layers has; a batch norm would have `stats=batch` with

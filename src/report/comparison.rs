@@ -51,19 +51,33 @@ pub struct Arm {
     pub rules: Vec<String>,
     /// What was said about the policy when it was resolved.
     pub warnings: Vec<String>,
-    /// The exact setting of every layer that has one, in graph order.
-    pub layers: Vec<ArmLayer>,
-    /// Values that the optimiser changes, and those of the whole network.
+    /// The policy from the beginning on, and what follows in the course of a run.
+    pub stages: Vec<ArmStage>,
+    /// Values that the optimiser changes, in the stage in which it changes most, and those of the whole network.
     pub trained_values: usize,
     pub all_values: usize,
-    /// The price of one training step, known before the run.
+    /// The price of one training step, known before the run; the mean over the stages.
     pub step: Total,
     /// The price of inference of the same batch.
     pub inference: Total,
-    /// The frozen layers whose results do not change between epochs; none where nothing could be cached.
+    /// The frozen layers whose results do not change between epochs, in the first stage; none where nothing could be
+    /// cached.
     pub prefix: Option<Prefix>,
     /// One a seed, in the order of [`Comparison::seeds`]; fewer while the comparison is under way.
     pub runs: Vec<ArmRun>,
+}
+
+/// A part of a run in which a policy stays the same.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ArmStage {
+    /// Of the run's optimiser steps.
+    pub share: f64,
+    /// What is added to the rules of the stages before; empty for the first.
+    pub rules: Vec<String>,
+    /// The exact setting of every layer that has one, in graph order.
+    pub layers: Vec<ArmLayer>,
+    /// The price of one training step.
+    pub step: Total,
 }
 
 /// A layer's setting under a policy.

@@ -6,7 +6,8 @@ mod price;
 mod tensorboard;
 
 pub use comparison::{
-    Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, mean_and_deviation,
+    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings,
+    mean_and_deviation,
 };
 pub use metrics::csv;
 pub use price::{Amount, LayerPrice, Phases, Price, Total, Trained, price, trained_values};

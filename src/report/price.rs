@@ -70,7 +70,7 @@ impl From<PhaseCost> for Amount {
 }
 
 /// A whole plan.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Total {
     #[serde(flatten)]
     pub amount: Amount,
@@ -82,6 +82,22 @@ pub struct Total {
 }
 
 impl Total {
+    /// Of steps that make up the given shares of a run: the mean of what they do, the most of what they need at once.
+    pub fn mean(parts: &[(f64, Self)]) -> Self {
+        let mean =
+            |of: fn(&Self) -> u64| parts.iter().map(|(share, total)| share * of(total) as f64).sum::<f64>().round();
+        let most = |of: fn(&Self) -> u64| parts.iter().map(|(_, total)| of(total)).max().unwrap_or(0);
+        Self {
+            amount: Amount {
+                flops: mean(|t| t.amount.flops) as u64,
+                moved_bytes: mean(|t| t.amount.moved_bytes) as u64,
+            },
+            kept_bytes: most(|t| t.kept_bytes),
+            planned_bytes: most(|t| t.planned_bytes),
+            calls: mean(|t| t.calls as u64) as usize,
+        }
+    }
+
     fn of(plan: &Plan) -> Self {
         let once = plan.calls.iter().filter(|c| c.phase == crate::graph::Phase::Once).count();
         Self {

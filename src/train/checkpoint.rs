@@ -27,6 +27,19 @@ pub(super) struct Position {
     pub history: Vec<EpochMetrics>,
 }
 
+impl Position {
+    /// Optimiser steps done, in a run with such settings.
+    pub fn step(&self, settings: &Settings) -> u64 {
+        (self.epochs_done() * settings.steps_per_epoch() + self.batches / settings.accumulate) as u64
+    }
+
+    /// Epochs that are complete.
+    pub fn epochs_done(&self) -> usize {
+        // The first entry is the state before training.
+        self.history.len().saturating_sub(1)
+    }
+}
+
 /// What a checkpoint restores.
 pub(super) struct Checkpoint {
     pub position: Position,

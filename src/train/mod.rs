@@ -29,7 +29,7 @@ pub use run::{
 };
 pub use schedule::{Decay, Schedule};
 pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, Totals};
-pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings};
+pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings, StageSettings};
 
 use crate::compile::CompileError;
 use crate::data::DataError;
@@ -84,6 +84,8 @@ pub enum TrainError {
          accumulate fewer, or add images"
     )]
     TooFewImages { images: usize, batch: usize, accumulate: usize },
+    #[error("the policy has {expected} stages, but networks were given for {found}")]
+    Stages { expected: usize, found: usize },
     #[error("the network has {network} classes, but the images have {images}")]
     Classes { network: usize, images: usize },
     #[error("`{layer}` of the weights to start from holds values that are not finite")]

@@ -11,6 +11,7 @@ use crate::weights::{self, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -93,15 +94,15 @@ pub enum Outcome {
 /// What a run works on.
 pub struct Job<'a> {
     pub device: &'a Device,
-    /// The network for batches of [`Settings::batch`], its layers' settings resolved from the policy.
-    pub network: Graph,
+    /// The network for batches of [`Settings::batch`] in each stage of the policy, its layers' settings resolved.
+    pub stages: Vec<Graph>,
     /// The form of the images; it must be [`Input::Bytes`].
     pub input: Input,
     pub images: &'a ImageFolder,
     pub settings: Settings,
     /// Where to keep what the frozen part of the network gives. It is used where images are shown unchanged, and none
     /// is skipped, in every epoch.
-    pub cache: Option<&'a FeatureCache>,
+    pub cache: Option<Arc<FeatureCache>>,
 }
 
 impl Job<'_> {
@@ -115,11 +116,11 @@ impl Job<'_> {
     /// settings; a device that refuses the batch.
     pub fn start(self, tensors: &[HostTensor], folder: &Path) -> Result<Run, TrainError> {
         self.settings.check()?;
-        if let Some(layer) = not_finite(&self.network, tensors) {
+        if let Some(layer) = self.stages.first().and_then(|network| not_finite(network, tensors)) {
             return Err(TrainError::NotFinite { layer: layer.to_owned() });
         }
         claim(folder)?;
-        let mut run = self.set_up(tensors, folder)?;
+        let mut run = self.set_up(tensors, folder, 0)?;
         let saved = run.save().and_then(|()| {
             let path = folder.join(SETTINGS_FILE);
             let text = run.settings.to_toml()?;
@@ -148,22 +149,30 @@ impl Job<'_> {
         if !path.exists() {
             return Err(TrainError::NoRun { folder: folder.into() });
         }
-        let kept = Checkpoint::load(&self.network, &self.settings, &path)?;
+        let network = self.stages.first().ok_or(TrainError::Stages { expected: 1, found: 0 })?;
+        let kept = Checkpoint::load(network, &self.settings, &path)?;
         let device = self.device.with_variant(kept.variant);
         if device.is_none() {
             let (device, variant) = (&self.device.info().name, kept.variant.name());
             log::warn!("the run was begun with {variant} convolutions, which {device} lacks: others round differently");
         }
         let device = device.unwrap_or_else(|| self.device.clone());
-        let mut run = Job { device: &device, ..self }.set_up(&kept.tensors, folder)?;
+        let step = kept.position.step(&self.settings);
+        // The stage of the last step that was done: the next one may be another's first.
+        let stage = self.settings.stage_starts().filter(|start| *start < step).count();
+        let mut run = Job { device: &device, ..self }.set_up(&kept.tensors, folder, stage)?;
         run.position = kept.position;
-        run.saved_step = run.step();
-        run.session.restore(run.step(), &kept.optimizer)?;
+        run.saved_step = step;
+        run.session.restore(step - run.stage_start(stage), &kept.optimizer)?;
         Ok(run)
     }
 
-    fn set_up(self, tensors: &[HostTensor], folder: &Path) -> Result<Run, TrainError> {
-        let Self { device, network, input, images, settings, cache } = self;
+    fn set_up(self, tensors: &[HostTensor], folder: &Path, stage: usize) -> Result<Run, TrainError> {
+        let Self { device, stages, input, images, settings, cache } = self;
+        let expected = 1 + settings.policy.stages.len();
+        let (Some(network), true) = (stages.get(stage), stages.len() == expected) else {
+            return Err(TrainError::Stages { expected, found: stages.len() });
+        };
         let classes = network.logits_shape().map_or(0, crate::tensor::Shape::c);
         if classes != images.classes.len() {
             return Err(TrainError::Classes { network: classes, images: images.classes.len() });
@@ -182,14 +191,10 @@ impl Job<'_> {
         let train = loader(&images.train, Mode::Train)?;
         let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
         let cache = cache.filter(|_| !settings.skip_broken);
-        let unchanged = settings.transform.augment == Augment::None;
-        let of_train = cache.filter(|_| unchanged).map(|cache| (cache, &train));
-        let session = Session::with_cache(device, network, tensors, input, settings.options(), of_train)?;
-        let evaluator = |val| session.evaluator_with_cache(settings.batch, tensors, cache.map(|cache| (cache, val)));
-        let evaluator = val.as_ref().map(evaluator).transpose()?;
-        let validation = val.zip(evaluator).map(|(loader, evaluator)| Validation { loader, evaluator });
+        let source = Source { device: device.clone(), stages, input, train, val, cache };
+        let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
-        Ok(Run { folder, settings, session, train, validation, position, saved_step: 0 })
+        Ok(Run { folder, settings, source, stage, session, evaluator, position, saved_step: 0 })
     }
 }
 
@@ -214,17 +219,45 @@ fn not_finite<'a>(network: &'a Graph, tensors: &[HostTensor]) -> Option<&'a str>
 pub struct Run {
     folder: PathBuf,
     settings: Settings,
+    source: Source,
+    /// Of the policy, under way.
+    stage: usize,
     session: Session,
-    train: Loader,
-    validation: Option<Validation>,
+    /// None without validation images.
+    evaluator: Option<Evaluator>,
     position: Position,
     /// The optimiser step of the checkpoint in the folder.
     saved_step: u64,
 }
 
-struct Validation {
-    loader: Loader,
-    evaluator: Evaluator,
+/// What sessions are made from.
+struct Source {
+    device: Device,
+    stages: Vec<Graph>,
+    input: Input,
+    train: Loader,
+    val: Option<Loader>,
+    cache: Option<Arc<FeatureCache>>,
+}
+
+impl Source {
+    /// The session of a stage that begins with `tensors`, and the evaluator if there are images for it.
+    fn stage(
+        &self,
+        stage: usize,
+        tensors: &[HostTensor],
+        settings: &Settings,
+    ) -> Result<(Session, Option<Evaluator>), TrainError> {
+        let Self { device, stages, input, train, val, cache } = self;
+        let cache = cache.as_deref();
+        let unchanged = settings.transform.augment == Augment::None;
+        let of_train = cache.filter(|_| unchanged).map(|cache| (cache, train));
+        let network = stages[stage].clone();
+        let session = Session::with_cache(device, network, tensors, *input, settings.options(), of_train)?;
+        let evaluator = |val| session.evaluator_with_cache(settings.batch, tensors, cache.map(|cache| (cache, val)));
+        let evaluator = val.as_ref().map(evaluator).transpose()?;
+        Ok((session, evaluator))
+    }
 }
 
 /// What has arrived since an epoch began or was resumed.
@@ -266,14 +299,19 @@ impl Run {
 
     /// Optimiser steps done.
     pub fn step(&self) -> u64 {
-        let per_epoch = self.settings.steps_per_epoch();
-        let under_way = self.position.batches / self.settings.accumulate;
-        (self.epochs_done() * per_epoch + under_way) as u64
+        self.position.step(&self.settings)
     }
 
     fn epochs_done(&self) -> usize {
-        // The first entry is the state before training.
-        self.position.history.len().saturating_sub(1)
+        self.position.epochs_done()
+    }
+
+    /// The optimiser step with which a stage begins.
+    fn stage_start(&self, stage: usize) -> u64 {
+        match stage.checked_sub(1) {
+            None => 0,
+            Some(later) => self.settings.stage_starts().nth(later).unwrap_or(u64::MAX),
+        }
     }
 
     /// Trains until the last epoch is done, or until `stop` is set: then it finishes the optimiser step under way and
@@ -316,27 +354,42 @@ impl Run {
     ) -> Result<Option<f64>, TrainError> {
         let window = self.settings.accumulate;
         let batches = self.settings.steps_per_epoch() * window;
-        let left = batches - self.position.batches.min(batches);
-        if left == 0 {
+        let left = |run: &Self| batches - run.position.batches.min(batches);
+        if left(self) == 0 {
             return Ok(None);
         }
-        let kept = self.session.features().is_some();
-        let loader = batches_of(&self.train, kept, self.epochs_done() as u64, self.position.batches)?;
         let mut arrivals =
             Arrivals { began: Instant::now(), batches: 0, images: 0, window: Totals::default(), step: self.step() };
-        for batch in loader.take(left) {
-            if self.position.batches.is_multiple_of(window) && stop.load(Ordering::Relaxed) {
-                break;
+        while left(self) > 0 && !stop.load(Ordering::Relaxed) {
+            if self.step() == self.stage_start(self.stage + 1) {
+                self.enter_stage(self.stage + 1)?;
             }
-            let batch = batch?;
-            let lr = self.settings.lr(self.step());
-            self.session.submit(images(&batch, kept), &batch.labels, lr)?;
-            self.position.batches += 1;
-            self.position.skipped += batch.skipped as u64;
-            self.collect(false, &mut arrivals, observe)?;
+            let in_stage = self.stage_start(self.stage + 1).saturating_sub(self.step());
+            let in_stage = usize::try_from(in_stage).unwrap_or(usize::MAX).saturating_mul(window);
+            let kept = self.session.features().is_some();
+            let loader = batches_of(&self.source.train, kept, self.epochs_done() as u64, self.position.batches)?;
+            for batch in loader.take(left(self).min(in_stage)) {
+                if self.position.batches.is_multiple_of(window) && stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let batch = batch?;
+                let lr = self.settings.lr(self.step());
+                self.session.submit(images(&batch, kept), &batch.labels, lr)?;
+                self.position.batches += 1;
+                self.position.skipped += batch.skipped as u64;
+                self.collect(false, &mut arrivals, observe)?;
+            }
+            self.collect(true, &mut arrivals, observe)?;
         }
-        self.collect(true, &mut arrivals, observe)?;
         Ok(Some(arrivals.images_per_s()))
+    }
+
+    /// Goes on under the policy's next stage: a new plan on the weights as they are, and an optimiser without a past.
+    fn enter_stage(&mut self, stage: usize) -> Result<(), TrainError> {
+        let tensors = self.session.parameters()?;
+        (self.session, self.evaluator) = self.source.stage(stage, &tensors, &self.settings)?;
+        self.stage = stage;
+        Ok(())
     }
 
     /// Takes in the results that have arrived; with `all`, waits for those on their way.
@@ -376,7 +429,9 @@ impl Run {
         stop: &AtomicBool,
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
     ) -> Result<Option<(Option<Totals>, u64)>, TrainError> {
-        let Some(Validation { loader, evaluator }) = &mut self.validation else { return Ok(Some((None, 0))) };
+        let (Some(loader), Some(evaluator)) = (&self.source.val, &mut self.evaluator) else {
+            return Ok(Some((None, 0)));
+        };
         evaluator.refresh()?;
         let (mut totals, mut skipped) = (Totals::default(), 0);
         let kept = evaluator.features().is_some();

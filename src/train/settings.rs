@@ -74,11 +74,23 @@ impl ImageSet {
 }
 
 /// A policy in words.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PolicySettings {
     pub name: String,
     /// All rules, in order.
+    pub rules: Vec<String>,
+    /// What changes in the course of the run, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub stages: Vec<StageSettings>,
+}
+
+/// Rules that are added to a policy's in the course of a run.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct StageSettings {
+    /// The share of the run's optimiser steps before it.
+    pub from: f64,
     pub rules: Vec<String>,
 }
 
@@ -105,6 +117,11 @@ impl Settings {
     /// Optimiser steps of the whole run.
     pub fn steps(&self) -> u64 {
         self.steps_per_epoch() as u64 * self.epochs as u64
+    }
+
+    /// The optimiser step, counted from 0, with which each of the policy's later stages begins.
+    pub fn stage_starts(&self) -> impl Iterator<Item = u64> {
+        self.policy.stages.iter().map(|stage| (stage.from * self.steps() as f64).round() as u64)
     }
 
     /// The learning rate of optimiser step `step`, which counts from 0.
@@ -188,6 +205,14 @@ impl Settings {
             let Self { batch, accumulate, .. } = *self;
             return Err(TrainError::TooFewImages { images: self.images.train, batch, accumulate });
         }
+        let mut after = 0;
+        for (start, stage) in self.stage_starts().zip(&self.policy.stages) {
+            if start <= after || start >= self.steps() {
+                let expected = "stages with at least one optimiser step each; train for more epochs";
+                return Err(TrainError::Setting { setting: "stage", value: stage.from.to_string(), expected });
+            }
+            after = start;
+        }
         Ok(())
     }
 
@@ -269,7 +294,11 @@ pub(super) mod tests {
             train_images: None,
             skip_broken: false,
             images: ImageSet { train: 30, val: 5, checksum: "0".into() },
-            policy: PolicySettings { name: "head".into(), rules: vec!["last:linear -> weights=train".into()] },
+            policy: PolicySettings {
+                name: "head".into(),
+                rules: vec!["last:linear -> weights=train".into()],
+                stages: vec![],
+            },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
             transform: Transform::new(16, 24, Augment::CropFlip),
