@@ -219,6 +219,10 @@ fn start(args: &Args) -> Result<Run> {
         seed: args.seed(None),
     };
     let model = model.read()?;
+    if let (true, Some(weights)) = (model.folded, &args.weights) {
+        // What it would write could neither be resumed nor have its batch norms back.
+        bail!("{} is folded, for inference only: start from the weights that it was folded from", weights.display());
+    }
     let policy = match &args.policy {
         Some(name) => Policy::load(name)?,
         None => Policy::recipe("full")?,

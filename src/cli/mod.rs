@@ -5,6 +5,7 @@ mod bench;
 mod devices;
 mod eval;
 mod finetune;
+mod fold;
 mod inputs;
 mod inspect;
 mod output;
@@ -35,6 +36,7 @@ enum Command {
     Finetune(finetune::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Fold(fold::Args),
     SampleData(sample_data::Args),
     Step(step::Args),
     Bench(bench::Args),
@@ -50,6 +52,7 @@ impl Cli {
             Command::Finetune(args) => finetune::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
+            Command::Fold(args) => fold::run(args),
             Command::SampleData(args) => sample_data::run(args),
             Command::Step(args) => step::run(args),
             Command::Bench(args) => bench::run(args),
