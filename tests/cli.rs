@@ -137,8 +137,19 @@ fn floats(state: &StateDict, name: &str) -> Vec<f32> {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands =
-        ["devices", "inspect", "plan", "finetune", "eval", "predict", "sample-data", "step", "bench", "version"];
+    let commands = [
+        "devices",
+        "inspect",
+        "plan",
+        "finetune",
+        "eval",
+        "predict",
+        "fold",
+        "sample-data",
+        "step",
+        "bench",
+        "version",
+    ];
     let overview = stdout(&["--help"]);
     for command in commands {
         assert!(overview.contains(command), "{overview}");
@@ -405,6 +416,121 @@ fn predict_of_a_batch_depends_on_no_companion() {
     assert_eq!(whole, pairs);
     assert_ne!(whole[..10], whole[10..20]);
     refused(&["predict", "--weights", &weights_file(), "--inputs", &inputs_file()], "--out");
+}
+
+/// The sample network as it was trained.
+fn trained_file() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/resnet_tiny_shapes.safetensors").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_folded_file_does_what_the_file_did() {
+    let outputs = Outputs::new();
+    let (weights, folded, onnx) = (trained_file(), outputs.text("folded.safetensors"), outputs.text("net.onnx"));
+    let report = json(&["fold", "--weights", &weights, "--out", &folded, "--json"]);
+    assert_eq!(keys(&report), ["bytes", "difference", "folded", "kept", "model", "out", "size"]);
+    assert_eq!(report["folded"].as_array().unwrap().len(), 15);
+    assert_eq!(report["folded"][0], serde_json::json!({"batch_norm": "bn1", "into": "conv1"}));
+    assert_eq!((&report["kept"], &report["model"]), (&serde_json::json!([]), &"resnet_tiny".into()));
+    assert_eq!(report["bytes"], fs::metadata(&folded).unwrap().len());
+    assert!(report["difference"].as_f64().unwrap() < 1e-4, "{report}");
+
+    let (before, after) = (StateDict::load(&weights).unwrap(), StateDict::load(&folded).unwrap());
+    assert_eq!(after.metadata["folded"], "true");
+    assert!(before.metadata.iter().all(|(key, value)| after.metadata[key] == *value));
+    assert!(!after.tensors.contains_key("bn1.weight") && after.tensors["conv1.bias"].shape == [16]);
+    let logits = |weights: &str, name: &str| {
+        let out = outputs.text(name);
+        stdout(&["predict", "--weights", weights, "--inputs", &inputs_file(), "--out", &out]);
+        floats(&StateDict::load(&out).unwrap(), "logits")
+    };
+    let (ours, theirs) = (logits(&weights, "before"), logits(&folded, "after"));
+    let largest = ours.iter().fold(0f32, |most, logit| most.max(logit.abs()));
+    assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-4 * largest), "{ours:?} {theirs:?}");
+
+    let eval = |weights: &str| json(&["eval", "--weights", weights, "--data", &data(), "--json"]);
+    assert_eq!(eval(&weights)["top1"], eval(&folded)["top1"]);
+    let inspected = json(&["inspect", &folded, "--json"]);
+    assert_eq!(inspected["model"], "resnet_tiny");
+    let layers = inspected["layers"].as_array().unwrap();
+    assert!(layers.iter().all(|layer| layer["kind"] != "bn"));
+    assert_eq!(layers[0]["tensors"], serde_json::json!(["conv1.weight", "conv1.bias"]));
+
+    // A head trains on top of it; a policy on its batch norms, or a whole run, does not.
+    let out = outputs.text("stepped.safetensors");
+    let step = ["step", "--weights", &folded, "--inputs", &inputs_file(), "--out", &out, "--policy"];
+    stdout(&[&step[..], &["head"]].concat());
+    assert_eq!(StateDict::load(&out).unwrap().metadata["folded"], "true");
+    fails(&[&step[..], &["bn-only"]].concat(), "the weights are folded");
+    fails(&["plan", "--weights", &folded], "such as `head`");
+    fails(&["finetune", "--weights", &folded, "--data", &data(), "--out", &outputs.text("run")], "inference only");
+    fails(&["eval", "--weights", &folded, "--data", &data(), "--policy", "heed"], "did you mean `head`");
+
+    // ONNX from either, and as it is. Folding is deterministic, so both are the same file.
+    let onnx_of = |weights: &str, more: &[&str]| {
+        let args = ["fold", "--weights", weights, "--out", &onnx];
+        assert!(stdout(&[&args[..], more].concat()).contains("net.onnx"));
+        fs::read(&onnx).unwrap()
+    };
+    assert_eq!(onnx_of(&weights, &[]), onnx_of(&folded, &[]));
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(!has(&onnx_of(&weights, &["--batch", "2"]), "BatchNormalization"));
+    let plain = json(&["fold", "--weights", &weights, "--out", &onnx, "--no-fold", "--json"]);
+    assert_eq!(plain["difference"], Value::Null);
+    assert!(has(&fs::read(&onnx).unwrap(), "BatchNormalization"));
+}
+
+#[test]
+fn fold_writes_nothing_that_is_wrong() {
+    let outputs = Outputs::new();
+    let weights = trained_file();
+    let (out, onnx) = (outputs.path("out.safetensors"), outputs.text("out.onnx"));
+    let fold = |weights: &str, out: &str, more: &[&str], expected: &str| {
+        fails(&[&["fold", "--weights", weights, "--out", out], more].concat(), expected);
+    };
+    fs::write(&out, "precious").unwrap();
+    let out = out.to_str().unwrap();
+    fold(&weights, &outputs.text("out.pth"), &[], ".safetensors or .onnx");
+    fold(&weights, &outputs.text("out"), &[], ".safetensors or .onnx");
+    fold(&weights, out, &["--no-fold"], "--no-fold is for ONNX");
+    fold(&weights, out, &["--batch", "2"], "--batch is for ONNX");
+    fold(&weights, &outputs.text("nowhere/out.onnx"), &[], "does not exist");
+    fold(&weights, out, &["--model", "resnet18"], "holds the weights of resnet_tiny");
+    fold(&weights, out, &["--device", "no such device"], "no device matches");
+
+    let edited = |name: &str, edit: &dyn Fn(&mut StateDict)| {
+        let mut state = StateDict::load(&weights).unwrap();
+        edit(&mut state);
+        state.save(outputs.path(name)).unwrap();
+        outputs.text(name)
+    };
+    let set = |tensor: &str, value: f32| {
+        let tensor = tensor.to_owned();
+        move |state: &mut StateDict| match &mut state.tensors.get_mut(&tensor).unwrap().data {
+            TensorData::F32(values) => values[3] = value,
+            TensorData::I64(_) => panic!("{tensor} is of integers"),
+        }
+    };
+    let broken = edited("variance.safetensors", &set("layer2.0.bn2.running_var", -1.0));
+    fold(&broken, out, &[], "`layer2.0.bn2` cannot be folded into `layer2.0.conv2`");
+    let broken = edited("nan.safetensors", &set("fc.bias", f32::NAN));
+    fold(&broken, out, &[], "the logits are not finite");
+    // Subtracting 10⁷ and adding it again loses a value that folding, which knows the sum, does not.
+    let broken = edited("vast.safetensors", &|state| {
+        for (tensor, value) in [("weight", 1.0), ("bias", 1e7), ("running_mean", 1e7), ("running_var", 1.0)] {
+            set(&format!("layer2.0.bn2.{tensor}"), value)(state);
+        }
+    });
+    fold(&broken, &onnx, &[], "the logits would change");
+    let same = edited("same.safetensors", &|_| ());
+    fold(&same, &same, &[], "the same file");
+
+    let folded = outputs.text("folded.safetensors");
+    stdout(&["fold", "--weights", &weights, "--out", &folded]);
+    fold(&folded, out, &[], "is folded already");
+    fold(&folded, &onnx, &["--no-fold"], "is folded already");
+    assert_eq!(fs::read(out).unwrap(), b"precious");
+    assert!(!Path::new(&onnx).exists());
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::ImageFolder;
+use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
-use thawline::graph::{AdamW, Graph, Sgd};
+use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::models::{self, Spec};
 use thawline::policy::{self, Policy, PolicyError, Resolved};
 use thawline::tensor::HostTensor;
@@ -130,6 +131,8 @@ impl PolicyArgs {
         match policy::resolve(&policy, graph.clone()) {
             // What a batch is too small for in training does not matter.
             Ok(_) | Err(PolicyError::SingleValue { .. }) => Ok(graph),
+            // Most policies speak of batch norms, which folded weights lack.
+            Err(_) if !has_batch_norms(&graph) => Ok(graph),
             Err(error) => Err(error.into()),
         }
     }
@@ -138,11 +141,21 @@ impl PolicyArgs {
 /// Applies a policy and further rules to `graph`. Warnings go to standard error.
 pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_rules(rules)?;
-    let resolved = policy::resolve(&policy, graph)?;
+    let folded = !has_batch_norms(&graph);
+    let resolved = policy::resolve(&policy, graph).map_err(|error| match folded {
+        true => anyhow::Error::new(error)
+            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
+        false => error.into(),
+    })?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
     }
     Ok(resolved)
+}
+
+/// Whether a policy can speak of batch norms. Every model has some, but not when its weights are folded.
+fn has_batch_norms(graph: &Graph) -> bool {
+    graph.layers().iter().any(|layer| layer.kind == LayerKind::Bn)
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -237,6 +250,8 @@ pub struct Model {
     pub trained_size: Option<Size>,
     /// The names of the classes in the order of their labels, if the file tells and the number of classes is its own.
     pub class_names: Option<Vec<String>>,
+    /// Whether the file's batch norms were folded into the convolutions.
+    pub folded: bool,
     /// The file's content.
     pub state: Option<StateDict>,
     pub seed: u64,
@@ -254,7 +269,8 @@ impl ModelArgs {
         let Some(state) = state else {
             let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
             let classes = self.classes.unwrap_or_else(|| default_classes(spec));
-            return Ok(Model { spec, classes, trained_size: None, class_names: None, state: None, seed: self.seed });
+            let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
+            return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
         let recognised = recognise(&state);
@@ -280,6 +296,7 @@ impl ModelArgs {
             classes,
             trained_size: state.metadata.get("size").and_then(|size| size.parse().ok()),
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
+            folded: export::is_folded(&state),
             state: Some(state),
             seed: self.seed,
         })
@@ -303,9 +320,10 @@ impl Model {
         asked.or(self.trained_size).unwrap_or(default)
     }
 
-    /// The network for batches of `batch` images, every layer frozen.
+    /// The network for batches of `batch` images, every layer frozen; without its batch norms if the file is folded.
     pub fn network(&self, batch: usize, size: Size) -> Result<Graph> {
-        Ok(self.spec.build(batch, size.pair(), self.classes)?)
+        let network = self.spec.build(batch, size.pair(), self.classes)?;
+        Ok(if self.folded { Folding::of(&network)?.graph } else { network })
     }
 
     /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.

@@ -6,6 +6,7 @@ mod compare;
 mod devices;
 mod eval;
 mod finetune;
+mod fold;
 mod inputs;
 mod inspect;
 mod output;
@@ -38,6 +39,7 @@ enum Command {
     Compare(compare::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Fold(fold::Args),
     SampleData(sample_data::Args),
     Step(step::Args),
     Bench(bench::Args),
@@ -54,6 +56,7 @@ impl Cli {
             Command::Compare(args) => compare::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
+            Command::Fold(args) => fold::run(args),
             Command::SampleData(args) => sample_data::run(args),
             Command::Step(args) => step::run(args),
             Command::Bench(args) => bench::run(args),

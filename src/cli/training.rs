@@ -168,8 +168,16 @@ impl TrainingArgs {
     /// The network for images of so many classes, and the weights file if one is named.
     pub fn read_model(&self, classes: usize) -> Result<Model> {
         let Self { model, weights, .. } = self;
-        let (model, weights) = (model.clone(), weights.clone());
-        ModelArgs { model, weights, classes: Some(classes), seed: self.seed(None) }.read()
+        let (named, file) = (model.clone(), weights.clone());
+        let model = ModelArgs { model: named, weights: file, classes: Some(classes), seed: self.seed(None) }.read()?;
+        if let (true, Some(weights)) = (model.folded, weights) {
+            // What came out could neither be resumed nor have its batch norms back.
+            bail!(
+                "{} is folded, for inference only: start from the weights that it was folded from",
+                weights.display()
+            );
+        }
+        Ok(model)
     }
 
     fn val_fraction(&self, saved: Option<&Settings>) -> f64 {

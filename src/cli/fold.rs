@@ -1,0 +1,191 @@
+use super::args::{self, DeviceArgs, ModelArgs, SizeArgs};
+use super::output;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use thawline::export::onnx::{self, About};
+use thawline::export::{FOLDED, Folded, Folding, Kept};
+use thawline::gpu::Device;
+use thawline::graph::Graph;
+use thawline::plan::Input;
+use thawline::rng::Rng;
+use thawline::tensor::HostTensor;
+use thawline::train::{Evaluator, Images};
+use thawline::weights::{self, layout};
+
+/// Fold the batch norms of a trained network into its convolutions, and write it as safetensors or ONNX.
+///
+/// Inference normalises by running statistics, which do not change any more: a batch norm is then a factor and a shift for
+/// each channel, which the convolution before it takes over. Every layer that stays keeps its name. What was folded gives
+/// the logits that the network gave before, or nothing is written. It cannot be unfolded: keep the weights that it came
+/// from for further training.
+///
+/// A folded safetensors file is for `eval`, `predict`, `inspect`, and policies that do not speak of batch norms. An ONNX
+/// file takes `images`, [batch, 3, height, width], normalised as its metadata says, and gives `logits`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline fold --weights run/best.safetensors --out folded.safetensors
+  thawline fold --weights resnet18.pth --out resnet18.onnx --batch 1")]
+pub struct Args {
+    /// The trained network: a safetensors or PyTorch file
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The network's name, if the file does not tell
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Where the result goes; the ending decides what it is
+    #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]
+    out: PathBuf,
+    /// Write the network as it is, with its batch norms in inference mode; for ONNX
+    #[arg(long)]
+    no_fold: bool,
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Fix the number of images in a batch, for ONNX [default: any]
+    #[arg(long, value_name = "N", value_parser = args::positive)]
+    batch: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON: {model, size, out, bytes, folded: [{batch_norm, into}], kept: [{batch_norm, reason}], difference}
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Safetensors,
+    Onnx,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Ok(Self::Safetensors),
+            Some("onnx") => Ok(Self::Onnx),
+            _ => bail!("--out {}: the name must end in .safetensors or .onnx", path.display()),
+        }
+    }
+}
+
+/// How far folding may move the logits, as a share of the largest of them. Rounding moves them by about 1e-6; a thousand
+/// times that is a broken file.
+const TOLERANCE: f32 = 1e-3;
+
+/// Images that are compared.
+const IMAGES: usize = 4;
+
+pub fn run(args: Args) -> Result<()> {
+    let (file, out) = (args.weights.display(), args.out.display());
+    let format = Format::of(&args.out)?;
+    if format == Format::Safetensors && args.no_fold {
+        bail!("--no-fold is for ONNX: as safetensors, {file} is the unfolded network already");
+    }
+    if format == Format::Safetensors && args.batch.is_some() {
+        bail!("--batch is for ONNX: a safetensors file has no batch");
+    }
+    args::check_output(&args.out)?;
+    if fs::canonicalize(&args.out).is_ok_and(|out| fs::canonicalize(&args.weights).is_ok_and(|file| file == out)) {
+        bail!("--out and --weights are the same file, and what is folded cannot be unfolded: give another --out");
+    }
+    let model = ModelArgs { model: args.model, weights: Some(args.weights.clone()), classes: None, seed: 0 };
+    let mut model = model.read()?;
+    if model.folded && (args.no_fold || format == Format::Safetensors) {
+        bail!("{file} is folded already");
+    }
+    let size = model.size(args.size.size);
+    let mut metadata = model.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let network = model.network(IMAGES, size)?;
+    let tensors = model.tensors(&network)?;
+
+    let result = match args.no_fold || model.folded {
+        true => Outcome { network, tensors, folded: Vec::new(), kept: Vec::new(), difference: None },
+        false => folded(&args.device.open()?, network, &tensors).with_context(|| file.to_string())?,
+    };
+
+    match format {
+        Format::Safetensors => {
+            let mut state = weights::to_state(&result.network, &result.tensors);
+            metadata.extend([("model", model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+            state.metadata = metadata;
+            state.save(&args.out)?;
+        }
+        Format::Onnx => {
+            let about = About {
+                model: model.spec.name,
+                mean: model.spec.mean,
+                std: model.spec.std,
+                classes: model.class_names.as_deref(),
+                batch: args.batch,
+            };
+            onnx::save(&args.out, &result.network, &result.tensors, &about)?;
+        }
+    }
+    let bytes = fs::metadata(&args.out).with_context(|| format!("cannot read {out}"))?.len();
+    if args.json {
+        let folded = result.folded.iter().map(|f| json!({"batch_norm": f.norm, "into": f.into}));
+        let kept = result.kept.iter().map(|k| json!({"batch_norm": k.norm, "reason": k.reason.to_string()}));
+        return output::json(&json!({
+            "model": model.spec.name,
+            "size": [size.height, size.width],
+            "out": out.to_string(),
+            "bytes": bytes,
+            "folded": folded.collect::<Vec<_>>(),
+            "kept": kept.collect::<Vec<_>>(),
+            "difference": result.difference,
+        }));
+    }
+    if let Some(difference) = result.difference {
+        let folded = result.folded.iter().map(|f| vec![f.norm.clone(), f.into.clone()]);
+        let kept = result.kept.iter().map(|k| vec![k.norm.clone(), format!("stays: {}", k.reason)]);
+        output::line(output::table(&["batch norm", "folded into"], folded.chain(kept)))?;
+        output::line(format_args!(
+            "{} folded, {} stay; the logits of {IMAGES} random images differ by {difference:.1e} of the largest at most",
+            result.folded.len(),
+            result.kept.len()
+        ))?;
+    }
+    output::line(format_args!("{out}: {}, {}", model.spec.name, output::bytes(bytes)))
+}
+
+/// What is to be written, and how it came about.
+struct Outcome {
+    network: Graph,
+    tensors: Vec<HostTensor>,
+    folded: Vec<Folded>,
+    kept: Vec<Kept>,
+    /// How far the logits are from those of the network before, in the largest of them; none if nothing was folded.
+    difference: Option<f32>,
+}
+
+/// Folds `network`, and compares.
+fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Outcome> {
+    let folding = Folding::of(&network)?;
+    let folded = folding.tensors(tensors)?;
+    let before = logits(device, &network, tensors)?;
+    let after = logits(device, &folding.graph, &folded)?;
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
+    let apart = largest(&mut before.iter().zip(&after).map(|(before, after)| before - after));
+    let difference = apart / largest(&mut before.iter().copied()).max(f32::MIN_POSITIVE);
+    if difference > TOLERANCE {
+        bail!(
+            "the logits would change by {difference:.1e} of the largest, more than {TOLERANCE:e}; running variances \
+             next to zero, or weights that are vast, may be the reason"
+        );
+    }
+    let Folding { graph: network, folded: gone, kept, .. } = folding;
+    Ok(Outcome { network, tensors: folded, folded: gone, kept, difference: Some(difference) })
+}
+
+/// The logits of random images, the same at every call.
+fn logits(device: &Device, network: &Graph, tensors: &[HostTensor]) -> Result<Vec<f32>> {
+    let [n, h, w, c] = network.input_shape().context("the network has no input")?.0;
+    let mut rng = Rng::new(0);
+    let images: Vec<f32> = (0..n * c * h * w).map(|_| rng.range(-2.0, 2.0) as f32).collect();
+    let images = layout::images_to_device(&images, [n, c, h, w]);
+    let logits = Evaluator::new(device, network, tensors, Input::Values)?.logits(Images::Values(&images))?;
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        bail!("the logits are not finite");
+    }
+    Ok(logits)
+}

@@ -1,0 +1,68 @@
+//! A trained network for use elsewhere: its batch norms folded into the convolutions, and as ONNX.
+//!
+//! [`Folding`] is the post-training freeze. The network that comes out is an ordinary one, of convolutions with a bias
+//! and fewer layers, which an [`Evaluator`](crate::train::Evaluator) runs and [`to_state`](crate::weights::to_state)
+//! writes. [`onnx`] writes a network, folded or not, for other programs.
+//!
+//! Both start from a network as [`models`](crate::models) and [`Builder`](crate::graph::Builder) give it, and never from
+//! a plan: what training does with a batch norm has no say in what is exported.
+
+mod fold;
+pub mod onnx;
+#[cfg(test)]
+mod tests;
+
+pub use fold::{Folded, Folding, Kept, Reason};
+
+use crate::graph::{Graph, GraphError, Layer, NodeId};
+use crate::weights::StateDict;
+use std::io;
+use std::path::PathBuf;
+
+/// The metadata key of a weights file whose tensors are those of a [`Folding`]; the value is `true`.
+pub const FOLDED: &str = "folded";
+
+/// Whether the file says that its network is folded.
+pub fn is_folded(state: &StateDict) -> bool {
+    state.metadata.get(FOLDED).is_some_and(|value| value == "true")
+}
+
+/// A network that cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error(
+        "{node}: `{op}` cannot be exported; export a network as a model or the builder gives it, not one that was \
+         compiled"
+    )]
+    Unsupported { node: String, op: &'static str },
+    #[error("{node}: ONNX takes images here, but what a linear layer gives is a vector")]
+    NoImage { node: String },
+    #[error(
+        "`{norm}` cannot be folded into `{into}`: the result would not be finite; look for values that are not finite, \
+         or a running variance below zero, in the weights"
+    )]
+    NotFinite { norm: String, into: String },
+    #[error(
+        "the network is {bytes} bytes as ONNX, which holds at most {}; write it as safetensors instead",
+        onnx::MAX_BYTES
+    )]
+    TooLarge { bytes: u64 },
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error("cannot write {}: {source}; a file that was there before is unchanged", path.display())]
+    Write { path: PathBuf, source: io::Error },
+}
+
+fn unsupported(network: &Graph, node: NodeId) -> ExportError {
+    ExportError::Unsupported { node: network.label(node), op: network.node(node).op.name() }
+}
+
+/// The layer that a node serves.
+fn layer(network: &Graph, node: NodeId) -> Option<&Layer> {
+    network.node(node).layer.map(|id| &network.layers()[id.index()])
+}
+
+fn logits(network: &Graph) -> Result<NodeId, ExportError> {
+    let missing = || GraphError { node: "output".into(), reason: "the network has no logits".into() };
+    Ok(network.output("logits").ok_or_else(missing)?)
+}

@@ -1,0 +1,276 @@
+//! Networks as ONNX, for inference by other programs: opset 17, IR version 8.
+//!
+//! The input `images` is `[batch, 3, H, W]`, normalised values; the output `logits` is `[batch, classes]`. Initialisers
+//! have the names and layouts of a weights file. Every value in between is called after the layer that gives it, as
+//! `layer1.0.conv1.output`, so it meets neither those names nor an initialiser's.
+//!
+//! | layer | ONNX |
+//! |---|---|
+//! | convolution | `Conv` |
+//! | batch norm | `BatchNormalization` in inference mode |
+//! | ReLU, addition, max pooling | `Relu`, `Add`, `MaxPool` |
+//! | average pooling | `GlobalAveragePool` over whole images, else `AveragePool` |
+//! | linear | `Flatten`, where it reads an image, and `Gemm` |
+
+// Written by scripts/onnx-proto from ONNX's own definition.
+#[rustfmt::skip]
+#[allow(dead_code, clippy::enum_variant_names, reason = "generated, and for all of ONNX")]
+pub(super) mod proto;
+
+use super::{ExportError, layer, logits, unsupported};
+use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Window};
+use crate::tensor::HostTensor;
+use crate::weights::{self, ExpectedKind, TensorData, write_atomically};
+use prost::Message;
+use proto::attribute_proto::AttributeType;
+use proto::tensor_proto::DataType;
+use proto::tensor_shape_proto::{Dimension, dimension};
+use proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+};
+use std::path::Path;
+
+const IR_VERSION: i64 = 8;
+const OPSET: i64 = 17;
+
+/// What protobuf's readers accept at most.
+pub const MAX_BYTES: u64 = i32::MAX as u64;
+
+/// What a file says beside the network itself.
+#[derive(Clone, Debug)]
+pub struct About<'a> {
+    /// The network's name.
+    pub model: &'a str,
+    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
+    pub mean: [f32; 3],
+    /// What they are divided by then.
+    pub std: [f32; 3],
+    /// Names of the classes in the order of their labels, if they are known.
+    pub classes: Option<&'a [String]>,
+    /// Images a batch; `None` leaves that to the reader.
+    pub batch: Option<usize>,
+}
+
+/// Writes `network` with one tensor a parameter as an ONNX file, atomically. The same contents give the same bytes.
+///
+/// # Errors
+/// Those of [`encode`], or the file cannot be written; what was there stays.
+///
+/// # Panics
+/// `tensors` are not the network's.
+pub fn save(path: &Path, network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<(), ExportError> {
+    let bytes = encode(network, tensors, about)?;
+    write_atomically(path, |file| file.write_all(&bytes))
+        .map_err(|source| ExportError::Write { path: path.into(), source })
+}
+
+/// The bytes of [`save`].
+///
+/// # Errors
+/// The network is compiled, has a convolution or pooling behind a linear layer, or is larger than [`MAX_BYTES`].
+///
+/// # Panics
+/// `tensors` are not the network's.
+pub fn encode(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<Vec<u8>, ExportError> {
+    // Before anything of that size is made.
+    let expected = weights::expected(network);
+    let floats = expected.iter().filter(|tensor| tensor.kind == ExpectedKind::Float);
+    fits(floats.map(|tensor| tensor.shape.iter().map(|&size| size as u64).product::<u64>() * 4).sum())?;
+    let model = model(network, tensors, about)?;
+    fits(model.encoded_len() as u64)?;
+    Ok(model.encode_to_vec())
+}
+
+fn fits(bytes: u64) -> Result<(), ExportError> {
+    if bytes > MAX_BYTES { Err(ExportError::TooLarge { bytes }) } else { Ok(()) }
+}
+
+fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<ModelProto, ExportError> {
+    let batch = match about.batch {
+        Some(batch) => dimension::Value::DimValue(batch as i64),
+        None => dimension::Value::DimParam("batch".into()),
+    };
+    let fixed = |size: usize| dimension::Value::DimValue(size as i64);
+    let nodes = nodes(network)?;
+    let classes = network.node(logits(network)?).shape.c();
+    let input = network.input_shape().map(|images| {
+        let dims = [batch.clone(), fixed(images.c()), fixed(images.h()), fixed(images.w())];
+        value("images", dims, "NCHW: red, green and blue from 0 to 1, less `mean`, over `std` of the metadata")
+    });
+    let graph = GraphProto {
+        node: nodes,
+        name: Some(about.model.into()),
+        initializer: initialisers(network, tensors),
+        input: input.into_iter().collect(),
+        output: vec![value("logits", [batch, fixed(classes)], "one a class; their softmax is the probability")],
+        ..GraphProto::default()
+    };
+    // The `Debug` form of an array is JSON, and has the shortest digits that give the same f32.
+    let mut metadata = vec![("mean", format!("{:?}", about.mean)), ("std", format!("{:?}", about.std))];
+    metadata.extend(about.classes.map(|names| ("classes", serde_json::Value::from(names).to_string())));
+    let metadata =
+        metadata.into_iter().map(|(key, value)| StringStringEntryProto { key: Some(key.into()), value: Some(value) });
+    Ok(ModelProto {
+        ir_version: Some(IR_VERSION),
+        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+        producer_name: Some(env!("CARGO_PKG_NAME").into()),
+        producer_version: Some(env!("CARGO_PKG_VERSION").into()),
+        graph: Some(graph),
+        metadata_props: metadata.collect(),
+        ..ModelProto::default()
+    })
+}
+
+fn value<const N: usize>(name: &str, dims: [dimension::Value; N], doc: &str) -> ValueInfoProto {
+    let dim = dims.map(|value| Dimension { value: Some(value), ..Dimension::default() }).into();
+    let tensor = type_proto::Tensor { elem_type: Some(DataType::Float as i32), shape: Some(TensorShapeProto { dim }) };
+    ValueInfoProto {
+        name: Some(name.into()),
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }),
+        doc_string: Some(doc.into()),
+        ..ValueInfoProto::default()
+    }
+}
+
+/// The tensors of a weights file, less the counters, which inference has no use for.
+fn initialisers(network: &Graph, tensors: &[HostTensor]) -> Vec<TensorProto> {
+    assert_eq!(network.params().len(), tensors.len(), "one tensor a parameter");
+    let files = network.params().iter().zip(tensors).flat_map(|(p, tensor)| weights::to_file(network, p, &tensor.data));
+    files
+        .filter_map(|(name, file)| match file.data {
+            TensorData::F32(values) => Some(TensorProto {
+                name: Some(name),
+                dims: file.shape.iter().map(|&size| size as i64).collect(),
+                data_type: Some(DataType::Float as i32),
+                // ONNX's raw data is little-endian on every machine.
+                raw_data: Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+                ..TensorProto::default()
+            }),
+            TensorData::I64(_) => None,
+        })
+        .collect()
+}
+
+/// The value that a node of the network became.
+#[derive(Clone)]
+struct Value {
+    name: String,
+    /// `[N, C]` instead of `[N, C, H, W]`, as linear layers take and give it.
+    flat: bool,
+}
+
+fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
+    let mut nodes: Vec<NodeProto> = Vec::new();
+    let mut values: Vec<Option<Value>> = vec![None; network.nodes().count()];
+    for (id, node) in network.nodes() {
+        let Some(layer) = layer(network, id) else {
+            let Op::Input = node.op else { return Err(unsupported(network, id)) };
+            values[id.index()] = Some(Value { name: "images".into(), flat: false });
+            continue;
+        };
+        let operand = |i: usize| values[node.inputs[i].index()].clone().expect("operands come first");
+        let image = || match operand(0) {
+            Value { flat: true, .. } => Err(ExportError::NoImage { node: network.label(id) }),
+            Value { name, .. } => Ok(name),
+        };
+        let param = |tensor: &str| format!("{}.{tensor}", layer.name);
+        let (op, inputs, attributes, flat) = match node.op {
+            // An initialiser.
+            Op::Param(_) => continue,
+            Op::Conv2d(Conv2d { window, bias, residual: false, act: Act::Identity, mask: false }) => {
+                let linear = layer.kind == LayerKind::Linear;
+                let x = if linear { flatten(&mut nodes, operand(0)) } else { image()? };
+                let mut inputs = vec![x, param("weight")];
+                inputs.extend(bias.then(|| param("bias")));
+                match linear {
+                    true => ("Gemm", inputs, vec![int("transB", 1)], true),
+                    false => ("Conv", inputs, window_attributes(window).into(), false),
+                }
+            }
+            Op::BatchNorm { eps } => {
+                let Value { name, flat } = operand(0);
+                let tensors = ["weight", "bias", "running_mean", "running_var"].map(param);
+                ("BatchNormalization", [&[name], &tensors[..]].concat(), vec![float("epsilon", eps)], flat)
+            }
+            Op::Activation { act: Act::Relu, mask: false } => {
+                let Value { name, flat } = operand(0);
+                ("Relu", vec![name], vec![], flat)
+            }
+            Op::Add { act: Act::Identity, mask: false } => {
+                let (a, b) = (operand(0), operand(1));
+                // [N, C] and [N, C, 1, 1] would be broadcast against each other.
+                let flat = a.flat || b.flat;
+                let terms = [a, b].map(|x| if flat { flatten(&mut nodes, x) } else { x.name });
+                ("Add", terms.into(), vec![], flat)
+            }
+            Op::MaxPool { window, argmax: false } => {
+                ("MaxPool", vec![image()?], window_attributes(window).into(), false)
+            }
+            Op::AvgPool { window } => {
+                let x = network.node(node.inputs[0]).shape;
+                match window.kernel == [x.h(), x.w()] {
+                    true => ("GlobalAveragePool", vec![image()?], vec![], false),
+                    false => ("AveragePool", vec![image()?], window_attributes(window).into(), false),
+                }
+            }
+            _ => return Err(unsupported(network, id)),
+        };
+        let name = format!("{}.output", layer.name);
+        nodes.push(operation(op, &layer.name, inputs, &name, attributes));
+        values[id.index()] = Some(Value { name, flat });
+    }
+    let logits = values[logits(network)?.index()].clone().expect("every layer has a value");
+    let logits = flatten(&mut nodes, logits);
+    for name in nodes.iter_mut().flat_map(|node| node.input.iter_mut().chain(&mut node.output)) {
+        if *name == logits {
+            *name = "logits".into();
+        }
+    }
+    Ok(nodes)
+}
+
+/// The name of `value` as `[N, C]`.
+fn flatten(nodes: &mut Vec<NodeProto>, value: Value) -> String {
+    if value.flat {
+        return value.name;
+    }
+    let name = format!("{}.flatten", value.name);
+    if nodes.iter().all(|node| node.name() != name) {
+        nodes.push(operation("Flatten", &name, vec![value.name], &name, vec![]));
+    }
+    name
+}
+
+fn operation(op: &str, name: &str, input: Vec<String>, output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: Some(op.into()),
+        name: Some(name.into()),
+        input,
+        output: vec![output.into()],
+        attribute,
+        ..NodeProto::default()
+    }
+}
+
+/// The order of [`Window`] is ONNX's: height before width, the paddings before those after.
+fn window_attributes(window: Window) -> [AttributeProto; 3] {
+    [ints("kernel_shape", &window.kernel), ints("strides", &window.stride), ints("pads", &window.padding)]
+}
+
+fn ints(name: &str, values: &[usize]) -> AttributeProto {
+    let ints = values.iter().map(|&value| value as i64).collect();
+    AttributeProto { ints, ..attribute(name, AttributeType::Ints) }
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { i: Some(value), ..attribute(name, AttributeType::Int) }
+}
+
+fn float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto { f: Some(value), ..attribute(name, AttributeType::Float) }
+}
+
+fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
+    AttributeProto { name: Some(name.into()), r#type: Some(kind as i32), ..AttributeProto::default() }
+}
