@@ -13,7 +13,7 @@ use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::models;
 use thawline::plan::Input;
 use thawline::policy::{Policy, RECIPES};
-use thawline::report::{ArmRun, Comparison, mean_and_deviation};
+use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
 use thawline::train::{Event, Outcome, StepMetrics};
 use thawline::weights::StateDict;
 
@@ -302,6 +302,8 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
     });
     let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
     output::line(output::table(&titles, rows))?;
-    output::line("")?;
-    output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))
+    for paragraph in report::conclusion(comparison) {
+        output::line(format_args!("\n{}", paragraph.replace('`', "")))?;
+    }
+    output::line(format_args!("\nreport: {}", lab.folder().join(PAGE_FILE).display()))
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+pub use thawline::report::units::{bytes, count, flops, ms};
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Result<()> {
@@ -34,49 +35,9 @@ pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     table.trim_fmt()
 }
 
-/// `1.82 G`, `11.7 M`, `512 `: three digits and the decimal prefix.
-fn scaled(value: f64) -> String {
-    const PREFIXES: [&str; 6] = ["", "k", "M", "G", "T", "P"];
-    let mut value = value;
-    let mut prefix = 0;
-    // 999.5 would be shown as 1000.
-    while value >= 999.5 && prefix + 1 < PREFIXES.len() {
-        value /= 1000.0;
-        prefix += 1;
-    }
-    let digits = match value {
-        _ if prefix == 0 => 0,
-        v if v < 9.995 => 2,
-        v if v < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$} {}", PREFIXES[prefix])
-}
-
-pub fn bytes(bytes: u64) -> String {
-    format!("{}B", scaled(bytes as f64))
-}
-
-pub fn flops(flops: u64) -> String {
-    format!("{}FLOP", scaled(flops as f64))
-}
-
-pub fn count(count: usize) -> String {
-    scaled(count as f64).trim_end().to_owned()
-}
-
 /// Nothing for zero, which lets a table's other numbers stand out.
 pub fn or_blank(value: u64, show: impl Fn(u64) -> String) -> String {
     if value == 0 { String::new() } else { show(value) }
-}
-
-pub fn ms(ms: f64) -> String {
-    match ms {
-        v if v < 9.995 => format!("{v:.2} ms"),
-        v if v < 99.95 => format!("{v:.1} ms"),
-        v if v < 9_999.5 => format!("{v:.0} ms"),
-        v => format!("{:.1} s", v / 1e3),
-    }
 }
 
 /// `sgd_step`, `conv2d_input_grad ×2`: names with how often each comes, in the order of their first coming.
@@ -98,20 +59,6 @@ pub fn counted(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn units() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1000), "1.00 kB");
-        assert_eq!(bytes(44_650_000), "44.6 MB");
-        assert_eq!(bytes(999_600), "1.00 MB");
-        assert_eq!(flops(1_819_000_000), "1.82 GFLOP");
-        assert_eq!(flops(181_900_000_000), "182 GFLOP");
-        assert_eq!(count(11_689_512), "11.7 M");
-        assert_eq!(count(512), "512");
-        assert_eq!([ms(1.234), ms(12.34), ms(1234.0), ms(12340.0)], ["1.23 ms", "12.3 ms", "1234 ms", "12.3 s"]);
-    }
 
     #[test]
     fn kernels_are_counted() {

@@ -465,7 +465,8 @@ impl<'a> Lab<'a> {
         let Self { folder, comparison, timings, .. } = self;
         write(&folder.join(COMPARISON_FILE), &json(serde_json::to_string_pretty(comparison))?)?;
         write(&folder.join(TIMINGS_FILE), &json(serde_json::to_string_pretty(timings))?)?;
-        Ok(())
+        write(&folder.join(TABLE_FILE), &comparison.csv())?;
+        write(&folder.join(PAGE_FILE), &report::page(comparison, timings))
     }
 }
 

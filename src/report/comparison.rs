@@ -4,8 +4,10 @@
 //! resumed gives the same one. What differs from run to run, times and memory, is in [`Timings`].
 
 use super::Total;
+use super::metrics::{HEADER, csv};
 use crate::train::{EpochMetrics, OptimizerSettings, Schedule, Totals, best};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 use std::path::PathBuf;
 
 /// Several policies, tried from the same weights, on the same images in the same order, with the same budget.
@@ -179,6 +181,27 @@ impl State {
     pub fn unknown(batch_norms: usize) -> Self {
         let (running, single) = Default::default();
         Self { drift: vec![f64::NAN; batch_norms], running, single, running_flips: f64::NAN, batch: Vec::new() }
+    }
+}
+
+impl Comparison {
+    /// A table of all epochs of all runs, one a line: the arm, the seed, and the columns of [`csv`].
+    pub fn csv(&self) -> String {
+        let mut table = format!("arm,seed,{HEADER}");
+        for arm in &self.arms {
+            // A policy file may be called anything.
+            let name = match arm.name.contains([',', '"', '\n', '\r']) {
+                true => format!("\"{}\"", arm.name.replace('"', "\"\"")),
+                false => arm.name.clone(),
+            };
+            for run in &arm.runs {
+                for line in csv(&run.history).lines().skip(1) {
+                    // Writing to a string cannot fail.
+                    let _ = writeln!(table, "{name},{},{line}", run.seed);
+                }
+            }
+        }
+        table
     }
 }
 

@@ -1,7 +1,7 @@
 use crate::train::{EpochMetrics, Totals};
 use std::fmt::Write;
 
-const HEADER: &str = "epoch,step,lr,train_loss,train_top1,train_top5,val_loss,val_top1,val_top5,skipped\n";
+pub(super) const HEADER: &str = "epoch,step,lr,train_loss,train_top1,train_top5,val_loss,val_top1,val_top5,skipped\n";
 
 /// A table of all epochs, one a line; epoch 0 is the state before training. Losses are means in nats, `top1` and `top5`
 /// shares from 0 to 1, and `skipped` counts broken images. What was not measured stays empty.

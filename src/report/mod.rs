@@ -1,15 +1,25 @@
-//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv` and TensorBoard's events.
+//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv` and TensorBoard's events; and
+//! about a comparison of policies: its table, its conclusion, and a page with both.
 
 mod comparison;
+mod conclusion;
 mod metrics;
+mod page;
 mod price;
+mod spread;
+mod svg;
 mod tensorboard;
+#[cfg(test)]
+mod tests;
+pub mod units;
 
 pub use comparison::{
     Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings,
     mean_and_deviation,
 };
+pub use conclusion::conclusion;
 pub use metrics::csv;
+pub use page::page;
 pub use price::{Amount, LayerPrice, Phases, Price, Total, Trained, price, trained_values};
 pub use tensorboard::Events;
 

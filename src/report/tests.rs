@@ -1,0 +1,425 @@
+//! What is made of a comparison: nine policies on digits at half contrast, with accuracies as the experiments behind this
+//! crate found them.
+
+use super::spread::{Difference, ranked};
+use super::*;
+use crate::compile::{Optimizer, Options};
+use crate::graph::{LayerKind, Sgd};
+use crate::models;
+use crate::plan::Input;
+use crate::policy::{self, Policy, RECIPES};
+use crate::rng::Rng;
+use crate::train::{Decay, EpochMetrics, OptimizerSettings, Schedule};
+use std::path::Path;
+use std::process::Command;
+
+const EPOCHS: usize = 10;
+const IMAGES: u64 = 600;
+
+/// Policies, and the accuracy that each ends with.
+const ARMS: [(&str, f64); 9] = [
+    ("full", 0.937),
+    ("full-frozen-bn", 0.900),
+    ("keras-guide", 0.905),
+    ("head", 0.545),
+    ("bn-only", 0.816),
+    ("bn-affine", 0.785),
+    ("head-adapt", 0.624),
+    ("upper-two-thirds.toml", 0.940),
+    ("policies/last-block.toml", 0.862),
+];
+
+fn totals(accuracy: f64) -> Totals {
+    let top1 = (accuracy.clamp(0.0, 1.0) * IMAGES as f64).round() as u64;
+    Totals { loss: IMAGES as f64 * 2.3 * (1.05 - accuracy), top1, top5: IMAGES.min(top1 + 100), samples: IMAGES }
+}
+
+/// `follows`: batch norms have moved to the data.
+fn state(accuracy: f64, norms: usize, follows: bool, rng: &mut Rng) -> State {
+    let fallen = |batch: f64| 0.1 + (accuracy - 0.1) * (1.0 - 1.0 / batch).powi(2) * 0.98;
+    let scale = if follows { 0.004 } else { 4.0 };
+    State {
+        drift: (0..norms).map(|norm| scale * (-(norm as f64) / 5.0).exp() * rng.range(0.5, 2.0)).collect(),
+        running: totals(accuracy),
+        single: totals(accuracy),
+        running_flips: 0.0,
+        batch: [1, 4, 16, 64]
+            .map(|batch| BatchStatistics {
+                batch,
+                accuracy: fallen(batch as f64),
+                flips: if batch == 1 { 0.0 } else { (1.2 - accuracy) / (batch as f64).sqrt() },
+            })
+            .to_vec(),
+    }
+}
+
+fn run(seed: u64, end: f64, norms: usize, follows: bool) -> ArmRun {
+    let mut rng = Rng::keyed(seed, &[(end * 1e4) as u64]);
+    let history = (0..=EPOCHS).map(|epoch| {
+        let rise = 1.0 - (-(epoch as f64) / 2.2).exp();
+        let accuracy = 0.1
+            + (end - 0.1) * rise / (1.0 - (-(EPOCHS as f64) / 2.2).exp())
+            + rng.range(-1.0, 1.0) * (0.008 + 0.06 * (1.0 - end));
+        EpochMetrics {
+            epoch,
+            step: 6 * epoch as u64,
+            lr: if epoch == 0 { 0.0 } else { 0.005 },
+            train: (epoch > 0).then(|| totals(accuracy + 0.03)),
+            val: Some(totals(accuracy)),
+            skipped: 0,
+        }
+    });
+    let history: Vec<EpochMetrics> = history.collect();
+    let accuracy = history[EPOCHS].val.unwrap().accuracy();
+    ArmRun { seed, history, diverged: None, end: state(accuracy, norms, follows, &mut rng) }
+}
+
+fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
+    let policy = match name {
+        "upper-two-thirds.toml" => {
+            Policy::recipe("full").unwrap().with_rules(&["index:..18 & !kind:bn -> weights=frozen"])
+        }
+        "policies/last-block.toml" => {
+            Policy::recipe("bn-only").unwrap().with_rules(&["from:layer3 & kind:conv -> weights=train"])
+        }
+        recipe => Policy::recipe(recipe),
+    };
+    let policy = policy.unwrap();
+    let resolved = policy::resolve(&policy, models::build("resnet_tiny", 32, (16, 16), 10).unwrap()).unwrap();
+    let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
+    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false };
+    let (price, _) = price(&resolved, &options, Input::Values).unwrap();
+    let recipe = RECIPES.iter().find(|recipe| recipe.name == name);
+    let layers = price.layers.iter().filter(|layer| !layer.axes.is_empty());
+    let layers = layers.map(|l| ArmLayer { name: l.name.clone(), kind: l.kind.to_owned(), axes: l.axes.clone() });
+    let norms = resolved.graph.layers().iter().filter(|layer| layer.kind == LayerKind::Bn).count();
+    let follows = price.layers.iter().any(|layer| layer.axes.contains("update=ema"));
+    Arm {
+        name: name.to_owned(),
+        summary: recipe.map_or(String::new(), |recipe| recipe.summary.to_owned()),
+        rules: policy.rules.iter().map(ToString::to_string).collect(),
+        warnings: resolved.warnings.iter().map(ToString::to_string).collect(),
+        stages: vec![ArmStage { share: 1.0, rules: Vec::new(), layers: layers.collect(), step: price.step }],
+        trained_values: match name {
+            "full" | "keras-guide" => 174_970,
+            "full-frozen-bn" => 173_322,
+            "head" | "head-adapt" => 650,
+            "bn-only" | "bn-affine" => 2_298,
+            _ => 140_000,
+        },
+        all_values: 174_970,
+        step: price.step,
+        inference: price.inference,
+        prefix: (name == "head").then(|| Prefix {
+            until: vec!["avgpool".to_owned()],
+            flops_per_image: price.inference.amount.flops / 32,
+            bytes_per_image: 256,
+        }),
+        runs: seeds.iter().map(|&seed| run(seed, end, norms, follows)).collect(),
+    }
+}
+
+fn comparison(arms: &[(&str, f64)], seeds: &[u64]) -> Comparison {
+    let graph = models::build("resnet_tiny", 32, (16, 16), 10).unwrap();
+    let norms = graph.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
+    let batch_norms: Vec<String> = norms.map(|layer| layer.name.clone()).collect();
+    let start = seeds.iter().map(|&seed| state(0.1, batch_norms.len(), false, &mut Rng::new(seed))).collect();
+    Comparison {
+        thawline: "0.1.0".to_owned(),
+        model: "resnet_tiny".to_owned(),
+        weights: Some("assets/resnet_tiny_shapes.safetensors".into()),
+        data: "data/digits".into(),
+        classes: (0..10).map(|digit| digit.to_string()).collect(),
+        train_images: 200,
+        val_images: IMAGES as usize,
+        size: [16, 16],
+        batch: 32,
+        accumulate: 1,
+        epochs: EPOCHS,
+        steps: 60,
+        augment: "crop-flip".to_owned(),
+        optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4 },
+        schedule: Schedule { lr: 0.005, warmup: 0, decay: Decay::Cosine { end: 0.0 } },
+        seeds: seeds.to_vec(),
+        batch_norms,
+        start,
+        arms: arms.iter().map(|(name, end)| arm(name, *end, seeds)).collect(),
+    }
+}
+
+fn timings(comparison: &Comparison) -> Timings {
+    let arms = comparison.arms.iter().map(|arm| {
+        let step_ms = arm.step.amount.flops as f64 / 2.1e7 + arm.step.amount.moved_bytes as f64 / 8e6;
+        let cached = arm.prefix.is_some();
+        ArmTimings {
+            name: arm.name.clone(),
+            step_ms,
+            inference_ms: arm.inference.amount.flops as f64 / 2.3e7,
+            allocated_bytes: arm.step.planned_bytes * 21 / 20,
+            epoch_s: vec![step_ms * if cached { 0.0008 } else { 0.0065 }; EPOCHS * comparison.seeds.len()],
+            fill_s: if cached { 0.31 } else { 0.0 },
+            cached,
+        }
+    });
+    Timings {
+        device: "llvmpipe (LLVM 15.0.6, 256 bits)".to_owned(),
+        driver: "Mesa 22.3.6".to_owned(),
+        date: "2026-11-25".to_owned(),
+        arms: arms.collect(),
+        cache_bytes: 204_800,
+        cache_budget: 1 << 30,
+    }
+}
+
+fn whole() -> Comparison {
+    comparison(&ARMS, &[0, 1, 2])
+}
+
+/// Renders, and reads what was rendered. The text of the page, and the number of its elements by name and class.
+fn read(comparison: &Comparison, timings: &Timings) -> (String, impl Fn(&str) -> usize + use<>) {
+    let page = page(comparison, timings);
+    let mut reader = quick_xml::Reader::from_str(page.trim_start().strip_prefix("<!doctype html>").unwrap());
+    let mut elements = Vec::new();
+    let mut text = String::new();
+    loop {
+        use quick_xml::events::Event;
+        match reader.read_event().expect("tags are balanced") {
+            Event::Eof => break,
+            Event::Start(tag) | Event::Empty(tag) => {
+                let mut element = tag.name().as_ref().to_owned();
+                for attribute in tag.attributes() {
+                    let attribute = attribute.expect("attributes are quoted, and none comes twice");
+                    let value = attribute.value;
+                    assert!(!value.contains("NaN") && !value.contains("inf"), "{element} has {value:?}");
+                    match attribute.key.as_ref() {
+                        "class" => element += &format!(".{value}"),
+                        "src" | "href" | "srcset" => panic!("{element} needs {value:?}"),
+                        _ => {}
+                    }
+                }
+                elements.push(element);
+            }
+            Event::Text(part) => {
+                assert!(!["none", "NaN", "inf"].contains(&part.trim()), "something unknown is printed");
+                text += &part;
+            }
+            Event::GeneralRef(name) => text += &quick_xml::escape::unescape(&format!("&{};", &*name)).unwrap(),
+            _ => {}
+        }
+    }
+    (text, move |element: &str| elements.iter().filter(|known| *known == element).count())
+}
+
+#[test]
+fn a_page_shows_every_policy_in_every_section() {
+    let comparison = whole();
+    let (text, count) = read(&comparison, &timings(&comparison));
+    for heading in [
+        "Conclusion",
+        "Accuracy by policy",
+        "Learning curves",
+        "What a step costs",
+        "What the cache saved",
+        "Drift of the batch norms",
+        "Batch statistics at inference",
+        "The policies, exactly",
+        "Setting",
+    ] {
+        assert!(text.contains(heading), "{heading} is missing");
+    }
+    assert_eq!((count("svg.dots"), count("circle.dot"), count("rect.band")), (9, 27, 9));
+    assert_eq!((count("svg.panel"), count("polyline.line"), count("polyline.other")), (9, 9, 81));
+    // A row more, before training; the legend has cells, too.
+    assert_eq!((count("svg.strip"), count("details")), (10, 9));
+    assert!(count("rect.heat") >= 10 * comparison.batch_norms.len());
+    assert!(text.contains("llvmpipe") && text.contains("kind:bn -> stats=batch") && text.contains("data/digits"));
+}
+
+#[test]
+fn names_are_escaped() {
+    let mut comparison = comparison(&ARMS[..2], &[0, 1, 2]);
+    let hostile = "</title><script>alert('1')</script>\"`&";
+    comparison.arms[0].name = hostile.to_owned();
+    comparison.arms[0].warnings.push(hostile.to_owned());
+    comparison.model = hostile.to_owned();
+    comparison.data = format!("data/{hostile}").into();
+    comparison.classes[0] = hostile.to_owned();
+    comparison.batch_norms[0] = hostile.to_owned();
+    let (text, count) = read(&comparison, &timings(&comparison));
+    assert_eq!((count("script"), count("title")), (0, count("title")));
+    assert!(text.contains("</title><script>"));
+}
+
+#[test]
+fn a_page_shows_what_there_is() {
+    let nothing = Timings::default();
+    let mut comparison = whole();
+
+    // Under way: an arm with one run, one with none, and no times.
+    comparison.arms[0].runs.truncate(1);
+    comparison.arms[1].runs.clear();
+    let (text, count) = read(&comparison, &nothing);
+    assert_eq!((count("circle.dot"), count("rect.band")), (22, 7));
+    assert!(text.contains("Only 22 of 27 runs are finished.") && text.contains("No policy trained from the cache"));
+
+    // Nothing but prices and policies.
+    comparison.arms.iter_mut().for_each(|arm| arm.runs.clear());
+    comparison.start.clear();
+    let (text, count) = read(&comparison, &nothing);
+    assert_eq!((count("circle.dot"), count("svg.strip"), count("details")), (0, 0, 9));
+    assert!(text.contains("No run is finished yet"));
+    comparison.arms.clear();
+    let (text, _) = read(&comparison, &nothing);
+    assert!(text.contains("0 policies"));
+}
+
+#[test]
+fn a_page_without_validation_shows_training() {
+    let mut comparison = comparison(&ARMS[..1], &[7]);
+    comparison.val_images = 0;
+    let run = &mut comparison.arms[0].runs[0];
+    run.history.iter_mut().for_each(|epoch| epoch.val = None);
+    for state in comparison.start.iter_mut().chain([&mut run.end]) {
+        (state.running, state.single) = (Totals::default(), Totals::default());
+        state.batch.clear();
+    }
+    let (text, count) = read(&comparison, &timings(&comparison));
+    assert!(text.contains("There are no validation images") && text.contains("Training accuracy by epoch"));
+    assert!(!text.contains("Accuracy by policy") && !text.contains("Batch statistics at inference"));
+    assert_eq!(count("polyline.line"), 1);
+}
+
+#[test]
+fn losses_and_drift_that_are_no_numbers() {
+    let mut comparison = comparison(&ARMS[..1], &[0]);
+    let run = &mut comparison.arms[0].runs[0];
+    run.history[EPOCHS].val.as_mut().unwrap().loss = f64::NAN;
+    run.end.drift[3] = f64::INFINITY;
+    run.end.drift[4] = 0.0;
+    let (text, count) = read(&comparison, &timings(&comparison));
+    assert_eq!(count("rect.unknown"), 1);
+    assert!(text.contains("Losses stopped being numbers"));
+}
+
+#[test]
+fn csv_has_a_line_an_arm_a_seed_and_an_epoch() {
+    let mut comparison = comparison(&ARMS[..2], &[4, 5]);
+    comparison.arms[1].name = "a, \"b\"".to_owned();
+    let table = comparison.csv();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 1 + 2 * 2 * (EPOCHS + 1));
+    assert!(lines[0].starts_with("arm,seed,epoch,step,lr,train_loss"));
+    assert!(lines[1].starts_with("full,4,0,0,0,,,,"), "{}", lines[1]);
+    assert!(lines[4 * (EPOCHS + 1)].starts_with("\"a, \"\"b\"\"\",5,10,60,0.005,"));
+}
+
+/// Comparisons of arms whose last accuracies are given by seed, over images.
+fn ended(arms: &[(&str, &[f64])], images: usize) -> Comparison {
+    let seeds: Vec<u64> = (0..arms[0].1.len() as u64).collect();
+    let names: Vec<(&str, f64)> = arms.iter().map(|(name, ends)| (*name, ends[0])).collect();
+    let mut comparison = comparison(&names, &seeds);
+    comparison.val_images = images;
+    for (arm, (_, ends)) in comparison.arms.iter_mut().zip(arms) {
+        for (run, end) in arm.runs.iter_mut().zip(*ends) {
+            run.history[EPOCHS].val = Some(totals(*end));
+        }
+    }
+    comparison
+}
+
+#[test]
+fn a_lead_is_clear_if_neither_seeds_nor_images_explain_it() {
+    let difference = |comparison: &Comparison| {
+        let arms = &comparison.arms;
+        Difference::between(comparison, &arms[0], &arms[1]).unwrap()
+    };
+    let (wide, narrow) = ([0.90, 0.85, 0.80], [0.84, 0.80, 0.75]);
+    // Paired, the seeds agree that it is 5 or 6 points.
+    let many = difference(&ended(&[("full", &wide), ("head", &narrow)], 100_000));
+    approx::assert_abs_diff_eq!(many.mean, 0.16 / 3.0, epsilon = 1e-9);
+    approx::assert_abs_diff_eq!(many.margin, 4.303 * 0.0057735 / 3_f64.sqrt(), epsilon = 1e-5);
+    assert!(many.is_clear() && many.by_seeds);
+    // So few images leave it open all the same.
+    let few = difference(&ended(&[("full", &wide), ("head", &narrow)], 100));
+    assert!(!few.is_clear() && !few.by_seeds);
+    // The seeds do not agree.
+    let mixed = difference(&ended(&[("full", &[0.9, 0.8, 0.9]), ("head", &[0.85, 0.85, 0.7])], 100_000));
+    assert!(mixed.mean > 0.05 && !mixed.is_clear() && mixed.by_seeds);
+}
+
+#[test]
+fn a_conclusion_names_the_best_and_the_cheapest_as_good() {
+    let comparison = whole();
+    let [lead, following, cheapest, inference] = &conclusion::findings(&comparison)[..] else {
+        panic!("four findings")
+    };
+    assert_eq!(ranked(&comparison)[0].name, "upper-two-thirds.toml");
+    assert!(lead.starts_with("`upper-two-thirds.toml` is the most accurate policy"), "{lead}");
+    assert!(lead.contains("Its lead over `full`") && lead.contains("So `full` may be as good"), "{lead}");
+    assert!(following.starts_with("Letting batch norms follow the data helps here: `bn-only` against `head` +2"));
+    assert!(following.contains("far from") && following.contains("most at `bn1`"), "{following}");
+    assert!(cheapest.contains("a step of `upper-two-thirds.toml` takes"), "{cheapest}");
+    assert!(inference.contains("must not be left in training mode"), "{inference}");
+    assert!(
+        inference.contains("batches of 1 gives 10.0 %") && inference.contains("no prediction changes"),
+        "{inference}"
+    );
+    let caveats = conclusion::caveats(&comparison).join("\n");
+    assert!(
+        caveats.contains("600 validation images")
+            && caveats.contains("3 seeds")
+            && caveats.contains("best of 9 policies")
+    );
+
+    // The cheaper arm is as good.
+    let tied = ended(&[("full", &[0.90, 0.91, 0.92]), ("head", &[0.91, 0.90, 0.90])], 600);
+    let cheapest = &conclusion::findings(&tied)[2];
+    assert!(cheapest.starts_with("The cheapest of those is `head`"), "{cheapest}");
+}
+
+#[test]
+fn a_conclusion_says_what_batch_norms_did() {
+    let hurt = ended(&[("full", &[0.50, 0.52, 0.51]), ("full-frozen-bn", &[0.90, 0.91, 0.92])], 600);
+    assert!(conclusion(&hurt)[1].starts_with("Letting batch norms follow the data hurts here"));
+
+    let mut near = ended(&[("bn-only", &[0.90, 0.91, 0.92]), ("head", &[0.91, 0.91, 0.91])], 600);
+    near.start.iter_mut().for_each(|state| state.drift.fill(0.01));
+    let following = &conclusion(&near)[1];
+    assert!(following.starts_with("Whether batch norms follow the data makes no difference"), "{following}");
+    assert!(following.ends_with("close to what the file describes: there is little to follow."), "{following}");
+
+    let mut far = ended(&[("bn-only", &[0.80, 0.81, 0.82]), ("head", &[0.31, 0.31, 0.31])], 600);
+    far.start.iter_mut().for_each(|state| state.drift.fill(3.0));
+    assert!(conclusion(&far)[1].ends_with("far from what the file describes: moments that stay do not fit them."));
+}
+
+#[test]
+fn caveats_follow_from_the_numbers() {
+    let caveats = |comparison: &Comparison| conclusion::caveats(comparison).join("\n");
+    let one = ended(&[("full", &[0.99]), ("head", &[0.15])], 600);
+    assert!(caveats(&one).contains("One seed shows nothing of what chance does"));
+    assert!(caveats(&one).contains(
+        "Still at their best in the last epoch under every seed, so more epochs may change the order: `full`."
+    ));
+    assert!(caveats(&one).contains("Ended below their best epoch, in points: `head` by"));
+    let two = ended(&[("full", &[0.9, 0.9])], 600);
+    assert!(caveats(&two).contains("Two seeds are too few") && !caveats(&two).contains("same learning rate"));
+}
+
+/// Skipped where there is no browser. Leaves the page and its pictures in `target/page`, to be looked at.
+#[cfg(unix)]
+#[test]
+fn a_browser_shows_the_page_without_an_error() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("target/page");
+    std::fs::create_dir_all(&folder).unwrap();
+    let comparison = whole();
+    std::fs::write(folder.join("page.html"), page(&comparison, &timings(&comparison))).unwrap();
+    let mut check = Command::new(root.join("scripts/check-page.sh"));
+    let output = check.arg(folder.join("page.html")).arg(&folder).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(3) => println!("skipped: {message}"),
+        code => assert_eq!(code, Some(0), "{message}"),
+    }
+}
