@@ -17,8 +17,8 @@ use thawline::plan::Input;
 use thawline::policy::{self, Policy};
 use thawline::report::{METRICS_FILE, RunLog};
 use thawline::train::{
-    BEST_FILE, Decay, EpochMetrics, Event, ImageSet, Job, LAST_FILE, OptimizerSettings, Outcome, PolicySettings, Run,
-    Schedule, Settings, StepMetrics, best,
+    BEST_FILE, Decay, EpochMetrics, Event, ImageSet, Job, LAST_FILE, OptimizerSettings, Outcome, PolicySettings,
+    RECALIBRATED_FILE, Run, Schedule, Settings, StepMetrics, Then, Totals, best,
 };
 use thawline::weights;
 
@@ -115,6 +115,10 @@ pub struct Args {
     #[arg(long, value_name = "X")]
     gamma: Option<f64>,
 
+    /// What comes after the last epoch. recalibrate estimates all running statistics anew, over the training images without
+    /// augmentation, and writes recalibrated.safetensors
+    #[arg(long, value_enum, value_name = "STEP")]
+    then: Option<ThenName>,
     /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: none,
     /// which is right for all images]
     #[arg(long, value_enum)]
@@ -138,6 +142,11 @@ enum ScheduleName {
     Constant,
     Cosine,
     Step,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ThenName {
+    Recalibrate,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -358,6 +367,7 @@ impl Args {
             label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),
             val_fraction: self.val_fraction(saved),
             skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
+            then: self.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.and_then(|s| s.then)),
             images: ImageSet::of(&images.folder, &images.data),
             policy: PolicySettings {
                 name: policy.name.clone(),
@@ -536,6 +546,13 @@ impl Display {
                     return self.bar.suspend(|| writeln!(io::stdout().lock(), "{line}"));
                 }
             }
+            Event::Recalibrated { val } => {
+                let mut line = "recalibrated   ".to_owned();
+                if let Some(val) = val {
+                    line += &totals("val", val);
+                }
+                return self.bar.suspend(|| writeln!(io::stdout().lock(), "{}", line.trim_end()));
+            }
         }
         Ok(())
     }
@@ -546,14 +563,9 @@ impl Display {
             0 => "before training".to_owned(),
             _ => format!("epoch {epoch:>2}/{}    ", self.epochs),
         };
-        for (name, totals) in [("train", train), ("val", val)] {
-            if let Some(totals) = totals {
-                line += &format!(
-                    "  {name} loss {:.4} top-1 {} top-5 {}",
-                    totals.mean_loss(),
-                    percent(totals.accuracy()),
-                    percent(totals.top5_accuracy())
-                );
+        for (name, of) in [("train", train), ("val", val)] {
+            if let Some(of) = of {
+                line += &totals(name, of);
             }
         }
         if let Some(speed) = images_per_s {
@@ -564,6 +576,12 @@ impl Display {
         }
         line
     }
+}
+
+/// A line's part on the images of one kind.
+fn totals(name: &str, totals: Totals) -> String {
+    let (loss, top1, top5) = (totals.mean_loss(), percent(totals.accuracy()), percent(totals.top5_accuracy()));
+    format!("  {name} loss {loss:.4} top-1 {top1} top-5 {top5}")
 }
 
 fn percent(share: f64) -> String {
@@ -587,5 +605,8 @@ fn summarise(run: &Run) -> Result<()> {
         output::line(format_args!("best weights: {}", file(BEST_FILE)))?;
     }
     output::line(format_args!("last weights: {}", file(LAST_FILE)))?;
+    if run.settings().then == Some(Then::Recalibrate) {
+        output::line(format_args!("recalibrated: {}", file(RECALIBRATED_FILE)))?;
+    }
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))
 }

@@ -10,8 +10,10 @@ mod inspect;
 mod output;
 mod plan;
 mod predict;
+mod recalibrate;
 mod sample_data;
 mod step;
+mod subject;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +37,7 @@ enum Command {
     Finetune(finetune::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Recalibrate(recalibrate::Args),
     SampleData(sample_data::Args),
     Step(step::Args),
     Bench(bench::Args),
@@ -50,6 +53,7 @@ impl Cli {
             Command::Finetune(args) => finetune::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
+            Command::Recalibrate(args) => recalibrate::run(args),
             Command::SampleData(args) => sample_data::run(args),
             Command::Step(args) => step::run(args),
             Command::Bench(args) => bench::run(args),

@@ -35,11 +35,23 @@ pub struct Settings {
     pub val_fraction: f64,
     /// See [`crate::data::LoaderOptions::skip_broken`].
     pub skip_broken: bool,
+    /// What comes after the last epoch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub then: Option<Then>,
     pub images: ImageSet,
     pub policy: PolicySettings,
     pub optimizer: OptimizerSettings,
     pub schedule: Schedule,
     pub transform: Transform,
+}
+
+/// What a run ends with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// All running statistics of the last weights are estimated anew ([`Method::Precise`](super::Method::Precise)) over
+    /// the training images as validation shows them, and written to [`RECALIBRATED_FILE`](super::RECALIBRATED_FILE).
+    Recalibrate,
 }
 
 /// The images of a run, so that a changed folder is noticed: another image is another order.
@@ -264,6 +276,7 @@ pub(super) mod tests {
             label_smoothing: 0.1,
             val_fraction: 0.2,
             skip_broken: false,
+            then: None,
             images: ImageSet { train: 30, val: 5, checksum: "0".into() },
             policy: PolicySettings { name: "head".into(), rules: vec!["last:linear -> weights=train".into()] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
@@ -280,6 +293,7 @@ pub(super) mod tests {
             settings(),
             Settings { optimizer: adamw, schedule, weights: Some("w.pth".into()), ..settings() },
             Settings { schedule: Schedule { decay: Decay::Constant, ..schedule }, ..settings() },
+            Settings { then: Some(Then::Recalibrate), ..settings() },
         ] {
             let text = settings.to_toml().unwrap();
             assert_eq!(Settings::from_toml(&text).unwrap(), settings, "{text}");
