@@ -145,6 +145,7 @@ fn every_command_explains_itself() {
         "eval",
         "predict",
         "fold",
+        "recalibrate",
         "sample-data",
         "step",
         "bench",
@@ -547,6 +548,75 @@ fn finetune_then_eval() {
     let eval = json(&["eval", "--weights", best, "--data", &data, "--json"]);
     assert_eq!(eval["samples"], 10);
     assert!(stdout(&["predict", "--weights", best, "--top", "1", &data]).contains(&class_names()[0]));
+}
+
+#[test]
+fn recalibrate_gives_a_file_other_statistics() {
+    let outputs = Outputs::new();
+    let (weights, data, out) = (weights_file(), data(), outputs.text("new.safetensors"));
+    let args = ["recalibrate", "--weights", &weights, "--data", &data, "--out", &out, "--batch", "8"];
+    let report = json(&[&args[..], &["--layers", "from:layer3", "--max-images", "20", "--json"]].concat());
+    let expected = ["batches", "device", "images", "layers", "method", "model", "out", "skipped", "validation", "var"];
+    assert_eq!(keys(&report), expected);
+    assert_eq!((&report["images"], &report["batches"], &report["method"]), (&20.into(), &3.into(), &"precise".into()));
+    assert_eq!(keys(&report["validation"]), ["after", "before", "samples"]);
+    let drift = |layer: &str, when: &str| {
+        let layers = report["layers"].as_array().unwrap();
+        layers.iter().find(|l| l["name"] == layer).unwrap()[when].as_f64().unwrap()
+    };
+    assert!(drift("layer3.0.bn1", "drift_after") < 0.1 * drift("layer3.0.bn1", "drift_before"));
+    assert_eq!(drift("layer1.0.bn1", "drift_after"), drift("layer1.0.bn1", "drift_before"));
+    let (before, after) = (StateDict::load(&weights).unwrap(), StateDict::load(&out).unwrap());
+    assert_eq!(after.metadata, before.metadata);
+    for (name, tensor) in &after.tensors {
+        let estimated = name.starts_with("layer3")
+            && ["running_mean", "running_var", "num_batches_tracked"].iter().any(|part| name.ends_with(part));
+        assert_eq!(*tensor != before.tensors[name], estimated, "{name}");
+    }
+
+    // The same as what a run ends with, given its order of the images.
+    let run = outputs.text("run");
+    let train = ["finetune", "--weights", &weights, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
+    let text = stdout(&[&train[..], &["--seed", "3", "--then", "recalibrate"]].concat());
+    assert!(text.lines().any(|line| line.starts_with("recalibrated  ") && line.contains("val loss")), "{text}");
+    let (last, by_run) = (format!("{run}/last.safetensors"), format!("{run}/recalibrated.safetensors"));
+    let args = ["recalibrate", "--weights", &last, "--data", &data, "--out", &out, "--batch", "8", "--seed", "3"];
+    let text = stdout(&args);
+    assert!(text.contains("validation top-1") && text.contains("drift before"), "{text}");
+    assert_eq!(fs::read(&out).unwrap(), fs::read(by_run).unwrap());
+
+    // Other methods give other statistics.
+    let of = |method: &[&str]| {
+        stdout(&[&args[..], method].concat());
+        floats(&StateDict::load(&out).unwrap(), "layer3.1.bn2.running_var")
+    };
+    let all = [&[][..], &["--method", "update-bn"], &["--method", "adabn"], &["--var", "biased"]].map(of);
+    assert!((0..4).all(|i| (i + 1..4).all(|j| all[i] != all[j])));
+
+    // Labels are not needed.
+    let classes = class_names();
+    let two = outputs.path("two");
+    for class in &classes[..2] {
+        fs::create_dir_all(two.join(class)).unwrap();
+        let image = fs::read_dir(Path::new(&data).join("val").join(class)).unwrap().next().unwrap().unwrap();
+        fs::copy(image.path(), two.join(class).join("1.png")).unwrap();
+    }
+    let two = two.to_str().unwrap();
+    let output = thawline(&["recalibrate", "--weights", &weights, "--data", two, "--out", &out, "--split", "all"]);
+    let output = { output }.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains("accuracy is not measured"), "{stderr}");
+
+    fs::write(&out, "precious").unwrap();
+    let args = ["recalibrate", "--weights", &weights, "--data", &data, "--out", &out];
+    fails(&[&args[..], &["--layers", "kind:conv"]].concat(), "of kind bn");
+    fails(&[&args[..], &["--layers", "from:layer7"]].concat(), "no layer `layer7`");
+    fails(
+        &["recalibrate", "--weights", &weights, "--data", &data, "--out", &outputs.text("no/where")],
+        "does not exist",
+    );
+    refused(&[&args[..], &["--method", "magic"]].concat(), "adabn");
+    assert_eq!(fs::read(&out).unwrap(), b"precious");
 }
 
 #[test]

@@ -48,6 +48,7 @@ impl Fixture {
             label_smoothing: 0.0,
             val_fraction: 0.0,
             train_images: Some(24),
+            then: None,
             skip_broken: false,
             images: ImageSet::of(&images, &data),
             policy: arm("head").0,

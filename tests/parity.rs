@@ -1,4 +1,5 @@
-//! Training agrees with PyTorch: no result is further from PyTorch's f64 than five times its own f32 is, over a floor.
+//! Training agrees with PyTorch: no result is further from PyTorch's f64 than five times its own f32 is, over a floor. So
+//! do the statistics that forward passes estimate, to 1e-5.
 //! `tests/golden/README.md` says how the goldens are made and what is compared.
 
 #[path = "common/golden.rs"]
@@ -7,13 +8,15 @@ mod golden;
 use golden::{Case, GRAD_FLOOR, STATE_FLOOR};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use thawline::compile::{Optimizer, Options};
+use thawline::data::{Augment, Loader, LoaderOptions, Mode, Sample, Transform};
 use thawline::gpu::{Device, DeviceOptions};
-use thawline::graph::{AdamW, Graph, Sgd};
+use thawline::graph::{AdamW, Graph, LayerKind, Sgd, Variance};
 use thawline::plan::Input;
-use thawline::policy::{Policy, resolve};
+use thawline::policy::{self, Policy, resolve};
 use thawline::tensor::HostTensor;
-use thawline::train::{Evaluator, Images, Session};
+use thawline::train::{Evaluator, Images, Method, Recalibration, Session, recalibrate};
 use thawline::weights::{self, FileTensor, StateDict, TensorData, layout};
 
 fn check(model: &str) {
@@ -146,4 +149,55 @@ fn resnet50() {
 #[test]
 fn wide_resnet50_2() {
     check("wide_resnet50_2");
+}
+
+#[test]
+fn recalibrated_statistics() {
+    let golden = golden::statistics();
+    let network = thawline::models::build(&golden.model, golden.batches[0], (golden.h, golden.w), golden.classes);
+    let network = network.expect("the model");
+    let dir = tempfile::tempdir().expect("a folder");
+    let loader = images(dir.path(), &golden);
+    let input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3] };
+    let layers = policy::select("kind:bn", LayerKind::Bn, &network).expect("batch norms");
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    for (name, method) in [("precise", Method::Precise), ("update-bn", Method::UpdateBn), ("adabn", Method::AdaBn)] {
+        let mut tensors = weights::from_state(&network, initial(&network), 0).expect("every tensor").tensors;
+        let what = Recalibration { layers: &layers, method, var: Variance::Unbiased };
+        recalibrate(&device, &network, &mut tensors, input, &loader, &what).expect("statistics");
+        let state = weights::to_state(&network, &tensors);
+        assert_eq!(golden.methods[name].len(), layers.len());
+        let mut worst: f64 = 0.0;
+        for (layer, estimate) in &golden.methods[name] {
+            for (part, truth) in [("running_mean", &estimate.mean), ("running_var", &estimate.var)] {
+                let ours = values(&state.tensors[&format!("{layer}.{part}")]);
+                assert_eq!(ours.len(), truth.len());
+                let apart: f64 = ours.iter().zip(truth).map(|(&o, t)| (f64::from(o) - t).powi(2)).sum();
+                let norm: f64 = truth.iter().map(|t| t * t).sum();
+                let distance = (apart / norm).sqrt();
+                assert!(distance <= 1e-5, "{name}: {layer}.{part} is {distance:.1e} from PyTorch's");
+                worst = worst.max(distance);
+            }
+            let counter = &state.tensors[&format!("{layer}.num_batches_tracked")].data;
+            assert_eq!(*counter, TensorData::I64(vec![golden.batches.len() as i64]));
+        }
+        println!("{name}: at most {worst:.1e} from PyTorch's");
+    }
+}
+
+/// The images of the statistics' golden as files in `dir`.
+fn images(dir: &Path, golden: &golden::Statistics) -> Loader {
+    let (count, plane): (usize, _) = (golden.batches.iter().sum(), golden.h * golden.w);
+    let planes = golden::pixels(count * 3 * plane);
+    let sample = |(i, image): (usize, &[u8])| {
+        let path = dir.join(format!("{i:03}.png"));
+        let interleaved: Vec<u8> =
+            (0..plane).flat_map(|p| [image[p], image[plane + p], image[2 * plane + p]]).collect();
+        let (width, height) = (golden.w as u32, golden.h as u32);
+        image::save_buffer(&path, &interleaved, width, height, image::ColorType::Rgb8).expect("an image");
+        Sample { path, label: 0 }
+    };
+    let samples = planes.chunks_exact(3 * plane).enumerate().map(sample).collect();
+    let transform = Transform::new(golden.h as u32, golden.w as u32, Augment::None);
+    Loader::new(samples, transform, LoaderOptions::new(Mode::Eval, golden.batches[0], 0)).expect("a loader")
 }

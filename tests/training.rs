@@ -22,7 +22,8 @@ use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
 use thawline::train::{
     BEST_FILE, CHECKPOINT_FILE, Decay, EpochMetrics, Evaluator, Event, FeatureCache, ImageSet, Images, Job, LAST_FILE,
-    OptimizerSettings, Outcome, PolicySettings, Run, Schedule, Session, Settings, StageSettings, TrainError, best,
+    OptimizerSettings, Outcome, PolicySettings, RECALIBRATED_FILE, Run, Schedule, Session, Settings, StageSettings,
+    Then, TrainError, best,
 };
 use thawline::weights::{self, StateDict, TensorData};
 
@@ -290,6 +291,7 @@ impl Fixture {
             val_fraction: 0.0,
             train_images: None,
             skip_broken: false,
+            then: None,
             images: ImageSet::of(&images, &data),
             policy: PolicySettings { name: "full".into(), rules: vec![], stages: vec![] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
@@ -554,6 +556,57 @@ fn validation_batch(fixture: &Fixture) -> (Vec<u8>, Vec<u32>) {
         Loader::new(fixture.images.val.clone(), fixture.settings.transform.clone(), options).expect("a loader");
     let batch = loader.epoch(0, 0).expect("an epoch").next().expect("a batch").expect("images");
     (batch.pixels, batch.labels)
+}
+
+#[test]
+fn a_run_that_ends_with_recalibration_keeps_its_weights_and_adds_new_ones() {
+    let fixture = Fixture::new();
+    let plain = Settings { epochs: 1, ..fixture.settings.clone() };
+    let settings = Settings { then: Some(Then::Recalibrate), ..plain.clone() };
+    finish(&mut fixture.start(&plain, "plain").expect("a run"));
+    let mut val = None;
+    let mut run = fixture.start(&settings, "whole").expect("a run");
+    let observe = |event: Event<'_>| {
+        if let Event::Recalibrated { val: found } = event {
+            val = found;
+        }
+        Ok(())
+    };
+    assert_eq!(run.run(&AtomicBool::new(false), observe).expect("a run"), Outcome::Finished);
+    for file in [LAST_FILE, BEST_FILE] {
+        let [a, b] = ["plain", "whole"].map(|run| fs::read(fixture.out(run).join(file)).expect(file));
+        assert!(a == b, "{file} is another");
+    }
+    assert!(!fixture.out("plain").join(RECALIBRATED_FILE).exists());
+
+    let [last, new] =
+        [LAST_FILE, RECALIBRATED_FILE].map(|file| StateDict::load(fixture.out("whole").join(file)).expect(file));
+    assert_eq!(new.metadata, last.metadata);
+    for (name, tensor) in &new.tensors {
+        let estimated = name.ends_with("running_mean") || name.ends_with("running_var");
+        assert_eq!(*tensor != last.tensors[name], estimated, "{name}");
+    }
+    let network = network(&policy("head", &[]), 10);
+    let loaded = weights::from_state(&network, new, 0).expect("every tensor").tensors;
+    let mut evaluator = Evaluator::new(&device(), &network, &loaded, input()).expect("an evaluator");
+    let (pixels, labels) = validation_batch(&fixture);
+    let totals = evaluator.evaluate(Images::Bytes(&pixels), &labels).expect("a result");
+    let val = val.expect("validated");
+    assert_eq!((totals.top1, totals.samples), (val.top1, val.samples));
+
+    // A run that was stopped does it, too; one that is begun without it cannot take it up.
+    let mut run = fixture.start(&settings, "parts").expect("a run");
+    let last_epoch = |event: &Event<'_>| matches!(event, Event::Epoch { history, .. } if history.len() == 2);
+    assert_eq!(go(&mut run, last_epoch).expect("a run"), Outcome::Stopped);
+    drop(run);
+    assert!(!fixture.out("parts").join(RECALIBRATED_FILE).exists());
+    let saved = Settings::of_run(&fixture.out("parts")).expect("run.toml");
+    assert_eq!(saved.then, Some(Then::Recalibrate));
+    finish(&mut fixture.resume(&saved, "parts").expect("it resumes"));
+    let [a, b] = ["whole", "parts"].map(|run| fs::read(fixture.out(run).join(RECALIBRATED_FILE)).expect("weights"));
+    assert!(a == b, "a resumed run recalibrates to other bits");
+    let error = fixture.resume(&settings, "plain").err().expect("it is refused").to_string();
+    assert!(error.contains("`then` is \"recalibrate\"") && error.contains("not set"), "{error}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
-use thawline::data::ImageFolder;
+use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
@@ -241,6 +241,24 @@ impl DataArgs {
     }
 }
 
+/// Which of a folder's images.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Split {
+    Train,
+    Val,
+    All,
+}
+
+impl Split {
+    pub fn of(self, folder: &ImageFolder) -> Vec<Sample> {
+        match self {
+            Self::Train => folder.train.clone(),
+            Self::Val => folder.val.clone(),
+            Self::All => [&folder.train[..], &folder.val[..]].concat(),
+        }
+    }
+}
+
 /// The network that the arguments choose, and its weights file if there is one.
 pub struct Model {
     pub spec: &'static Spec,
@@ -324,6 +342,26 @@ impl Model {
     pub fn network(&self, batch: usize, size: Size) -> Result<Graph> {
         let network = self.spec.build(batch, size.pair(), self.classes)?;
         Ok(if self.folded { Folding::of(&network)?.graph } else { network })
+    }
+
+    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by order.
+    pub fn labels(&self, folder: &ImageFolder, dir: &Path) -> Result<Vec<u32>> {
+        let Some(names) = &self.class_names else {
+            if folder.classes.len() != self.classes {
+                bail!(
+                    "{} has {} classes, but the network tells {} apart, and the weights file does not name them",
+                    dir.display(),
+                    folder.classes.len(),
+                    self.classes
+                );
+            }
+            return Ok((0..self.classes as u32).collect());
+        };
+        let label = |class: &String| match names.iter().position(|name| name == class) {
+            Some(label) => Ok(label as u32),
+            None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
+        };
+        folder.classes.iter().map(label).collect()
     }
 
     /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.

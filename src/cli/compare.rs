@@ -236,7 +236,7 @@ impl Display {
                     self.lines[arm].set_message(format!("{what}{}", self.so_far(arm)));
                 }
             }
-            Event::Validating { .. } => {}
+            Event::Validating { .. } | Event::Recalibrated { .. } => {}
         }
     }
 

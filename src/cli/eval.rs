@@ -1,4 +1,4 @@
-use super::args::{self, DataArgs, DeviceArgs, Model, ModelArgs, PolicyArgs, SizeArgs};
+use super::args::{self, DataArgs, DeviceArgs, ModelArgs, PolicyArgs, SizeArgs, Split};
 use super::output;
 use anyhow::{Result, bail};
 use serde_json::json;
@@ -40,13 +40,6 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Split {
-    Train,
-    Val,
-    All,
-}
-
 pub fn run(args: Args) -> Result<()> {
     let mut model = args.model.read()?;
     let folder = match args.split {
@@ -54,12 +47,8 @@ pub fn run(args: Args) -> Result<()> {
         Split::All => ImageFolder::open(&args.data.data, 0.0, model.seed)?,
         _ => args.data.open(model.seed)?,
     };
-    let labels = labels_of_classes(&model, &folder, &args.data.data)?;
-    let samples = match args.split {
-        Split::Train => folder.train,
-        Split::Val => folder.val,
-        Split::All => [folder.train, folder.val].concat(),
-    };
+    let labels = model.labels(&folder, &args.data.data)?;
+    let samples = args.split.of(&folder);
     if samples.is_empty() {
         bail!("{}: no images are set aside for validation; use --split all", args.data.data.display());
     }
@@ -115,24 +104,4 @@ pub fn run(args: Args) -> Result<()> {
         output::line(format_args!("{skipped} broken images were skipped"))?;
     }
     Ok(())
-}
-
-/// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by order.
-fn labels_of_classes(model: &Model, folder: &ImageFolder, dir: &std::path::Path) -> Result<Vec<u32>> {
-    let Some(names) = &model.class_names else {
-        if folder.classes.len() != model.classes {
-            bail!(
-                "{} has {} classes, but the network tells {} apart, and the weights file does not name them",
-                dir.display(),
-                folder.classes.len(),
-                model.classes
-            );
-        }
-        return Ok((0..model.classes as u32).collect());
-    };
-    let label = |class: &String| match names.iter().position(|name| name == class) {
-        Some(label) => Ok(label as u32),
-        None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
-    };
-    folder.classes.iter().map(label).collect()
 }

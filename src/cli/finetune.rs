@@ -4,6 +4,7 @@ use super::args::Size;
 use super::output;
 use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,10 @@ use thawline::lab::{in_words, of_words};
 use thawline::models::{self, Spec};
 use thawline::policy::{self, Policy};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
-use thawline::train::{BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, Run, Settings, StepMetrics, best};
+use thawline::train::{
+    BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
+    best,
+};
 use thawline::weights;
 
 /// Fine-tune a network on a folder of images
@@ -44,6 +48,15 @@ pub struct Args {
     rules: Vec<String>,
     #[command(flatten)]
     training: TrainingArgs,
+    /// What comes after the last epoch. recalibrate estimates all running statistics anew, over the training images without
+    /// augmentation, and writes recalibrated.safetensors
+    #[arg(long, value_enum, value_name = "STEP")]
+    then: Option<ThenName>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ThenName {
+    Recalibrate,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -107,7 +120,8 @@ fn start(args: &Args) -> Result<Run> {
     };
     let policy = policy.with_rules(&args.rules)?;
     let size = model.size(training.size.size);
-    let settings = training.settings(None, &images, model.spec, size, in_words(&policy))?;
+    let mut settings = training.settings(None, &images, model.spec, size, in_words(&policy))?;
+    settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
     let stages = stages(&settings, model.spec, &policy)?;
     let network = &stages[0];
     let device = args.training.device.open()?;
@@ -150,7 +164,8 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         (None, []) => of_words(&saved.policy)?,
         (name, rules) => Policy::load(name.as_ref().unwrap_or(&saved.policy.name))?.with_rules(rules)?,
     };
-    let settings = training.settings(Some(&saved), &images, spec, size, in_words(&policy))?;
+    let mut settings = training.settings(Some(&saved), &images, spec, size, in_words(&policy))?;
+    settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);
     let stages = stages(&settings, spec, &policy)?;
     let device = args.training.device.open()?;
     let run = images.job(&device, stages.clone(), spec, settings).resume(folder)?;
@@ -266,6 +281,13 @@ impl Display {
                     return self.bar.suspend(|| writeln!(io::stdout().lock(), "{line}"));
                 }
             }
+            Event::Recalibrated { val } => {
+                let mut line = "recalibrated   ".to_owned();
+                if let Some(val) = val {
+                    line += &totals("val", val);
+                }
+                return self.bar.suspend(|| writeln!(io::stdout().lock(), "{}", line.trim_end()));
+            }
         }
         Ok(())
     }
@@ -276,14 +298,9 @@ impl Display {
             0 => "before training".to_owned(),
             _ => format!("epoch {epoch:>2}/{}    ", self.epochs),
         };
-        for (name, totals) in [("train", train), ("val", val)] {
-            if let Some(totals) = totals {
-                line += &format!(
-                    "  {name} loss {:.4} top-1 {} top-5 {}",
-                    totals.mean_loss(),
-                    percent(totals.accuracy()),
-                    percent(totals.top5_accuracy())
-                );
+        for (name, of) in [("train", train), ("val", val)] {
+            if let Some(of) = of {
+                line += &totals(name, of);
             }
         }
         if let Some(speed) = images_per_s {
@@ -294,6 +311,12 @@ impl Display {
         }
         line
     }
+}
+
+/// A line's part on the images of one kind.
+fn totals(name: &str, totals: Totals) -> String {
+    let (loss, top1, top5) = (totals.mean_loss(), percent(totals.accuracy()), percent(totals.top5_accuracy()));
+    format!("  {name} loss {loss:.4} top-1 {top1} top-5 {top5}")
 }
 
 pub fn percent(share: f64) -> String {
@@ -317,5 +340,8 @@ fn summarise(run: &Run) -> Result<()> {
         output::line(format_args!("best weights: {}", file(BEST_FILE)))?;
     }
     output::line(format_args!("last weights: {}", file(LAST_FILE)))?;
+    if run.settings().then == Some(Then::Recalibrate) {
+        output::line(format_args!("recalibrated: {}", file(RECALIBRATED_FILE)))?;
+    }
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))
 }

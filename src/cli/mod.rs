@@ -12,8 +12,10 @@ mod inspect;
 mod output;
 mod plan;
 mod predict;
+mod recalibrate;
 mod sample_data;
 mod step;
+mod subject;
 mod training;
 mod version;
 
@@ -40,6 +42,7 @@ enum Command {
     Eval(eval::Args),
     Predict(predict::Args),
     Fold(fold::Args),
+    Recalibrate(recalibrate::Args),
     SampleData(sample_data::Args),
     Step(step::Args),
     Bench(bench::Args),
@@ -57,6 +60,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
             Command::Fold(args) => fold::run(args),
+            Command::Recalibrate(args) => recalibrate::run(args),
             Command::SampleData(args) => sample_data::run(args),
             Command::Step(args) => step::run(args),
             Command::Bench(args) => bench::run(args),

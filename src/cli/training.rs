@@ -225,6 +225,7 @@ impl TrainingArgs {
             val_fraction: self.val_fraction(saved),
             train_images: self.train_images(saved),
             skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
+            then: None,
             images: ImageSet::of(&images.folder, &images.data),
             policy,
             optimizer,

@@ -12,7 +12,7 @@ pub mod sample;
 mod transform;
 
 pub use decode::Image;
-pub use folder::{ImageFolder, Sample, list_images};
+pub use folder::{ImageFolder, Sample, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
 pub use transform::{Augment, EvalCrop, Transform};
 

@@ -21,6 +21,11 @@ macro_rules! ids {
         pub struct $name(pub(crate) u32);
 
         impl $name {
+            /// The id at a position of its list.
+            pub const fn new(index: usize) -> Self {
+                Self(index as u32)
+            }
+
             pub const fn index(self) -> usize {
                 self.0 as usize
             }
@@ -288,6 +293,14 @@ impl Graph {
     /// The node that holds `param`, if the graph reads it.
     pub fn param_node(&self, param: ParamId) -> Option<NodeId> {
         self.nodes().find(|(_, n)| n.op == Op::Param(param)).map(|(id, _)| id)
+    }
+
+    /// The ε of a batch norm; none for other layers, and for networks that are compiled already.
+    pub fn eps(&self, layer: LayerId) -> Option<f32> {
+        self.nodes.iter().find_map(|node| match node.op {
+            Op::BatchNorm { eps } if node.layer == Some(layer) => Some(eps),
+            _ => None,
+        })
     }
 
     /// How messages call a node: its layer and its operation.

@@ -316,7 +316,7 @@ impl<'a> Lab<'a> {
                     }
                     began = Some(Instant::now());
                 }
-                Event::Started { .. } | Event::Validating { .. } => {}
+                Event::Started { .. } | Event::Validating { .. } | Event::Recalibrated { .. } => {}
             }
             observe(LabEvent::Run { arm, seed, event })
         });

@@ -38,7 +38,7 @@ pub use axes::{Assignment, describe};
 pub use recipes::{RECIPES, Recipe};
 pub use resolve::{FEW_VALUES, Resolved, Warning, resolve, resolve_stages};
 
-use crate::graph::{Graph, LayerId};
+use crate::graph::{Graph, Layer, LayerId, LayerKind};
 use crate::nearest::suggestion;
 use selector::Selector;
 use std::fmt;
@@ -93,6 +93,8 @@ pub enum PolicyError {
     UnknownRecipe { name: String },
     #[error("rule `{rule}`: {reason}")]
     Rule { rule: String, reason: String },
+    #[error("selector `{selector}`: {reason}")]
+    Selector { selector: String, reason: String },
     #[error("{file}: {reason}")]
     File { file: String, reason: String },
     #[error("{reason}; a stage has `from`, the share of the steps before it, between 0 and 1 and above the last one's")]
@@ -118,6 +120,22 @@ pub enum PolicyError {
 
 fn names() -> impl Iterator<Item = &'static str> {
     RECIPES.iter().map(|recipe| recipe.name)
+}
+
+/// The layers of `kind` that a selector selects, in graph order: at least one.
+///
+/// # Errors
+/// The text is no selector, or it matches no such layer.
+pub fn select(selector: &str, kind: LayerKind, graph: &Graph) -> Result<Vec<LayerId>, PolicyError> {
+    let fail = |reason| PolicyError::Selector { selector: selector.trim().into(), reason };
+    let selected = Selector::parse(selector.trim()).and_then(|s| s.select(graph.layers())).map_err(fail)?;
+    let layers = (0..).map(LayerId).zip(graph.layers()).zip(selected);
+    let of_kind = |((_, layer), selected): &((LayerId, &Layer), bool)| *selected && layer.kind == kind;
+    let layers: Vec<LayerId> = layers.filter(of_kind).map(|((id, _), _)| id).collect();
+    match layers.is_empty() {
+        true => Err(fail(format!("none of the layers that it selects is of kind {}", kind.name()))),
+        false => Ok(layers),
+    }
 }
 
 impl Rule {

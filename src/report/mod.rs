@@ -74,7 +74,7 @@ impl RunLog {
                 let scalars = [("step/loss", step.totals.mean_loss()), ("step/lr", step.lr)];
                 self.scalars(step.step, &scalars)
             }
-            Event::Validating { .. } => Ok(()),
+            Event::Validating { .. } | Event::Recalibrated { .. } => Ok(()),
             Event::Epoch { history, images_per_s } => {
                 let Some(last) = history.last() else { return Ok(()) };
                 let mut scalars = Vec::new();

@@ -11,6 +11,7 @@ mod crc32c;
 mod measure;
 mod moments;
 mod probe;
+mod recalibrate;
 mod run;
 mod schedule;
 mod session;
@@ -23,13 +24,15 @@ pub(crate) use crc32c::Crc32c;
 pub use measure::{KernelTime, Measurement, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
+pub use recalibrate::{Method, Recalibration, drifts, recalibrate};
 pub(crate) use run::claim;
 pub use run::{
-    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, Run, SETTINGS_FILE, StepMetrics, best,
+    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, SETTINGS_FILE,
+    StepMetrics, best,
 };
 pub use schedule::{Decay, Schedule};
 pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, Totals};
-pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings, StageSettings};
+pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings, StageSettings, Then};
 
 use crate::compile::CompileError;
 use crate::data::DataError;
@@ -68,6 +71,8 @@ pub enum TrainError {
     Diverges(#[from] Divergence),
     #[error("the network has no batch norm: there are no statistics to look at or to estimate")]
     NoBatchNorm,
+    #[error("`{layer}` is no batch norm: it has no statistics to estimate")]
+    NotABatchNorm { layer: String },
     #[error(
         "the input of `{layer}` is not finite: its moments cannot be taken; look for the layer before it that overflows"
     )]

@@ -1,13 +1,16 @@
 //! The loop: epochs over a folder of images, validation, checkpoints.
 
 use super::checkpoint::{Checkpoint, Position};
-use super::{Evaluator, FeatureCache, ImageSet, Images, PADDING, Session, Settings, Totals, TrainError};
-use crate::data::{Augment, Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode};
-use crate::gpu::Device;
-use crate::graph::Graph;
+use super::{
+    Evaluator, FeatureCache, ImageSet, Images, Method, PADDING, Probe, Recalibration, Session, Settings, Then, Totals,
+    TrainError, recalibrate,
+};
+use crate::data::{Augment, Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
+use crate::gpu::{Device, Parameters};
+use crate::graph::{Graph, LayerId, LayerKind, Stats, Variance};
 use crate::plan::Input;
 use crate::tensor::HostTensor;
-use crate::weights::{self, write_atomically};
+use crate::weights::{self, StateDict, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,8 @@ pub const CHECKPOINT_FILE: &str = "checkpoint.safetensors";
 pub const LAST_FILE: &str = "last.safetensors";
 /// The weights that were best in validation. Not there without validation images.
 pub const BEST_FILE: &str = "best.safetensors";
+/// The last weights with new running statistics, where the settings end a run with [`Then::Recalibrate`].
+pub const RECALIBRATED_FILE: &str = "recalibrated.safetensors";
 
 /// The results of an epoch; `epoch` 0 stands for the state before training.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
@@ -81,6 +86,9 @@ pub enum Event<'a> {
     /// The last entry of `history` is complete and saved. `images_per_s` is that of its training, validation not
     /// counted; none for epoch 0.
     Epoch { history: &'a [EpochMetrics], images_per_s: Option<f64> },
+    /// After the last epoch, the running statistics were estimated anew and saved. `val` is of the validation images with
+    /// the new statistics; none if there are no such images.
+    Recalibrated { val: Option<Totals> },
 }
 
 /// How [`Run::run`] ended.
@@ -189,12 +197,16 @@ impl Job<'_> {
             Loader::new(samples.clone(), settings.transform.clone(), options)
         };
         let train = loader(&images.train, Mode::Train)?;
+        let recalibration = match settings.then {
+            Some(Then::Recalibrate) => Some(loader(&shuffled(images.train.clone(), settings.seed), Mode::Eval)?),
+            None => None,
+        };
         let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
         let cache = cache.filter(|_| !settings.skip_broken);
         let source = Source { device: device.clone(), stages, input, train, val, cache };
         let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
-        Ok(Run { folder, settings, source, stage, session, evaluator, position, saved_step: 0 })
+        Ok(Run { folder, settings, source, recalibration, stage, session, evaluator, position, saved_step: 0 })
     }
 }
 
@@ -225,6 +237,8 @@ pub struct Run {
     session: Session,
     /// None without validation images.
     evaluator: Option<Evaluator>,
+    /// The training images as validation shows them, in another order; there for [`Then::Recalibrate`] only.
+    recalibration: Option<Loader>,
     position: Position,
     /// The optimiser step of the checkpoint in the folder.
     saved_step: u64,
@@ -343,7 +357,31 @@ impl Run {
             self.finish_epoch(val, skipped)?;
             observe(Event::Epoch { history: &self.position.history, images_per_s })?;
         }
+        if self.recalibration.is_some() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Outcome::Stopped);
+            }
+            let val = self.recalibrate()?;
+            observe(Event::Recalibrated { val })?;
+        }
         Ok(Outcome::Finished)
+    }
+
+    /// Saves the weights with new running statistics, and validates them. A run that is resumed after its last epoch does
+    /// it again, to the same bits.
+    fn recalibrate(&self) -> Result<Option<Totals>, TrainError> {
+        let Some(images) = &self.recalibration else { return Ok(None) };
+        let (device, network, input) = (self.session.device(), self.session.network(), self.session.input());
+        let mut tensors = self.session.parameters()?;
+        let layers = (0..).map(LayerId).zip(network.layers());
+        let layers: Vec<LayerId> = layers.filter(|(_, l)| l.kind == LayerKind::Bn).map(|(id, _)| id).collect();
+        let what = Recalibration { layers: &layers, method: Method::Precise, var: Variance::Unbiased };
+        recalibrate(device, network, &mut tensors, input, images, &what)?;
+        self.weights(&tensors).save(self.folder.join(RECALIBRATED_FILE))?;
+        let Some(loader) = &self.source.val else { return Ok(None) };
+        let params = Parameters::upload(device, network, &tensors)?;
+        let mut probe = Probe::new(device, network, &params, input, |_| Stats::Running)?;
+        Ok(Some(probe.survey(loader)?.totals))
     }
 
     /// Trains the rest of the epoch under way, or until `stop`. Returns images/s.
@@ -474,13 +512,7 @@ impl Run {
         if let Some(layer) = not_finite(network, &tensors) {
             return Err(self.diverged(format!("`{layer}` is no longer finite"), self.step()));
         }
-        let mut weights = weights::to_state(network, &tensors);
-        let Settings { model, classes, transform, .. } = &self.settings;
-        let size = format!("{}x{}", transform.height, transform.width);
-        let classes = serde_json::Value::from(classes.as_slice()).to_string();
-        for (key, value) in [("model", model.clone()), ("size", size), ("classes", classes)] {
-            weights.metadata.insert(key.into(), value);
-        }
+        let weights = self.weights(&tensors);
         let history = &self.position.history;
         let last = history.last().map(|metrics| metrics.epoch);
         if self.position.batches == 0 && best(history).is_some_and(|best| Some(best.epoch) == last) {
@@ -496,6 +528,18 @@ impl Run {
         checkpoint.save(network, &self.settings, &self.folder.join(CHECKPOINT_FILE))?;
         self.saved_step = self.step();
         Ok(())
+    }
+
+    /// The file form of `tensors`, with what the network was trained for.
+    fn weights(&self, tensors: &[HostTensor]) -> StateDict {
+        let mut weights = weights::to_state(self.session.network(), tensors);
+        let Settings { model, classes, transform, .. } = &self.settings;
+        let size = format!("{}x{}", transform.height, transform.width);
+        let classes = serde_json::Value::from(classes.as_slice()).to_string();
+        for (key, value) in [("model", model.clone()), ("size", size), ("classes", classes)] {
+            weights.metadata.insert(key.into(), value);
+        }
+        weights
     }
 
     fn diverged(&self, what: String, step: u64) -> TrainError {

@@ -38,11 +38,23 @@ pub struct Settings {
     pub train_images: Option<usize>,
     /// See [`crate::data::LoaderOptions::skip_broken`].
     pub skip_broken: bool,
+    /// What comes after the last epoch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub then: Option<Then>,
     pub images: ImageSet,
     pub policy: PolicySettings,
     pub optimizer: OptimizerSettings,
     pub schedule: Schedule,
     pub transform: Transform,
+}
+
+/// What a run ends with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// All running statistics of the last weights are estimated anew ([`Method::Precise`](super::Method::Precise)) over
+    /// the training images as validation shows them, and written to [`RECALIBRATED_FILE`](super::RECALIBRATED_FILE).
+    Recalibrate,
 }
 
 /// The images of a run, so that a changed folder is noticed: another image is another order.
@@ -293,6 +305,7 @@ pub(super) mod tests {
             val_fraction: 0.2,
             train_images: None,
             skip_broken: false,
+            then: None,
             images: ImageSet { train: 30, val: 5, checksum: "0".into() },
             policy: PolicySettings {
                 name: "head".into(),
@@ -313,6 +326,7 @@ pub(super) mod tests {
             settings(),
             Settings { optimizer: adamw, schedule, weights: Some("w.pth".into()), ..settings() },
             Settings { schedule: Schedule { decay: Decay::Constant, ..schedule }, ..settings() },
+            Settings { then: Some(Then::Recalibrate), ..settings() },
         ] {
             let text = settings.to_toml().unwrap();
             assert_eq!(Settings::from_toml(&text).unwrap(), settings, "{text}");

@@ -119,6 +119,33 @@ pub fn load(model: &str) -> Golden {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// The statistics that PyTorch estimates: `tests/golden/statistics.json`.
+#[derive(Deserialize)]
+pub struct Statistics {
+    pub model: String,
+    pub classes: usize,
+    pub h: usize,
+    pub w: usize,
+    /// Images of each batch.
+    pub batches: Vec<usize>,
+    /// By method, then by layer.
+    pub methods: BTreeMap<String, BTreeMap<String, Estimate>>,
+}
+
+/// A batch norm's mean and unbiased variance.
+#[derive(Deserialize)]
+pub struct Estimate {
+    pub mean: Vec<f64>,
+    pub var: Vec<f64>,
+}
+
+/// Reads `tests/golden/statistics.json`.
+pub fn statistics() -> Statistics {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/statistics.json");
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
 /// SplitMix64, seeded with the FNV-1a hash of the stream's name.
 fn stream(name: &str) -> impl Iterator<Item = u64> + use<> {
     let seed = name
@@ -164,6 +191,11 @@ pub fn initial(name: &str, shape: &[usize]) -> Vec<f32> {
 /// A case's images, `[n][3][h][w]`.
 pub fn images(case: &Case) -> Vec<f32> {
     uniform(&case.images).take(case.n * 3 * case.h * case.w).map(|u| (2.0 * u) as f32).collect()
+}
+
+/// The bytes of the images of `statistics.json`, NCHW.
+pub fn pixels(count: usize) -> Vec<u8> {
+    stream("pixels").take(count).map(|bits| (bits >> 56) as u8).collect()
 }
 
 /// A case's labels, `[n]`.

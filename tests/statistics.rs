@@ -1,14 +1,18 @@
-//! Probes look and do not touch: what they report is what the network does, under either kind of statistics.
+//! Running statistics: what probes see of them, and what recalibration makes of them.
 
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
 use thawline::gpu::{Device, DeviceOptions, Parameters};
-use thawline::graph::{Graph, LayerKind, Role, Stats};
+use thawline::graph::{Graph, LayerId, LayerKind, Role, Stats, Variance};
 use thawline::models::{self, Spec};
 use thawline::plan::Input;
+use thawline::policy;
 use thawline::tensor::HostTensor;
-use thawline::train::{Companions, Evaluator, Images, Moments, PADDING, Probe, TrainError};
+use thawline::train::{
+    Companions, Evaluator, Images, Method, Moments, PADDING, Probe, Recalibration, Survey, TrainError, drifts,
+    recalibrate,
+};
 use thawline::weights::{self, StateDict};
 
 fn device() -> Device {
@@ -129,7 +133,7 @@ fn probes_may_mix_both_and_change_nothing() {
     let index = |name: &str| network.layers().iter().position(|layer| layer.name == name).expect("a layer");
     let (first, second) = (index("bn1"), index("layer1.0.bn1"));
     let survey = |batch: &[usize]| {
-        let stats = |layer: thawline::graph::LayerId| match batch.contains(&layer.index()) {
+        let stats = |layer: LayerId| match batch.contains(&layer.index()) {
             true => Stats::Batch,
             false => Stats::Running,
         };
@@ -186,6 +190,136 @@ fn stored_moments_are_near_those_of_the_data_that_they_were_taken_over() {
     };
     let (own, far) = (drift(&shapes), drift(&digits));
     assert!(own.iter().zip(&far).all(|(own, far)| own * 4.0 < *far), "{own:.3?} {far:.3?}");
+}
+
+/// The batch norms of resnet_tiny that `selector` selects.
+fn layers(selector: &str) -> Vec<LayerId> {
+    policy::select(selector, LayerKind::Bn, &shapes(1).0).expect("batch norms")
+}
+
+/// The shapes' network with statistics of `data`.
+fn recalibrated(data: &Loader, selector: &str, method: Method, var: Variance) -> Vec<HostTensor> {
+    let (network, mut tensors) = shapes(1);
+    let what = Recalibration { layers: &layers(selector), method, var };
+    recalibrate(&device(), &network, &mut tensors, input(), data, &what).expect("statistics");
+    tensors
+}
+
+fn precise(layers: &[LayerId]) -> Recalibration<'_> {
+    Recalibration { layers, method: Method::Precise, var: Variance::Unbiased }
+}
+
+/// What inference with `tensors` sees of `data`.
+fn inference(tensors: &[HostTensor], data: &Loader) -> Survey {
+    let (device, (network, _)) = (device(), shapes(1));
+    let params = Parameters::upload(&device, &network, tensors).expect("room");
+    let mut probe = Probe::new(&device, &network, &params, input(), |_| Stats::Running).expect("a probe");
+    probe.survey(data).expect("a survey")
+}
+
+#[test]
+fn recalibration_changes_the_moments_that_are_asked_for_and_nothing_else() {
+    let (network, before) = shapes(1);
+    let data = Data::new(SampleSet::DigitsFar, 20);
+    for (selector, method) in [
+        ("kind:bn", Method::Precise),
+        ("from:layer3", Method::UpdateBn),
+        ("name:layer2.*", Method::AdaBn),
+        ("last:bn", Method::Precise),
+    ] {
+        let chosen = layers(selector);
+        let after = recalibrated(&data.loader(8), selector, method, Variance::Unbiased);
+        assert_eq!(after, recalibrated(&data.loader(8), selector, method, Variance::Unbiased), "the same bits twice");
+        for ((param, before), after) in network.params().iter().zip(&before).zip(&after) {
+            let may_change = param.role == Role::Moments && chosen.contains(&param.layer);
+            let name = &network.layers()[param.layer.index()].name;
+            assert_eq!(before != after, may_change, "{selector}: {name} {:?}", param.role);
+            if may_change {
+                assert_eq!(after.data[2 * param.shape.stored_c()], 3.0, "batches of 8, 8 and 4");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_methods_agree_where_they_must_and_differ_where_they_should() {
+    let data = Data::new(SampleSet::DigitsFar, 24);
+    let (network, before) = shapes(1);
+    let moments = |tensors: &[HostTensor], layer: usize| {
+        let moments = network.params().iter().zip(tensors).filter(|(param, _)| param.role == Role::Moments);
+        Moments::stored(moments.map(|(_, tensor)| tensor).nth(layer).expect("a batch norm"))
+    };
+    let same = |a: &Moments, b: &Moments| near(&a.mean, &b.mean, 1e-5) && near(&a.var, &b.var, 1e-5);
+    let of = |batch, method, var| recalibrated(&data.loader(batch), "kind:bn", method, var);
+
+    // Over a single batch there is one answer, where what is stored is also what a batch is normalised by.
+    let whole = of(24, Method::Precise, Variance::Biased);
+    for method in [Method::UpdateBn, Method::AdaBn] {
+        let other = of(24, method, Variance::Biased);
+        assert!((0..15).all(|layer| same(&moments(&whole, layer), &moments(&other, layer))), "{method:?}");
+    }
+    // The first batch norm's input depends on no statistics: there, only what is averaged matters.
+    let (precise, update) = (of(4, Method::Precise, Variance::Biased), of(4, Method::UpdateBn, Variance::Biased));
+    assert!(same(&moments(&whole, 0), &moments(&precise, 0)));
+    assert!(near(&moments(&whole, 0).mean, &moments(&update, 0).mean, 1e-5));
+    assert!(!same(&moments(&whole, 0), &moments(&update, 0)));
+    // The last one sees 4 × 4 pixels: 24 images are 384 values.
+    let unbiased = moments(&of(24, Method::Precise, Variance::Unbiased), 14);
+    let corrected: Vec<f64> = moments(&whole, 14).var.iter().map(|var| var * 384.0 / 383.0).collect();
+    assert!(near(&corrected, &unbiased.var, 1e-6) && !near(&moments(&whole, 14).var, &unbiased.var, 1e-3));
+
+    // AdaBN's are what inference sees, whatever the batch; the others' are near.
+    let worst = |tensors: &[HostTensor]| {
+        let drifts = drifts(&network, tensors, &inference(tensors, &data.loader(24)));
+        drifts.into_iter().fold(0.0, f64::max)
+    };
+    let adabn = of(4, Method::AdaBn, Variance::Biased);
+    assert!(worst(&adabn) < 1e-6, "{}", worst(&adabn));
+    assert!(worst(&precise) > 1e-4 && worst(&precise) * 20.0 < worst(&before), "{}", worst(&precise));
+}
+
+#[test]
+fn recalibration_recovers_what_foreign_statistics_cost() {
+    let (near, far) = (Data::new(SampleSet::Shapes, 96), Data::new(SampleSet::DigitsFar, 64));
+    let (network, mut tensors) = shapes(1);
+    let all = layers("kind:bn");
+    let accuracy = |tensors: &[HostTensor]| inference(tensors, &near.loader(32)).totals.accuracy();
+    let before = accuracy(&tensors);
+    let mut on = |data: &Data| {
+        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(32), &precise(&all)).expect("statistics");
+        accuracy(&tensors)
+    };
+    let (foreign, own) = (on(&far), on(&near));
+    assert!(before > 0.9 && foreign < 0.6 && own > 0.9, "{before} {foreign} {own}");
+}
+
+#[test]
+fn what_cannot_be_recalibrated_is_named_and_left_alone() {
+    let (network, mut tensors) = shapes(1);
+    let data = Data::new(SampleSet::Shapes, 4);
+    let refused =
+        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &precise(&[LayerId::new(0)]));
+    let message = refused.expect_err("a convolution").to_string();
+    assert!(message.contains("`conv1` is no batch norm"), "{message}");
+
+    let gamma = network.params().iter().position(|param| param.role == Role::Affine).expect("a batch norm");
+    tensors[gamma].data[0] = f32::NAN;
+    let before = tensors.clone();
+    let refused =
+        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &precise(&layers("kind:bn")));
+    let message = refused.expect_err("it is not a number").to_string();
+    assert!(message.contains("layer1.0.bn1") && message.contains("not finite"), "{message}");
+    let bits = |tensors: &[HostTensor]| tensors.iter().flat_map(|t| &t.data).map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&tensors), bits(&before));
+
+    for (selector, expected) in [
+        ("kind:conv", "none of the layers that it selects is of kind bn"),
+        ("name:layer9.*", "matches no layer"),
+        ("bn", "is not a selector"),
+    ] {
+        let message = policy::select(selector, LayerKind::Bn, &network).expect_err("a mistake").to_string();
+        assert!(message.starts_with(&format!("selector `{selector}`: ")) && message.contains(expected), "{message}");
+    }
 }
 
 #[test]

@@ -1,0 +1,181 @@
+use super::args::{self, Split};
+use super::output;
+use super::subject::{Subject, SubjectArgs};
+use anyhow::Result;
+use serde_json::json;
+use std::path::PathBuf;
+use thawline::data::Loader;
+use thawline::graph::{LayerKind, Variance};
+use thawline::policy;
+use thawline::tensor::HostTensor;
+use thawline::train::{self, Method, Recalibration, Totals, TrainError, drifts};
+use thawline::weights;
+
+/// Estimate running statistics anew, by forward passes over images, and change nothing else
+///
+/// For weights whose statistics belong to other images, or were left behind by training; `doctor` says whether they are.
+/// No label is needed and nothing is trained. Prints how far the statistics were from what each batch norm sees in
+/// inference (divergence in nats, 0 is perfect), and how far they are now.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline recalibrate --weights run/last.safetensors --data ./digits --out recalibrated.safetensors
+  thawline recalibrate --weights resnet18.pth --data ./photos --out adapted.safetensors --method adabn --layers from:layer3")]
+pub struct Args {
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Where the weights go: safetensors with the names and the metadata of --weights
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Which batch norms, in the words of policies, such as 'from:layer3' [default: all]
+    #[arg(long, value_name = "SELECTOR", default_value = "kind:bn", hide_default_value = true)]
+    layers: String,
+    /// How: precise takes the moments of all values together, each batch normalised by its own (PreciseBN); update-bn the
+    /// mean over the batches (PyTorch's update_bn); adabn goes layer by layer, as inference sees them, a pass each
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = MethodName::Precise)]
+    method: MethodName,
+    /// The estimator of the variance that is stored; normalising always uses the biased one
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = VarianceName::Unbiased)]
+    var: VarianceName,
+    /// Which images
+    #[arg(long, value_enum, default_value_t = Split::Train)]
+    split: Split,
+    /// Images a batch
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = args::positive)]
+    batch: usize,
+    /// Use at most so many images, chosen by --seed [default: all]
+    #[arg(long, value_name = "N", value_parser = args::positive)]
+    max_images: Option<usize>,
+    /// Print JSON: {model, device, method, var, images, batches, skipped, layers: [{name, drift_before, drift_after}],
+    /// validation: {samples, before: {loss, top1}, after: {loss, top1}}, out}
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum MethodName {
+    Precise,
+    UpdateBn,
+    Adabn,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum VarianceName {
+    Biased,
+    Unbiased,
+}
+
+/// What inference with some statistics gives.
+struct State {
+    /// Of each batch norm; none if what some layer gives is not finite.
+    drifts: Option<Vec<f64>>,
+    validation: Option<Totals>,
+    batches: u64,
+    images: u64,
+    skipped: u64,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    args::check_output(&args.out)?;
+    let mut subject = args.subject.open()?;
+    let layers = policy::select(&args.layers, LayerKind::Bn, &subject.network)?;
+    let images = subject.samples(args.split, args.max_images.unwrap_or(usize::MAX))?;
+    let batch = args.batch.min(images.len());
+    let images = subject.loader(images, batch)?;
+    let validation = subject.validation().map(|samples| subject.loader(samples, batch)).transpose()?;
+
+    let before = look(&subject, &subject.tensors, &images, validation.as_ref())?;
+    let method = match args.method {
+        MethodName::Precise => Method::Precise,
+        MethodName::UpdateBn => Method::UpdateBn,
+        MethodName::Adabn => Method::AdaBn,
+    };
+    let var = match args.var {
+        VarianceName::Biased => Variance::Biased,
+        VarianceName::Unbiased => Variance::Unbiased,
+    };
+    let what = Recalibration { layers: &layers, method, var };
+    let mut tensors = subject.tensors.clone();
+    train::recalibrate(&subject.device, &subject.network, &mut tensors, subject.input(), &images, &what)?;
+    let after = look(&subject, &tensors, &images, validation.as_ref())?;
+
+    // Into the file as it was: what is not estimated keeps its every bit, whatever form it had.
+    for (param, tensor) in subject.network.params().iter().zip(&tensors) {
+        if layers.contains(&param.layer) && param.role == thawline::graph::Role::Moments {
+            subject.file.tensors.extend(weights::to_file(&subject.network, param, &tensor.data));
+        }
+    }
+    subject.file.save(&args.out)?;
+    report(&args, &subject, &before, &after)
+}
+
+fn look(subject: &Subject, tensors: &[HostTensor], images: &Loader, validation: Option<&Loader>) -> Result<State> {
+    let mut probe = subject.probe(tensors)?;
+    let mut state = State { drifts: None, validation: None, batches: 0, images: 0, skipped: 0 };
+    match probe.survey(images) {
+        Ok(survey) => {
+            state.drifts = Some(drifts(&subject.network, tensors, &survey));
+            (state.batches, state.skipped) = (survey.batches, survey.skipped);
+            state.images = images.samples().len() as u64 - survey.skipped;
+        }
+        // Broken statistics are what this command is for.
+        Err(TrainError::MomentsNotFinite { .. }) => return Ok(state),
+        Err(error) => return Err(error.into()),
+    }
+    state.validation = validation.map(|images| probe.survey(images)).transpose()?.map(|survey| survey.totals);
+    Ok(state)
+}
+
+fn report(args: &Args, subject: &Subject, before: &State, after: &State) -> Result<()> {
+    let norms = subject.network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
+    let of = |state: &State, index: usize| state.drifts.as_ref().map(|drifts| drifts[index]);
+    let rows: Vec<(&str, Option<f64>, Option<f64>)> =
+        norms.enumerate().map(|(index, layer)| (layer.name.as_str(), of(before, index), of(after, index))).collect();
+    let (method, var) = (name(args.method), name(args.var));
+    if args.json {
+        let result = |totals: Totals| json!({"loss": totals.mean_loss(), "top1": totals.accuracy()});
+        let validation = after.validation.map(|totals| {
+            json!({"samples": totals.samples, "before": before.validation.map(result), "after": result(totals)})
+        });
+        let layers = rows
+            .iter()
+            .map(|(name, before, after)| json!({"name": name, "drift_before": before, "drift_after": after}));
+        return output::json(&json!({
+            "model": subject.spec.name,
+            "device": subject.device.info().name,
+            "method": method,
+            "var": var,
+            "images": after.images,
+            "batches": after.batches,
+            "skipped": after.skipped,
+            "layers": layers.collect::<Vec<_>>(),
+            "validation": validation,
+            "out": args.out,
+        }));
+    }
+    /// Layers that the table shows.
+    const SHOWN: usize = 8;
+    let mut largest = rows;
+    largest.sort_by(|a, b| b.1.unwrap_or(f64::INFINITY).total_cmp(&a.1.unwrap_or(f64::INFINITY)));
+    let nats = |drift: Option<f64>| drift.map_or_else(|| "not finite".to_owned(), |drift| format!("{drift:.4}"));
+    let shown =
+        largest.iter().take(SHOWN).map(|(name, before, after)| vec![(*name).to_owned(), nats(*before), nats(*after)]);
+    output::line(output::table(&["layer", ">drift before", ">drift after"], shown))?;
+    if largest.len() > SHOWN {
+        output::line(format_args!("and {} layers that drifted less", largest.len() - SHOWN))?;
+    }
+    output::line(format_args!("method {method} over {} images in {} batches", after.images, after.batches))?;
+    if after.skipped > 0 {
+        output::line(format_args!("{} broken images were skipped", after.skipped))?;
+    }
+    if let Some(validation) = after.validation {
+        let top1 = |totals: Totals| format!("{:.2} %", 100.0 * totals.accuracy());
+        let before = before.validation.map_or_else(|| "nothing finite".to_owned(), top1);
+        output::line(format_args!("validation top-1: {before} before, {} after", top1(validation)))?;
+    }
+    output::line(format_args!("written: {}", args.out.display()))
+}
+
+/// The word for a value on the command line.
+fn name(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}

@@ -1,0 +1,119 @@
+//! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
+
+use super::args::{self, DataArgs, DeviceArgs, ModelArgs, SizeArgs, Split};
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
+use thawline::gpu::{Device, Parameters};
+use thawline::graph::{Graph, Stats};
+use thawline::models::Spec;
+use thawline::plan::Input;
+use thawline::tensor::HostTensor;
+use thawline::train::{PADDING, Probe};
+use thawline::weights::StateDict;
+
+#[derive(clap::Args)]
+pub struct SubjectArgs {
+    /// A safetensors or PyTorch file
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// The network, if the file does not tell
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Decides which images, in which order, and what is set aside for validation
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// A network with its weights, a device and a folder of images.
+pub struct Subject {
+    pub spec: &'static Spec,
+    /// The weights file as it is.
+    pub file: StateDict,
+    pub network: Graph,
+    pub tensors: Vec<HostTensor>,
+    pub device: Device,
+    folder: ImageFolder,
+    /// Whether the folder's classes are the network's.
+    pub labelled: bool,
+    transform: Transform,
+    skip_broken: bool,
+    seed: u64,
+}
+
+impl SubjectArgs {
+    pub fn open(&self) -> Result<Subject> {
+        let model = ModelArgs {
+            model: self.model.clone(),
+            weights: Some(self.weights.clone()),
+            classes: None,
+            seed: self.seed,
+        };
+        let file = StateDict::load(&self.weights)?;
+        let mut model = model.of(Some(file.clone()))?;
+        let mut folder = self.data.open(self.seed)?;
+        // Statistics need no labels: images of other classes will do.
+        let labels = model.labels(&folder, &self.data.data);
+        if let Err(reason) = &labels {
+            eprintln!("warning: {reason}: accuracy is not measured");
+        }
+        let labelled = labels.is_ok();
+        for sample in folder.train.iter_mut().chain(&mut folder.val) {
+            sample.label = labels.as_ref().map_or(PADDING, |labels| labels[sample.label as usize]);
+        }
+        let size = model.size(self.size.size);
+        let network = model.network(1, size)?;
+        Ok(Subject {
+            spec: model.spec,
+            file,
+            tensors: model.tensors(&network)?,
+            network,
+            device: self.device.open()?,
+            folder,
+            labelled,
+            transform: Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None),
+            skip_broken: self.data.skip_broken,
+            seed: self.seed,
+        })
+    }
+}
+
+impl Subject {
+    /// The form in which the network takes images.
+    pub fn input(&self) -> Input {
+        Input::Bytes { mean: self.spec.mean, std: self.spec.std }
+    }
+
+    /// At most so many images of `split`, in a seeded order, which mixes the classes.
+    pub fn samples(&self, split: Split, most: usize) -> Result<Vec<Sample>> {
+        let mut samples = shuffled(split.of(&self.folder), self.seed);
+        if samples.is_empty() {
+            bail!("no images are set aside for validation; use --split all");
+        }
+        samples.truncate(most);
+        Ok(samples)
+    }
+
+    /// The images that are set aside for validation, if there are any and their classes are the network's.
+    pub fn validation(&self) -> Option<Vec<Sample>> {
+        (self.labelled && !self.folder.val.is_empty()).then(|| self.folder.val.clone())
+    }
+
+    pub fn loader(&self, samples: Vec<Sample>, batch: usize) -> Result<Loader> {
+        let options =
+            LoaderOptions { skip_broken: self.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, self.seed) };
+        Ok(Loader::new(samples, self.transform.clone(), options)?)
+    }
+
+    /// A probe of the network with the given parameters, in inference.
+    pub fn probe(&self, tensors: &[HostTensor]) -> Result<Probe> {
+        let params = Parameters::upload(&self.device, &self.network, tensors)?;
+        Ok(Probe::new(&self.device, &self.network, &params, self.input(), |_| Stats::Running)?)
+    }
+}
