@@ -43,9 +43,9 @@ pub const PAGE_FILE: &str = "report.html";
 const RESULT_FILE: &str = "result.toml";
 
 /// Images that a network is looked at with, at most; spread evenly over the set.
-pub const LOOKED_AT: usize = 512;
+pub const LOOKED_AT: usize = 256;
 /// Images that are shown one at a time or two at a time under batch statistics, at most.
-const SMALL_BATCH_IMAGES: usize = 128;
+const SMALL_BATCH_IMAGES: usize = 64;
 /// Runs of a step and of inference that their time is the median of.
 const REPEAT: usize = 5;
 
@@ -549,7 +549,7 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
     Ok((described, stages.into_iter().map(|(_, resolved)| resolved.graph).collect()))
 }
 
-/// What of a step could be kept from epoch to epoch.
+/// What of a step could be kept from epoch to epoch, and pays.
 fn prefix(plan: &Plan, settings: &Settings) -> Result<Option<Prefix>, LabError> {
     if settings.transform.augment != crate::data::Augment::None || settings.skip_broken {
         return Ok(None);
@@ -559,11 +559,12 @@ fn prefix(plan: &Plan, settings: &Settings) -> Result<Option<Prefix>, LabError> 
     let images = settings.batch as u64;
     let ends: Vec<_> = graph.outputs().iter().map(|(_, id)| graph.node(*id)).collect();
     let until = ends.iter().filter_map(|node| node.layer).map(|layer| graph.layers()[layer.index()].name.clone());
-    Ok(Some(Prefix {
+    let prefix = Prefix {
         until: until.collect(),
         bytes_per_image: ends.iter().map(|node| node.shape.bytes()).sum::<u64>() / images,
         flops_per_image: Plan::new(graph.clone(), plan.input, Variant::default()).cost.step().flops / images,
-    }))
+    };
+    Ok(train::is_worth_keeping(prefix.flops_per_image, prefix.bytes_per_image).then_some(prefix))
 }
 
 fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {

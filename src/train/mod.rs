@@ -17,6 +17,7 @@ mod schedule;
 mod session;
 mod settings;
 
+pub(crate) use cache::is_worth_keeping;
 pub use cache::{FeatureCache, Features};
 pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use checkpoint::checksum;
