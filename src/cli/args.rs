@@ -125,6 +125,16 @@ impl PolicyArgs {
         resolve(&self.policy, &self.rules, graph)
     }
 
+    /// The network in each stage of the policy, with the share of a run's steps before it. Warnings go to standard error.
+    pub fn resolve_stages(&self, graph: &Graph) -> Result<Vec<(f64, Resolved)>> {
+        let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
+        let stages = policy::resolve_stages(&policy, graph).map_err(|error| explained(error, graph))?;
+        for warning in stages.iter().flat_map(|(_, resolved)| &resolved.warnings) {
+            eprintln!("warning: {warning}");
+        }
+        Ok(stages)
+    }
+
     /// For inference, on which no policy has a say: refuses what is wrong with it, and does not warn.
     pub fn resolve_for_inference(&self, graph: Graph) -> Result<Graph> {
         let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
@@ -138,19 +148,26 @@ impl PolicyArgs {
     }
 }
 
-/// Applies a policy and further rules to `graph`. Warnings go to standard error.
+/// Applies a policy and further rules to `graph`, as they are at the beginning of a run. Warnings go to standard error.
 pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_rules(rules)?;
-    let folded = !has_batch_norms(&graph);
-    let resolved = policy::resolve(&policy, graph).map_err(|error| match folded {
-        true => anyhow::Error::new(error)
-            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
-        false => error.into(),
-    })?;
+    if !policy.stages.is_empty() {
+        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
+    }
+    let resolved = policy::resolve(&policy, graph.clone()).map_err(|error| explained(error, &graph))?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
     }
     Ok(resolved)
+}
+
+/// The error, with the reason that it most likely has where the network's weights are folded.
+fn explained(error: PolicyError, graph: &Graph) -> anyhow::Error {
+    match has_batch_norms(graph) {
+        true => error.into(),
+        false => anyhow::Error::new(error)
+            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
+    }
 }
 
 /// Whether a policy can speak of batch norms. Every model has some, but not when its weights are folded.
