@@ -1,6 +1,6 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
-use super::args::{DeviceArgs, ModelArgs, Size, SizeArgs, positive};
+use super::args::{DeviceArgs, ModelArgs, Size, SizeArgs, policy_help, positive};
 use super::output;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -51,9 +51,11 @@ pub struct Args {
     /// Number of classes, to be sure: the folders of DATA decide
     #[arg(long, value_name = "N", value_parser = positive)]
     classes: Option<usize>,
-    /// What trains and how batch norms behave: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt,
-    /// or a TOML file [default: full]
-    #[arg(long, value_name = "NAME|FILE.toml")]
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        help = policy_help("What trains and how batch norms behave", " [default: full]")
+    )]
     policy: Option<String>,
     /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
     /// update=ema(0.9)'

@@ -142,20 +142,24 @@ fn loss(mut graph: Graph, smoothing: f32) -> Result<Graph, GraphError> {
 fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let (Op::BatchNormStats, Some(layer)) = (node.op, node.layer) else { continue };
+        let (Op::BatchNormStats { domains }, Some(layer)) = (node.op, node.layer) else { continue };
         let Some(mode) = graph.layers[layer.index()].setting.batch_norm else { continue };
         if mode.update == StatsUpdate::Off {
             continue;
         }
-        let count = graph.node(node.inputs[0]).shape.pixels();
+        let count = graph.node(node.inputs[0]).shape.pixels() / domains;
         let moments = graph.layers[layer.index()].params.iter().copied();
         let Some(param) = moments.into_iter().find(|p| graph.param(*p).role == Role::Moments) else { continue };
         let Some(running) = graph.param_node(param) else { continue };
         let mut batch = NodeId(index as u32);
+        if domains > 1 {
+            batch = graph.push(Op::DomainSum, vec![batch], Some(layer), Phase::Forward)?;
+        }
         if options.accumulate > 1 {
             batch = graph.accumulate(StateKind::Moments, param, batch)?;
         }
-        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, window: options.accumulate };
+        let parts = domains * options.accumulate;
+        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, parts };
         graph.push(op, vec![running, batch], Some(layer), Phase::Update)?;
     }
     Ok(graph)

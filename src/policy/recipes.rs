@@ -9,7 +9,8 @@ pub struct Recipe {
     pub rules: &'static [&'static str],
 }
 
-/// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9.
+/// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9. Batch renormalisation's bounds are those of
+/// its paper (Ioffe 2017), but not its keep of 0.99: a fine-tuning run may be over before such statistics have arrived.
 pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "full",
@@ -45,5 +46,20 @@ pub static RECIPES: &[Recipe] = &[
         name: "head-adapt",
         summary: "the head trains, and running statistics still move (PyTorch's requires_grad=False trap, on purpose)",
         rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.9)"],
+    },
+    Recipe {
+        name: "full-renorm",
+        summary: "everything trains; batch norms normalise by running statistics held near the batch's (renormalised)",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=renorm(3,5), update=ema(0.9), affine=both"],
+    },
+    Recipe {
+        name: "full-ghost",
+        summary: "everything trains; batch norms normalise each 8 images of the batch by their own statistics",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both, domain=ghost(8)"],
+    },
+    Recipe {
+        name: "bn-blend",
+        summary: "the head trains, and batch norms, which normalise halfway between running and batch statistics",
+        rules: &["last:linear -> weights=train", "kind:bn -> stats=blend(0.5), update=ema(0.9), affine=both"],
     },
 ];
