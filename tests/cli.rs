@@ -156,6 +156,10 @@ fn every_command_explains_itself() {
         assert!(overview.contains(command), "{overview}");
         assert!(stdout(&[command, "--help"]).contains("Usage: thawline"));
     }
+    for command in ["plan", "finetune", "bench"] {
+        let help = stdout(&[command, "--help"]);
+        assert!(thawline::policy::RECIPES.iter().all(|recipe| help.contains(recipe.name)), "{help}");
+    }
     refused(&["plann"], "plan");
     refused(&["plan", "--batch", "0"], "at least 1");
     refused(&["plan", "--model", "resnet18", "--size", "12x"], "192x256");
@@ -229,6 +233,9 @@ fn plan_prices_every_layer() {
 
     let table = stdout(&["plan", "--model", "resnet_tiny", "--policy", "bn-only"]);
     assert!(table.contains("stats=batch, update=ema(0.9), affine=both") && table.contains("step / full"), "{table}");
+    let table =
+        stdout(&["plan", "--model", "resnet_tiny", "--policy", "full-ghost", "--set", "kind:bn -> stats=renorm(3,5)"]);
+    assert!(table.contains("stats=renorm(3,5), update=ema(0.9), affine=both, domain=ghost(8)"), "{table}");
     assert!(stdout(&["plan", "--model", "resnet_tiny", "--kernels"]).contains("batch_norm_grad_reduce"));
     assert!(stdout(&["plan", "--model", "resnet_tiny", "--dump"]).contains("call 0"));
 }
@@ -342,17 +349,23 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
 #[test]
 fn step_checks_the_device_against_the_reference() {
     let outputs = Outputs::new();
-    let args = ["--policy", "bn-only", "--check"];
     let files = [weights_file(), inputs_file(), outputs.text("out")];
     let files = ["step", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
-    let output = thawline(&[&files[..], &args].concat()).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && stderr.contains("calls agree with the reference"), "{stderr}");
+    for policy in [
+        &["--policy", "bn-only"][..],
+        &["--policy", "bn-blend"],
+        &["--policy", "full-renorm"],
+        &["--policy", "full-ghost", "--set", "kind:bn -> domain=ghost(1)"],
+    ] {
+        let output = thawline(&[&files[..], policy, &["--check"]].concat()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && stderr.contains("calls agree with the reference"), "{stderr}");
 
-    // Checking leaves no trace.
-    let checked = fs::read(outputs.path("out")).unwrap();
-    stdout(&[&files[..], &args[..2]].concat());
-    assert_eq!(checked, fs::read(outputs.path("out")).unwrap());
+        // Checking leaves no trace.
+        let checked = fs::read(outputs.path("out")).unwrap();
+        stdout(&[&files[..], policy].concat());
+        assert_eq!(checked, fs::read(outputs.path("out")).unwrap());
+    }
 }
 
 #[test]
@@ -775,6 +788,7 @@ fn bad_policies_are_explained() {
     plan(&["--set", "name:layer9.* -> weights=train"], "layer9");
     plan(&["--set", "kind:bn -> weights=train"], "weights=train");
     plan(&["--set", "kind:bn -> stats=batch, update=off"], "update=off");
+    plan(&["--policy", "full-ghost", "--batch", "12"], "domain=ghost(8)");
     plan(&["--set", "kind:bn"], "->");
     plan(&["--batch", "1", "--size", "2"], "single value");
     let file = outputs.path("broken.toml");

@@ -51,7 +51,9 @@ fn input() -> Input {
 }
 
 fn policy(name: &str, sets: &[&str]) -> Policy {
-    Policy::recipe(name).and_then(|policy| policy.with_rules(sets)).expect("the policy")
+    // Ghost batches that a small batch has several of.
+    let ghosts: &[&str] = if name == "full-ghost" { &["kind:bn -> domain=ghost(2)"] } else { &[] };
+    Policy::recipe(name).and_then(|policy| policy.with_rules(&[ghosts, sets].concat())).expect("the policy")
 }
 
 fn network(policy: &Policy, batch: usize) -> Graph {
@@ -182,6 +184,7 @@ fn frozen_is_frozen() {
     let mixed: &[&[&str]] = &[
         &["from:layer3 -> weights=train"],
         &["kind:bn & from:layer2 -> affine=gamma", "name:layer1.0.conv1 -> weights=train"],
+        &["kind:bn -> stats=blend(0.3), domain=ghost(2)", "name:layer2.* & kind:bn -> affine=gamma"],
         &[
             "kind:bn -> stats=batch, update=cumulative, affine=beta",
             "name:bn1 -> stats=running, update=off, affine=none",
@@ -219,8 +222,36 @@ fn bits(data: &TensorData) -> Vec<u64> {
 }
 
 #[test]
+fn every_recipe_gives_the_same_bits_twice() {
+    for recipe in RECIPES {
+        let network = network(&policy(recipe.name, &[]), BATCH);
+        let start = tensors(&network);
+        let trained = || {
+            let options = options(Optimizer::Sgd(MOMENTUM), 1);
+            let mut session = Session::new(&device(), network.clone(), &start, input(), options).expect("a session");
+            for step in 0..2 {
+                let (pixels, labels) = batch(step, BATCH);
+                session.step(Images::Bytes(&pixels), &labels, 0.01).expect("a step");
+            }
+            weights::to_state(&network, &session.parameters().expect("the parameters")).tensors
+        };
+        for ((name, first), (_, second)) in trained().iter().zip(&trained()) {
+            assert_eq!(bits(&first.data), bits(&second.data), "{}: {name}", recipe.name);
+        }
+    }
+}
+
+#[test]
 fn a_few_images_are_learnt_by_heart() {
-    for (recipe, lr) in [("full", 0.05), ("full-frozen-bn", 0.004), ("keras-guide", 0.004), ("bn-only", 0.2)] {
+    for (recipe, lr) in [
+        ("full", 0.05),
+        ("full-frozen-bn", 0.004),
+        ("keras-guide", 0.004),
+        ("bn-only", 0.2),
+        ("full-renorm", 0.05),
+        ("full-ghost", 0.05),
+        ("bn-blend", 0.2),
+    ] {
         let network = network(&policy(recipe, &[]), 8);
         let start = weights::initialise(&network, 1);
         let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, ..PLAIN });
@@ -262,6 +293,35 @@ fn statistics_are_committed_once_an_optimiser_step() {
     // An open window commits nothing.
     let before = weights::to_state(&network, &start);
     assert_eq!(after(3, 2).tensors, before.tensors);
+}
+
+#[test]
+fn a_ghost_batch_is_a_micro_batch() {
+    let (pixels, labels) = batch(9, 4);
+    let after = |recipe: &str, images: usize, window: usize| {
+        let network = network(&policy(recipe, &[]), images);
+        let start = tensors(&network);
+        let options = options(Optimizer::Sgd(MOMENTUM), window);
+        let mut session = Session::new(&device(), network.clone(), &start, input(), options).expect("a session");
+        for (pixels, labels) in pixels.chunks(images * SIZE * SIZE * 4).zip(labels.chunks(images)) {
+            session.step(Images::Bytes(pixels), labels, 0.05).expect("a step");
+        }
+        (weights::to_state(&network, &start), weights::to_state(&network, &session.parameters().expect("them")))
+    };
+    let (start, ghosts) = after("full-ghost", 4, 1);
+    let (_, micro_batches) = after("full", 2, 2);
+    for (name, tensor) in &ghosts.tensors {
+        let before = &start.tensors[name].data;
+        match (&tensor.data, &micro_batches.tensors[name].data, before) {
+            (TensorData::I64(a), TensorData::I64(b), _) => assert_eq!((&a[..], &b[..]), (&[1][..], &[1][..])),
+            (TensorData::F32(a), TensorData::F32(b), TensorData::F32(before)) => {
+                let change = |after: &[f32]| -> Vec<f32> { after.iter().zip(before).map(|(a, b)| a - b).collect() };
+                let apart = distance(&change(a), &change(b));
+                assert!(apart < 1e-4, "{name}: {apart:.1e}");
+            }
+            _ => panic!("{name} changed its kind"),
+        }
+    }
 }
 
 /// Forty training and ten validation images of ten classes.

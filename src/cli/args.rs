@@ -11,7 +11,7 @@ use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::models::{self, Spec};
-use thawline::policy::{self, Policy, PolicyError, Resolved};
+use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
 
@@ -95,14 +95,23 @@ pub struct SizeArgs {
 /// `--policy` and `--set`.
 #[derive(Args, Clone, Debug)]
 pub struct PolicyArgs {
-    /// What trains and how batch norms behave: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt,
-    /// or a TOML file
-    #[arg(long, value_name = "NAME|FILE.toml", default_value = "full")]
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        default_value = "full",
+        help = policy_help("What trains and how batch norms behave", "")
+    )]
     pub policy: String,
     /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
     /// update=ema(0.9)'
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     pub rules: Vec<String>,
+}
+
+/// The help of `--policy`: what it is for, the policies that there are, and a note.
+pub fn policy_help(what: &str, note: &str) -> String {
+    let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+    format!("{what}: {}, or a TOML file{note}", names.join(", "))
 }
 
 /// `--device`.
@@ -140,7 +149,7 @@ impl PolicyArgs {
         let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
         match policy::resolve(&policy, graph.clone()) {
             // What a batch is too small for in training does not matter.
-            Ok(_) | Err(PolicyError::SingleValue { .. }) => Ok(graph),
+            Ok(_) | Err(PolicyError::SingleValue { .. } | PolicyError::UnevenGhosts { .. }) => Ok(graph),
             // Most policies speak of batch norms, which folded weights lack.
             Err(_) if !has_batch_norms(&graph) => Ok(graph),
             Err(error) => Err(error.into()),

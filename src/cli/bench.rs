@@ -21,9 +21,11 @@ use thawline::train::{self, Measurement};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// A policy to measure: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt, or a TOML file;
-    /// repeatable [default: full]
-    #[arg(long = "policy", value_name = "NAME|FILE.toml")]
+    #[arg(
+        long = "policy",
+        value_name = "NAME|FILE.toml",
+        help = args::policy_help("A policy to measure", "; repeatable [default: full]")
+    )]
     policies: Vec<String>,
     /// A rule that comes after each policy's own; repeatable
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]

@@ -1,6 +1,6 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
-use super::args::Size;
+use super::args::{Size, policy_help};
 use super::output;
 use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
@@ -38,9 +38,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
 
-    /// What trains and how batch norms behave: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt,
-    /// or a TOML file [default: full]
-    #[arg(long, value_name = "NAME|FILE.toml")]
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        help = policy_help("What trains and how batch norms behave", " [default: full]")
+    )]
     policy: Option<String>,
     /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
     /// update=ema(0.9)'

@@ -13,7 +13,7 @@ mod split;
 pub use split::{Split, changing, feature_name, split};
 
 use crate::graph::{
-    AdamW, Affine, BatchNormMode, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Phase, Role, Setting, Sgd,
+    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Phase, Role, Setting, Sgd,
     StateKind, Stats, StatsUpdate, Update, Variance,
 };
 use crate::tensor::Shape;
@@ -83,6 +83,7 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
             update: StatsUpdate::Off,
             affine: Affine::None,
             var: Variance::Unbiased,
+            domain: Domain::Batch,
         });
         layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
     }
@@ -111,6 +112,7 @@ pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result
             update: StatsUpdate::Cumulative,
             affine: Affine::None,
             var: Variance::Biased,
+            domain: Domain::Batch,
         };
         let batch_norm = (layer.kind == LayerKind::Bn).then_some(observed);
         layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
@@ -181,20 +183,24 @@ fn loss(mut graph: Graph, smoothing: f32) -> Result<Graph, GraphError> {
 fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let (Op::BatchNormStats, Some(layer)) = (node.op, node.layer) else { continue };
+        let (Op::BatchNormStats { domains }, Some(layer)) = (node.op, node.layer) else { continue };
         let Some(mode) = graph.layers[layer.index()].setting.batch_norm else { continue };
         if mode.update == StatsUpdate::Off {
             continue;
         }
-        let count = graph.node(node.inputs[0]).shape.pixels();
+        let count = graph.node(node.inputs[0]).shape.pixels() / domains;
         let moments = graph.layers[layer.index()].params.iter().copied();
         let Some(param) = moments.into_iter().find(|p| graph.param(*p).role == Role::Moments) else { continue };
         let Some(running) = graph.param_node(param) else { continue };
         let mut batch = NodeId(index as u32);
+        if domains > 1 {
+            batch = graph.push(Op::DomainSum, vec![batch], Some(layer), Phase::Forward)?;
+        }
         if options.accumulate > 1 {
             batch = graph.accumulate(StateKind::Moments, param, batch)?;
         }
-        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, window: options.accumulate };
+        let parts = domains * options.accumulate;
+        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, parts };
         graph.push(op, vec![running, batch], Some(layer), Phase::Update)?;
     }
     Ok(graph)
@@ -202,7 +208,7 @@ fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
 
 /// Makes the moments that batch norms take readable.
 fn observe(mut graph: Graph) -> Graph {
-    let moments = graph.nodes().filter(|(_, node)| node.op == Op::BatchNormStats);
+    let moments = graph.nodes().filter(|(_, node)| matches!(node.op, Op::BatchNormStats { .. }));
     let outputs: Vec<_> = moments.filter_map(|(id, n)| Some((format!("moments:{}", n.layer?.index()), id))).collect();
     graph.outputs.extend(outputs);
     graph

@@ -42,6 +42,19 @@ pub const PAGE_FILE: &str = "report.html";
 /// The results of one run, in its folder.
 const RESULT_FILE: &str = "result.toml";
 
+/// The recipes that answer what to thaw, and what batch norms should do meanwhile; the others are for small batches.
+pub const POLICIES: [&str; 9] = [
+    "head",
+    "head-adapt",
+    "bn-only",
+    "bn-affine",
+    "full-frozen-bn",
+    "keras-guide",
+    "full",
+    "full-then-frozen-bn",
+    "head-then-full",
+];
+
 /// Images that a network is looked at with, at most; spread evenly over the set.
 pub const LOOKED_AT: usize = 256;
 /// Images that are shown one at a time or two at a time under batch statistics, at most.
