@@ -210,8 +210,25 @@ fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
 fn plan_prices_every_layer() {
     let plan = |policy: &str| json(&["plan", "--model", "resnet_tiny", "--batch", "8", "--policy", policy, "--json"]);
     let (head, full) = (plan("head"), plan("full"));
-    let expected = ["batch", "classes", "full", "inference", "layers", "model", "policy", "rest", "size", "step"];
+    let expected = [
+        "batch",
+        "classes",
+        "from",
+        "full",
+        "inference",
+        "layers",
+        "model",
+        "policy",
+        "rest",
+        "size",
+        "stages",
+        "step",
+    ];
     assert_eq!(keys(&head), expected);
+    assert_eq!(head["stages"], serde_json::json!([]));
+    let staged = plan("head-then-full");
+    assert_eq!((&staged["step"], &staged["stages"][0]["step"]), (&head["step"], &full["step"]));
+    assert_eq!((&staged["from"], &staged["stages"][0]["from"]), (&serde_json::json!(0.0), &serde_json::json!(0.3)));
     let layers = head["layers"].as_array().unwrap();
     let expected = ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "shape", "update"];
     assert_eq!(keys(&layers[0]), expected);
