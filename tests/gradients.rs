@@ -92,7 +92,7 @@ fn loss(
                 let mode = graph.layers()[node.layer.expect("a layer").index()].setting.batch_norm.expect("a mode");
                 let c = shape.stored_c();
                 let samples = match mode.domain {
-                    Domain::Batch => shape.n(),
+                    Domain::Batch | Domain::Accumulated => shape.n(),
                     Domain::Ghost { samples } => samples,
                 };
                 let pixels = samples * shape.h() * shape.w();

@@ -47,13 +47,18 @@ fn recipes_set_every_layer() {
         ("head-then-full", false, Stats::Running, StatsUpdate::Off, Affine::None),
         ("full-renorm", true, renorm, ema, Affine::Both),
         ("full-ghost", true, Stats::Batch, ema, Affine::Both),
+        ("full-accumulated", true, Stats::Batch, ema, Affine::Both),
         ("bn-blend", false, Stats::Blend { alpha: 0.5 }, ema, Affine::Both),
     ];
     assert_eq!(RECIPES.iter().map(|r| r.name).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
     for (model, convs, batch_norms) in [("resnet18", 20, 20), ("resnet_tiny", 15, 15)] {
         for (recipe, convs_train, stats, update, affine) in expected {
             let resolved = policy::resolve(&Policy::load(recipe).unwrap(), network(model)).unwrap();
-            let domain = if recipe == "full-ghost" { Domain::Ghost { samples: 8 } } else { Domain::Batch };
+            let domain = match recipe {
+                "full-ghost" => Domain::Ghost { samples: 8 },
+                "full-accumulated" => Domain::Accumulated,
+                _ => Domain::Batch,
+            };
             let mode = BatchNormMode { stats, update, affine, var: Variance::Unbiased, domain };
             let trains = |kind| count(&resolved, |l| l.kind == kind && l.setting.weights);
             assert_eq!(trains(LayerKind::Linear), 1, "{model} {recipe}");
@@ -245,7 +250,7 @@ fn malformed_rules_are_explained() {
     }
     for value in ["ghost", "ghost(0)", "ghost(-2)", "ghost(1.5)", "ghost()", "ghost(99999999999999999999)", "all"] {
         let error = format!("kind:bn -> domain={value}").parse::<Rule>().unwrap_err().to_string();
-        let accepted = "domain is batch, or ghost(<k>) with k samples, at least 1";
+        let accepted = "domain is batch, ghost(<k>) with k samples, at least 1, or accumulated";
         assert_eq!(error, format!("rule `kind:bn -> domain={value}`: `domain={value}`: {accepted}, not `{value}`"));
     }
     for value in ["ema", "ema(1)", "ema(-0.1)", "ema(x)", "ema(0.9", "ema()", "ema(NaN)", "ema(0.9, 0.1)", "EMA(0.9)"] {
@@ -358,7 +363,7 @@ fn ghost_batches_must_fill_the_batch_and_take_statistics() {
     let idle = resolve(&["name:bn1 -> domain=ghost(3)"]).unwrap();
     assert_eq!(
         idle.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
-        ["bn1: domain=ghost changes nothing under stats=running with update=off, which takes no statistics of a batch"]
+        ["bn1: the domain changes nothing under stats=running with update=off, which takes no statistics of a batch"]
     );
 }
 
@@ -473,8 +478,8 @@ fn unknown_recipes_list_the_known() {
     assert_eq!(
         Policy::load("bn-onyl").unwrap_err().to_string(),
         "unknown policy `bn-onyl` (did you mean `bn-only`?); it is one of full, full-frozen-bn, keras-guide, head, \
-         bn-only, bn-affine, head-adapt, full-then-frozen-bn, head-then-full, full-renorm, full-ghost, bn-blend, or a \
-         file whose name ends in .toml"
+         bn-only, bn-affine, head-adapt, full-then-frozen-bn, head-then-full, full-renorm, full-ghost, full-accumulated, \
+         bn-blend, or a file whose name ends in .toml"
     );
 }
 

@@ -242,6 +242,56 @@ fn every_recipe_gives_the_same_bits_twice() {
 }
 
 #[test]
+fn accumulated_statistics_are_those_of_one_batch() {
+    const PARTS: usize = 3;
+    let (pixels, labels) = batch(7, PARTS * BATCH);
+    let start = tensors(&network(&policy("full", &[]), BATCH));
+    // Two steps, so that the running moments and the optimiser's state count, too.
+    let train = |policy: &Policy, batch: usize, accumulate: usize| {
+        let options = options(Optimizer::AdamW(ADAMW), accumulate);
+        let mut session = Session::new(&device(), network(policy, batch), &start, input(), options).expect("a session");
+        let (mut losses, bytes) = (Vec::new(), batch * SIZE * SIZE * 4);
+        for _ in 0..2 {
+            for (pixels, labels) in pixels.chunks_exact(bytes).zip(labels.chunks_exact(batch)) {
+                session.submit(Images::Bytes(pixels), labels, 1e-3).expect("a batch");
+            }
+        }
+        let steps = 2 * labels.len() / batch / accumulate;
+        assert_eq!(session.steps(), steps as u64);
+        while let Some(totals) = session.completed(true).expect("results") {
+            assert_eq!(totals.samples, batch as u64);
+            losses.push(totals.loss);
+        }
+        (losses, session.parameters().expect("parameters"))
+    };
+    // The whole network; then some layers over the step, others over each micro-batch or a half of it.
+    let ghosts = format!("from:layer2 & kind:bn -> domain=ghost({BATCH})");
+    for (apart, together) in [
+        (&["kind:bn -> domain=accumulated"][..], &[][..]),
+        (&["kind:bn -> domain=accumulated", "from:layer2 & kind:bn -> domain=batch"], &[ghosts.as_str()]),
+        (
+            &["kind:bn -> domain=accumulated", "from:layer2 & kind:bn -> domain=ghost(2)"],
+            &["from:layer2 & kind:bn -> domain=ghost(2)"],
+        ),
+    ] {
+        let (losses, params) = train(&policy("full", apart), BATCH, PARTS);
+        let (whole_losses, whole_params) = train(&policy("full", together), PARTS * BATCH, 1);
+        assert!(params == whole_params, "{apart:?} is one batch under {together:?}, to the bit");
+        assert_eq!((losses.len(), whole_losses.len()), (2 * PARTS, 2));
+        for (parts, whole) in losses.chunks(PARTS).zip(whole_losses) {
+            assert!((parts.iter().sum::<f64>() - whole).abs() < 1e-9 * whole, "{apart:?}");
+        }
+        // And it is something else than each micro-batch by itself.
+        let (_, apart_params) = train(&policy("full", &[]), BATCH, PARTS);
+        assert!(params != apart_params);
+    }
+    // With a single micro-batch a step there is nothing to gather.
+    let (_, single) = train(&policy("full", &["kind:bn -> domain=accumulated"]), BATCH, 1);
+    let (_, plain) = train(&policy("full", &[]), BATCH, 1);
+    assert!(single == plain);
+}
+
+#[test]
 fn a_few_images_are_learnt_by_heart() {
     for (recipe, lr) in [
         ("full", 0.05),
@@ -463,12 +513,14 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
     let base = &fixture.settings;
     let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let schedule = Schedule { lr: 1e-3, ..base.schedule };
+    let accumulated = PolicySettings { name: "full-accumulated".into(), rules: vec![], stages: vec![] };
     for (name, settings) in [
         ("sgd", base.clone()),
         ("adamw", Settings { optimizer: adamw, schedule, ..base.clone() }),
         ("accumulate", Settings { accumulate: 2, ..base.clone() }),
         // Its second stage begins in the first epoch, or at the end of that.
         ("stages", staged(base, "head-then-full", adamw)),
+        ("accumulated", Settings { accumulate: 2, batch: BATCH / 2, policy: accumulated, ..base.clone() }),
         ("stage-at-epoch", Settings { epochs: 5, ..staged(base, "full-then-frozen-bn", adamw) }),
     ] {
         let whole = format!("{name}-whole");

@@ -45,6 +45,12 @@ pub struct CompileError {
     source: GraphError,
 }
 
+impl From<GraphError> for CompileError {
+    fn from(source: GraphError) -> Self {
+        Self { pass: "input", source }
+    }
+}
+
 type Pass = fn(Graph, &Options) -> Result<Graph, GraphError>;
 
 /// The passes of a training step, in order.
@@ -61,12 +67,36 @@ const TRAINING: &[(&str, Pass)] = &[
 
 /// Compiles one training step of a network whose layers carry their settings.
 ///
-/// Its outputs are `logits`, and `rows` with each sample's loss and hits.
+/// Its outputs are `logits`, and `rows` with each sample's loss and hits. Where a batch norm takes its moments over all
+/// micro-batches of an optimiser step ([`Domain::Accumulated`]), the step takes them as one batch: a layer can normalise
+/// only when every micro-batch has reached it.
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.
 pub fn training(graph: Graph, options: &Options) -> Result<Graph, CompileError> {
-    run(graph, TRAINING, options)
+    let fail = |source| CompileError { pass: "gather", source };
+    match options.accumulate > 1 && graph.layers.iter().any(|l| l.setting.batch_norm.is_some_and(accumulates)) {
+        true => run(gather(graph, options.accumulate).map_err(fail)?, TRAINING, &Options { accumulate: 1, ..*options }),
+        false => run(graph, TRAINING, options),
+    }
+}
+
+fn accumulates(mode: BatchNormMode) -> bool {
+    mode.domain == Domain::Accumulated && mode.takes_moments()
+}
+
+/// One batch of all micro-batches of a step. What takes the moments of a micro-batch takes them over as many samples still.
+fn gather(graph: Graph, micro_batches: usize) -> Result<Graph, GraphError> {
+    let samples = graph.input_shape().map_or(1, Shape::n);
+    let mut graph = graph.with_batch(samples.saturating_mul(micro_batches))?;
+    for mode in graph.layers.iter_mut().filter_map(|layer| layer.setting.batch_norm.as_mut()) {
+        mode.domain = match mode.domain {
+            Domain::Accumulated => Domain::Batch,
+            Domain::Batch => Domain::Ghost { samples },
+            domain @ Domain::Ghost { .. } => domain,
+        };
+    }
+    Ok(graph)
 }
 
 /// Compiles inference: running statistics, every batch norm behind a convolution folded into it, nothing kept.

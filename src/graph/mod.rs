@@ -142,6 +142,8 @@ pub enum Domain {
     Batch,
     /// Each run of so many consecutive samples apart: ghost batches (Hoffer, Hubara & Soudry 2017).
     Ghost { samples: usize },
+    /// The samples of all micro-batches of an optimiser step together.
+    Accumulated,
 }
 
 /// The batch-norm axes of one layer.
@@ -163,7 +165,8 @@ impl BatchNormMode {
     /// How many domains a batch of `batch` samples has; `None` where it is no multiple of one.
     pub fn domains(self, batch: usize) -> Option<usize> {
         match self.domain {
-            Domain::Batch => Some(1),
+            // The compiler has made one batch of the micro-batches.
+            Domain::Batch | Domain::Accumulated => Some(1),
             Domain::Ghost { samples } => batch.checked_div(samples).filter(|domains| domains * samples == batch),
         }
     }

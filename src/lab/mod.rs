@@ -547,9 +547,11 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
         let trained = trained_values(&resolved.graph);
         described.trained_values = described.trained_values.max(trained.values);
         described.all_values = trained.all;
-        described.inference = price.inference;
         described.warnings.extend(resolved.warnings.iter().map(ToString::to_string));
-        steps.push((share, price.step));
+        // Of a step that takes micro-batches together, a micro-batch's share.
+        let parts = price.batch as f64 / settings.batch as f64;
+        steps.push((share / parts, price.step));
+        described.inference = Total::mean(&[(1.0 / parts, price.inference)]);
         described.stages.push(ArmStage {
             share,
             rules: index.checked_sub(1).map(|later| arm.stages[later].rules.clone()).unwrap_or_default(),
@@ -569,7 +571,7 @@ fn prefix(plan: &Plan, settings: &Settings) -> Result<Option<Prefix>, LabError> 
     }
     let Some(split) = compile::split(&plan.graph, &compile::changing(&plan.graph))? else { return Ok(None) };
     let graph = split.prefix;
-    let images = settings.batch as u64;
+    let images = graph.input_shape().map_or(1, |shape| shape.n() as u64);
     let ends: Vec<_> = graph.outputs().iter().map(|(_, id)| graph.node(*id)).collect();
     let until = ends.iter().filter_map(|node| node.layer).map(|layer| graph.layers()[layer.index()].name.clone());
     let prefix = Prefix {

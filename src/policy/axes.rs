@@ -22,9 +22,10 @@ pub enum Assignment {
     Affine(Affine),
     /// `var=biased|unbiased`: the estimator of the variance that a batch norm stores.
     Var(Variance),
-    /// `domain=batch|ghost(<k>)`: what the moments of a batch are taken over: all its samples, or each k consecutive
-    /// ones apart (ghost batches; Hoffer, Hubara & Soudry 2017). k must divide the batch. The running moments follow
-    /// the mean over the ghost batches, once a step.
+    /// `domain=batch|ghost(<k>)|accumulated`: what the moments of a batch are taken over: all its samples; each k
+    /// consecutive ones apart (ghost batches; Hoffer, Hubara & Soudry 2017), where k must divide the batch and the running
+    /// moments follow the mean over the ghost batches, once a step; or the samples of all micro-batches of an optimiser
+    /// step, which then have to be computed together, in the memory of one batch of that size.
     Domain(Domain),
 }
 
@@ -36,7 +37,7 @@ const AXES: [(&str, &str); 7] = [
     ("update", "off, ema(<keep>) with 0 ≤ keep < 1, or cumulative"),
     ("affine", "none, gamma, beta or both"),
     ("var", "biased or unbiased"),
-    ("domain", "batch, or ghost(<k>) with k samples, at least 1"),
+    ("domain", "batch, ghost(<k>) with k samples, at least 1, or accumulated"),
 ];
 
 /// Where every layer of `kind` starts: nothing trains and nothing moves.
@@ -195,8 +196,10 @@ fn update(value: &str) -> Option<StatsUpdate> {
 }
 
 fn domain(value: &str) -> Option<Domain> {
-    if value == "batch" {
-        return Some(Domain::Batch);
+    match value {
+        "batch" => return Some(Domain::Batch),
+        "accumulated" => return Some(Domain::Accumulated),
+        _ => {}
     }
     let samples = argument(value, "ghost")?.parse().ok().filter(|samples| *samples > 0)?;
     Some(Domain::Ghost { samples })
@@ -240,6 +243,7 @@ impl fmt::Display for Domain {
         match self {
             Self::Batch => f.write_str("batch"),
             Self::Ghost { samples } => write!(f, "ghost({samples})"),
+            Self::Accumulated => f.write_str("accumulated"),
         }
     }
 }

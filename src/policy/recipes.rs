@@ -83,6 +83,15 @@ pub static RECIPES: &[Recipe] = &[
         stages: &[],
     },
     Recipe {
+        name: "full-accumulated",
+        summary: "as full, but batch norms normalise by all micro-batches of a step together, in the memory that takes",
+        rules: &[
+            "!kind:bn -> weights=train",
+            "kind:bn -> stats=batch, update=ema(0.9), affine=both, domain=accumulated",
+        ],
+        stages: &[],
+    },
+    Recipe {
         name: "bn-blend",
         summary: "the head trains, and batch norms, which normalise halfway between running and batch statistics",
         rules: &["last:linear -> weights=train", "kind:bn -> stats=blend(0.5), update=ema(0.9), affine=both"],

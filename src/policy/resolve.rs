@@ -59,7 +59,7 @@ impl fmt::Display for Warning {
             ),
             Self::IdleGhosts { layers } => write!(
                 f,
-                "{}: domain=ghost changes nothing under stats=running with update=off, which takes no statistics of a \
+                "{}: the domain changes nothing under stats=running with update=off, which takes no statistics of a \
                  batch",
                 list(layers)
             ),
@@ -156,8 +156,12 @@ fn check_statistics(graph: &Graph) -> Result<(), PolicyError> {
     }
 }
 
-/// The values a channel that a batch norm takes moments over; `None` if it takes none.
+/// The values a channel that a batch norm takes moments over; `None` if it takes none, or if that depends on how many
+/// micro-batches are accumulated.
 fn values(layer: &Layer, mode: BatchNormMode) -> Option<usize> {
+    if mode.domain == Domain::Accumulated {
+        return None;
+    }
     let domains = mode.domains(layer.shape.n()).filter(|_| mode.takes_moments())?;
     Some(layer.shape.pixels() / domains)
 }

@@ -40,10 +40,17 @@ impl Features {
         self.flops
     }
 
-    /// Copies the values of `samples` to the slots of a plan of the rest.
-    pub(super) fn load(&self, executor: &Executor, slots: &[SlotId], samples: &[usize]) -> Result<(), TrainError> {
+    /// Copies the values of `samples` to the slots of a plan of the rest, as those of the `first` image of its batch and
+    /// those after it.
+    pub(super) fn load(
+        &self,
+        executor: &Executor,
+        slots: &[SlotId],
+        first: usize,
+        samples: &[usize],
+    ) -> Result<(), TrainError> {
         for (rows, slot) in self.rows.iter().zip(slots) {
-            rows.load(executor, *slot, samples)?;
+            rows.load(executor, *slot, first, samples)?;
         }
         Ok(())
     }

@@ -150,7 +150,7 @@ impl Probe {
         let batch = labels.len();
         let index = self.plan_for(batch)?;
         let Planned { executor, slots, rows, moments, .. } = &mut self.plans[index];
-        slots.fill(executor, None, images, labels)?;
+        slots.fill(executor, None, (0, 1), images, labels)?;
         executor.run(&[Phase::Once, Phase::Forward])?;
         for &slot in [&slots.logits, rows].into_iter().chain(&*moments) {
             executor.fetch(slot)?;
