@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod devices;
+mod doctor;
 mod eval;
 mod finetune;
 mod inputs;
@@ -37,6 +38,7 @@ enum Command {
     Finetune(finetune::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Doctor(doctor::Args),
     Recalibrate(recalibrate::Args),
     SampleData(sample_data::Args),
     Step(step::Args),
@@ -53,6 +55,7 @@ impl Cli {
             Command::Finetune(args) => finetune::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
+            Command::Doctor(args) => doctor::run(args),
             Command::Recalibrate(args) => recalibrate::run(args),
             Command::SampleData(args) => sample_data::run(args),
             Command::Step(args) => step::run(args),

@@ -1,9 +1,12 @@
-//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv` and TensorBoard's events.
+//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and
+//! what is wrong with its batch norms.
 
+mod doctor;
 mod metrics;
 mod price;
 mod tensorboard;
 
+pub use doctor::{Confidence, Fault, Finding, Remedy, diagnose};
 pub use metrics::csv;
 pub use price::{Amount, LayerPrice, Phases, Price, Total, price};
 pub use tensorboard::Events;

@@ -7,6 +7,7 @@
 mod check;
 mod checkpoint;
 mod crc32c;
+mod examine;
 mod measure;
 mod moments;
 mod probe;
@@ -18,6 +19,7 @@ mod settings;
 
 pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use crc32c::Crc32c;
+pub use examine::{Assumption, Checkup, DEAD, Examination, Inference, LayerCheck, SizeCheck, Trial, examine};
 pub use measure::{KernelTime, Measurement, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
