@@ -142,6 +142,18 @@ fn a_healthy_network_has_nothing() {
 }
 
 #[test]
+fn what_few_images_leave_to_chance_is_no_fault() {
+    for (from, count) in [(0, 16), (16, 24), (40, 40)] {
+        let (checkup, findings) = look_at(&shapes().1, INPUT, &DATA.look[from..from + count]);
+        assert_eq!(findings, [], "{count} images");
+        // They are off by about as much as chance has it, and chance is taken to be about that.
+        let mean = |drifts: &[f64]| drifts.iter().sum::<f64>() / drifts.len() as f64;
+        let share = mean(&checkup.sizes.last().expect("a size").drifts) / mean(&checkup.chance);
+        assert!((0.2..4.0).contains(&share), "{share}");
+    }
+}
+
+#[test]
 fn one_that_was_trained_further_as_usual_has_nothing_either() {
     let (_, findings) = look_at(&trained("full", &[], 32, 40, 0.01), INPUT, look());
     assert_eq!(findings, []);

@@ -380,11 +380,7 @@ const LEAST: f64 = 0.004;
 
 /// The mean drift that is more than what so few images leave uncertain.
 fn floor(checkup: &Checkup) -> f64 {
-    let of_one = checkup.layers.iter().map(|layer| layer.deviation_of_one / layer.channels as f64);
-    let of_one: Vec<f64> = of_one.collect();
-    // About as much comes from the means as from the variances.
-    let noise = 2.0 * mean(&of_one) / checkup.images.max(1) as f64;
-    LEAST.max(4.0 * noise)
+    LEAST.max(4.0 * mean(&checkup.chance))
 }
 
 /// Of how many images the stored means are, going by how far off they are; none if of too many to tell.
@@ -488,6 +484,7 @@ mod tests {
             layers: vec![layer; 4],
             inference: Some(Inference { totals: totals(90), single: totals(90), drifts: vec![0.002; 4] }),
             sizes: vec![size(2, 30), size(32, 90)],
+            chance: vec![0.001; 4],
             trials: vec![],
         }
     }

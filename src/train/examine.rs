@@ -6,6 +6,7 @@ use crate::data::Loader;
 use crate::gpu::{Device, Parameters, median};
 use crate::graph::{Graph, LayerId, Param, Role, Stats};
 use crate::plan::Input;
+use crate::rng::Rng;
 use crate::tensor::HostTensor;
 use serde::Serialize;
 
@@ -22,6 +23,9 @@ pub struct Checkup {
     pub inference: Option<Inference>,
     /// Under the statistics of the batch, by batch size, rising.
     pub sizes: Vec<SizeCheck>,
+    /// The drift that chance alone makes among so few images: a quarter of that between two halves of them, each in
+    /// batches of one size under their own statistics.
+    pub chance: Vec<f64>,
     /// What would be if the weights meant something else. Each is tried only where the drift asks for an explanation.
     pub trials: Vec<Trial>,
 }
@@ -148,6 +152,7 @@ pub fn examine(
 ) -> Result<Checkup, TrainError> {
     /// Orders in which each batch size is looked at.
     const SHUFFLES: usize = 3;
+    const HALVES_STREAM: u64 = 0x6861_6c66;
     let params = Parameters::upload(device, network, tensors)?;
     let probe = |network: &Graph, input, stats| Probe::new(device, network, &params, input, move |_| stats);
     let &Examination { images, seed, .. } = how;
@@ -193,6 +198,22 @@ pub fn examine(
     for (check, survey) in checks.iter_mut().zip(&surveys) {
         check.drifts = subject.drifts_from(survey, |moments| moments.clone());
     }
+    let chance = match count {
+        0 | 1 => vec![f64::INFINITY; layers.len()],
+        _ => {
+            observe("batch statistics, halves of the images");
+            let mut order: Vec<usize> = (0..count).collect();
+            Rng::keyed(seed, &[HALVES_STREAM]).shuffle(&mut order);
+            let half = count / 2;
+            // As large as the largest that was asked for, and all alike.
+            let batch = half.div_ceil(half.div_ceil(sizes[sizes.len() - 1]));
+            let mut probe = probe(network, input, Stats::Batch)?;
+            let mut half = |places: &[usize]| probe.survey(&images.rearranged(places, batch)?);
+            let (one, other) = (half(&order[..count / 2])?, half(&order[count / 2..count / 2 * 2])?);
+            let halves = one.layers.iter().zip(&other.layers).enumerate();
+            halves.map(|(i, (one, other))| would_store(one).drift(&would_store(other), subject.eps(i)) / 4.0).collect()
+        }
+    };
     let several = sizes.iter().rposition(|size| size * 4 <= count).unwrap_or(0);
     let spread = (sizes[several], &surveys[several]);
     let seen_most = seen.as_ref().unwrap_or(largest);
@@ -220,7 +241,7 @@ pub fn examine(
             trials.push(Trial { assumption, drifts: subject.drifts_from(largest, meant), totals: None });
         }
     }
-    Ok(Checkup { images: sound, skipped: count - sound, layers: checked, inference, sizes: checks, trials })
+    Ok(Checkup { images: sound, skipped: count - sound, layers: checked, inference, sizes: checks, chance, trials })
 }
 
 impl Assumption {
