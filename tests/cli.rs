@@ -145,6 +145,7 @@ fn every_command_explains_itself() {
         "eval",
         "predict",
         "fold",
+        "doctor",
         "recalibrate",
         "sample-data",
         "step",
@@ -647,6 +648,53 @@ fn recalibrate_gives_a_file_other_statistics() {
     );
     refused(&[&args[..], &["--method", "magic"]].concat(), "adabn");
     assert_eq!(fs::read(&out).unwrap(), b"precious");
+}
+
+#[test]
+fn doctor_names_what_is_wrong_and_the_command_that_helps() {
+    let outputs = Outputs::new();
+    let data = data();
+    let trained = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/resnet_tiny_shapes.safetensors");
+    let doctor = |weights: &str, more: &[&str]| {
+        let args = ["doctor", "--weights", weights, "--data", &data, "--split", "all", "--batch", "1,2,16"];
+        [&args[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let text = |args: Vec<String>| stdout(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let healthy = text(doctor(trained, &[]));
+    for expected in ["layer3.1.bn2", "those of batches of 16", "one image at a time", "nothing is wrong that 50 images"]
+    {
+        assert!(healthy.contains(expected), "{healthy}");
+    }
+
+    let mut state = StateDict::load(trained).unwrap();
+    for (name, tensor) in &mut state.tensors {
+        if let TensorData::F32(values) = &mut tensor.data {
+            let value = if name.ends_with("running_mean") { 0.0 } else { 1.0 };
+            if name.contains("running_") {
+                values.fill(value);
+            }
+        }
+    }
+    let reset = outputs.text("it's reset.safetensors");
+    state.save(&reset).unwrap();
+    let report: Value = serde_json::from_str(&text(doctor(&reset, &["--json"]))).unwrap();
+    assert_eq!(keys(&report), ["checkup", "device", "findings", "labelled", "model"]);
+    let finding = &report["findings"][0];
+    assert_eq!(keys(finding), ["advice", "command", "confidence", "evidence", "fault", "remedy"]);
+    assert_eq!((&finding["fault"], &finding["confidence"]), (&"reset".into(), &"sure".into()));
+    assert_eq!(report["checkup"]["layers"].as_array().unwrap().len(), 15);
+    let shown = text(doctor(&reset, &[]));
+    assert!(shown.contains("statistics were reset (sure)"), "{shown}");
+    let command = finding["command"].as_str().unwrap();
+    assert!(shown.contains(command), "{shown}");
+    assert!(command.starts_with("thawline recalibrate --weights '") && command.contains(r"it'\''s reset"), "{command}");
+
+    // What it says helps.
+    let out = outputs.text("recalibrated.safetensors");
+    stdout(&["recalibrate", "--weights", &reset, "--data", &data, "--split", "all", "--out", &out]);
+    assert!(text(doctor(&out, &[])).contains("nothing is wrong"));
+    refused(&["doctor", "--weights", trained, "--data", &data, "--batch", "1,0"], "at least 1");
+    fails(&["doctor", "--weights", &outputs.text("none"), "--data", &data], "cannot read");
 }
 
 #[test]

@@ -370,7 +370,8 @@ impl Model {
         Ok(if self.folded { Folding::of(&network)?.graph } else { network })
     }
 
-    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by order.
+    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by
+    /// order.
     pub fn labels(&self, folder: &ImageFolder, dir: &Path) -> Result<Vec<u32>> {
         let Some(names) = &self.class_names else {
             if folder.classes.len() != self.classes {

@@ -1,7 +1,7 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
 use super::args::policy_help;
-use super::finetune::{INTERRUPTED, percent, quoted, stop_on_ctrl_c};
+use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
 use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
         Outcome::Finished => summarise(&lab),
         Outcome::Stopped => {
             output::line(format_args!("stopped, and saved; continue with:"))?;
-            output::line(format_args!("  thawline compare --resume {}", quoted(lab.folder())))?;
+            output::line(format_args!("  thawline compare --resume {}", output::quoted(lab.folder())))?;
             // A script must not take a stopped comparison for a finished one.
             std::process::exit(INTERRUPTED)
         }

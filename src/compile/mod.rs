@@ -1,8 +1,8 @@
 //! From a network and a resolved policy to the graph of one training step, or of inference.
 //!
-//! [`training`], [`inference`] and [`observation`] run named passes, each a function from graph to graph; after every one the graph is
-//! [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan lowers call by
-//! call: nothing later looks at a policy again.
+//! [`training`], [`inference`] and [`observation`] run named passes, each a function from graph to graph; after every
+//! one the graph is [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan
+//! lowers call by call: nothing later looks at a policy again.
 
 mod differentiate;
 mod eliminate;
@@ -129,8 +129,8 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
 /// its input over the batch are read out, nothing moves, and nothing is differentiated. For looking at a network and
 /// for estimating statistics; what [`inference`] computes never depends on a sample's companions.
 ///
-/// Its outputs are `logits`, `rows`, and for each batch norm `moments:<layer index>`: a row of means and a row of biased
-/// variances.
+/// Its outputs are `logits`, `rows`, and for each batch norm `moments:<layer index>`: a row of means and a row of
+/// biased variances.
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.

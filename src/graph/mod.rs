@@ -372,6 +372,17 @@ impl Graph {
         Ok(graph)
     }
 
+    /// The same network, where every batch norm has another ε, a positive number.
+    pub fn with_eps(&self, eps: f32) -> Self {
+        let mut graph = self.clone();
+        for node in &mut graph.nodes {
+            if let Op::BatchNorm { eps: old } = &mut node.op {
+                *old = eps;
+            }
+        }
+        graph
+    }
+
     /// Which nodes read each node.
     pub(crate) fn readers(&self) -> Vec<Vec<NodeId>> {
         let mut readers = vec![Vec::new(); self.nodes.len()];

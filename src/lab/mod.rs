@@ -7,7 +7,7 @@
 use crate::compile;
 use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
 use crate::gpu::{Device, Parameters};
-use crate::graph::{Graph, LayerKind, Op, ParamId, Role, Stats};
+use crate::graph::{Graph, LayerKind, Stats};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan};
 use crate::policy::{self, Policy, PolicyError, RECIPES, Rule};
@@ -17,8 +17,8 @@ use crate::report::{
 };
 use crate::tensor::HostTensor;
 use crate::train::{
-    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Moments, Outcome, PADDING, PolicySettings,
-    Probe, Run, Settings, StageSettings, Totals, TrainError,
+    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
+    Settings, StageSettings, Totals, TrainError,
 };
 use crate::weights::{self, StateDict, WeightsError, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -426,12 +426,7 @@ impl<'a> Lab<'a> {
 
         let mut running = probe(Stats::Running)?;
         let survey = running.survey(&loader(&images.train, LOOKED_AT, *batch)?)?;
-        let norms = network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
-        let stored = norms.filter_map(|layer| {
-            let moments = layer.params.iter().find(|&&id| network.param(id).role == Role::Moments)?;
-            Some((Moments::stored(&tensors[moments.index()]), epsilon(network, *moments)))
-        });
-        let drift = stored.zip(&survey.layers).map(|((stored, eps), seen)| stored.drift(&seen.pooled, eps)).collect();
+        let drift = train::drifts(network, tensors, &survey);
 
         let val = loader(&images.val, LOOKED_AT, *batch)?;
         let running_flips = running.companions(&val, *batch, 2, *seed)?.flips;
@@ -613,15 +608,6 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
 fn spread(samples: &[Sample], most: usize) -> Vec<Sample> {
     let count = samples.len().min(most);
     (0..count).map(|i| samples[i * samples.len() / count].clone()).collect()
-}
-
-/// The ε of the batch norm whose running moments are `moments`.
-fn epsilon(network: &Graph, moments: ParamId) -> f64 {
-    let norm = network.nodes().find_map(|(_, node)| match node.op {
-        Op::BatchNorm { eps } if network.node(node.inputs[2]).op == Op::Param(moments) => Some(eps),
-        _ => None,
-    });
-    norm.map_or(0.0, f64::from)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), LabError> {

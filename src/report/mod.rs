@@ -1,8 +1,10 @@
-//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv` and TensorBoard's events; and
-//! about a comparison of policies: its table, its conclusion, and a page with both.
+//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and
+//! what is wrong with its batch norms; and about a comparison of policies: its table, its conclusion, and a page with
+//! both.
 
 mod comparison;
 mod conclusion;
+mod doctor;
 mod metrics;
 mod page;
 mod price;
@@ -18,6 +20,7 @@ pub use comparison::{
     mean_and_deviation,
 };
 pub use conclusion::conclusion;
+pub use doctor::{Confidence, Fault, Finding, Remedy, diagnose};
 pub use metrics::csv;
 pub use page::page;
 pub use price::{Amount, LayerPrice, Phases, Price, Total, Trained, price, trained_values};
