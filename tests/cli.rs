@@ -142,6 +142,7 @@ fn every_command_explains_itself() {
         "inspect",
         "plan",
         "finetune",
+        "compare",
         "eval",
         "predict",
         "fold",
@@ -579,6 +580,70 @@ fn finetune_then_eval() {
     let eval = json(&["eval", "--weights", best, "--data", &data, "--json"]);
     assert_eq!(eval["samples"], 10);
     assert!(stdout(&["predict", "--weights", best, "--top", "1", &data]).contains(&class_names()[0]));
+}
+
+#[test]
+fn compare_writes_what_it_found_however_it_ends() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (whole, killed) = (path("whole"), path("killed"));
+    let (data, weights) = (data(), weights_file());
+    let args = |out| {
+        let mut args = vec!["compare", "--weights", &weights, "--data", &data, "--out", out, "--batch", "8"];
+        args.extend(["--policy", "head", "--policy", "full-then-frozen-bn", "--seeds", "2", "--epochs", "2"]);
+        args
+    };
+    let shown = stdout(&args(&whole));
+    for expected in
+        ["2 policies × 2 seeds", "head", "full-then-frozen-bn", "val top-1", "standard error", "report.html"]
+    {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    let read = |folder: &str, file: &str| fs::read_to_string(Path::new(folder).join(file)).unwrap();
+    assert!(read(&whole, "report.html").to_lowercase().starts_with("<!doctype html>"));
+    assert_eq!(read(&whole, "compare.csv").lines().count(), 1 + 2 * 2 * 3);
+    let timings: Value = serde_json::from_str(&read(&whole, "timings.json")).unwrap();
+    assert_eq!(timings["arms"][0]["cached"], true);
+
+    // Killed again and again, each time a little later, until it gets to the end.
+    let mut kills = 0;
+    loop {
+        let resumed = ["compare", "--resume", &killed];
+        let begun = Path::new(&killed).join("compare.toml").exists();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_thawline"));
+        command.args(if begun { &resumed[..] } else { &[] });
+        if !begun {
+            command.args(args(&killed));
+        }
+        let mut child =
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(400 + 200 * kills));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "after {kills} kills");
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills > 0, "it was never killed");
+    assert_eq!(read(&killed, "compare.json"), read(&whole, "compare.json"));
+    assert_eq!(read(&killed, "compare.csv"), read(&whole, "compare.csv"));
+
+    fails(&args(&whole), "not empty");
+    fails(&["compare", "--resume", &path("nothing")], "no comparison");
+    refused(&["compare", "--resume", &whole, "--policy", "head"], "cannot be used with");
+    let other = path("other");
+    let mut twice = args(&other);
+    twice.extend(["--policy", "head"]);
+    fails(&twice, "two policies are called `head`");
+    let mut ghosts = args(&other);
+    ghosts.extend(["--policy", "full-ghost", "--set", "kind:bn -> domain=ghost(3)"]);
+    fails(&ghosts, "ghost(3)");
+    let mut none = args(&other);
+    none.extend(["--train-images", "9"]);
+    fails(&none, "number of training images");
+    assert!(!Path::new(&other).exists(), "nothing was written");
 }
 
 #[test]

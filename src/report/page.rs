@@ -102,7 +102,8 @@ pub fn page(comparison: &Comparison, timings: &Timings) -> String {
     environment.add_filter("number", number);
     environment.add_filter("code", code);
     let rendered = environment.render_named_str("page.html", TEMPLATE, view(comparison, timings));
-    rendered.expect("the template fits the view, which is the same for every comparison")
+    let page = rendered.expect("the template fits the view, which is the same for every comparison");
+    page.trim_start().to_owned()
 }
 
 fn view(comparison: &Comparison, timings: &Timings) -> Value {

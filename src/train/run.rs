@@ -13,6 +13,7 @@ use crate::tensor::HostTensor;
 use crate::weights::{self, StateDict, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -214,7 +215,9 @@ impl Job<'_> {
 pub(crate) fn claim(folder: &Path) -> Result<(), TrainError> {
     let write = |source| TrainError::Write { path: folder.into(), source };
     fs::create_dir_all(folder).map_err(write)?;
-    if fs::read_dir(folder).map_err(write)?.next().is_some() {
+    // What a process that was killed while it wrote left behind is nobody's.
+    let counts = |entry: &io::Result<fs::DirEntry>| !entry.as_ref().is_ok_and(|e| weights::is_leftover(&e.file_name()));
+    if fs::read_dir(folder).map_err(write)?.any(|entry| counts(&entry)) {
         let resumable = folder.join(CHECKPOINT_FILE).exists();
         return Err(TrainError::Occupied { folder: folder.into(), resumable });
     }

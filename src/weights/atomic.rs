@@ -1,8 +1,18 @@
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the names of temporary files begin and end with.
+const PREFIX: &str = ".thawline-";
+const SUFFIX: &str = ".tmp";
+
+/// Whether a file of that name is a temporary one of [`write_atomically`]; once the process is gone, it is of no use.
+pub(crate) fn is_leftover(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+}
 
 /// Replaces `path` by what `write` writes, or leaves it as it was.
 ///
@@ -22,7 +32,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::R
         _ => Path::new("."),
     };
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = folder.join(format!(".thawline-{}-{number}.tmp", process::id()));
+    let temporary = folder.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
 
     let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
     let written = write_and_sync(file, write).and_then(|()| fs::rename(&temporary, path));

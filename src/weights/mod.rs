@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
 pub use error::{Mismatch, WeightsError};
