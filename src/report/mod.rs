@@ -8,6 +8,7 @@ mod page;
 mod price;
 mod spread;
 mod svg;
+mod template;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
