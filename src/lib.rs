@@ -42,8 +42,9 @@
 //!
 //! [`train::Session`] does all of it for training batch by batch, [`train::Evaluator`] for inference, and
 //! [`train::Run`] for whole runs with epochs and checkpoints. [`weights`] reads and writes files, [`data`] feeds
-//! images, [`report`] writes down what happened, [`lab::Lab`] compares policies, [`export`] folds batch norms for good
-//! and writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
+//! images, [`report`] writes down what happened, [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take,
+//! [`export`] folds batch norms for good and writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller
+//! already has.
 //!
 //! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
 

@@ -142,15 +142,21 @@ impl PolicyArgs {
 pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_rules(rules)?;
     let folded = !has_batch_norms(&graph);
-    let resolved = policy::resolve(&policy, graph).map_err(|error| match folded {
-        true => anyhow::Error::new(error)
-            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
-        false => error.into(),
-    })?;
+    let resolved = policy::resolve(&policy, graph).map_err(|error| blame_folding(error, folded))?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
     }
     Ok(resolved)
+}
+
+/// Why policies that suit other networks do not suit one whose weights are folded.
+pub fn blame_folding(error: impl Into<anyhow::Error>, folded: bool) -> anyhow::Error {
+    match folded {
+        true => error
+            .into()
+            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
+        false => error.into(),
+    }
 }
 
 /// Whether a policy can speak of batch norms. Every model has some, but not when its weights are folded.

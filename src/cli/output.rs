@@ -4,7 +4,7 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
-pub use thawline::report::units::{bytes, count, flops, ms};
+pub use thawline::report::units::{bytes, count, flops, ms, times};
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Result<()> {
