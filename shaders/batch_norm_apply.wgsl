@@ -2,12 +2,16 @@
 
 struct Params {
     pixels: u32,
+    domain: u32,
     quads: u32,
     eps: f32,
     relu: u32,
     residual: u32,
     mask: u32,
 }
+
+// Whether the batch is cut into several domains, one of which may end within a tile.
+override cut: bool;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -30,19 +34,33 @@ fn batch_norm_apply(
     if first >= p.pixels {
         return;
     }
-    let count = min(8u, p.pixels - first);
-    let mean = moments[quad];
-    let scale = affine[quad] * (1.0 / sqrt(moments[p.quads + quad] + p.eps));
+    let end = min(first + 8u, p.pixels);
+    let gamma = affine[quad];
     let beta = affine[p.quads + quad];
     var bits = 0u;
-    for (var i = 0u; i < count; i++) {
-        let at = (first + i) * p.quads + quad;
-        var y = (x[at] - mean) * scale + beta;
-        if p.residual != 0u {
-            y += residual[at];
+    var pixel = first;
+    loop {
+        var stop = end;
+        var row = quad;
+        if cut {
+            let domain = pixel / p.domain;
+            stop = min(end, (domain + 1u) * p.domain);
+            row = domain * 2u * p.quads + quad;
         }
-        bits |= sign_bits(y, i);
-        z[at] = select(y, relu(y), p.relu != 0u);
+        let mean = moments[row];
+        let scale = gamma * (1.0 / sqrt(moments[row + p.quads] + p.eps));
+        for (; pixel < stop; pixel++) {
+            let at = pixel * p.quads + quad;
+            var y = (x[at] - mean) * scale + beta;
+            if p.residual != 0u {
+                y += residual[at];
+            }
+            bits |= sign_bits(y, pixel - first);
+            z[at] = select(y, relu(y), p.relu != 0u);
+        }
+        if !cut || pixel == end {
+            break;
+        }
     }
     if p.mask != 0u {
         mask[index] = bits;

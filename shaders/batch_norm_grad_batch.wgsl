@@ -1,12 +1,16 @@
-// dx = γr(g − Σg/M − x̂·Σ(g·x̂)/M), g being dz behind the mask. One invocation: four channels of eight consecutive
-// pixels.
+// dx = γr(g − Σg/M − x̂·Σ(g·x̂)/M), g being dz behind the mask, over the domain's M pixels. One invocation: four
+// channels of eight consecutive pixels.
 
 struct Params {
     pixels: u32,
+    domain: u32,
     quads: u32,
     eps: f32,
     mask: u32,
 }
+
+// Whether the batch is cut into several domains, one of which may end within a tile.
+override cut: bool;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dz: array<vec4<f32>>;
@@ -30,18 +34,32 @@ fn batch_norm_grad_batch(
     if first >= p.pixels {
         return;
     }
-    let count = min(8u, p.pixels - first);
-    let mean = moments[quad];
-    let r = 1.0 / sqrt(moments[p.quads + quad] + p.eps);
-    let scale = affine[quad] * r;
-    let slope = r * sums[quad] / f32(p.pixels);
-    let offset = sums[p.quads + quad] / f32(p.pixels);
+    let end = min(first + 8u, p.pixels);
+    let gamma = affine[quad];
     var word = 0xffffffffu;
     if p.mask != 0u {
         word = mask[index];
     }
-    for (var i = 0u; i < count; i++) {
-        let at = (first + i) * p.quads + quad;
-        dx[at] = scale * (masked(dz[at], word, i) - offset - (x[at] - mean) * slope);
+    var pixel = first;
+    loop {
+        var stop = end;
+        var row = quad;
+        if cut {
+            let domain = pixel / p.domain;
+            stop = min(end, (domain + 1u) * p.domain);
+            row = domain * 2u * p.quads + quad;
+        }
+        let mean = moments[row];
+        let r = 1.0 / sqrt(moments[row + p.quads] + p.eps);
+        let scale = gamma * r;
+        let slope = r * sums[row] / f32(p.domain);
+        let offset = sums[row + p.quads] / f32(p.domain);
+        for (; pixel < stop; pixel++) {
+            let at = pixel * p.quads + quad;
+            dx[at] = scale * (masked(dz[at], word, pixel - first) - offset - (x[at] - mean) * slope);
+        }
+        if !cut || pixel == end {
+            break;
+        }
     }
 }

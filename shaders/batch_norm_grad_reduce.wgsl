@@ -1,7 +1,9 @@
-// Σ g·x̂ and Σ g over each chunk of pixels, g being dz behind the mask. One invocation: four channels of one chunk.
+// Σ g·x̂ and Σ g over each chunk of a domain's pixels, g being dz behind the mask. One invocation: four channels of one
+// chunk.
 
 struct Params {
-    pixels: u32,
+    domain: u32,
+    domains: u32,
     quads: u32,
     chunk: u32,
     chunks: u32,
@@ -23,31 +25,36 @@ fn batch_norm_grad_reduce(
     @builtin(local_invocation_index) local: u32,
 ) {
     let index = linear_index(group, groups, local);
-    let chunk = index / p.quads;
+    let partial = index / p.quads;
     let quad = index % p.quads;
-    if chunk >= p.chunks {
+    if partial >= p.chunks * p.domains {
         return;
     }
-    let first = chunk * p.chunk;
-    let end = min(first + p.chunk, p.pixels);
-    let mean = moments[quad];
-    let r = 1.0 / sqrt(moments[p.quads + quad] + p.eps);
+    let domain = partial % p.domains;
+    let start = domain * p.domain;
+    let first = start + partial / p.domains * p.chunk;
+    let end = min(first + p.chunk, start + p.domain);
+    let row = domain * 2u * p.quads + quad;
+    let mean = moments[row];
+    let r = 1.0 / sqrt(moments[row + p.quads] + p.eps);
     var products = vec4<f32>();
     var sum = vec4<f32>();
-    for (var tile = first; tile < end; tile += 8u) {
+    var pixel = first;
+    while pixel < end {
+        let tile = pixel / 8u;
+        let stop = min(end, (tile + 1u) * 8u);
         var word = 0xffffffffu;
         if p.mask != 0u {
-            word = mask[tile / 8u * p.quads + quad];
+            word = mask[tile * p.quads + quad];
         }
-        let count = min(8u, end - tile);
-        for (var i = 0u; i < count; i++) {
-            let at = (tile + i) * p.quads + quad;
-            let g = masked(dz[at], word, i);
+        for (; pixel < stop; pixel++) {
+            let at = pixel * p.quads + quad;
+            let g = masked(dz[at], word, pixel % 8u);
             products += g * (x[at] - mean);
             sum += g;
         }
     }
-    let at = chunk * 2u * p.quads + quad;
+    let at = partial * 2u * p.quads + quad;
     partials[at] = products * r;
     partials[at + p.quads] = sum;
 }

@@ -1,7 +1,8 @@
-// Mean and sum of squared differences of each chunk of pixels. One invocation: four channels of one chunk.
+// Mean and sum of squared differences of each chunk of a domain's pixels. One invocation: four channels of one chunk.
 
 struct Params {
-    pixels: u32,
+    domain: u32,
+    domains: u32,
     quads: u32,
     chunk: u32,
     chunks: u32,
@@ -18,13 +19,14 @@ fn batch_norm_stats(
     @builtin(local_invocation_index) local: u32,
 ) {
     let index = linear_index(group, groups, local);
-    let chunk = index / p.quads;
+    let partial = index / p.quads;
     let quad = index % p.quads;
-    if chunk >= p.chunks {
+    if partial >= p.chunks * p.domains {
         return;
     }
-    let first = chunk * p.chunk;
-    let end = min(first + p.chunk, p.pixels);
+    let start = partial % p.domains * p.domain;
+    let first = start + partial / p.domains * p.chunk;
+    let end = min(first + p.chunk, start + p.domain);
     let count = f32(end - first);
     let offset = x[first * p.quads + quad];
     var sum = vec4<f32>();
@@ -40,7 +42,7 @@ fn batch_norm_stats(
         rest += difference;
         squares += difference * difference;
     }
-    let at = chunk * 2u * p.quads + quad;
+    let at = partial * 2u * p.quads + quad;
     partials[at] = mean + rest / count;
     partials[at + p.quads] = max(squares - rest * rest / count, vec4<f32>());
 }

@@ -1,7 +1,8 @@
-// Mean and biased variance of all pixels from those of the chunks. One invocation: four channels.
+// Mean and biased variance of a domain's pixels from those of its chunks. One invocation: four channels of one domain.
 
 struct Params {
-    pixels: u32,
+    domain: u32,
+    domains: u32,
     quads: u32,
     chunk: u32,
     chunks: u32,
@@ -12,7 +13,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> moments: array<vec4<f32>>;
 
 fn pixels_of(chunk: u32) -> f32 {
-    return f32(min(p.chunk, p.pixels - chunk * p.chunk));
+    return f32(min(p.chunk, p.domain - chunk * p.chunk));
 }
 
 @compute @workgroup_size(64)
@@ -22,21 +23,23 @@ fn batch_norm_stats_merge(
     @builtin(local_invocation_index) local: u32,
 ) {
     let index = linear_index(group, groups, local);
-    if index >= p.quads {
+    let domain = index / p.quads;
+    if domain >= p.domains {
         return;
     }
-    let offset = partials[index];
+    let first = domain * 2u * p.quads + index % p.quads;
+    let offset = partials[first];
     var sum = vec4<f32>();
     for (var chunk = 0u; chunk < p.chunks; chunk++) {
-        sum += (partials[chunk * 2u * p.quads + index] - offset) * pixels_of(chunk);
+        sum += (partials[chunk * p.domains * 2u * p.quads + first] - offset) * pixels_of(chunk);
     }
-    let mean = offset + sum / f32(p.pixels);
+    let mean = offset + sum / f32(p.domain);
     var squares = vec4<f32>();
     for (var chunk = 0u; chunk < p.chunks; chunk++) {
-        let at = chunk * 2u * p.quads + index;
+        let at = chunk * p.domains * 2u * p.quads + first;
         let difference = partials[at] - mean;
         squares += partials[at + p.quads] + difference * difference * pixels_of(chunk);
     }
-    moments[index] = mean;
-    moments[p.quads + index] = squares / f32(p.pixels);
+    moments[first] = mean;
+    moments[first + p.quads] = squares / f32(p.domain);
 }

@@ -36,15 +36,16 @@
 //! |---|---|---|
 //! | a name, or [`graph::Builder`] | [`models::build`] | a [`graph::Graph`] |
 //! | that and a [`policy::Policy`] | [`policy::resolve`] | a [`policy::Resolved`] graph, and warnings |
-//! | that | [`compile::training`], [`compile::inference`] | the graph of one step |
+//! | that | [`compile::training`], [`compile::inference`], [`compile::observation`] | the graph of one step |
 //! | that | [`plan::Plan::new`] | kernel calls on slots of memory, and their cost |
 //! | that | [`gpu::Executor`], or [`reference::Executor`] | results |
 //!
 //! [`train::Session`] does all of it for training batch by batch, [`train::Evaluator`] for inference, and
-//! [`train::Run`] for whole runs with epochs and checkpoints. [`weights`] reads and writes files, [`data`] feeds
-//! images, [`report`] writes down what happened, [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take,
-//! [`export`] folds batch norms for good and writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller
-//! already has.
+//! [`train::Run`] for whole runs with epochs and checkpoints. A [`train::Probe`] shows what batch norms see;
+//! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
+//! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
+//! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good and
+//! writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
 

@@ -145,6 +145,7 @@ fn every_command_explains_itself() {
         "eval",
         "predict",
         "fold",
+        "doctor",
         "recalibrate",
         "sample-data",
         "step",
@@ -155,6 +156,10 @@ fn every_command_explains_itself() {
     for command in commands {
         assert!(overview.contains(command), "{overview}");
         assert!(stdout(&[command, "--help"]).contains("Usage: thawline"));
+    }
+    for command in ["plan", "finetune", "bench"] {
+        let help = stdout(&[command, "--help"]);
+        assert!(thawline::policy::RECIPES.iter().all(|recipe| help.contains(recipe.name)), "{help}");
     }
     refused(&["plann"], "plan");
     refused(&["plan", "--batch", "0"], "at least 1");
@@ -206,8 +211,25 @@ fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
 fn plan_prices_every_layer() {
     let plan = |policy: &str| json(&["plan", "--model", "resnet_tiny", "--batch", "8", "--policy", policy, "--json"]);
     let (head, full) = (plan("head"), plan("full"));
-    let expected = ["batch", "classes", "full", "inference", "layers", "model", "policy", "rest", "size", "step"];
+    let expected = [
+        "batch",
+        "classes",
+        "from",
+        "full",
+        "inference",
+        "layers",
+        "model",
+        "policy",
+        "rest",
+        "size",
+        "stages",
+        "step",
+    ];
     assert_eq!(keys(&head), expected);
+    assert_eq!(head["stages"], serde_json::json!([]));
+    let staged = plan("head-then-full");
+    assert_eq!((&staged["step"], &staged["stages"][0]["step"]), (&head["step"], &full["step"]));
+    assert_eq!((&staged["from"], &staged["stages"][0]["from"]), (&serde_json::json!(0.0), &serde_json::json!(0.3)));
     let layers = head["layers"].as_array().unwrap();
     let expected = ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "shape", "update"];
     assert_eq!(keys(&layers[0]), expected);
@@ -229,6 +251,9 @@ fn plan_prices_every_layer() {
 
     let table = stdout(&["plan", "--model", "resnet_tiny", "--policy", "bn-only"]);
     assert!(table.contains("stats=batch, update=ema(0.9), affine=both") && table.contains("step / full"), "{table}");
+    let table =
+        stdout(&["plan", "--model", "resnet_tiny", "--policy", "full-ghost", "--set", "kind:bn -> stats=renorm(3,5)"]);
+    assert!(table.contains("stats=renorm(3,5), update=ema(0.9), affine=both, domain=ghost(8)"), "{table}");
     assert!(stdout(&["plan", "--model", "resnet_tiny", "--kernels"]).contains("batch_norm_grad_reduce"));
     assert!(stdout(&["plan", "--model", "resnet_tiny", "--dump"]).contains("call 0"));
 }
@@ -342,17 +367,23 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
 #[test]
 fn step_checks_the_device_against_the_reference() {
     let outputs = Outputs::new();
-    let args = ["--policy", "bn-only", "--check"];
     let files = [weights_file(), inputs_file(), outputs.text("out")];
     let files = ["step", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
-    let output = thawline(&[&files[..], &args].concat()).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && stderr.contains("calls agree with the reference"), "{stderr}");
+    for policy in [
+        &["--policy", "bn-only"][..],
+        &["--policy", "bn-blend"],
+        &["--policy", "full-renorm"],
+        &["--policy", "full-ghost", "--set", "kind:bn -> domain=ghost(1)"],
+    ] {
+        let output = thawline(&[&files[..], policy, &["--check"]].concat()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && stderr.contains("calls agree with the reference"), "{stderr}");
 
-    // Checking leaves no trace.
-    let checked = fs::read(outputs.path("out")).unwrap();
-    stdout(&[&files[..], &args[..2]].concat());
-    assert_eq!(checked, fs::read(outputs.path("out")).unwrap());
+        // Checking leaves no trace.
+        let checked = fs::read(outputs.path("out")).unwrap();
+        stdout(&[&files[..], policy].concat());
+        assert_eq!(checked, fs::read(outputs.path("out")).unwrap());
+    }
 }
 
 #[test]
@@ -620,6 +651,53 @@ fn recalibrate_gives_a_file_other_statistics() {
 }
 
 #[test]
+fn doctor_names_what_is_wrong_and_the_command_that_helps() {
+    let outputs = Outputs::new();
+    let data = data();
+    let trained = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/resnet_tiny_shapes.safetensors");
+    let doctor = |weights: &str, more: &[&str]| {
+        let args = ["doctor", "--weights", weights, "--data", &data, "--split", "all", "--batch", "1,2,16"];
+        [&args[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let text = |args: Vec<String>| stdout(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let healthy = text(doctor(trained, &[]));
+    for expected in ["layer3.1.bn2", "those of batches of 16", "one image at a time", "nothing is wrong that 50 images"]
+    {
+        assert!(healthy.contains(expected), "{healthy}");
+    }
+
+    let mut state = StateDict::load(trained).unwrap();
+    for (name, tensor) in &mut state.tensors {
+        if let TensorData::F32(values) = &mut tensor.data {
+            let value = if name.ends_with("running_mean") { 0.0 } else { 1.0 };
+            if name.contains("running_") {
+                values.fill(value);
+            }
+        }
+    }
+    let reset = outputs.text("it's reset.safetensors");
+    state.save(&reset).unwrap();
+    let report: Value = serde_json::from_str(&text(doctor(&reset, &["--json"]))).unwrap();
+    assert_eq!(keys(&report), ["checkup", "device", "findings", "labelled", "model"]);
+    let finding = &report["findings"][0];
+    assert_eq!(keys(finding), ["advice", "command", "confidence", "evidence", "fault", "remedy"]);
+    assert_eq!((&finding["fault"], &finding["confidence"]), (&"reset".into(), &"sure".into()));
+    assert_eq!(report["checkup"]["layers"].as_array().unwrap().len(), 15);
+    let shown = text(doctor(&reset, &[]));
+    assert!(shown.contains("statistics were reset (sure)"), "{shown}");
+    let command = finding["command"].as_str().unwrap();
+    assert!(shown.contains(command), "{shown}");
+    assert!(command.starts_with("thawline recalibrate --weights '") && command.contains(r"it'\''s reset"), "{command}");
+
+    // What it says helps.
+    let out = outputs.text("recalibrated.safetensors");
+    stdout(&["recalibrate", "--weights", &reset, "--data", &data, "--split", "all", "--out", &out]);
+    assert!(text(doctor(&out, &[])).contains("nothing is wrong"));
+    refused(&["doctor", "--weights", trained, "--data", &data, "--batch", "1,0"], "at least 1");
+    fails(&["doctor", "--weights", &outputs.text("none"), "--data", &data], "cannot read");
+}
+
+#[test]
 fn sample_data_is_written_once() {
     let outputs = Outputs::new();
     let dir = outputs.text("shapes");
@@ -739,7 +817,8 @@ fn bench_measures_a_grid_and_compares_it() {
     let pairs = itself["pairs"].as_array().unwrap();
     assert_eq!(pairs.len(), 2);
     assert_eq!((&pairs[0]["policy"], &pairs[1]["policy"]), (&"full".into(), &"head".into()));
-    assert!(pairs.iter().all(|pair| pair["step"]["clear"].is_boolean() && pair["allocated"] == 1.0));
+    // Memory depends on the variant of the convolutions, which each process chooses by measuring.
+    assert!(pairs.iter().all(|pair| pair["step"]["clear"].is_boolean() && pair["allocated"].as_f64() > Some(0.0)));
     assert_eq!(pairs[1]["step"]["there_ms"], results[5]["step_ms"]);
     assert_eq!((&itself["only_here"], &itself["only_there"]), (&0.into(), &4.into()));
     assert!(older["pairs"].as_array().unwrap().is_empty());
@@ -870,6 +949,7 @@ fn bad_policies_are_explained() {
     plan(&["--set", "name:layer9.* -> weights=train"], "layer9");
     plan(&["--set", "kind:bn -> weights=train"], "weights=train");
     plan(&["--set", "kind:bn -> stats=batch, update=off"], "update=off");
+    plan(&["--policy", "full-ghost", "--batch", "12"], "domain=ghost(8)");
     plan(&["--set", "kind:bn"], "->");
     plan(&["--batch", "1", "--size", "2"], "single value");
     let file = outputs.path("broken.toml");

@@ -4,8 +4,9 @@
 //! layouts beyond the order of values, and reads the policy from the layers. The step runs on the reference executor,
 //! so no device is needed.
 
+use std::collections::VecDeque;
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Affine, Builder, Graph, Op, Phase, Role, Sgd, Stats, Window};
+use thawline::graph::{Act, Affine, Builder, Domain, Graph, Op, Phase, Role, Sgd, Stats, Window};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::plan::{Input, Plan, Storage};
@@ -15,7 +16,7 @@ use thawline::rng::Rng;
 use thawline::tensor::Shape;
 
 const CLASSES: usize = 5;
-const BATCH: usize = 3;
+const BATCH: usize = 4;
 const SMOOTHING: f32 = 0.1;
 
 /// Every op, stride 1 and 2, windows 1, 3 and 7, uneven padding, both kinds of pooling, a biased convolution under a
@@ -51,8 +52,20 @@ fn network() -> Graph {
 /// A tensor in f64, in the graph's order of values.
 type Values = Vec<f64>;
 
-/// The mean loss of the network under its layers' settings.
-fn loss(graph: &Graph, params: &[Values], images: &[f64], labels: &[u32]) -> f64 {
+/// r and d of each channel that batch renormalisation has come to, in the order of the network. They count as constants
+/// in its gradient, so the losses beside the one that is differentiated take them as that one found them.
+type Corrections = VecDeque<[f64; 2]>;
+
+/// The mean loss of the network under its layers' settings, and the corrections of renormalisation: those `given`, or
+/// new ones.
+fn loss(
+    graph: &Graph,
+    params: &[Values],
+    images: &[f64],
+    labels: &[u32],
+    given: Option<&Corrections>,
+) -> (f64, Corrections) {
+    let (mut given, mut corrections) = (given.cloned(), Corrections::new());
     let mut values: Vec<Values> = Vec::new();
     for (_, node) in graph.nodes() {
         let input = |i: usize| (&values[node.inputs[i].index()], graph.node(node.inputs[i]).shape);
@@ -78,20 +91,44 @@ fn loss(graph: &Graph, params: &[Values], images: &[f64], labels: &[u32]) -> f64
                 let ((x, shape), (affine, _), (moments, _)) = (input(0), input(1), input(2));
                 let mode = graph.layers()[node.layer.expect("a layer").index()].setting.batch_norm.expect("a mode");
                 let c = shape.stored_c();
-                for channel in 0..shape.c() {
-                    let of = || x.iter().skip(channel).step_by(c);
-                    let count = shape.pixels() as f64;
-                    let (mean, var) = match mode.stats {
-                        Stats::Running => (moments[channel], moments[c + channel]),
-                        Stats::Batch => {
-                            let mean = of().sum::<f64>() / count;
-                            (mean, of().map(|v| (v - mean).powi(2)).sum::<f64>() / count)
+                let samples = match mode.domain {
+                    Domain::Batch | Domain::Accumulated => shape.n(),
+                    Domain::Ghost { samples } => samples,
+                };
+                let pixels = samples * shape.h() * shape.w();
+                for (x, z) in x.chunks(pixels * c).zip(z.chunks_mut(pixels * c)) {
+                    for channel in 0..shape.c() {
+                        let (gamma, beta) = (affine[channel], affine[c + channel]);
+                        let (mean, var) = (moments[channel], moments[c + channel]);
+                        let of = || x.iter().skip(channel).step_by(c);
+                        let batch_mean = of().sum::<f64>() / pixels as f64;
+                        let batch_var = of().map(|v| (v - batch_mean).powi(2)).sum::<f64>() / pixels as f64;
+                        let sigma = |var: f64| (var + f64::from(eps)).sqrt();
+                        let mix = |alpha: f32, a, b| (1.0 - f64::from(alpha)) * a + f64::from(alpha) * b;
+                        let mut normalise = |mean: f64, var: f64, [r, d]: [f64; 2]| {
+                            for at in (channel..x.len()).step_by(c) {
+                                z[at] = gamma * ((x[at] - mean) / sigma(var) * r + d) + beta;
+                            }
+                        };
+                        match mode.stats {
+                            Stats::Running => normalise(mean, var, [1.0, 0.0]),
+                            Stats::Batch => normalise(batch_mean, batch_var, [1.0, 0.0]),
+                            Stats::Blend { alpha } => {
+                                normalise(mix(alpha, mean, batch_mean), mix(alpha, var, batch_var), [1.0, 0.0]);
+                            }
+                            Stats::Renorm { r_max, d_max } => {
+                                let (r_max, d_max) = (f64::from(r_max), f64::from(d_max));
+                                let correction = match &mut given {
+                                    Some(given) => given.pop_front().expect("the same network"),
+                                    None => [
+                                        (sigma(batch_var) / sigma(var)).clamp(1.0 / r_max, r_max),
+                                        ((batch_mean - mean) / sigma(var)).clamp(-d_max, d_max),
+                                    ],
+                                };
+                                corrections.push_back(correction);
+                                normalise(batch_mean, batch_var, correction);
+                            }
                         }
-                    };
-                    let scale = affine[channel] / (var + f64::from(eps)).sqrt();
-                    for pixel in 0..shape.pixels() {
-                        let at = pixel * c + channel;
-                        z[at] = (x[at] - mean) * scale + affine[c + channel];
                     }
                 }
             }
@@ -126,7 +163,7 @@ fn loss(graph: &Graph, params: &[Values], images: &[f64], labels: &[u32]) -> f64
         let mean: f64 = row.iter().map(|v| log_sum - v).sum::<f64>() / CLASSES as f64;
         (1.0 - smoothing) * (log_sum - row[label as usize]) + smoothing * mean
     };
-    logits.chunks(8).zip(labels).map(row).sum::<f64>() / labels.len() as f64
+    (logits.chunks(8).zip(labels).map(row).sum::<f64>() / labels.len() as f64, corrections)
 }
 
 fn index(shape: Shape, n: usize, y: usize, x: usize, c: usize) -> usize {
@@ -201,7 +238,7 @@ fn check(policy: &str, rules: &[&str]) {
     let input = network.input_shape().expect("images");
     let mut images = vec![0.0; input.stored_len()];
     for_each(input, |_, at| images[at] = rng.range(-1.0, 1.0) as f32);
-    let labels = [4, 0, 2];
+    let labels = [4, 0, 2, 1];
 
     let mut executor = Executor::new(&plan);
     for (index, slot) in plan.slots.iter().enumerate() {
@@ -209,7 +246,7 @@ fn check(policy: &str, rules: &[&str]) {
         match slot.storage {
             Storage::Param(param) => memory[..params[param.index()].len()].copy_from_slice(&params[param.index()]),
             Storage::Images => memory.copy_from_slice(&images),
-            Storage::Labels => memory[..3].copy_from_slice(bytemuck::cast_slice(&labels)),
+            Storage::Labels => memory[..BATCH].copy_from_slice(bytemuck::cast_slice(&labels)),
             // Nothing may rest on scratch memory being zero.
             Storage::Scratch => memory.fill(f32::NAN),
             Storage::Step => {
@@ -226,7 +263,7 @@ fn check(policy: &str, rules: &[&str]) {
     let images = wide(&images);
     let rows = executor.slot(plan.output("rows").expect("rows"));
     let found = rows.chunks(4).take(BATCH).map(|r| f64::from(r[0])).sum::<f64>() / BATCH as f64;
-    let expected = loss(&network, &truth, &images, &labels);
+    let (expected, corrections) = loss(&network, &truth, &images, &labels, None);
     assert!((found - expected).abs() < 1e-5 * expected, "loss {found}, in f64 {expected}");
 
     let mut checked = 0;
@@ -243,7 +280,7 @@ fn check(policy: &str, rules: &[&str]) {
             let moved = |by: f64| {
                 let mut params = truth.clone();
                 params[index].iter_mut().zip(&direction).for_each(|(p, d)| *p += by * d);
-                loss(&network, &params, &images, &labels)
+                loss(&network, &params, &images, &labels, Some(&corrections)).0
             };
             let step = 1e-6;
             let slope = (moved(step) - moved(-step)) / (2.0 * step);
@@ -310,4 +347,27 @@ fn modes_mix_within_one_network() {
     check("full", &["name:a.* -> stats=running, update=off", "name:b.bn1 -> affine=beta"]);
     check("keras-guide", &["name:a.conv1 -> weights=frozen", "name:b.down -> weights=frozen"]);
     check("full", &["name:stem* -> stats=running, update=ema(0.8)"]);
+}
+
+#[test]
+fn ghost_batches_have_gradients_of_their_own() {
+    check("full-ghost", &["kind:bn -> domain=ghost(2)"]);
+    check("bn-only", &["kind:bn -> domain=ghost(1)"]);
+    check("full", &["kind:bn & name:a.* -> domain=ghost(2)", "name:b.down.bn -> stats=running, domain=ghost(1)"]);
+}
+
+#[test]
+fn gradients_pass_through_blended_statistics() {
+    check("bn-blend", &[]);
+    check("full", &["kind:bn -> stats=blend(0.3)"]);
+    check("full", &["kind:bn -> stats=blend(0.9), domain=ghost(2)", "name:stem.bn -> update=off"]);
+}
+
+#[test]
+fn gradients_pass_through_renormalised_statistics() {
+    // Bounds that no channel reaches, that some do, and that all do.
+    check("full-renorm", &["kind:bn -> stats=renorm(100,100)"]);
+    check("full-renorm", &["kind:bn -> stats=renorm(1.2,0.3)"]);
+    check("full-renorm", &["kind:bn -> stats=renorm(1,0)"]);
+    check("bn-only", &["kind:bn -> stats=renorm(1.5,0.5), domain=ghost(2)"]);
 }

@@ -61,10 +61,15 @@ impl Rng {
 
     /// Mean, variance and count of each channel.
     fn moments(&mut self, c: usize) -> Vec<f32> {
-        let mut rows = self.tensor(Shape::rows(1, c));
-        rows.extend(self.tensor_between(Shape::rows(1, c), 0.1, 2.0));
+        let mut rows = self.domains(c, 1);
         rows.extend(vec![3.0; pad4(c)]);
         rows
+    }
+
+    /// Mean and variance of each channel in each domain.
+    fn domains(&mut self, c: usize, domains: usize) -> Vec<f32> {
+        let row = Shape::rows(1, c);
+        (0..domains).flat_map(|_| [self.tensor(row), self.tensor_between(row, 0.1, 2.0)].concat()).collect()
     }
 
     /// A mask of `x`, with no bits in the padding.
@@ -266,61 +271,88 @@ fn relu_hands_nan_on() {
     Case::new("NaN", activation::forward(x, true, true), vec![values, untouched(4), untouched(1)], 0.0).check();
 }
 
+/// Every shape whole, and cut into an image a domain and into halves.
+fn cut(shapes: Vec<Shape>) -> impl Iterator<Item = (Shape, usize)> {
+    let cuts = |x: Shape| [(1, true), (x.n(), x.n() > 1), (2, x.n() == 4)].into_iter().filter(|(_, apt)| *apt);
+    shapes.into_iter().flat_map(move |x| cuts(x).map(move |(domains, _)| (x, domains)))
+}
+
 fn batch_norm() -> Vec<Case> {
     let rng = &mut Rng(2);
     let mut cases = vec![];
-    for x in shapes(rng) {
-        let moments = Shape::rows(2, x.c());
+    // More values a domain than the most chunks hold at their smallest, too.
+    let shapes = shapes(rng).into_iter().chain([Shape::nhwc(4, 5, 3, 6), Shape::nhwc(2, 91, 97, 3)]);
+    for (x, domains) in cut(shapes.collect()) {
+        let what = format!("{x} in {domains}");
+        let moments = Shape::rows(2 * domains, x.c());
         let offset = rng.between(-20.0, 20.0);
         let values = rng.tensor_between(x, offset - 1.0, offset + 1.0);
-        let partials = batch_norm_stats::partials_len(x);
+        let partials = batch_norm_stats::partials_len(x, domains);
         let merged = vec![values.clone(), untouched(partials)];
-        cases.push(Case::new(x, batch_norm_stats::partial(x), merged.clone(), 1e-5));
-        let partials = on_host(&batch_norm_stats::partial(x), merged).swap_remove(1);
+        let dispatch = batch_norm_stats::partial(x, domains);
+        cases.push(Case::new(&what, dispatch.clone(), merged.clone(), 1e-5));
+        let partials = on_host(&dispatch, merged).swap_remove(1);
         let buffers = vec![partials, untouched(moments.stored_len())];
-        cases.push(Case::new(x, batch_norm_stats::merge(x), buffers, 1e-5).padded("moments", moments));
+        cases.push(Case::new(&what, batch_norm_stats::merge(x, domains), buffers, 1e-5).padded("moments", moments));
 
         let words = x.pixels().div_ceil(TILE) * x.stored_c() / 4;
         for (relu, residual, mask) in [(false, false, false), (true, false, true), (true, true, true)] {
             let buffers = vec![
                 rng.tensor(x),
-                rng.moments(x.c()),
+                rng.domains(x.c(), domains),
                 rng.tensor(Shape::rows(2, x.c())),
                 when(residual, || rng.tensor(x)),
                 untouched(x.stored_len()),
                 when(mask, || untouched(words)),
             ];
-            let what = format!("{x}, relu {relu}, residual {residual}, mask {mask}");
-            let dispatch = batch_norm_apply::forward(x, EPS, relu, residual, mask);
+            let what = format!("{what}, relu {relu}, residual {residual}, mask {mask}");
+            let dispatch = batch_norm_apply::forward(x, domains, EPS, relu, residual, mask);
             cases.push(Case::new(what, dispatch, buffers, 2e-6).padded("z", x));
         }
 
         for mask in [false, true] {
-            let what = format!("{x}, mask {mask}");
-            let (dz, values, moments) = (rng.tensor(x), rng.tensor(x), rng.moments(x.c()));
+            let what = format!("{what}, mask {mask}");
+            let (dz, values, own) = (rng.tensor(x), rng.tensor(x), rng.domains(x.c(), domains));
             let affine = rng.tensor(Shape::rows(2, x.c()));
-            let sums = rng.tensor(Shape::rows(2, x.c()));
+            let sums = rng.tensor(moments);
             let bits = when(mask, || rng.mask(x));
-            let (len, count) = (batch_norm_grad::reduce_partials_len(x), batch_norm_grad::reduce_partials_count(x));
-            let dispatch = batch_norm_grad::reduce(x, EPS, mask);
+            let len = batch_norm_grad::reduce_partials_len(x, domains);
+            let count = batch_norm_grad::reduce_partials_count(x, domains);
+            let dispatch = batch_norm_grad::reduce(x, domains, EPS, mask);
             let partials = untouched(len * count);
-            let buffers = vec![dz.clone(), values.clone(), moments.clone(), bits.clone(), partials];
-            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("partials", Shape::rows(2 * count, x.c())));
+            let buffers = vec![dz.clone(), values.clone(), own.clone(), bits.clone(), partials];
+            let rows = Shape::rows(2 * domains * count, x.c());
+            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("partials", rows));
 
             let dx = untouched(x.stored_len());
             let dispatch = batch_norm_grad::running(x, EPS, mask);
-            let buffers = vec![dz.clone(), moments.clone(), affine.clone(), bits.clone(), dx.clone()];
+            let buffers = vec![dz.clone(), own.clone(), affine.clone(), bits.clone(), dx.clone()];
             cases.push(Case::new(&what, dispatch, buffers, 2e-6).padded("dx", x));
-            let dispatch = batch_norm_grad::batch(x, EPS, mask);
-            let buffers = vec![dz, values, moments, affine, sums, bits, dx];
+            let dispatch = batch_norm_grad::batch(x, domains, EPS, mask);
+            let buffers = vec![dz, values, own, affine, sums, bits, dx];
             cases.push(Case::new(&what, dispatch, buffers, 5e-6).padded("dx", x));
         }
 
-        for (keep, unbiased, window) in
-            [(Some(0.9), true, 1), (Some(0.99), false, 3), (None, true, 2), (None, false, 1)]
+        let c = x.c();
+        let (batch, running) = (rng.domains(c, domains), rng.moments(c));
+        // Bounds that some channels reach and others do not.
+        for (corrected, grad) in [
+            (batch_norm_blend::forward(c, domains, 0.3), batch_norm_blend::grad(c, domains, EPS, 0.3)),
+            (batch_norm_renorm::forward(c, domains, EPS, 1.5, 0.5), batch_norm_renorm::grad(c, domains, EPS)),
+            (batch_norm_renorm::forward(c, domains, EPS, 1.0, 0.0), batch_norm_renorm::grad(c, domains, EPS)),
+        ] {
+            let what = format!("{c} channels in {domains}");
+            let forward = vec![batch.clone(), running.clone(), untouched(moments.stored_len())];
+            let used = on_host(&corrected, forward.clone()).swap_remove(2);
+            cases.push(Case::new(&what, corrected, forward, 2e-6).padded("moments", moments));
+            let buffers = vec![rng.tensor(moments), batch.clone(), used, untouched(moments.stored_len())];
+            cases.push(Case::new(&what, grad, buffers, 5e-6).padded("through", moments));
+        }
+
+        for (keep, unbiased, parts) in [(Some(0.9), true, 1), (Some(0.99), false, 3), (None, true, 2), (None, false, 1)]
         {
-            let what = format!("{} channels, keep {keep:?}, unbiased {unbiased}, window {window}", x.c());
-            let dispatch = batch_norm_update::update(x.c(), keep, unbiased, x.pixels(), window);
+            let what = format!("{} channels, keep {keep:?}, unbiased {unbiased}, parts {parts}", x.c());
+            let dispatch = batch_norm_update::update(x.c(), keep, unbiased, x.pixels(), parts);
             let running = Shape::rows(2, x.c());
             let buffers = vec![rng.tensor(running), rng.moments(x.c())];
             cases.push(Case::new(what, dispatch, buffers, 2e-6).padded("running", running));
@@ -341,9 +373,9 @@ fn batch_statistics_keep_their_digits_far_from_zero() {
     let rng = &mut Rng(3);
     let values = rng.tensor_between(x, 999.9, 1000.1);
     let device = &devices()[1];
-    let partials = vec![values.clone(), untouched(batch_norm_stats::partials_len(x))];
-    let partials = on(device, &batch_norm_stats::partial(x), partials).swap_remove(1);
-    let moments = on(device, &batch_norm_stats::merge(x), vec![partials, untouched(8)]).swap_remove(1);
+    let partials = vec![values.clone(), untouched(batch_norm_stats::partials_len(x, 1))];
+    let partials = on(device, &batch_norm_stats::partial(x, 1), partials).swap_remove(1);
+    let moments = on(device, &batch_norm_stats::merge(x, 1), vec![partials, untouched(8)]).swap_remove(1);
     for c in 0..3 {
         let channel: Vec<f64> = values.iter().skip(c).step_by(4).map(|v| f64::from(*v)).collect();
         let count = channel.len() as f64;
@@ -748,45 +780,104 @@ fn host(dispatch: Dispatch, buffers: Vec<Vec<f32>>, result: usize) -> Vec<f32> {
     on_host(&dispatch, buffers).swap_remove(result)
 }
 
-fn batch_moments(x: Shape, values: &[f32]) -> Vec<f32> {
-    let partials = vec![0.0; batch_norm_stats::partials_len(x)];
-    let partials = host(batch_norm_stats::partial(x), vec![values.to_vec(), partials], 1);
-    host(batch_norm_stats::merge(x), vec![partials, vec![0.0; 2 * x.stored_c()]], 1)
+fn batch_moments(x: Shape, domains: usize, values: &[f32]) -> Vec<f32> {
+    let partials = vec![0.0; batch_norm_stats::partials_len(x, domains)];
+    let partials = host(batch_norm_stats::partial(x, domains), vec![values.to_vec(), partials], 1);
+    host(batch_norm_stats::merge(x, domains), vec![partials, vec![0.0; domains * 2 * x.stored_c()]], 1)
 }
 
 fn normalised(x: Shape, values: &[f32], moments: &[f32], affine: &[f32]) -> Vec<f32> {
-    let (values, moments, affine) = (values.to_vec(), moments.to_vec(), affine.to_vec());
-    let buffers = vec![values, moments, affine, unused(), vec![0.0; x.stored_len()], unused()];
-    host(batch_norm_apply::forward(x, EPS, false, false, false), buffers, 4)
+    let (values, domains) = (values.to_vec(), moments.len() / x.stored_c() / 2);
+    let buffers = vec![values, moments.to_vec(), affine.to_vec(), unused(), vec![0.0; x.stored_len()], unused()];
+    host(batch_norm_apply::forward(x, domains, EPS, false, false, false), buffers, 4)
+}
+
+/// What normalises, for [`batch_norm_gradients_are_slopes`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Moments {
+    Running,
+    Batch,
+    Blend,
+    Renorm,
 }
 
 #[test]
 fn batch_norm_gradients_are_slopes() {
     let rng = &mut Rng(13);
     let x = Shape::nhwc(3, 5, 7, 6);
-    let (values, dz) = (rng.tensor(x), rng.tensor(x));
+    let values = rng.tensor(x);
+    // Neither Σg nor Σ g·x̂ is small, or what passes through the moments would drown.
+    let dz: Vec<f32> = rng.tensor_between(x, -0.5, 1.5).iter().zip(&values).map(|(g, x)| g + x).collect();
     let affine = rng.tensor(Shape::rows(2, x.c()));
-    for batch in [true, false] {
-        let given = rng.moments(x.c());
-        let moments = |values: &[f32]| if batch { batch_moments(x, values) } else { given.clone() };
+    for (kind, domains) in [
+        (Moments::Running, 1),
+        (Moments::Batch, 1),
+        (Moments::Batch, 3),
+        (Moments::Blend, 1),
+        (Moments::Blend, 3),
+        (Moments::Renorm, 1),
+        (Moments::Renorm, 3),
+    ] {
+        let c = x.c();
+        let rows = Shape::rows(2 * domains, c);
+        let given = rng.moments(c);
+        let batch = batch_moments(x, domains, &values);
+        let corrected = |dispatch, batch: Vec<f32>| {
+            let buffers = vec![batch, given.clone(), vec![0.0; rows.stored_len()]];
+            host(dispatch, buffers, 2)
+        };
+        let renormalised = corrected(batch_norm_renorm::forward(c, domains, EPS, 1.2, 0.1), batch.clone());
+        let moments = |values: &[f32]| match kind {
+            Moments::Running => given.clone(),
+            Moments::Batch => batch_moments(x, domains, values),
+            Moments::Blend => corrected(batch_norm_blend::forward(c, domains, 0.6), batch_moments(x, domains, values)),
+            // r and d stay what they are at the unmoved values: μ = μ_B − dσ and σ = σ_B/r.
+            Moments::Renorm => {
+                let mut moved = batch_moments(x, domains, values);
+                let (stored, sigma) = (x.stored_c(), |v: f32| (v + EPS).sqrt());
+                for domain in 0..domains {
+                    for c in 0..stored {
+                        let (mean, var) = (domain * 2 * stored + c, (domain * 2 + 1) * stored + c);
+                        let inverse_r = sigma(renormalised[var]) / sigma(batch[var]);
+                        let d = (batch[mean] - renormalised[mean]) / sigma(renormalised[var]);
+                        let s = sigma(moved[var]) * inverse_r;
+                        (moved[mean], moved[var]) = (moved[mean] - d * s, s * s - EPS);
+                    }
+                }
+                moved
+            }
+        };
         let own = moments(&values);
-        let (len, count) = (batch_norm_grad::reduce_partials_len(x), batch_norm_grad::reduce_partials_count(x));
+        let len = batch_norm_grad::reduce_partials_len(x, domains);
+        let count = batch_norm_grad::reduce_partials_count(x, domains);
         let buffers = vec![dz.clone(), values.clone(), own.clone(), unused(), vec![0.0; len * count]];
-        let partials = host(batch_norm_grad::reduce(x, EPS, false), buffers, 4);
+        let partials = host(batch_norm_grad::reduce(x, domains, EPS, false), buffers, 4);
         let sums = host(sum_partials::forward(len, count), vec![partials, vec![0.0; len]], 1);
-        assert_gradient(rng, Shape::rows(2, x.c()), &affine, &sums, |affine| {
-            dot(&dz, &normalised(x, &values, &own, affine))
+        let total = host(sum_partials::forward(len / domains, domains), vec![sums.clone(), vec![0.0; len]], 1);
+        assert_gradient(rng, Shape::rows(2, c), &affine, &total, |affine| {
+            dot(&dz, &normalised(x, &values, &own[..rows.stored_len()], affine))
         });
 
+        let through = |dispatch| host(dispatch, vec![sums.clone(), batch.clone(), own.clone(), vec![0.0; len]], 3);
         let dx = vec![0.0; x.stored_len()];
-        let dx = if batch {
-            let buffers = vec![dz.clone(), values.clone(), own, affine.clone(), sums, unused(), dx];
-            host(batch_norm_grad::batch(x, EPS, false), buffers, 6)
-        } else {
-            let buffers = vec![dz.clone(), own, affine.clone(), unused(), dx];
-            host(batch_norm_grad::running(x, EPS, false), buffers, 4)
+        let dx = match kind {
+            Moments::Running => {
+                let buffers = vec![dz.clone(), own, affine.clone(), unused(), dx];
+                host(batch_norm_grad::running(x, EPS, false), buffers, 4)
+            }
+            Moments::Batch | Moments::Blend | Moments::Renorm => {
+                let sums = match kind {
+                    Moments::Blend => through(batch_norm_blend::grad(c, domains, EPS, 0.6)),
+                    Moments::Renorm => through(batch_norm_renorm::grad(c, domains, EPS)),
+                    Moments::Batch | Moments::Running => sums,
+                };
+                let buffers = vec![dz.clone(), values.clone(), own, affine.clone(), sums, unused(), dx];
+                host(batch_norm_grad::batch(x, domains, EPS, false), buffers, 6)
+            }
         };
-        assert_gradient(rng, x, &values, &dx, |values| dot(&dz, &normalised(x, values, &moments(values), &affine)));
+        assert_gradient(rng, x, &values, &dx, |values| {
+            dot(&dz, &normalised(x, values, &moments(values)[..rows.stored_len()], &affine))
+        });
     }
 }
 

@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("data", &["rng", "tensor"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),
-    ("report", &["compile", "graph", "kernels", "plan", "policy", "train", "weights"]),
+    ("report", &["compile", "graph", "kernels", "plan", "policy", "tensor", "train", "weights"]),
     ("lab", &["compile", "data", "gpu", "graph", "kernels", "plan", "policy", "report", "tensor", "train", "weights"]),
 ];
 

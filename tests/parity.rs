@@ -1,5 +1,5 @@
-//! Training agrees with PyTorch: no result is further from PyTorch's f64 than five times its own f32 is, over a floor. So
-//! do the statistics that forward passes estimate, to 1e-5.
+//! Training agrees with PyTorch: no result is further from PyTorch's f64 than five times its own f32 is, over a floor.
+//! So do the statistics that forward passes estimate, to 1e-5.
 //! `tests/golden/README.md` says how the goldens are made and what is compared.
 
 #[path = "common/golden.rs"]

@@ -12,7 +12,10 @@ fn options() -> Options {
 
 fn resolved(model: &str, policy: &str, rules: &[&str]) -> Graph {
     let network = models::build(model, 4, (32, 32), 10).expect("a model");
-    let policy = Policy::recipe(policy).expect("a recipe").with_rules(rules).expect("rules");
+    // Ghost batches that a batch of four has two of.
+    let ghosts: &[&str] = if policy == "full-ghost" { &["kind:bn -> domain=ghost(2)"] } else { &[] };
+    let policy = Policy::recipe(policy).and_then(|policy| policy.with_rules(ghosts)).expect("a recipe");
+    let policy = policy.with_rules(rules).expect("rules");
     resolve(&policy, network).expect("a policy").graph
 }
 
@@ -50,8 +53,9 @@ fn inference_is_convolutions_and_pools() {
     assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(c) if c.bias)), 21);
     assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(c) if c.residual)), 8);
     assert_eq!(count(&graph, |op| matches!(op, Op::Conv2d(c) if c.act == Act::Relu)), 17);
-    let left =
-        |op: &Op| matches!(op, Op::BatchNormApply(_) | Op::BatchNormStats | Op::Add { .. } | Op::Activation { .. });
+    let left = |op: &Op| {
+        matches!(op, Op::BatchNormApply(_) | Op::BatchNormStats { .. } | Op::Add { .. } | Op::Activation { .. })
+    };
     assert_eq!(count(&graph, left), 0);
     // Folding happens once, not every pass.
     assert_eq!(folds(&graph), [Phase::Once; 20]);
@@ -72,7 +76,8 @@ fn an_observation_reads_moments_and_moves_nothing() {
         assert_eq!(outputs[2..], moments);
         // What normalises is the moments that are read out, or the parameter.
         let normalised_by_batch = graph.nodes().filter(|(_, node)| {
-            matches!(node.op, Op::BatchNormApply(_)) && graph.node(node.inputs[1]).op == Op::BatchNormStats
+            matches!(node.op, Op::BatchNormApply(_))
+                && matches!(graph.node(node.inputs[1]).op, Op::BatchNormStats { .. })
         });
         assert_eq!(normalised_by_batch.count(), if by == Stats::Batch { 20 } else { 0 });
     }
@@ -120,7 +125,7 @@ fn running_statistics_under_a_training_convolution_need_no_batch_norm_kernel() {
 #[test]
 fn batch_statistics_cost_what_they_must() {
     let graph = training("bn-only", &[]);
-    assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormStats)), 20);
+    assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormStats { domains: 1 })), 20);
     assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormUpdate { .. })), 20);
     assert_eq!(count(&graph, |op| matches!(op, Op::BatchNormGradReduce { .. })), 20);
     // The first batch norm has nothing trainable behind it.
@@ -129,6 +134,37 @@ fn batch_statistics_cost_what_they_must() {
     let moving = training("head-adapt", &[]);
     assert_eq!(layers(&moving, Phase::Backward), ["fc"]);
     assert_eq!(count(&moving, |op| matches!(op, Op::BatchNormUpdate { .. })), 20);
+}
+
+#[test]
+fn blended_and_renormalised_statistics_add_a_little_to_those_of_the_batch() {
+    let more = |policy: &str, rules: &[&str], wanted: fn(&Op) -> bool| {
+        let graph = training(policy, rules);
+        let count = |wanted: fn(&Op) -> bool| self::count(&graph, wanted);
+        assert_eq!(count(|op| matches!(op, Op::BatchNormStats { .. })), 20);
+        assert_eq!(count(|op| matches!(op, Op::BatchNormUpdate { .. })), 20);
+        count(wanted)
+    };
+    assert_eq!(more("bn-blend", &[], |op| matches!(op, Op::BatchNormBlend { .. })), 20);
+    // The first batch norm has nothing trainable behind it.
+    assert_eq!(more("bn-blend", &[], |op| matches!(op, Op::BatchNormGradBlend { .. })), 19);
+    assert_eq!(more("full-renorm", &[], |op| matches!(op, Op::BatchNormRenorm { .. })), 20);
+    assert_eq!(more("full-renorm", &[], |op| matches!(op, Op::BatchNormGradRenorm { .. })), 20);
+    // One sum for gamma and beta, one for the running moments.
+    assert_eq!(more("full-ghost", &[], |op| matches!(op, Op::DomainSum)), 40);
+    assert_eq!(more("full-ghost", &[], |op| matches!(op, Op::BatchNormStats { domains: 2 })), 20);
+    // One ghost batch that fills the batch is the batch.
+    let whole = training("full-ghost", &["kind:bn -> domain=ghost(4)"]);
+    assert_eq!(whole.to_string(), training("full", &[]).to_string());
+}
+
+#[test]
+fn ghost_batches_cannot_be_cut_from_any_batch() {
+    let network = resolved("resnet_tiny", "full-ghost", &[]).with_batch(5).expect("a batch");
+    let error = compile::training(network.clone(), &options()).expect_err("five is odd").to_string();
+    assert!(error.starts_with("the pass `fold` failed at bn1"), "{error}");
+    // Inference has no such batches.
+    compile::inference(network, true).expect("inference");
 }
 
 #[test]
@@ -155,9 +191,11 @@ fn accumulation_commits_once_a_window() {
     let sums = count(&graph, |op| matches!(op, Op::Accumulate));
     // 20 weights, 20 affine pairs, the head's weight and bias; 20 moments.
     assert_eq!(sums, 62);
+    let ghosts = compile::training(resolved("resnet18", "full-ghost", &[]), &two).expect("a step");
+    assert_eq!(count(&ghosts, |op| matches!(op, Op::Accumulate)), 62);
     // What the update reads outlives a micro-batch: parameters and state only.
-    for (_, node) in graph.nodes().filter(|(_, n)| n.phase == Phase::Update) {
-        for &input in &node.inputs {
+    for (graph, (_, node)) in [&graph, &ghosts].into_iter().flat_map(|g| g.nodes().map(move |node| (g, node))) {
+        for &input in node.inputs.iter().filter(|_| node.phase == Phase::Update) {
             let op = graph.node(input).op;
             assert!(op.is_source() || op == Op::Accumulate, "{} reads {}", node.op.name(), op.name());
         }

@@ -1,7 +1,9 @@
 //! Rules, selectors and recipes, from their text to the setting of each layer.
 
 use proptest::prelude::*;
-use thawline::graph::{Affine, BatchNormMode, Builder, Graph, Layer, LayerKind, Stats, StatsUpdate, Variance, Window};
+use thawline::graph::{
+    Affine, BatchNormMode, Builder, Domain, Graph, Layer, LayerKind, Stats, StatsUpdate, Variance, Window,
+};
 use thawline::models;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved, Rule, Warning, describe};
 
@@ -31,6 +33,7 @@ fn count(resolved: &Resolved, holds: impl Fn(&Layer) -> bool) -> usize {
 #[test]
 fn recipes_set_every_layer() {
     let ema = StatsUpdate::Ema { keep: 0.9 };
+    let renorm = Stats::Renorm { r_max: 3.0, d_max: 5.0 };
     let expected = [
         ("full", true, Stats::Batch, ema, Affine::Both),
         ("full-frozen-bn", true, Stats::Running, StatsUpdate::Off, Affine::None),
@@ -42,12 +45,21 @@ fn recipes_set_every_layer() {
         // At the beginning.
         ("full-then-frozen-bn", true, Stats::Batch, ema, Affine::Both),
         ("head-then-full", false, Stats::Running, StatsUpdate::Off, Affine::None),
+        ("full-renorm", true, renorm, ema, Affine::Both),
+        ("full-ghost", true, Stats::Batch, ema, Affine::Both),
+        ("full-accumulated", true, Stats::Batch, ema, Affine::Both),
+        ("bn-blend", false, Stats::Blend { alpha: 0.5 }, ema, Affine::Both),
     ];
     assert_eq!(RECIPES.iter().map(|r| r.name).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
     for (model, convs, batch_norms) in [("resnet18", 20, 20), ("resnet_tiny", 15, 15)] {
         for (recipe, convs_train, stats, update, affine) in expected {
             let resolved = policy::resolve(&Policy::load(recipe).unwrap(), network(model)).unwrap();
-            let mode = BatchNormMode { stats, update, affine, var: Variance::Unbiased };
+            let domain = match recipe {
+                "full-ghost" => Domain::Ghost { samples: 8 },
+                "full-accumulated" => Domain::Accumulated,
+                _ => Domain::Batch,
+            };
+            let mode = BatchNormMode { stats, update, affine, var: Variance::Unbiased, domain };
             let trains = |kind| count(&resolved, |l| l.kind == kind && l.setting.weights);
             assert_eq!(trains(LayerKind::Linear), 1, "{model} {recipe}");
             assert_eq!(trains(LayerKind::Conv), if convs_train { convs } else { 0 }, "{model} {recipe}");
@@ -174,7 +186,7 @@ fn resolving_forgets_an_earlier_policy() {
 #[test]
 fn malformed_rules_are_explained() {
     let write = "write kind:…, last:…, name:…, index:…, from:…";
-    let axes = "the axes are weights, lr, stats, update, affine, var";
+    let axes = "the axes are weights, lr, stats, update, affine, var, domain";
     let cases = [
         ("kind:bn", "there is no `->`; write SELECTOR -> axis=value, axis=value".to_owned()),
         ("-> lr=1", format!("a selector is missing; {write}")),
@@ -204,7 +216,6 @@ fn malformed_rules_are_explained() {
         ("kind:bn -> frozen", format!("`frozen` has no `=`; write axis=value, where {axes}")),
         ("kind:bn -> stat=batch", format!("unknown axis `stat` in `stat=batch` (did you mean `stats`?); {axes}")),
         ("kind:bn -> weights=yes", "`weights=yes`: weights is train or frozen, not `yes`".into()),
-        ("kind:bn -> stats=ema", "`stats=ema`: stats is running or batch, not `ema`".into()),
         ("kind:bn -> affine=all", "`affine=all`: affine is none, gamma, beta or both, not `all`".into()),
         ("kind:bn -> var=none", "`var=none`: var is biased or unbiased, not `none`".into()),
         ("kind:bn -> lr=-1", "`lr=-1`: lr is a multiplier, a number of at least 0, not `-1`".into()),
@@ -215,6 +226,32 @@ fn malformed_rules_are_explained() {
     for (text, reason) in cases {
         let error = text.parse::<Rule>().unwrap_err().to_string();
         assert_eq!(error, format!("rule `{text}`: {reason}"));
+    }
+    for value in [
+        "ema",
+        "blend",
+        "blend(0)",
+        "blend(1)",
+        "blend(NaN)",
+        "blend(0.5",
+        "blend(0.2,0.3)",
+        "renorm",
+        "renorm(3)",
+        "renorm(0.9,5)",
+        "renorm(3,-1)",
+        "renorm(inf,5)",
+        "renorm(3,NaN)",
+        "renorm(3,5,7)",
+    ] {
+        let error = format!("kind:bn -> stats={value}").parse::<Rule>().unwrap_err().to_string();
+        let accepted = "stats is running, batch, blend(<alpha>) with 0 < alpha < 1, or renorm(<rmax>,<dmax>) with rmax \
+                        ≥ 1 and dmax ≥ 0";
+        assert_eq!(error, format!("rule `kind:bn -> stats={value}`: `stats={value}`: {accepted}, not `{value}`"));
+    }
+    for value in ["ghost", "ghost(0)", "ghost(-2)", "ghost(1.5)", "ghost()", "ghost(99999999999999999999)", "all"] {
+        let error = format!("kind:bn -> domain={value}").parse::<Rule>().unwrap_err().to_string();
+        let accepted = "domain is batch, ghost(<k>) with k samples, at least 1, or accumulated";
+        assert_eq!(error, format!("rule `kind:bn -> domain={value}`: `domain={value}`: {accepted}, not `{value}`"));
     }
     for value in ["ema", "ema(1)", "ema(-0.1)", "ema(x)", "ema(0.9", "ema()", "ema(NaN)", "ema(0.9, 0.1)", "EMA(0.9)"] {
         let error = format!("kind:bn -> update={value}").parse::<Rule>().unwrap_err().to_string();
@@ -284,6 +321,50 @@ fn batch_statistics_that_nothing_follows_are_refused() {
          train on them"
     );
     assert!(resolve(&["kind:bn -> stats=batch", "kind:bn -> update=ema(0.9)"]).is_ok());
+    let error = resolve(&["kind:bn & from:layer4.1 -> stats=renorm( 3, 5 )"]).unwrap_err().to_string();
+    assert!(error.starts_with("layer4.1.bn1, layer4.1.bn2: stats=renorm(3,5) with update=off would train"), "{error}");
+    assert!(resolve(&["kind:bn -> stats=renorm(3,5), update=cumulative"]).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn a_blend_with_an_anchor_that_stays_draws_a_warning() {
+    let warnings = |rule: &str| resolve(&[rule]).unwrap().warnings.iter().map(Warning::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        warnings("name:layer4.1.bn1 -> stats=blend(0.3)"),
+        ["layer4.1.bn1: stats=blend with update=off trains on statistics that inference, which goes by the running \
+          ones alone, does not see; update=ema(0.9) lets those follow"]
+    );
+    assert!(warnings("name:layer4.1.bn1 -> stats=blend(0.3), update=ema(0.9)").is_empty());
+}
+
+#[test]
+fn ghost_batches_must_fill_the_batch_and_take_statistics() {
+    let rule = "kind:bn & from:layer4 -> stats=batch, update=ema(0.9), domain=ghost(3)";
+    assert_eq!(
+        resolve(&[rule]).unwrap_err().to_string(),
+        "layer4.0.bn1, layer4.0.bn2, layer4.0.downsample.1, layer4.1.bn1 and 1 more: domain=ghost(3) cuts a batch into \
+         runs of 3 samples, but this one has 8; choose a batch that is a multiple of 3, or another k for \
+         domain=ghost(k)"
+    );
+    // A ghost batch larger than the batch does not fill it either; one as large does.
+    assert!(resolve(&["kind:bn -> update=cumulative, domain=ghost(16)"]).is_err());
+    let whole = resolve(&["kind:bn -> update=cumulative, domain=ghost(8)"]).unwrap();
+    assert_eq!(setting(&whole, "bn1"), "stats=running, update=cumulative, affine=none, var=unbiased, domain=ghost(8)");
+    assert_eq!(whole.warnings, []);
+
+    // 2×2 pixels of layer4: what is few or single is counted in the ghost batch.
+    let few = resolve(&["kind:bn & from:layer4 -> stats=batch, update=ema(0.9), domain=ghost(2)"]).unwrap();
+    assert!(matches!(&few.warnings[..], [Warning::FewValues { layers, values: 8 }] if layers.len() == 5));
+    let network = models::build("resnet18", 8, (32, 32), 10).unwrap();
+    let single = rules(&["name:layer4.1.bn2 -> update=cumulative, domain=ghost(1)"]);
+    let error = policy::resolve(&single, network).unwrap_err();
+    assert!(matches!(error, PolicyError::SingleValue { layers } if layers == "layer4.1.bn2"));
+
+    let idle = resolve(&["name:bn1 -> domain=ghost(3)"]).unwrap();
+    assert_eq!(
+        idle.warnings.iter().map(Warning::to_string).collect::<Vec<_>>(),
+        ["bn1: the domain changes nothing under stats=running with update=off, which takes no statistics of a batch"]
+    );
 }
 
 #[test]
@@ -292,8 +373,8 @@ fn statistics_need_values() {
         policy::resolve(&rules(&[rule]), models::build("resnet18", batch, (side, side), 10).unwrap())
     };
     let message = "layer4.0.bn1, layer4.0.bn2, layer4.0.downsample.1, layer4.1.bn1 and 1 more: the statistics of a \
-                   batch would be taken over a single value a channel, whose variance is nothing; raise the batch or \
-                   the image size, or set stats=running, update=off there";
+                   batch would be taken over a single value a channel, whose variance is nothing; raise the batch (k \
+                   under domain=ghost(k)) or the image size, or set stats=running, update=off there";
     // Either axis needs the batch's moments.
     for rule in ["kind:bn -> stats=batch, update=cumulative", "kind:bn -> update=ema(0.9)"] {
         assert_eq!(at(1, 32, rule).unwrap_err().to_string(), message);
@@ -309,7 +390,7 @@ fn statistics_need_values() {
     assert_eq!(
         at(15, 32, "name:layer4.1.bn2 -> update=cumulative").unwrap().warnings[0].to_string(),
         "layer4.1.bn2: the statistics of a batch are taken over as few as 15 values a channel (images × height × \
-         width; 16 or more are advised); a larger batch or image makes them less noisy"
+         width; 16 or more are advised); a larger batch (k under domain=ghost(k)) or image makes them less noisy"
     );
 }
 
@@ -397,7 +478,8 @@ fn unknown_recipes_list_the_known() {
     assert_eq!(
         Policy::load("bn-onyl").unwrap_err().to_string(),
         "unknown policy `bn-onyl` (did you mean `bn-only`?); it is one of full, full-frozen-bn, keras-guide, head, \
-         bn-only, bn-affine, head-adapt, full-then-frozen-bn, head-then-full, or a file whose name ends in .toml"
+         bn-only, bn-affine, head-adapt, full-then-frozen-bn, head-then-full, full-renorm, full-ghost, full-accumulated, \
+         bn-blend, or a file whose name ends in .toml"
     );
 }
 
@@ -486,16 +568,24 @@ fn assignments() -> impl Strategy<Value = String> {
         Just("cumulative".to_owned()),
         (0.0f32..1.0).prop_map(|keep| format!("ema({keep})")),
     ];
+    let stats = prop_oneof![
+        Just("running".to_owned()),
+        Just("batch".to_owned()),
+        (f32::MIN_POSITIVE..1.0).prop_map(|alpha| format!("blend({alpha})")),
+        (1.0f32..1e9, 0.0f32..1e9).prop_map(|(r, d)| format!("renorm({r},{d})")),
+    ];
+    let domain = prop_oneof![Just("batch".to_owned()), (1usize..=usize::MAX).prop_map(|k| format!("ghost({k})"))];
     let one_of = |values: &'static [&'static str]| prop::option::of(prop::sample::select(values));
     (
         one_of(&["train", "frozen"]),
         prop::option::of(0.0f32..1e9),
-        one_of(&["running", "batch"]),
+        prop::option::of(stats),
         prop::option::of(update),
         one_of(&["none", "gamma", "beta", "both"]),
         one_of(&["biased", "unbiased"]),
+        prop::option::of(domain),
     )
-        .prop_filter_map("a rule sets something", |(weights, lr, stats, update, affine, var)| {
+        .prop_filter_map("a rule sets something", |(weights, lr, stats, update, affine, var, domain)| {
             let set = [
                 weights.map(|v| format!("weights={v}")),
                 lr.map(|v| format!("lr={v}")),
@@ -503,6 +593,7 @@ fn assignments() -> impl Strategy<Value = String> {
                 update.map(|v| format!("update={v}")),
                 affine.map(|v| format!("affine={v}")),
                 var.map(|v| format!("var={v}")),
+                domain.map(|v| format!("domain={v}")),
             ];
             let set: Vec<String> = set.into_iter().flatten().collect();
             (!set.is_empty()).then(|| set.join(", "))

@@ -51,7 +51,9 @@ fn input() -> Input {
 }
 
 fn policy(name: &str, sets: &[&str]) -> Policy {
-    Policy::recipe(name).and_then(|policy| policy.with_rules(sets)).expect("the policy")
+    // Ghost batches that a small batch has several of.
+    let ghosts: &[&str] = if name == "full-ghost" { &["kind:bn -> domain=ghost(2)"] } else { &[] };
+    Policy::recipe(name).and_then(|policy| policy.with_rules(&[ghosts, sets].concat())).expect("the policy")
 }
 
 fn network(policy: &Policy, batch: usize) -> Graph {
@@ -182,6 +184,7 @@ fn frozen_is_frozen() {
     let mixed: &[&[&str]] = &[
         &["from:layer3 -> weights=train"],
         &["kind:bn & from:layer2 -> affine=gamma", "name:layer1.0.conv1 -> weights=train"],
+        &["kind:bn -> stats=blend(0.3), domain=ghost(2)", "name:layer2.* & kind:bn -> affine=gamma"],
         &[
             "kind:bn -> stats=batch, update=cumulative, affine=beta",
             "name:bn1 -> stats=running, update=off, affine=none",
@@ -219,8 +222,86 @@ fn bits(data: &TensorData) -> Vec<u64> {
 }
 
 #[test]
+fn every_recipe_gives_the_same_bits_twice() {
+    for recipe in RECIPES {
+        let network = network(&policy(recipe.name, &[]), BATCH);
+        let start = tensors(&network);
+        let trained = || {
+            let options = options(Optimizer::Sgd(MOMENTUM), 1);
+            let mut session = Session::new(&device(), network.clone(), &start, input(), options).expect("a session");
+            for step in 0..2 {
+                let (pixels, labels) = batch(step, BATCH);
+                session.step(Images::Bytes(&pixels), &labels, 0.01).expect("a step");
+            }
+            weights::to_state(&network, &session.parameters().expect("the parameters")).tensors
+        };
+        for ((name, first), (_, second)) in trained().iter().zip(&trained()) {
+            assert_eq!(bits(&first.data), bits(&second.data), "{}: {name}", recipe.name);
+        }
+    }
+}
+
+#[test]
+fn accumulated_statistics_are_those_of_one_batch() {
+    const PARTS: usize = 3;
+    let (pixels, labels) = batch(7, PARTS * BATCH);
+    let start = tensors(&network(&policy("full", &[]), BATCH));
+    // Two steps, so that the running moments and the optimiser's state count, too.
+    let train = |policy: &Policy, batch: usize, accumulate: usize| {
+        let options = options(Optimizer::AdamW(ADAMW), accumulate);
+        let mut session = Session::new(&device(), network(policy, batch), &start, input(), options).expect("a session");
+        let (mut losses, bytes) = (Vec::new(), batch * SIZE * SIZE * 4);
+        for _ in 0..2 {
+            for (pixels, labels) in pixels.chunks_exact(bytes).zip(labels.chunks_exact(batch)) {
+                session.submit(Images::Bytes(pixels), labels, 1e-3).expect("a batch");
+            }
+        }
+        let steps = 2 * labels.len() / batch / accumulate;
+        assert_eq!(session.steps(), steps as u64);
+        while let Some(totals) = session.completed(true).expect("results") {
+            assert_eq!(totals.samples, batch as u64);
+            losses.push(totals.loss);
+        }
+        (losses, session.parameters().expect("parameters"))
+    };
+    // The whole network; then some layers over the step, others over each micro-batch or a half of it.
+    let ghosts = format!("from:layer2 & kind:bn -> domain=ghost({BATCH})");
+    for (apart, together) in [
+        (&["kind:bn -> domain=accumulated"][..], &[][..]),
+        (&["kind:bn -> domain=accumulated", "from:layer2 & kind:bn -> domain=batch"], &[ghosts.as_str()]),
+        (
+            &["kind:bn -> domain=accumulated", "from:layer2 & kind:bn -> domain=ghost(2)"],
+            &["from:layer2 & kind:bn -> domain=ghost(2)"],
+        ),
+    ] {
+        let (losses, params) = train(&policy("full", apart), BATCH, PARTS);
+        let (whole_losses, whole_params) = train(&policy("full", together), PARTS * BATCH, 1);
+        assert!(params == whole_params, "{apart:?} is one batch under {together:?}, to the bit");
+        assert_eq!((losses.len(), whole_losses.len()), (2 * PARTS, 2));
+        for (parts, whole) in losses.chunks(PARTS).zip(whole_losses) {
+            assert!((parts.iter().sum::<f64>() - whole).abs() < 1e-9 * whole, "{apart:?}");
+        }
+        // And it is something else than each micro-batch by itself.
+        let (_, apart_params) = train(&policy("full", &[]), BATCH, PARTS);
+        assert!(params != apart_params);
+    }
+    // With a single micro-batch a step there is nothing to gather.
+    let (_, single) = train(&policy("full", &["kind:bn -> domain=accumulated"]), BATCH, 1);
+    let (_, plain) = train(&policy("full", &[]), BATCH, 1);
+    assert!(single == plain);
+}
+
+#[test]
 fn a_few_images_are_learnt_by_heart() {
-    for (recipe, lr) in [("full", 0.05), ("full-frozen-bn", 0.004), ("keras-guide", 0.004), ("bn-only", 0.2)] {
+    for (recipe, lr) in [
+        ("full", 0.05),
+        ("full-frozen-bn", 0.004),
+        ("keras-guide", 0.004),
+        ("bn-only", 0.2),
+        ("full-renorm", 0.05),
+        ("full-ghost", 0.05),
+        ("bn-blend", 0.2),
+    ] {
         let network = network(&policy(recipe, &[]), 8);
         let start = weights::initialise(&network, 1);
         let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, ..PLAIN });
@@ -262,6 +343,35 @@ fn statistics_are_committed_once_an_optimiser_step() {
     // An open window commits nothing.
     let before = weights::to_state(&network, &start);
     assert_eq!(after(3, 2).tensors, before.tensors);
+}
+
+#[test]
+fn a_ghost_batch_is_a_micro_batch() {
+    let (pixels, labels) = batch(9, 4);
+    let after = |recipe: &str, images: usize, window: usize| {
+        let network = network(&policy(recipe, &[]), images);
+        let start = tensors(&network);
+        let options = options(Optimizer::Sgd(MOMENTUM), window);
+        let mut session = Session::new(&device(), network.clone(), &start, input(), options).expect("a session");
+        for (pixels, labels) in pixels.chunks(images * SIZE * SIZE * 4).zip(labels.chunks(images)) {
+            session.step(Images::Bytes(pixels), labels, 0.05).expect("a step");
+        }
+        (weights::to_state(&network, &start), weights::to_state(&network, &session.parameters().expect("them")))
+    };
+    let (start, ghosts) = after("full-ghost", 4, 1);
+    let (_, micro_batches) = after("full", 2, 2);
+    for (name, tensor) in &ghosts.tensors {
+        let before = &start.tensors[name].data;
+        match (&tensor.data, &micro_batches.tensors[name].data, before) {
+            (TensorData::I64(a), TensorData::I64(b), _) => assert_eq!((&a[..], &b[..]), (&[1][..], &[1][..])),
+            (TensorData::F32(a), TensorData::F32(b), TensorData::F32(before)) => {
+                let change = |after: &[f32]| -> Vec<f32> { after.iter().zip(before).map(|(a, b)| a - b).collect() };
+                let apart = distance(&change(a), &change(b));
+                assert!(apart < 1e-4, "{name}: {apart:.1e}");
+            }
+            _ => panic!("{name} changed its kind"),
+        }
+    }
 }
 
 /// Forty training and ten validation images of ten classes.
@@ -403,12 +513,14 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
     let base = &fixture.settings;
     let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let schedule = Schedule { lr: 1e-3, ..base.schedule };
+    let accumulated = PolicySettings { name: "full-accumulated".into(), rules: vec![], stages: vec![] };
     for (name, settings) in [
         ("sgd", base.clone()),
         ("adamw", Settings { optimizer: adamw, schedule, ..base.clone() }),
         ("accumulate", Settings { accumulate: 2, ..base.clone() }),
         // Its second stage begins in the first epoch, or at the end of that.
         ("stages", staged(base, "head-then-full", adamw)),
+        ("accumulated", Settings { accumulate: 2, batch: BATCH / 2, policy: accumulated, ..base.clone() }),
         ("stage-at-epoch", Settings { epochs: 5, ..staged(base, "full-then-frozen-bn", adamw) }),
     ] {
         let whole = format!("{name}-whole");
@@ -461,7 +573,8 @@ fn kept_features_change_no_bits() {
             &["from:layer3 -> weights=train", "from:layer3 & kind:bn -> stats=batch, update=ema(0.9)"],
             Some("layer2.1.conv2"),
         ),
-        ("bn-affine", &[], Some("conv1")),
+        // The first convolution is computed as fast as it is read.
+        ("bn-affine", &[], None),
         ("full-frozen-bn", &[], None),
     ] {
         let policy = policy(recipe, sets);

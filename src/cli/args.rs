@@ -11,7 +11,7 @@ use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::models::{self, Spec};
-use thawline::policy::{self, Policy, PolicyError, Resolved};
+use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
 
@@ -95,14 +95,23 @@ pub struct SizeArgs {
 /// `--policy` and `--set`.
 #[derive(Args, Clone, Debug)]
 pub struct PolicyArgs {
-    /// What trains and how batch norms behave: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt,
-    /// or a TOML file
-    #[arg(long, value_name = "NAME|FILE.toml", default_value = "full")]
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        default_value = "full",
+        help = policy_help("What trains and how batch norms behave", "")
+    )]
     pub policy: String,
     /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
     /// update=ema(0.9)'
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     pub rules: Vec<String>,
+}
+
+/// The help of `--policy`: what it is for, the policies that there are, and a note.
+pub fn policy_help(what: &str, note: &str) -> String {
+    let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+    format!("{what}: {}, or a TOML file{note}", names.join(", "))
 }
 
 /// `--device`.
@@ -125,12 +134,22 @@ impl PolicyArgs {
         resolve(&self.policy, &self.rules, graph)
     }
 
+    /// The network in each stage of the policy, with the share of a run's steps before it. Warnings go to standard error.
+    pub fn resolve_stages(&self, graph: &Graph) -> Result<Vec<(f64, Resolved)>> {
+        let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
+        let stages = policy::resolve_stages(&policy, graph).map_err(|error| explained(error, graph))?;
+        for warning in stages.iter().flat_map(|(_, resolved)| &resolved.warnings) {
+            eprintln!("warning: {warning}");
+        }
+        Ok(stages)
+    }
+
     /// For inference, on which no policy has a say: refuses what is wrong with it, and does not warn.
     pub fn resolve_for_inference(&self, graph: Graph) -> Result<Graph> {
         let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
         match policy::resolve(&policy, graph.clone()) {
             // What a batch is too small for in training does not matter.
-            Ok(_) | Err(PolicyError::SingleValue { .. }) => Ok(graph),
+            Ok(_) | Err(PolicyError::SingleValue { .. } | PolicyError::UnevenGhosts { .. }) => Ok(graph),
             // Most policies speak of batch norms, which folded weights lack.
             Err(_) if !has_batch_norms(&graph) => Ok(graph),
             Err(error) => Err(error.into()),
@@ -138,24 +157,26 @@ impl PolicyArgs {
     }
 }
 
-/// Applies a policy and further rules to `graph`. Warnings go to standard error.
-pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
+/// Applies a policy and further rules to `graph`, as they are at the beginning of a run. Warnings go to standard error.
+fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_rules(rules)?;
-    let folded = !has_batch_norms(&graph);
-    let resolved = policy::resolve(&policy, graph).map_err(|error| blame_folding(error, folded))?;
+    if !policy.stages.is_empty() {
+        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
+    }
+    let resolved = policy::resolve(&policy, graph.clone()).map_err(|error| explained(error, &graph))?;
     for warning in &resolved.warnings {
         eprintln!("warning: {warning}");
     }
     Ok(resolved)
 }
 
-/// Why policies that suit other networks do not suit one whose weights are folded.
-pub fn blame_folding(error: impl Into<anyhow::Error>, folded: bool) -> anyhow::Error {
-    match folded {
-        true => error
+/// The error, with the reason that it most likely has where the network's weights are folded.
+pub fn explained(error: impl Into<anyhow::Error>, graph: &Graph) -> anyhow::Error {
+    match has_batch_norms(graph) {
+        true => error.into(),
+        false => error
             .into()
             .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
-        false => error.into(),
     }
 }
 
@@ -350,7 +371,8 @@ impl Model {
         Ok(if self.folded { Folding::of(&network)?.graph } else { network })
     }
 
-    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by order.
+    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by
+    /// order.
     pub fn labels(&self, folder: &ImageFolder, dir: &Path) -> Result<Vec<u32>> {
         let Some(names) = &self.class_names else {
             if folder.classes.len() != self.classes {

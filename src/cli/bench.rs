@@ -32,9 +32,11 @@ use thawline::weights::write_atomically;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// A policy to measure: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt, or a TOML file;
-    /// repeatable [default: full]
-    #[arg(long = "policy", value_name = "NAME|FILE.toml")]
+    #[arg(
+        long = "policy",
+        value_name = "NAME|FILE.toml",
+        help = args::policy_help("A policy to measure", "; repeatable [default: full]")
+    )]
     policies: Vec<String>,
     /// Thaw from this layer or module on: all weights from there to the end train (from:LAYER -> weights=train, after the
     /// policy's own rules), and batch norms do what the policy says; none is the policy as it is; repeatable, or a list
@@ -115,10 +117,13 @@ fn policies(args: Args) -> Result<()> {
         repeat: args.repeat,
     };
     // All combinations are looked at before the first is measured.
-    let combinations = grid.combinations().map_err(|error| {
-        let of_a_policy = matches!(error, LabError::Policy { .. });
-        args::blame_folding(error, model.folded && of_a_policy)
+    let combinations = grid.combinations().map_err(|error| match error {
+        LabError::Policy { .. } => args::explained(error, &grid.networks[0]),
+        _ => error.into(),
     })?;
+    for policy in grid.policies.iter().filter(|policy| !policy.stages.is_empty()) {
+        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
+    }
     for combination in combinations.iter().filter(|combination| combination.same_as.is_none()) {
         for warning in combination.resolved.iter().flat_map(|resolved| &resolved.warnings) {
             eprintln!("warning: {}: {warning}", combination.label());

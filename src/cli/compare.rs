@@ -1,6 +1,7 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
-use super::finetune::{INTERRUPTED, percent, quoted, stop_on_ctrl_c};
+use super::args::policy_help;
+use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
 use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::models;
 use thawline::plan::Input;
-use thawline::policy::{Policy, RECIPES};
+use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
 use thawline::train::{Event, Outcome, StepMetrics};
 use thawline::weights::StateDict;
@@ -38,8 +39,11 @@ pub struct Args {
     /// --weights, if they have moved, and --device have a meaning
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "policies", "rules", "seeds", "cache"])]
     resume: Option<PathBuf>,
-    /// A policy to try: a recipe or a TOML file; repeatable [default: every recipe]
-    #[arg(long = "policy", value_name = "NAME|FILE.toml")]
+    #[arg(
+        long = "policy",
+        value_name = "NAME|FILE.toml",
+        help = policy_help("A policy to try; repeatable", &format!(" [default: {}]", lab::POLICIES.join(", ")))
+    )]
     policies: Vec<String>,
     /// A rule that comes after each policy's own; repeatable
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
@@ -87,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
         Outcome::Finished => summarise(&lab),
         Outcome::Stopped => {
             output::line(format_args!("stopped, and saved; continue with:"))?;
-            output::line(format_args!("  thawline compare --resume {}", quoted(lab.folder())))?;
+            output::line(format_args!("  thawline compare --resume {}", output::quoted(lab.folder())))?;
             // A script must not take a stopped comparison for a finished one.
             std::process::exit(INTERRUPTED)
         }
@@ -97,7 +101,7 @@ pub fn run(args: Args) -> Result<()> {
 fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device) -> Result<Lab<'a>> {
     let out = args.out.as_ref().context("--out is missing")?;
     let names: Vec<String> = match &args.policies[..] {
-        [] => RECIPES.iter().map(|recipe| recipe.name.to_owned()).collect(),
+        [] => lab::POLICIES.map(str::to_owned).to_vec(),
         named => named.to_vec(),
     };
     let policies = names.iter().map(|name| Ok(Policy::load(name)?.with_rules(&args.rules)?));

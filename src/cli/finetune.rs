@@ -1,6 +1,6 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
-use super::args::Size;
+use super::args::{Size, policy_help};
 use super::output;
 use super::training::{Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
@@ -38,9 +38,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
 
-    /// What trains and how batch norms behave: full, full-frozen-bn, keras-guide, head, bn-only, bn-affine, head-adapt,
-    /// or a TOML file [default: full]
-    #[arg(long, value_name = "NAME|FILE.toml")]
+    #[arg(
+        long,
+        value_name = "NAME|FILE.toml",
+        help = policy_help("What trains and how batch norms behave", " [default: full]")
+    )]
     policy: Option<String>,
     /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
     /// update=ema(0.9)'
@@ -82,7 +84,7 @@ pub fn run(args: Args) -> Result<()> {
     match outcome? {
         Outcome::Finished => summarise(&run),
         Outcome::Stopped => {
-            let (done, of, folder) = (run.step(), run.settings().steps(), quoted(run.folder()));
+            let (done, of, folder) = (run.step(), run.settings().steps(), output::quoted(run.folder()));
             output::line(format_args!("stopped after step {done} of {of}, and saved; continue with:"))?;
             output::line(format_args!("  thawline finetune --resume {folder}"))?;
             // A script must not take a stopped run for a finished one.
@@ -234,16 +236,6 @@ fn few(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN { format!("{shown}, …") } else { shown }
-}
-
-/// The path as a POSIX shell takes it.
-pub fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
 }
 
 /// A line an epoch, and on a terminal a bar below them.

@@ -6,12 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thawline::export::onnx::{self, About};
 use thawline::export::{FOLDED, Folded, Folding, Kept};
-use thawline::gpu::Device;
-use thawline::graph::Graph;
+use thawline::gpu::{Device, Parameters};
+use thawline::graph::{Graph, Stats};
 use thawline::plan::Input;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
-use thawline::train::{Evaluator, Images};
+use thawline::train::{Evaluator, Images, PADDING, Probe};
 use thawline::weights::{self, layout};
 
 /// Fold the batch norms of a trained network into its convolutions, and write it as safetensors or ONNX.
@@ -162,8 +162,15 @@ struct Outcome {
 fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Outcome> {
     let folding = Folding::of(&network)?;
     let folded = folding.tensors(tensors)?;
-    let before = logits(device, &network, tensors)?;
-    let after = logits(device, &folding.graph, &folded)?;
+    // Inference would fold by itself: a probe normalises apart.
+    let before = logits(&network, |images, labels| {
+        let params = Parameters::upload(device, &network, tensors)?;
+        let mut probe = Probe::new(device, &network, &params, Input::Values, |_| Stats::Running)?;
+        Ok(probe.pass(images, labels)?.logits)
+    })?;
+    let after = logits(&folding.graph, |images, _| {
+        Ok(Evaluator::new(device, &folding.graph, &folded, Input::Values)?.logits(images)?)
+    })?;
     let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
     let apart = largest(&mut before.iter().zip(&after).map(|(before, after)| before - after));
     let difference = apart / largest(&mut before.iter().copied()).max(f32::MIN_POSITIVE);
@@ -177,13 +184,13 @@ fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Out
     Ok(Outcome { network, tensors: folded, folded: gone, kept, difference: Some(difference) })
 }
 
-/// The logits of random images, the same at every call.
-fn logits(device: &Device, network: &Graph, tensors: &[HostTensor]) -> Result<Vec<f32>> {
+/// What `run` makes of random images, the same at every call; they have no labels.
+fn logits(network: &Graph, run: impl FnOnce(Images<'_>, &[u32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     let [n, h, w, c] = network.input_shape().context("the network has no input")?.0;
     let mut rng = Rng::new(0);
     let images: Vec<f32> = (0..n * c * h * w).map(|_| rng.range(-2.0, 2.0) as f32).collect();
     let images = layout::images_to_device(&images, [n, c, h, w]);
-    let logits = Evaluator::new(device, network, tensors, Input::Values)?.logits(Images::Values(&images))?;
+    let logits = run(Images::Values(&images), &vec![PADDING; n])?;
     if logits.iter().any(|logit| !logit.is_finite()) {
         bail!("the logits are not finite");
     }

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod compare;
 mod devices;
+mod doctor;
 mod eval;
 mod finetune;
 mod fold;
@@ -42,6 +43,7 @@ enum Command {
     Eval(eval::Args),
     Predict(predict::Args),
     Fold(fold::Args),
+    Doctor(doctor::Args),
     Recalibrate(recalibrate::Args),
     SampleData(sample_data::Args),
     Step(step::Args),
@@ -60,6 +62,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
             Command::Fold(args) => fold::run(args),
+            Command::Doctor(args) => doctor::run(args),
             Command::Recalibrate(args) => recalibrate::run(args),
             Command::SampleData(args) => sample_data::run(args),
             Command::Step(args) => step::run(args),

@@ -4,6 +4,7 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 pub use thawline::report::units::{bytes, count, flops, ms, times};
 
 /// Prints a value as indented JSON.
@@ -17,8 +18,8 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
     Ok(())
 }
 
-/// A table whose columns are marked with `>` before their title if they are aligned to the right. Wraps what is too wide
-/// for the terminal; in a pipe nothing is wrapped.
+/// A table whose columns are marked with `>` before their title if they are aligned to the right. Wraps what is too
+/// wide for the terminal; in a pipe nothing is wrapped.
 pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(titles.iter().map(|t| t.trim_start_matches('>')));
@@ -33,6 +34,16 @@ pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
         }
     }
     table.trim_fmt()
+}
+
+/// The path as a POSIX shell takes it.
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// Nothing for zero, which lets a table's other numbers stand out.

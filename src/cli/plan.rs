@@ -32,9 +32,9 @@ pub struct Args {
     /// Print the plan itself: every slot of memory and every kernel call
     #[arg(long, conflicts_with_all = ["json", "kernels"])]
     dump: bool,
-    /// Print JSON: {model, policy, batch, size, classes, layers: [{index, name, kind, shape, axes, forward, backward,
+    /// Print JSON: {model, from, policy, batch, size, classes, layers: [{index, name, kind, shape, axes, forward, backward,
     /// update: {flops, moved_bytes}, kept_bytes, kernels}], rest, step, inference, full: {flops, moved_bytes, kept_bytes,
-    /// planned_bytes, calls}}
+    /// planned_bytes, calls}, stages: the same of the policy's later stages}
     #[arg(long, conflicts_with = "kernels")]
     json: bool,
 }
@@ -42,32 +42,53 @@ pub struct Args {
 #[derive(Serialize)]
 struct Report<'a> {
     model: &'a str,
+    /// The share of a run's steps before the stage.
+    from: f64,
     #[serde(flatten)]
     price: &'a Price,
+}
+
+#[derive(Serialize)]
+struct Staged<'a> {
+    #[serde(flatten)]
+    first: Report<'a>,
+    /// Those after the first.
+    stages: Vec<Report<'a>>,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let options = args.optimizer.options(0.9)?;
     let model = args.model.read()?;
     let network = model.network(args.batch, model.size(args.size.size))?;
-    let resolved = args.policy.resolve(network)?;
     let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
-    let (price, plan) = price(&resolved, &options, input)?;
-    if args.dump {
-        return output::line(plan);
+    let mut stages = Vec::new();
+    for (from, resolved) in args.policy.resolve_stages(&network)? {
+        stages.push((from, price(&resolved, &options, input)?));
     }
-    let report = Report { model: model.spec.name, price: &price };
     if args.json {
-        return output::json(&report);
+        let mut stages = stages.iter().map(|(from, (price, _))| Report { model: model.spec.name, from: *from, price });
+        // The first stage is the policy as it is at the beginning, and most policies have no other.
+        let Some(first) = stages.next() else { return Ok(()) };
+        return output::json(&Staged { first, stages: stages.collect() });
     }
-    let [height, width] = price.size;
-    output::line(format_args!(
-        "{} under {}, {} images of {height}×{width}, {} classes",
-        report.model, price.policy, price.batch, price.classes
-    ))?;
-    output::line(layers(&price, args.kernels))?;
-    output::line("")?;
-    output::line(totals(&price))
+    for (index, (from, (price, plan))) in stages.iter().enumerate() {
+        if index > 0 {
+            output::line(format_args!("\nfrom {:.0} % of the steps on", 100.0 * from))?;
+        }
+        if args.dump {
+            output::line(plan)?;
+            continue;
+        }
+        let [height, width] = price.size;
+        output::line(format_args!(
+            "{} under {}, {} images of {height}×{width}, {} classes",
+            model.spec.name, price.policy, price.batch, price.classes
+        ))?;
+        output::line(layers(price, args.kernels))?;
+        output::line("")?;
+        output::line(totals(price))?;
+    }
+    Ok(())
 }
 
 fn layers(price: &Price, kernels: bool) -> String {
@@ -108,7 +129,8 @@ fn notable(axes: &str) -> String {
 fn roles(kernels: &[&str]) -> String {
     let mut roles: Vec<String> = Vec::new();
     for kernel in kernels.iter().filter(|name| **name != "sum_partials" && !name.ends_with("_merge")) {
-        let role = kernel.trim_start_matches("conv2d_").trim_start_matches("batch_norm_").trim_end_matches("_step");
+        let role = kernel.trim_start_matches("conv2d_").trim_start_matches("batch_norm_");
+        let role = role.trim_end_matches("_step").trim_end_matches("_cut");
         let role = if role.starts_with("grad") { "grad".into() } else { role.replace('_', " ") };
         if !roles.contains(&role) {
             roles.push(role);
@@ -160,5 +182,9 @@ mod tests {
         assert_eq!(roles(&kernels), "forward, weight grad, sgd");
         let kernels = ["batch_norm_stats", "batch_norm_stats_merge", "batch_norm_grad_reduce", "batch_norm_grad_batch"];
         assert_eq!(roles(&kernels), "stats, grad");
+        assert_eq!(
+            roles(&["batch_norm_apply_cut", "batch_norm_grad_batch_cut", "batch_norm_grad_blend"]),
+            "apply, grad"
+        );
     }
 }

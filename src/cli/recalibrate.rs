@@ -13,13 +13,13 @@ use thawline::weights;
 
 /// Estimate running statistics anew, by forward passes over images, and change nothing else
 ///
-/// For weights whose statistics belong to other images, or were left behind by training; `doctor` says whether they are.
-/// No label is needed and nothing is trained. Prints how far the statistics were from what each batch norm sees in
+/// For weights whose statistics belong to other images, or were left behind by training; `doctor` says whether they
+/// are. No label is needed and nothing is trained. Prints how far the statistics were from what each batch norm sees in
 /// inference (divergence in nats, 0 is perfect), and how far they are now.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline recalibrate --weights run/last.safetensors --data ./digits --out recalibrated.safetensors
-  thawline recalibrate --weights resnet18.pth --data ./photos --out adapted.safetensors --method adabn --layers from:layer3")]
+  thawline recalibrate --weights resnet18.pth --data ./photos --out new.safetensors --method adabn --layers from:layer3")]
 pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,
@@ -29,8 +29,8 @@ pub struct Args {
     /// Which batch norms, in the words of policies, such as 'from:layer3' [default: all]
     #[arg(long, value_name = "SELECTOR", default_value = "kind:bn", hide_default_value = true)]
     layers: String,
-    /// How: precise takes the moments of all values together, each batch normalised by its own (PreciseBN); update-bn the
-    /// mean over the batches (PyTorch's update_bn); adabn goes layer by layer, as inference sees them, a pass each
+    /// How: precise takes the moments of all values together, each batch normalised by its own (PreciseBN); update-bn
+    /// the mean over the batches (PyTorch's update_bn); adabn goes layer by layer, as inference sees them, a pass each
     #[arg(long, value_enum, value_name = "NAME", default_value_t = MethodName::Precise)]
     method: MethodName,
     /// The estimator of the variance that is stored; normalising always uses the biased one

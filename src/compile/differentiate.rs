@@ -9,7 +9,7 @@
 //! folded into its convolution the chain rule through `w·γr` and `β − μγr`, see [`Op::FoldAffineGrad`].
 
 use super::{Optimizer, Options};
-use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op, ParamId, Phase, StateKind};
+use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op, ParamId, Phase, StateKind, domains};
 
 pub(super) fn differentiate(graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     let forward = graph.nodes.len();
@@ -111,7 +111,9 @@ impl Walk<'_> {
                 } else if apply.act == Act::Relu {
                     mask = Some(self.side_output(id)?);
                 }
-                let batch = self.graph.node(moments).op == Op::BatchNormStats;
+                let source = self.graph.node(moments).clone();
+                // Running moments are a parameter; all others depend on x.
+                let batch = !matches!(source.op, Op::Param(_));
                 let (eps, masked) = (apply.eps, mask.is_some());
                 let mut sums = None;
                 if self.needs(affine) || (batch && self.needs(x)) {
@@ -122,11 +124,23 @@ impl Walk<'_> {
                 if self.needs(affine)
                     && let Some(sums) = sums
                 {
-                    self.contribute(affine, sums)?;
+                    let total = match domains(self.graph.node(sums).shape) {
+                        1 => sums,
+                        _ => self.push(Op::DomainSum, vec![sums], layer)?,
+                    };
+                    self.contribute(affine, total)?;
                 }
                 if self.needs(x) {
                     let dx = match (batch, sums) {
-                        (true, Some(sums)) => {
+                        (true, Some(mut sums)) => {
+                            let through = match source.op {
+                                Op::BatchNormBlend { alpha } => Some(Op::BatchNormGradBlend { eps, alpha }),
+                                Op::BatchNormRenorm { .. } => Some(Op::BatchNormGradRenorm { eps }),
+                                _ => None,
+                            };
+                            if let Some(op) = through {
+                                sums = self.push(op, vec![sums, source.inputs[0], moments], layer)?;
+                            }
                             let op = Op::BatchNormGradBatch { eps, mask: masked };
                             let operands = [g, x, moments, affine, sums].into_iter().chain(mask).collect();
                             self.push(op, operands, layer)?

@@ -6,6 +6,9 @@
 //! | running, not moving | trains | the same, folded anew each step; γ's gradient comes from the weights' |
 //! | running, not moving | frozen, γ or β trains | convolution, then the normalisation |
 //! | batch, or running and moving | any | convolution, moments, normalisation |
+//! | blended or renormalised | any | convolution, moments, those from them and the running ones, normalisation |
+//!
+//! Moments are those of each domain: of the whole batch, or of each ghost batch.
 
 use crate::graph::{Affine, Conv2d, Graph, GraphError, Node, NodeId, Op, Phase, Stats, StatsUpdate};
 
@@ -47,12 +50,20 @@ pub(super) fn fold(graph: Graph) -> Result<Graph, GraphError> {
         } else {
             let x = mapped(x);
             let mode = node.layer.and_then(|l| graph.layers[l.index()].setting.batch_norm);
-            let batch = mode.is_some_and(|m| m.stats == Stats::Batch);
-            let moves = mode.is_some_and(|m| m.update != StatsUpdate::Off);
             let mut used = moments;
-            if batch || moves {
-                let stats = new.push(Op::BatchNormStats, vec![x], node.layer, Phase::Forward)?;
-                used = if batch { stats } else { used };
+            if let Some(mode) = mode.filter(|m| m.takes_moments()) {
+                let domains = mode.domains(node.shape.n()).ok_or_else(|| GraphError {
+                    node: graph.label(id),
+                    reason: format!("a batch of {} cannot be cut by {:?}", node.shape.n(), mode.domain),
+                })?;
+                let stats = new.push(Op::BatchNormStats { domains }, vec![x], node.layer, Phase::Forward)?;
+                let mut corrected = |op| new.push(op, vec![stats, moments], node.layer, Phase::Forward);
+                used = match mode.stats {
+                    Stats::Running => moments,
+                    Stats::Batch => stats,
+                    Stats::Blend { alpha } => corrected(Op::BatchNormBlend { alpha })?,
+                    Stats::Renorm { r_max, d_max } => corrected(Op::BatchNormRenorm { eps, r_max, d_max })?,
+                };
             }
             let apply = crate::graph::BatchNormApply { eps, ..Default::default() };
             new.push(Op::BatchNormApply(apply), vec![x, used, affine], node.layer, Phase::Forward)?

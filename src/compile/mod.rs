@@ -1,8 +1,8 @@
 //! From a network and a resolved policy to the graph of one training step, or of inference.
 //!
-//! [`training`], [`inference`] and [`observation`] run named passes, each a function from graph to graph; after every one the graph is
-//! [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan lowers call by
-//! call: nothing later looks at a policy again.
+//! [`training`], [`inference`] and [`observation`] run named passes, each a function from graph to graph; after every
+//! one the graph is [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan
+//! lowers call by call: nothing later looks at a policy again.
 
 mod differentiate;
 mod eliminate;
@@ -13,7 +13,7 @@ mod split;
 pub use split::{Split, changing, feature_name, split};
 
 use crate::graph::{
-    AdamW, Affine, BatchNormMode, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Phase, Role, Setting, Sgd,
+    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Phase, Role, Setting, Sgd,
     StateKind, Stats, StatsUpdate, Update, Variance,
 };
 use crate::tensor::Shape;
@@ -45,6 +45,12 @@ pub struct CompileError {
     source: GraphError,
 }
 
+impl From<GraphError> for CompileError {
+    fn from(source: GraphError) -> Self {
+        Self { pass: "input", source }
+    }
+}
+
 type Pass = fn(Graph, &Options) -> Result<Graph, GraphError>;
 
 /// The passes of a training step, in order.
@@ -61,12 +67,36 @@ const TRAINING: &[(&str, Pass)] = &[
 
 /// Compiles one training step of a network whose layers carry their settings.
 ///
-/// Its outputs are `logits`, and `rows` with each sample's loss and hits.
+/// Its outputs are `logits`, and `rows` with each sample's loss and hits. Where a batch norm takes its moments over all
+/// micro-batches of an optimiser step ([`Domain::Accumulated`]), the step takes them as one batch: a layer can normalise
+/// only when every micro-batch has reached it.
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.
 pub fn training(graph: Graph, options: &Options) -> Result<Graph, CompileError> {
-    run(graph, TRAINING, options)
+    let fail = |source| CompileError { pass: "gather", source };
+    match options.accumulate > 1 && graph.layers.iter().any(|l| l.setting.batch_norm.is_some_and(accumulates)) {
+        true => run(gather(graph, options.accumulate).map_err(fail)?, TRAINING, &Options { accumulate: 1, ..*options }),
+        false => run(graph, TRAINING, options),
+    }
+}
+
+fn accumulates(mode: BatchNormMode) -> bool {
+    mode.domain == Domain::Accumulated && mode.takes_moments()
+}
+
+/// One batch of all micro-batches of a step. What takes the moments of a micro-batch takes them over as many samples still.
+fn gather(graph: Graph, micro_batches: usize) -> Result<Graph, GraphError> {
+    let samples = graph.input_shape().map_or(1, Shape::n);
+    let mut graph = graph.with_batch(samples.saturating_mul(micro_batches))?;
+    for mode in graph.layers.iter_mut().filter_map(|layer| layer.setting.batch_norm.as_mut()) {
+        mode.domain = match mode.domain {
+            Domain::Accumulated => Domain::Batch,
+            Domain::Batch => Domain::Ghost { samples },
+            domain @ Domain::Ghost { .. } => domain,
+        };
+    }
+    Ok(graph)
 }
 
 /// Compiles inference: running statistics, every batch norm behind a convolution folded into it, nothing kept.
@@ -83,6 +113,7 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
             update: StatsUpdate::Off,
             affine: Affine::None,
             var: Variance::Unbiased,
+            domain: Domain::Batch,
         });
         layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
     }
@@ -98,8 +129,8 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
 /// its input over the batch are read out, nothing moves, and nothing is differentiated. For looking at a network and
 /// for estimating statistics; what [`inference`] computes never depends on a sample's companions.
 ///
-/// Its outputs are `logits`, `rows`, and for each batch norm `moments:<layer index>`: a row of means and a row of biased
-/// variances.
+/// Its outputs are `logits`, `rows`, and for each batch norm `moments:<layer index>`: a row of means and a row of
+/// biased variances.
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.
@@ -111,6 +142,7 @@ pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result
             update: StatsUpdate::Cumulative,
             affine: Affine::None,
             var: Variance::Biased,
+            domain: Domain::Batch,
         };
         let batch_norm = (layer.kind == LayerKind::Bn).then_some(observed);
         layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
@@ -181,20 +213,24 @@ fn loss(mut graph: Graph, smoothing: f32) -> Result<Graph, GraphError> {
 fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
-        let (Op::BatchNormStats, Some(layer)) = (node.op, node.layer) else { continue };
+        let (Op::BatchNormStats { domains }, Some(layer)) = (node.op, node.layer) else { continue };
         let Some(mode) = graph.layers[layer.index()].setting.batch_norm else { continue };
         if mode.update == StatsUpdate::Off {
             continue;
         }
-        let count = graph.node(node.inputs[0]).shape.pixels();
+        let count = graph.node(node.inputs[0]).shape.pixels() / domains;
         let moments = graph.layers[layer.index()].params.iter().copied();
         let Some(param) = moments.into_iter().find(|p| graph.param(*p).role == Role::Moments) else { continue };
         let Some(running) = graph.param_node(param) else { continue };
         let mut batch = NodeId(index as u32);
+        if domains > 1 {
+            batch = graph.push(Op::DomainSum, vec![batch], Some(layer), Phase::Forward)?;
+        }
         if options.accumulate > 1 {
             batch = graph.accumulate(StateKind::Moments, param, batch)?;
         }
-        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, window: options.accumulate };
+        let parts = domains * options.accumulate;
+        let op = Op::BatchNormUpdate { update: mode.update, var: mode.var, count, parts };
         graph.push(op, vec![running, batch], Some(layer), Phase::Update)?;
     }
     Ok(graph)
@@ -202,7 +238,7 @@ fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
 
 /// Makes the moments that batch norms take readable.
 fn observe(mut graph: Graph) -> Graph {
-    let moments = graph.nodes().filter(|(_, node)| node.op == Op::BatchNormStats);
+    let moments = graph.nodes().filter(|(_, node)| matches!(node.op, Op::BatchNormStats { .. }));
     let outputs: Vec<_> = moments.filter_map(|(id, n)| Some((format!("moments:{}", n.layer?.index()), id))).collect();
     graph.outputs.extend(outputs);
     graph

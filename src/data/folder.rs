@@ -130,7 +130,8 @@ pub fn list_images(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     if images.is_empty() { Err(DataError::NoImages { dir: path.into() }) } else { Ok(images) }
 }
 
-/// The samples in an order that follows from `seed`, so that batches in [`Mode::Eval`](super::Mode::Eval) mix the classes.
+/// The samples in an order that follows from `seed`, so that batches in [`Mode::Eval`](super::Mode::Eval) mix the
+/// classes.
 pub fn shuffled(mut samples: Vec<Sample>, seed: u64) -> Vec<Sample> {
     const SHUFFLE_STREAM: u64 = 0x7368_7566;
     Rng::keyed(seed, &[SHUFFLE_STREAM]).shuffle(&mut samples);

@@ -38,7 +38,7 @@ impl Parameters {
             let bytes = tensor.shape.bytes().max(16);
             fits(device, &name(), bytes, None)?;
             let buffer = create(device, &name(), bytes)?;
-            upload(device, &buffer, bytemuck::cast_slice(&tensor.data))?;
+            upload(device, &buffer, 0, bytemuck::cast_slice(&tensor.data))?;
             buffers.push(buffer);
         }
         Ok(Self { buffers: buffers.into() })
@@ -64,7 +64,7 @@ impl Parameters {
     /// The tensor is not the parameter's.
     pub fn write(&self, device: &Device, graph: &Graph, param: ParamId, tensor: &HostTensor) -> Result<(), GpuError> {
         assert_eq!(graph.param(param).shape, tensor.shape, "the tensor of a parameter has its shape");
-        upload(device, &self.buffers[param.index()], bytemuck::cast_slice(&tensor.data))
+        upload(device, &self.buffers[param.index()], 0, bytemuck::cast_slice(&tensor.data))
     }
 }
 
@@ -75,11 +75,11 @@ fn create(device: &Device, label: &str, size: u64) -> Result<wgpu::Buffer, GpuEr
 }
 
 /// Writes in pieces, so that staging memory stays small.
-fn upload(device: &Device, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<(), GpuError> {
+fn upload(device: &Device, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
     const CHUNK: usize = 16 << 20;
     for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
         device.guard("uploading", || {
-            device.inner.queue.write_buffer(buffer, (i * CHUNK) as u64, chunk);
+            device.inner.queue.write_buffer(buffer, offset + (i * CHUNK) as u64, chunk);
             if bytes.len() > CHUNK {
                 device.inner.queue.submit([]);
             }
@@ -193,7 +193,15 @@ impl Executor {
     /// # Errors
     /// The device failed.
     pub fn write(&self, slot: SlotId, bytes: &[u8]) -> Result<(), GpuError> {
-        upload(&self.device, &self.buffers[slot.index()], bytes)
+        self.write_at(slot, 0, bytes)
+    }
+
+    /// Fills a part of a slot that begins `offset` bytes from its beginning.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn write_at(&self, slot: SlotId, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
+        upload(&self.device, &self.buffers[slot.index()], offset, bytes)
     }
 
     /// Reads a slot, after all that was submitted before.

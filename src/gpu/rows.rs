@@ -46,17 +46,17 @@ impl Rows {
     /// # Errors
     /// The device failed.
     pub fn store(&self, executor: &Executor, slot: SlotId, samples: &[usize]) -> Result<(), GpuError> {
-        self.copy(executor, slot, samples, |encoder, (slot, from), (rows, to)| {
+        self.copy(executor, slot, 0, samples, |encoder, (slot, from), (rows, to)| {
             encoder.copy_buffer_to_buffer(slot, from, rows, to, self.row);
         })
     }
 
-    /// Copies the rows that `samples` name to the beginning of a slot, in order.
+    /// Copies the rows that `samples` name to a slot, in order, as its `first` row and those after it.
     ///
     /// # Errors
     /// The device failed.
-    pub fn load(&self, executor: &Executor, slot: SlotId, samples: &[usize]) -> Result<(), GpuError> {
-        self.copy(executor, slot, samples, |encoder, (slot, to), (rows, from)| {
+    pub fn load(&self, executor: &Executor, slot: SlotId, first: usize, samples: &[usize]) -> Result<(), GpuError> {
+        self.copy(executor, slot, first, samples, |encoder, (slot, to), (rows, from)| {
             encoder.copy_buffer_to_buffer(rows, from, slot, to, self.row);
         })
     }
@@ -65,6 +65,7 @@ impl Rows {
         &self,
         executor: &Executor,
         slot: SlotId,
+        first: usize,
         samples: &[usize],
         copy: impl Fn(&mut wgpu::CommandEncoder, (&wgpu::Buffer, u64), (&wgpu::Buffer, u64)),
     ) -> Result<(), GpuError> {
@@ -75,7 +76,7 @@ impl Rows {
             for (position, &sample) in samples.iter().enumerate() {
                 let at = (sample % self.rows_per_buffer) as u64 * self.row;
                 let rows = &self.buffers[sample / self.rows_per_buffer];
-                copy(&mut encoder, (buffer, position as u64 * self.row), (rows, at));
+                copy(&mut encoder, (buffer, (first + position) as u64 * self.row), (rows, at));
             }
             device.inner.queue.submit([encoder.finish()]);
         })

@@ -17,6 +17,9 @@ impl fmt::Display for Graph {
                     write!(f, " stride {:?} padding {:?}", c.window.stride, c.window.padding)?;
                     write!(f, "{}{} {:?}", flag(c.bias, " +bias"), flag(c.residual, " +residual"), c.act)?;
                 }
+                Op::BatchNormStats { domains } if *domains > 1 => write!(f, " domains {domains}")?,
+                Op::BatchNormBlend { alpha } => write!(f, " {alpha}")?,
+                Op::BatchNormRenorm { r_max, d_max, .. } => write!(f, " {r_max} {d_max}")?,
                 Op::BatchNormApply(a) => write!(f, "{} {:?}", flag(a.residual, " +residual"), a.act)?,
                 Op::Activation { act, .. } | Op::Add { act, .. } => write!(f, " {act:?}")?,
                 Op::Conv2dInputGrad { accumulate: true, .. } => write!(f, " +=")?,

@@ -10,6 +10,7 @@ mod op;
 mod verify;
 
 pub use builder::Builder;
+pub(crate) use op::domains;
 pub use op::{Act, AdamW, BatchNormApply, Conv2d, MOMENT_ROWS, Op, Sgd, Update, Window, mask_shape};
 
 use crate::tensor::Shape;
@@ -90,10 +91,20 @@ pub struct Layer {
 }
 
 /// What normalises the activations in a training step.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Stats {
     Running,
     Batch,
+    /// `(1−alpha)·running + alpha·batch`, mean and variance alike.
+    Blend {
+        alpha: f32,
+    },
+    /// Batch renormalisation (Ioffe 2017): the running moments, held within a factor `r_max` of the batch's deviation
+    /// and within `d_max` deviations of its mean.
+    Renorm {
+        r_max: f32,
+        d_max: f32,
+    },
 }
 
 /// Whether and how the running moments move, once an optimiser step.
@@ -124,13 +135,41 @@ pub enum Variance {
     Unbiased,
 }
 
-/// The four batch-norm axes of one layer.
+/// What a batch's moments are taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Domain {
+    /// All its samples.
+    Batch,
+    /// Each run of so many consecutive samples apart: ghost batches (Hoffer, Hubara & Soudry 2017).
+    Ghost { samples: usize },
+    /// The samples of all micro-batches of an optimiser step together.
+    Accumulated,
+}
+
+/// The batch-norm axes of one layer.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct BatchNormMode {
     pub stats: Stats,
     pub update: StatsUpdate,
     pub affine: Affine,
     pub var: Variance,
+    pub domain: Domain,
+}
+
+impl BatchNormMode {
+    /// Whether a training step takes the moments of its batch.
+    pub fn takes_moments(self) -> bool {
+        self.stats != Stats::Running || self.update != StatsUpdate::Off
+    }
+
+    /// How many domains a batch of `batch` samples has; `None` where it is no multiple of one.
+    pub fn domains(self, batch: usize) -> Option<usize> {
+        match self.domain {
+            // The compiler has made one batch of the micro-batches.
+            Domain::Batch | Domain::Accumulated => Some(1),
+            Domain::Ghost { samples } => batch.checked_div(samples).filter(|domains| domains * samples == batch),
+        }
+    }
 }
 
 /// A layer's setting under a policy.
@@ -331,6 +370,17 @@ impl Graph {
             }
         }
         Ok(graph)
+    }
+
+    /// The same network, where every batch norm has another ε, a positive number.
+    pub fn with_eps(&self, eps: f32) -> Self {
+        let mut graph = self.clone();
+        for node in &mut graph.nodes {
+            if let Op::BatchNorm { eps: old } = &mut node.op {
+                *old = eps;
+            }
+        }
+        graph
     }
 
     /// Which nodes read each node.

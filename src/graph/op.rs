@@ -120,8 +120,20 @@ pub enum Op {
     BatchNorm {
         eps: f32,
     },
-    /// `[x]` → mean and biased variance, two rows.
-    BatchNormStats,
+    /// `[x]` → mean and biased variance, two rows for each of so many equal runs of samples.
+    BatchNormStats {
+        domains: usize,
+    },
+    /// `[batch moments, running moments]` → `(1−alpha)·running + alpha·batch`, two rows a domain.
+    BatchNormBlend {
+        alpha: f32,
+    },
+    /// `[batch moments, running moments]` → the moments of batch renormalisation, two rows a domain.
+    BatchNormRenorm {
+        eps: f32,
+        r_max: f32,
+        d_max: f32,
+    },
     /// `[x, moments, affine, residual?]` → `act(γ(x−μ)/√(v+ε) + β + residual)`
     BatchNormApply(BatchNormApply),
     /// `[weight, moments, affine, bias?]` → the weights of the convolution with its batch norm folded in; the
@@ -171,10 +183,23 @@ pub enum Op {
     ChannelSum,
     /// `[dz, mask]` → `dz` where the forward output was positive, else 0, in place.
     ActivationGrad,
-    /// `[dz, x, moments, mask?]` → gradients of gamma (row 0) and beta (row 1).
+    /// `[rows]`, two a domain → their sum over the domains, two rows.
+    DomainSum,
+    /// `[dz, x, moments, mask?]` → gradients of gamma (row 0) and beta (row 1), the share of each domain.
     BatchNormGradReduce {
         eps: f32,
         mask: bool,
+    },
+    /// `[sums, batch moments, blended moments]` → sums for `BatchNormGradBatch`, by which the gradient passes through
+    /// the blending.
+    BatchNormGradBlend {
+        eps: f32,
+        alpha: f32,
+    },
+    /// `[sums, batch moments, renormalised moments]` → sums for `BatchNormGradBatch`, by which the gradient passes
+    /// through the renormalisation.
+    BatchNormGradRenorm {
+        eps: f32,
     },
     /// `[dz, x, moments, affine, sums, mask?]` → `dx` under batch statistics.
     BatchNormGradBatch {
@@ -222,13 +247,18 @@ pub enum Op {
         var: super::Variance,
         /// Values a channel's moments were taken over, for the unbiased estimator.
         count: usize,
-        /// Micro-batches whose moments were added up.
-        window: usize,
+        /// Sets of moments that were added up: those of each micro-batch, and of each domain of it.
+        parts: usize,
     },
 }
 
 /// How many values [`super::Role::Moments`] stores a channel: mean, variance and the number of updates.
 pub const MOMENT_ROWS: usize = 3;
+
+/// How many domains moments, or the sums of a gradient, are of: two rows each. Running moments are of one.
+pub(crate) fn domains(moments: Shape) -> usize {
+    moments.pixels() / 2
+}
 
 /// Words that hold one sign bit a value: one for each four channels of each eight consecutive pixels.
 pub fn mask_shape(x: Shape) -> Shape {
@@ -246,7 +276,9 @@ impl Op {
             Self::Feature(_) => "feature",
             Self::Conv2d(_) => "conv2d",
             Self::BatchNorm { .. } => "batch_norm",
-            Self::BatchNormStats => "batch_norm_stats",
+            Self::BatchNormStats { .. } => "batch_norm_stats",
+            Self::BatchNormBlend { .. } => "batch_norm_blend",
+            Self::BatchNormRenorm { .. } => "batch_norm_renorm",
             Self::BatchNormApply(_) => "batch_norm_apply",
             Self::FoldBatchNorm { .. } => "fold_batch_norm",
             Self::Activation { .. } => "activation",
@@ -258,9 +290,12 @@ impl Op {
             Self::Conv2dInputGrad { .. } => "conv2d_input_grad",
             Self::Conv2dWeightGrad { .. } => "conv2d_weight_grad",
             Self::ChannelSum => "channel_sum",
+            Self::DomainSum => "domain_sum",
             Self::ActivationGrad => "activation_grad",
             Self::BatchNormGradReduce { .. } => "batch_norm_grad_reduce",
             Self::BatchNormGradBatch { .. } => "batch_norm_grad_batch",
+            Self::BatchNormGradBlend { .. } => "batch_norm_grad_blend",
+            Self::BatchNormGradRenorm { .. } => "batch_norm_grad_renorm",
             Self::BatchNormGradRunning { .. } => "batch_norm_grad_running",
             Self::FoldWeightGrad { .. } => "fold_weight_grad",
             Self::FoldAffineGrad { .. } => "fold_affine_grad",
@@ -362,7 +397,19 @@ impl Op {
                 is(2, Shape::rows(MOMENT_ROWS, x[0].c()), "running moments")?;
                 Ok(x[0])
             }
-            Self::BatchNormStats => arity(1).map(|()| Shape::rows(2, x[0].c())),
+            Self::BatchNormStats { domains } => {
+                arity(1)?;
+                match x[0].n().is_multiple_of(domains) {
+                    true => Ok(Shape::rows(2 * domains, x[0].c())),
+                    false => Err(format!("{} samples cannot be cut into {domains} equal domains", x[0].n())),
+                }
+            }
+            Self::BatchNormBlend { .. } | Self::BatchNormRenorm { .. } => {
+                arity(2)?;
+                is(1, Shape::rows(MOMENT_ROWS, x[0].c()), "running moments")?;
+                Ok(x[0])
+            }
+            Self::DomainSum => arity(1).map(|()| Shape::rows(2, x[0].c())),
             Self::BatchNormApply(apply) => {
                 arity(3 + usize::from(apply.residual))?;
                 is(2, Shape::rows(2, x[0].c()), "gamma and beta")?;
@@ -438,11 +485,18 @@ impl Op {
             Self::BatchNormGradReduce { mask, .. } => {
                 arity(3 + usize::from(mask))?;
                 same(0, 1)?;
-                Ok(Shape::rows(2, x[0].c()))
+                Ok(Shape::rows(2 * domains(x[2]), x[0].c()))
+            }
+            Self::BatchNormGradBlend { .. } | Self::BatchNormGradRenorm { .. } => {
+                arity(3)?;
+                same(0, 1)?;
+                same(0, 2)?;
+                Ok(x[0])
             }
             Self::BatchNormGradBatch { mask, .. } => {
                 arity(5 + usize::from(mask))?;
                 same(0, 1)?;
+                same(2, 4)?;
                 Ok(x[0])
             }
             Self::BatchNormGradRunning { mask, .. } => arity(3 + usize::from(mask)).map(|()| x[0]),

@@ -1,13 +1,16 @@
 //! Gradients of batch norm and of the activation behind it.
 //!
 //! With g = dz where the forward output was positive (dz everywhere without a mask), r = 1/√(v + ε), x̂ = (x − μ)·r
-//! and M pixels (Ioffe & Szegedy, 2015):
+//! and M pixels in a domain (Ioffe & Szegedy, 2015):
 //!
 //! ```text
 //! dγ = Σ g·x̂        dβ = Σ g
 //! batch moments:     dx = γr(g − dβ/M − x̂·dγ/M)
 //! running moments:   dx = γr·g
 //! ```
+//!
+//! Sums are taken for each domain, what moments were taken over: dx is by the domain's own, and dγ and dβ are their
+//! sums.
 
 use super::chunks::{self, Chunks};
 use super::{Args, Dispatch, Kernel, LINEAR, TILE, linear_groups, mask, params, read, shader, write};
@@ -15,7 +18,9 @@ use crate::tensor::Shape;
 
 params! {
     pub struct ReduceParams {
-        pixels: u32,
+        /// Pixels of a domain.
+        domain: u32,
+        domains: u32,
         quads: u32,
         chunk: u32,
         chunks: u32,
@@ -25,7 +30,18 @@ params! {
 }
 
 params! {
-    pub struct Params {
+    pub struct BatchParams {
+        pixels: u32,
+        /// Pixels of a domain.
+        domain: u32,
+        quads: u32,
+        eps: f32,
+        mask: u32,
+    }
+}
+
+params! {
+    pub struct RunningParams {
         pixels: u32,
         quads: u32,
         eps: f32,
@@ -33,7 +49,8 @@ params! {
     }
 }
 
-/// For each chunk of pixels a row of Σ g·x̂ and a row of Σ g.
+/// For each chunk of pixels a row of Σ g·x̂ and a row of Σ g: the first chunk of every domain, then the second of every
+/// domain, and so on.
 pub static REDUCE: Kernel = Kernel {
     name: "batch_norm_grad_reduce",
     source: shader!("batch_norm_grad_reduce", "index", "mask"),
@@ -52,12 +69,15 @@ pub static BATCH: Kernel = Kernel {
     source: shader!("batch_norm_grad_batch", "index", "mask"),
     entry: "batch_norm_grad_batch",
     workgroup: [LINEAR, 1, 1],
-    params: Params::FIELDS,
+    params: BatchParams::FIELDS,
     bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("sums"), read("mask"), write("dx")],
-    overrides: &[],
+    overrides: &[("cut", 0.0)],
     subgroups: false,
     reference: batch_reference,
 };
+
+/// The same for a batch of several domains.
+pub static BATCH_CUT: Kernel = Kernel { name: "batch_norm_grad_batch_cut", overrides: &[("cut", 1.0)], ..BATCH };
 
 /// `dx` where the moments do not depend on `x`.
 pub static RUNNING: Kernel = Kernel {
@@ -65,92 +85,101 @@ pub static RUNNING: Kernel = Kernel {
     source: shader!("batch_norm_grad_running", "index", "mask"),
     entry: "batch_norm_grad_running",
     workgroup: [LINEAR, 1, 1],
-    params: Params::FIELDS,
+    params: RunningParams::FIELDS,
     bindings: &[read("dz"), read("moments"), read("affine"), read("mask"), write("dx")],
     overrides: &[],
     subgroups: false,
     reference: running_reference,
 };
 
-/// Words of one of [`reduce`]'s partials: two rows.
-pub fn reduce_partials_len(x: Shape) -> usize {
-    2 * x.stored_c()
+/// Words of one of [`reduce`]'s partials: two rows a domain.
+pub fn reduce_partials_len(x: Shape, domains: usize) -> usize {
+    domains * 2 * x.stored_c()
 }
 
 /// How many partials [`reduce`] leaves, for [`super::sum_partials`] to add up.
-pub fn reduce_partials_count(x: Shape) -> usize {
-    Chunks::of(x.pixels()).count
+pub fn reduce_partials_count(x: Shape, domains: usize) -> usize {
+    Chunks::of(x.pixels() / domains).count
 }
 
-/// Reduces the chunks of a tensor of shape `x`.
-pub fn reduce(x: Shape, eps: f32, mask: bool) -> Dispatch {
-    let chunks = Chunks::of(x.pixels());
+/// Reduces the chunks of a tensor of shape `x`, whose images are `domains` equal parts.
+pub fn reduce(x: Shape, domains: usize, eps: f32, mask: bool) -> Dispatch {
+    let domain = x.pixels() / domains;
+    let chunks = Chunks::of(domain);
     let quads = x.stored_c() / 4;
     let params = ReduceParams {
-        pixels: x.pixels() as u32,
+        domain: domain as u32,
+        domains: domains as u32,
         quads: quads as u32,
         chunk: chunks.rows as u32,
         chunks: chunks.count as u32,
         eps,
         mask: mask.into(),
     };
-    Dispatch::new(&REDUCE, params, linear_groups(chunks.count * quads))
+    Dispatch::new(&REDUCE, params, linear_groups(domains * chunks.count * quads))
 }
 
-/// The gradient of a tensor of shape `x` under its own moments. `sums` are the gradients of gamma and beta.
-pub fn batch(x: Shape, eps: f32, mask: bool) -> Dispatch {
-    apply(&BATCH, x, eps, mask)
+/// The gradient of a tensor of shape `x` under its domains' own moments. `sums` are what [`reduce`] gives.
+pub fn batch(x: Shape, domains: usize, eps: f32, mask: bool) -> Dispatch {
+    let quads = x.stored_c() / 4;
+    let params = BatchParams {
+        pixels: x.pixels() as u32,
+        domain: (x.pixels() / domains) as u32,
+        quads: quads as u32,
+        eps,
+        mask: mask.into(),
+    };
+    let kernel = if domains > 1 { &BATCH_CUT } else { &BATCH };
+    Dispatch::new(kernel, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
 }
 
 /// The gradient of a tensor of shape `x` under given moments.
 pub fn running(x: Shape, eps: f32, mask: bool) -> Dispatch {
-    apply(&RUNNING, x, eps, mask)
-}
-
-fn apply(kernel: &'static Kernel, x: Shape, eps: f32, mask: bool) -> Dispatch {
     let quads = x.stored_c() / 4;
-    let params = Params { pixels: x.pixels() as u32, quads: quads as u32, eps, mask: mask.into() };
-    Dispatch::new(kernel, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
+    let params = RunningParams { pixels: x.pixels() as u32, quads: quads as u32, eps, mask: mask.into() };
+    Dispatch::new(&RUNNING, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
 }
 
 fn reduce_reference(args: Args<'_>) {
     let (p, [dz, x, moments, mask, partials]) = args.unpack::<ReduceParams, 5>();
     let channels = p.quads as usize * 4;
-    let (mean, var) = moments.split_at(channels);
-    for chunk in 0..p.chunks as usize {
+    for partial in 0..(p.chunks * p.domains) as usize {
+        let domain = partial % p.domains as usize;
+        let (mean, var) = moments[domain * 2 * channels..].split_at(channels);
         for c in 0..channels {
             let (mut products, mut sum) = (0.0, 0.0);
-            for pixel in chunks::range(chunk, p.chunk, p.pixels) {
+            for pixel in chunks::of_domain(partial, p.chunk, p.domain, p.domains) {
                 let at = pixel * channels + c;
                 if p.mask == 0 || mask::get(mask, channels, pixel, c) {
                     products += dz[at] * (x[at] - mean[c]);
                     sum += dz[at];
                 }
             }
-            partials[chunk * 2 * channels + c] = products * (1.0 / (var[c] + p.eps).sqrt());
-            partials[(chunk * 2 + 1) * channels + c] = sum;
+            partials[partial * 2 * channels + c] = products * (1.0 / (var[c] + p.eps).sqrt());
+            partials[(partial * 2 + 1) * channels + c] = sum;
         }
     }
 }
 
 fn batch_reference(args: Args<'_>) {
-    let (p, [dz, x, moments, affine, sums, mask, dx]) = args.unpack::<Params, 7>();
+    let (p, [dz, x, moments, affine, sums, mask, dx]) = args.unpack::<BatchParams, 7>();
     let channels = p.quads as usize * 4;
-    let (mean, var) = moments.split_at(channels);
-    let (d_gamma, d_beta) = sums.split_at(channels);
     for pixel in 0..p.pixels as usize {
+        let first = pixel / p.domain as usize * 2 * channels;
+        let (mean, var) = moments[first..].split_at(channels);
+        let (d_gamma, d_beta) = sums[first..].split_at(channels);
         for c in 0..channels {
             let at = pixel * channels + c;
             let r = 1.0 / (var[c] + p.eps).sqrt();
             let g = if p.mask == 0 || mask::get(mask, channels, pixel, c) { dz[at] } else { 0.0 };
-            let (slope, offset) = (r * d_gamma[c] / p.pixels as f32, d_beta[c] / p.pixels as f32);
+            let (slope, offset) = (r * d_gamma[c] / p.domain as f32, d_beta[c] / p.domain as f32);
             dx[at] = affine[c] * r * (g - offset - (x[at] - mean[c]) * slope);
         }
     }
 }
 
 fn running_reference(args: Args<'_>) {
-    let (p, [dz, moments, affine, mask, dx]) = args.unpack::<Params, 5>();
+    let (p, [dz, moments, affine, mask, dx]) = args.unpack::<RunningParams, 5>();
     let channels = p.quads as usize * 4;
     for pixel in 0..p.pixels as usize {
         for c in 0..channels {

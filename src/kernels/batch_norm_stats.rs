@@ -1,7 +1,8 @@
-//! Mean and biased variance of a batch, channel by channel.
+//! Mean and biased variance of a batch, or of each part of it, channel by channel.
 //!
-//! Chunks of pixels are reduced apart and then merged (Chan, Golub & LeVeque, 1979). A chunk takes two passes, and
-//! what its differences from the rounded mean fail to cancel corrects both moments (the same, 1983):
+//! A domain is what moments are taken over: all pixels, or those of some consecutive samples. Chunks of a domain's
+//! pixels are reduced apart and then merged (Chan, Golub & LeVeque, 1979). A chunk takes two passes, and what its
+//! differences from the rounded mean fail to cancel corrects both moments (the same, 1983):
 //!
 //! ```text
 //! μₖ  = Σx/nₖ,         then μₖ += Σ(x−μₖ)/nₖ
@@ -17,14 +18,17 @@ use crate::tensor::Shape;
 
 params! {
     pub struct Params {
-        pixels: u32,
+        /// Pixels of a domain.
+        domain: u32,
+        domains: u32,
         quads: u32,
         chunk: u32,
         chunks: u32,
     }
 }
 
-/// For each chunk a row of means and a row of sums of squared differences.
+/// For each chunk a row of means and a row of sums of squared differences: the first chunk of every domain, then the
+/// second of every domain, and so on.
 pub static PARTIAL: Kernel = Kernel {
     name: "batch_norm_stats",
     source: shader!("batch_norm_stats", "index"),
@@ -37,7 +41,7 @@ pub static PARTIAL: Kernel = Kernel {
     reference: partial_reference,
 };
 
-/// The chunks' moments merged: a row of means and a row of biased variances.
+/// The chunks' moments merged: for each domain a row of means and a row of biased variances.
 pub static MERGE: Kernel = Kernel {
     name: "batch_norm_stats_merge",
     source: shader!("batch_norm_stats_merge", "index"),
@@ -51,26 +55,29 @@ pub static MERGE: Kernel = Kernel {
 };
 
 /// Words of the buffer between [`partial`] and [`merge`].
-pub fn partials_len(x: Shape) -> usize {
-    Chunks::of(x.pixels()).count * 2 * x.stored_c()
+pub fn partials_len(x: Shape, domains: usize) -> usize {
+    Chunks::of(x.pixels() / domains).count * domains * 2 * x.stored_c()
 }
 
-/// Reduces the chunks of a tensor of shape `x`.
-pub fn partial(x: Shape) -> Dispatch {
-    let params = params(x);
-    Dispatch::new(&PARTIAL, params, linear_groups(params.chunks as usize * params.quads as usize))
+/// Reduces the chunks of a tensor of shape `x`, whose images are `domains` equal parts.
+pub fn partial(x: Shape, domains: usize) -> Dispatch {
+    let params = params(x, domains);
+    let partials = params.chunks as usize * domains;
+    Dispatch::new(&PARTIAL, params, linear_groups(partials * params.quads as usize))
 }
 
 /// Merges the chunks of a tensor of shape `x`.
-pub fn merge(x: Shape) -> Dispatch {
-    let params = params(x);
-    Dispatch::new(&MERGE, params, linear_groups(params.quads as usize))
+pub fn merge(x: Shape, domains: usize) -> Dispatch {
+    let params = params(x, domains);
+    Dispatch::new(&MERGE, params, linear_groups(domains * params.quads as usize))
 }
 
-fn params(x: Shape) -> Params {
-    let chunks = Chunks::of(x.pixels());
+fn params(x: Shape, domains: usize) -> Params {
+    let domain = x.pixels() / domains;
+    let chunks = Chunks::of(domain);
     Params {
-        pixels: x.pixels() as u32,
+        domain: domain as u32,
+        domains: domains as u32,
         quads: (x.stored_c() / 4) as u32,
         chunk: chunks.rows as u32,
         chunks: chunks.count as u32,
@@ -80,8 +87,8 @@ fn params(x: Shape) -> Params {
 fn partial_reference(args: Args<'_>) {
     let (p, [x, partials]) = args.unpack::<Params, 2>();
     let channels = p.quads as usize * 4;
-    for chunk in 0..p.chunks as usize {
-        let pixels = chunks::range(chunk, p.chunk, p.pixels);
+    for partial in 0..(p.chunks * p.domains) as usize {
+        let pixels = chunks::of_domain(partial, p.chunk, p.domain, p.domains);
         let count = pixels.len() as f32;
         for c in 0..channels {
             let offset = x[pixels.start * channels + c];
@@ -96,8 +103,8 @@ fn partial_reference(args: Args<'_>) {
                 rest += difference;
                 squares += difference * difference;
             }
-            partials[chunk * 2 * channels + c] = mean + rest / count;
-            partials[(chunk * 2 + 1) * channels + c] = f32::max(squares - rest * rest / count, 0.0);
+            partials[partial * 2 * channels + c] = mean + rest / count;
+            partials[(partial * 2 + 1) * channels + c] = f32::max(squares - rest * rest / count, 0.0);
         }
     }
 }
@@ -105,20 +112,23 @@ fn partial_reference(args: Args<'_>) {
 fn merge_reference(args: Args<'_>) {
     let (p, [partials, moments]) = args.unpack::<Params, 2>();
     let channels = p.quads as usize * 4;
-    let pixels_of = |chunk| chunks::range(chunk, p.chunk, p.pixels).len() as f32;
-    for c in 0..channels {
-        let offset = partials[c];
-        let mut sum = 0.0;
-        for chunk in 0..p.chunks as usize {
-            sum += (partials[chunk * 2 * channels + c] - offset) * pixels_of(chunk);
+    let pixels_of = |chunk| chunks::range(chunk, p.chunk, p.domain).len() as f32;
+    for domain in 0..p.domains as usize {
+        for c in 0..channels {
+            let row = |chunk| (chunk * p.domains as usize + domain) * 2;
+            let offset = partials[row(0) * channels + c];
+            let mut sum = 0.0;
+            for chunk in 0..p.chunks as usize {
+                sum += (partials[row(chunk) * channels + c] - offset) * pixels_of(chunk);
+            }
+            let mean = offset + sum / p.domain as f32;
+            let mut squares = 0.0;
+            for chunk in 0..p.chunks as usize {
+                let difference = partials[row(chunk) * channels + c] - mean;
+                squares += partials[(row(chunk) + 1) * channels + c] + difference * difference * pixels_of(chunk);
+            }
+            moments[domain * 2 * channels + c] = mean;
+            moments[(domain * 2 + 1) * channels + c] = squares / p.domain as f32;
         }
-        let mean = offset + sum / p.pixels as f32;
-        let mut squares = 0.0;
-        for chunk in 0..p.chunks as usize {
-            let difference = partials[chunk * 2 * channels + c] - mean;
-            squares += partials[(chunk * 2 + 1) * channels + c] + difference * difference * pixels_of(chunk);
-        }
-        moments[c] = mean;
-        moments[channels + c] = squares / p.pixels as f32;
     }
 }

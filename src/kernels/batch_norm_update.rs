@@ -2,6 +2,10 @@
 //!
 //! `running = keep·running + (1 − keep)·batch` with a fixed keep (PyTorch's momentum is 1 − keep), or with
 //! keep = n/(n + 1) on the update after the n-th, which makes the mean of all batches.
+//!
+//! `batch` is the plain mean of the moments of the step's micro-batches, and of the ghost batches of each. So a step is
+//! one update however it is cut, and what is stored is the variance that the layer normalised by, without what lies
+//! between the parts' means. Hoffer, Hubara & Soudry (2017) instead update once for each ghost batch, in their order.
 
 use super::{Args, Dispatch, Kernel, LINEAR, linear_groups, params, read, shader, write};
 use crate::tensor::pad4;
@@ -29,10 +33,10 @@ pub static UPDATE: Kernel = Kernel {
     reference,
 };
 
-/// Updates the moments of `c` channels from the sums, over the `window` micro-batches of a step, of the moments that
-/// each took over `count` values a channel. A `keep` of `None` weighs all updates alike; `unbiased` stores the
-/// variance times count/(count − 1).
-pub fn update(c: usize, keep: Option<f32>, unbiased: bool, count: usize, window: usize) -> Dispatch {
+/// Updates the moments of `c` channels from the sum of `parts` sets of moments, those of a step's micro-batches and
+/// their domains, that each were taken over `count` values a channel. A `keep` of `None` weighs all updates alike;
+/// `unbiased` stores the variance times count/(count − 1).
+pub fn update(c: usize, keep: Option<f32>, unbiased: bool, count: usize, parts: usize) -> Dispatch {
     let quads = pad4(c) / 4;
     // One value has no unbiased variance; its biased one, 0, stays.
     let correction = if unbiased { count as f64 / (count.max(2) - 1) as f64 } else { 1.0 };
@@ -40,8 +44,8 @@ pub fn update(c: usize, keep: Option<f32>, unbiased: bool, count: usize, window:
         quads: quads as u32,
         keep: keep.unwrap_or(0.0),
         cumulative: keep.is_none().into(),
-        mean_factor: (1.0 / window as f64) as f32,
-        var_factor: (correction / window as f64) as f32,
+        mean_factor: (1.0 / parts as f64) as f32,
+        var_factor: (correction / parts as f64) as f32,
     };
     Dispatch::new(&UPDATE, params, linear_groups(quads))
 }

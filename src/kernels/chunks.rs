@@ -10,7 +10,7 @@ const MIN_ROWS: usize = 32;
 const MAX_COUNT: usize = 256;
 
 pub(super) struct Chunks {
-    /// Rows of each chunk, a multiple of [`TILE`], so that a mask word belongs to one chunk. The last has fewer.
+    /// Rows of each chunk, a multiple of [`TILE`]. The last has fewer.
     pub rows: usize,
     pub count: usize,
 }
@@ -20,6 +20,15 @@ impl Chunks {
         let rows = total.div_ceil(MAX_COUNT).max(MIN_ROWS).next_multiple_of(TILE);
         Self { rows, count: total.div_ceil(rows) }
     }
+}
+
+/// The rows of a partial result where a reduction has several domains of `total` rows: partials are the first chunk of
+/// every domain, then the second of every domain, and so on.
+pub(super) fn of_domain(partial: usize, rows: u32, total: u32, domains: u32) -> Range<usize> {
+    let (chunk, domain) = (partial / domains as usize, partial % domains as usize);
+    let chunk = range(chunk, rows, total);
+    let start = domain * total as usize;
+    start + chunk.start..start + chunk.end
 }
 
 /// The rows of a chunk.

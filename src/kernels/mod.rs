@@ -14,7 +14,9 @@ pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod batch_norm_apply;
+pub mod batch_norm_blend;
 pub mod batch_norm_grad;
+pub mod batch_norm_renorm;
 pub mod batch_norm_stats;
 pub mod batch_norm_update;
 pub mod channel_sum;
@@ -225,9 +227,15 @@ pub static KERNELS: &[&Kernel] = &[
     &adamw::STEP,
     &add::FORWARD,
     &batch_norm_apply::FORWARD,
+    &batch_norm_apply::FORWARD_CUT,
+    &batch_norm_blend::FORWARD,
+    &batch_norm_blend::GRAD,
     &batch_norm_grad::BATCH,
+    &batch_norm_grad::BATCH_CUT,
     &batch_norm_grad::REDUCE,
     &batch_norm_grad::RUNNING,
+    &batch_norm_renorm::FORWARD,
+    &batch_norm_renorm::GRAD,
     &batch_norm_stats::MERGE,
     &batch_norm_stats::PARTIAL,
     &batch_norm_update::UPDATE,

@@ -23,6 +23,7 @@ pub struct Grid {
     pub rules: Vec<String>,
     /// The network for batches of each size, every layer frozen.
     pub networks: Vec<Graph>,
+    /// Of a step of one batch: what is predicted is without accumulation.
     pub options: Options,
     /// Runs that each time is the median of.
     pub repeat: usize,
@@ -186,6 +187,7 @@ fn resolve(policy: &Policy, network: &Graph) -> Result<Result<Resolved, PolicyEr
     match resolved.and_then(|resolved| resolved.check_training().map(|()| resolved)) {
         Err(
             refusal @ (PolicyError::SingleValue { .. }
+            | PolicyError::UnevenGhosts { .. }
             | PolicyError::StaleStatistics { .. }
             | PolicyError::AllFrozen { .. }),
         ) => Ok(Err(refusal)),
@@ -256,11 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_batch_is_too_small_for_does_not_stop_the_rest() {
+    fn a_batch_that_a_policy_refuses_does_not_stop_the_rest() {
         // Four pixels a side are one at the end.
         let small = grid(&["full", "head"], &[None], &[1, 2], 4);
         let refused: Vec<bool> = small.combinations().unwrap().iter().map(|c| c.resolved.is_err()).collect();
         assert_eq!(refused, [true, false, false, false]);
+        let uneven = grid(&["full-ghost"], &[None], &[8, 12], 16);
+        let refused: Vec<bool> = uneven.combinations().unwrap().iter().map(|c| c.resolved.is_err()).collect();
+        assert_eq!(refused, [false, true]);
         assert!(error(&grid(&["full"], &[None], &[1], 4)).contains("a single value"));
     }
 

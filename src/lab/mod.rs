@@ -14,7 +14,7 @@ pub use grid::{Combination, Grid};
 use crate::compile;
 use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
 use crate::gpu::{Device, Parameters};
-use crate::graph::{Graph, LayerKind, Op, ParamId, Role, Stats};
+use crate::graph::{Graph, LayerKind, Stats};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan};
 use crate::policy::{self, Policy, PolicyError, RECIPES, Rule};
@@ -24,8 +24,8 @@ use crate::report::{
 };
 use crate::tensor::HostTensor;
 use crate::train::{
-    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Moments, Outcome, PADDING, PolicySettings,
-    Probe, Run, Settings, StageSettings, Totals, TrainError,
+    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
+    Settings, StageSettings, Totals, TrainError,
 };
 use crate::weights::{self, StateDict, WeightsError, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -49,10 +49,23 @@ pub const PAGE_FILE: &str = "report.html";
 /// The results of one run, in its folder.
 const RESULT_FILE: &str = "result.toml";
 
+/// The recipes that answer what to thaw, and what batch norms should do meanwhile; the others are for small batches.
+pub const POLICIES: [&str; 9] = [
+    "head",
+    "head-adapt",
+    "bn-only",
+    "bn-affine",
+    "full-frozen-bn",
+    "keras-guide",
+    "full",
+    "full-then-frozen-bn",
+    "head-then-full",
+];
+
 /// Images that a network is looked at with, at most; spread evenly over the set.
-pub const LOOKED_AT: usize = 512;
+pub const LOOKED_AT: usize = 256;
 /// Images that are shown one at a time or two at a time under batch statistics, at most.
-const SMALL_BATCH_IMAGES: usize = 128;
+const SMALL_BATCH_IMAGES: usize = 64;
 /// Runs of a step and of inference that their time is the median of.
 const REPEAT: usize = 5;
 
@@ -420,12 +433,7 @@ impl<'a> Lab<'a> {
 
         let mut running = probe(Stats::Running)?;
         let survey = running.survey(&loader(&images.train, LOOKED_AT, *batch)?)?;
-        let norms = network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
-        let stored = norms.filter_map(|layer| {
-            let moments = layer.params.iter().find(|&&id| network.param(id).role == Role::Moments)?;
-            Some((Moments::stored(&tensors[moments.index()]), epsilon(network, *moments)))
-        });
-        let drift = stored.zip(&survey.layers).map(|((stored, eps), seen)| stored.drift(&seen.pooled, eps)).collect();
+        let drift = train::drifts(network, tensors, &survey);
 
         let val = loader(&images.val, LOOKED_AT, *batch)?;
         let running_flips = running.companions(&val, *batch, 2, *seed)?.flips;
@@ -541,9 +549,11 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
         let trained = trained_values(&resolved.graph);
         described.trained_values = described.trained_values.max(trained.values);
         described.all_values = trained.all;
-        described.inference = price.inference;
         described.warnings.extend(resolved.warnings.iter().map(ToString::to_string));
-        steps.push((share, price.step));
+        // Of a step that takes micro-batches together, a micro-batch's share.
+        let parts = price.batch as f64 / settings.batch as f64;
+        steps.push((share / parts, price.step));
+        described.inference = Total::mean(&[(1.0 / parts, price.inference)]);
         described.stages.push(ArmStage {
             share,
             rules: index.checked_sub(1).map(|later| arm.stages[later].rules.clone()).unwrap_or_default(),
@@ -556,21 +566,22 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
     Ok((described, stages.into_iter().map(|(_, resolved)| resolved.graph).collect()))
 }
 
-/// What of a step could be kept from epoch to epoch.
+/// What of a step could be kept from epoch to epoch, and pays.
 fn prefix(plan: &Plan, settings: &Settings) -> Result<Option<Prefix>, LabError> {
     if settings.transform.augment != crate::data::Augment::None || settings.skip_broken {
         return Ok(None);
     }
     let Some(split) = compile::split(&plan.graph, &compile::changing(&plan.graph))? else { return Ok(None) };
     let graph = split.prefix;
-    let images = settings.batch as u64;
+    let images = graph.input_shape().map_or(1, |shape| shape.n() as u64);
     let ends: Vec<_> = graph.outputs().iter().map(|(_, id)| graph.node(*id)).collect();
     let until = ends.iter().filter_map(|node| node.layer).map(|layer| graph.layers()[layer.index()].name.clone());
-    Ok(Some(Prefix {
+    let prefix = Prefix {
         until: until.collect(),
         bytes_per_image: ends.iter().map(|node| node.shape.bytes()).sum::<u64>() / images,
         flops_per_image: Plan::new(graph.clone(), plan.input, Variant::default()).cost.step().flops / images,
-    }))
+    };
+    Ok(train::is_worth_keeping(prefix.flops_per_image, prefix.bytes_per_image).then_some(prefix))
 }
 
 fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
@@ -604,15 +615,6 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
 fn spread(samples: &[Sample], most: usize) -> Vec<Sample> {
     let count = samples.len().min(most);
     (0..count).map(|i| samples[i * samples.len() / count].clone()).collect()
-}
-
-/// The ε of the batch norm whose running moments are `moments`.
-fn epsilon(network: &Graph, moments: ParamId) -> f64 {
-    let norm = network.nodes().find_map(|(_, node)| match node.op {
-        Op::BatchNorm { eps } if network.node(node.inputs[2]).op == Op::Param(moments) => Some(eps),
-        _ => None,
-    });
-    norm.map_or(0.0, f64::from)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), LabError> {

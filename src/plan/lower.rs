@@ -1,11 +1,11 @@
 //! Lowering: each node becomes calls of kernels on values. A value is what later gets a slot.
 
 use super::{Input, Storage};
-use crate::graph::{Act, Graph, MOMENT_ROWS, Node, NodeId, Op, Phase, StatsUpdate, Variance, Window};
+use crate::graph::{Act, Graph, MOMENT_ROWS, Node, NodeId, Op, Phase, StatsUpdate, Variance, Window, domains};
 use crate::kernels::{
-    Dispatch, Geometry, StepScalars, accumulate, activation, adamw, add, batch_norm_apply, batch_norm_grad,
-    batch_norm_stats, batch_norm_update, channel_sum, conv2d, fold_batch_norm, input_normalize, pool, sgd,
-    softmax_cross_entropy, sum_partials,
+    Dispatch, Geometry, StepScalars, accumulate, activation, adamw, add, batch_norm_apply, batch_norm_blend,
+    batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update, channel_sum, conv2d, fold_batch_norm,
+    input_normalize, pool, sgd, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 
@@ -139,19 +139,28 @@ impl Lowering<'_> {
             }
             // Of a graph that was not compiled: inference, unfused.
             Op::BatchNorm { eps } => {
-                let dispatch = batch_norm_apply::forward(shape(0), eps, false, false, false);
+                let dispatch = batch_norm_apply::forward(shape(0), 1, eps, false, false, false);
                 self.call(id, dispatch, vec![value(0), value(2), value(1), None, out, None]);
             }
-            Op::BatchNormStats => {
+            Op::BatchNormStats { domains } => {
                 let x = shape(0);
                 let bindings = vec![value(0)];
-                let partials = self.value(batch_norm_stats::partials_len(x), None, id);
-                self.call(id, batch_norm_stats::partial(x), [bindings, vec![Some(partials)]].concat());
-                self.call(id, batch_norm_stats::merge(x), vec![Some(partials), out]);
+                let partials = self.value(batch_norm_stats::partials_len(x, domains), None, id);
+                self.call(id, batch_norm_stats::partial(x, domains), [bindings, vec![Some(partials)]].concat());
+                self.call(id, batch_norm_stats::merge(x, domains), vec![Some(partials), out]);
+            }
+            Op::BatchNormBlend { alpha } => {
+                let dispatch = batch_norm_blend::forward(node.shape.c(), domains(node.shape), alpha);
+                self.call(id, dispatch, vec![value(0), value(1), out]);
+            }
+            Op::BatchNormRenorm { eps, r_max, d_max } => {
+                let dispatch = batch_norm_renorm::forward(node.shape.c(), domains(node.shape), eps, r_max, d_max);
+                self.call(id, dispatch, vec![value(0), value(1), out]);
             }
             Op::BatchNormApply(apply) => {
+                let (x, domains) = (shape(0), domains(shape(1)));
                 let dispatch =
-                    batch_norm_apply::forward(shape(0), apply.eps, relu(apply.act), apply.residual, apply.mask);
+                    batch_norm_apply::forward(x, domains, apply.eps, relu(apply.act), apply.residual, apply.mask);
                 let residual = optional(apply.residual, 3);
                 self.call(id, dispatch, vec![value(0), value(1), value(2), residual, out, self.side(id)]);
             }
@@ -191,16 +200,28 @@ impl Lowering<'_> {
                 let dispatch = channel_sum::partial(shape(0));
                 self.reduce(id, node.shape, channel_sum::partials_count(shape(0)), dispatch, vec![value(0)]);
             }
+            Op::DomainSum => {
+                let dispatch = sum_partials::forward(node.shape.stored_len(), domains(shape(0)));
+                self.call(id, dispatch, vec![value(0), out]);
+            }
             Op::ActivationGrad => self.call(id, activation::grad(node.shape), vec![value(1), out]),
             Op::BatchNormGradReduce { eps, mask } => {
-                let x = shape(1);
+                let (x, domains) = (shape(1), domains(node.shape));
                 let operands = vec![value(0), value(1), value(2), optional(mask, 3)];
-                let count = batch_norm_grad::reduce_partials_count(x);
-                self.reduce(id, node.shape, count, batch_norm_grad::reduce(x, eps, mask), operands);
+                let count = batch_norm_grad::reduce_partials_count(x, domains);
+                self.reduce(id, node.shape, count, batch_norm_grad::reduce(x, domains, eps, mask), operands);
+            }
+            Op::BatchNormGradBlend { eps, alpha } => {
+                let dispatch = batch_norm_blend::grad(node.shape.c(), domains(node.shape), eps, alpha);
+                self.call(id, dispatch, vec![value(0), value(1), value(2), out]);
+            }
+            Op::BatchNormGradRenorm { eps } => {
+                let dispatch = batch_norm_renorm::grad(node.shape.c(), domains(node.shape), eps);
+                self.call(id, dispatch, vec![value(0), value(1), value(2), out]);
             }
             Op::BatchNormGradBatch { eps, mask } => {
                 let bindings = vec![value(0), value(1), value(2), value(3), value(4), optional(mask, 5), out];
-                self.call(id, batch_norm_grad::batch(node.shape, eps, mask), bindings);
+                self.call(id, batch_norm_grad::batch(node.shape, domains(shape(2)), eps, mask), bindings);
             }
             Op::BatchNormGradRunning { eps, mask } => {
                 let bindings = vec![value(0), value(1), value(2), optional(mask, 3), out];
@@ -262,14 +283,14 @@ impl Lowering<'_> {
                 let dispatch = adamw::step(words(node.shape, update.rows), options);
                 self.call(id, dispatch, vec![operands[0], step, operands[1], operands[2], operands[3]]);
             }
-            Op::BatchNormUpdate { update, var, count, window } => {
+            Op::BatchNormUpdate { update, var, count, parts } => {
                 debug_assert_eq!(node.shape.0[2], MOMENT_ROWS);
                 let keep = match update {
                     StatsUpdate::Ema { keep } => Some(keep),
                     StatsUpdate::Off | StatsUpdate::Cumulative => None,
                 };
                 let unbiased = var == Variance::Unbiased;
-                let dispatch = batch_norm_update::update(node.shape.c(), keep, unbiased, count, window);
+                let dispatch = batch_norm_update::update(node.shape.c(), keep, unbiased, count, parts);
                 self.call(id, dispatch, vec![value(1), value(0)]);
             }
         }

@@ -1,6 +1,6 @@
 //! What a rule can set on a layer, and the words for it.
 
-use crate::graph::{Affine, BatchNormMode, Layer, LayerKind, Setting, Stats, StatsUpdate, Variance};
+use crate::graph::{Affine, BatchNormMode, Domain, Layer, LayerKind, Setting, Stats, StatsUpdate, Variance};
 use crate::nearest::suggestion;
 use std::fmt;
 
@@ -11,7 +11,10 @@ pub enum Assignment {
     Weights(bool),
     /// `lr=<multiplier>`: multiplies the learning rate of whatever trains in the layer.
     Lr(f32),
-    /// `stats=running|batch`: what a batch norm normalises by in a training step.
+    /// `stats=running|batch|blend(<alpha>)|renorm(<rmax>,<dmax>)`: what a batch norm normalises by in a training step.
+    /// `blend` is `1 − alpha` of the running moments and `alpha` of the batch's. `renorm` is batch renormalisation
+    /// (Ioffe 2017): the running moments, but no further from the batch's than a factor `rmax` of its deviation, and
+    /// `dmax` deviations of its mean; `renorm(1,0)` is `batch`.
     Stats(Stats),
     /// `update=off|ema(<keep>)|cumulative`: how a batch norm's running moments move.
     Update(StatsUpdate),
@@ -19,16 +22,22 @@ pub enum Assignment {
     Affine(Affine),
     /// `var=biased|unbiased`: the estimator of the variance that a batch norm stores.
     Var(Variance),
+    /// `domain=batch|ghost(<k>)|accumulated`: what the moments of a batch are taken over: all its samples; each k
+    /// consecutive ones apart (ghost batches; Hoffer, Hubara & Soudry 2017), where k must divide the batch and the running
+    /// moments follow the mean over the ghost batches, once a step; or the samples of all micro-batches of an optimiser
+    /// step, which then have to be computed together, in the memory of one batch of that size.
+    Domain(Domain),
 }
 
 /// The axes and what each accepts.
-const AXES: [(&str, &str); 6] = [
+const AXES: [(&str, &str); 7] = [
     ("weights", "train or frozen"),
     ("lr", "a multiplier, a number of at least 0"),
-    ("stats", "running or batch"),
+    ("stats", "running, batch, blend(<alpha>) with 0 < alpha < 1, or renorm(<rmax>,<dmax>) with rmax ≥ 1 and dmax ≥ 0"),
     ("update", "off, ema(<keep>) with 0 ≤ keep < 1, or cumulative"),
     ("affine", "none, gamma, beta or both"),
     ("var", "biased or unbiased"),
+    ("domain", "batch, ghost(<k>) with k samples, at least 1, or accumulated"),
 ];
 
 /// Where every layer of `kind` starts: nothing trains and nothing moves.
@@ -38,15 +47,24 @@ pub(super) fn frozen(kind: LayerKind) -> Setting {
         update: StatsUpdate::Off,
         affine: Affine::None,
         var: Variance::Unbiased,
+        domain: Domain::Batch,
     };
     Setting { weights: false, lr: 1.0, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
 }
 
-/// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without parameters.
+/// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without parameters. `lr=1` and
+/// `domain=batch` go without saying.
 pub fn describe(layer: &Layer) -> String {
     let mut words = match layer.setting.batch_norm {
-        Some(BatchNormMode { stats, update, affine, var }) => {
-            vec![Assignment::Stats(stats), Assignment::Update(update), Assignment::Affine(affine), Assignment::Var(var)]
+        Some(BatchNormMode { stats, update, affine, var, domain }) => {
+            let always = [
+                Assignment::Stats(stats),
+                Assignment::Update(update),
+                Assignment::Affine(affine),
+                Assignment::Var(var),
+            ];
+            let cut = (domain != Domain::Batch).then_some(Assignment::Domain(domain));
+            always.into_iter().chain(cut).collect()
         }
         None if has_weights(layer) => vec![Assignment::Weights(layer.setting.weights)],
         None => return String::new(),
@@ -79,6 +97,7 @@ impl Assignment {
             Self::Update(_) => 3,
             Self::Affine(_) => 4,
             Self::Var(_) => 5,
+            Self::Domain(_) => 6,
         }
     }
 
@@ -87,7 +106,7 @@ impl Assignment {
         match self {
             Self::Weights(_) => "conv and linear layers",
             Self::Lr(_) => "layers with parameters",
-            Self::Stats(_) | Self::Update(_) | Self::Affine(_) | Self::Var(_) => "batch norms",
+            Self::Stats(_) | Self::Update(_) | Self::Affine(_) | Self::Var(_) | Self::Domain(_) => "batch norms",
         }
     }
 
@@ -102,6 +121,7 @@ impl Assignment {
             (Self::Update(update), Some(mode)) => mode.update = update,
             (Self::Affine(affine), Some(mode)) => mode.affine = affine,
             (Self::Var(var), Some(mode)) => mode.var = var,
+            (Self::Domain(domain), Some(mode)) => mode.domain = domain,
             _ => return false,
         }
         true
@@ -125,11 +145,7 @@ impl Assignment {
                 _ => None,
             },
             "lr" => value.parse().ok().filter(|lr: &f32| lr.is_finite() && *lr >= 0.0).map(Self::Lr),
-            "stats" => match value {
-                "running" => Some(Self::Stats(Stats::Running)),
-                "batch" => Some(Self::Stats(Stats::Batch)),
-                _ => None,
-            },
+            "stats" => stats(value).map(Self::Stats),
             "update" => update(value).map(Self::Update),
             "affine" => match value {
                 "none" => Some(Self::Affine(Affine::None)),
@@ -143,6 +159,7 @@ impl Assignment {
                 "unbiased" => Some(Self::Var(Variance::Unbiased)),
                 _ => None,
             },
+            "domain" => domain(value).map(Self::Domain),
             _ => None,
         };
         parsed.ok_or_else(|| format!("`{text}`: {axis} is {accepted}, not `{value}`"))
@@ -153,15 +170,44 @@ fn axes() -> String {
     AXES.map(|(name, _)| name).join(", ")
 }
 
+fn stats(value: &str) -> Option<Stats> {
+    match value {
+        "running" => return Some(Stats::Running),
+        "batch" => return Some(Stats::Batch),
+        _ => {}
+    }
+    if let Some(alpha) = argument(value, "blend") {
+        let alpha = alpha.parse().ok().filter(|alpha| *alpha > 0.0 && *alpha < 1.0)?;
+        return Some(Stats::Blend { alpha });
+    }
+    let (r_max, d_max) = argument(value, "renorm")?.split_once(',')?;
+    let at_least = |text: &str, least: f32| text.trim().parse().ok().filter(|x: &f32| *x >= least && x.is_finite());
+    Some(Stats::Renorm { r_max: at_least(r_max, 1.0)?, d_max: at_least(d_max, 0.0)? })
+}
+
 fn update(value: &str) -> Option<StatsUpdate> {
     match value {
         "off" => return Some(StatsUpdate::Off),
         "cumulative" => return Some(StatsUpdate::Cumulative),
         _ => {}
     }
-    let keep = value.strip_prefix("ema")?.trim_start().strip_prefix('(')?.strip_suffix(')')?;
-    let keep = keep.trim().parse().ok().filter(|keep| (0.0..1.0).contains(keep))?;
+    let keep = argument(value, "ema")?.parse().ok().filter(|keep| (0.0..1.0).contains(keep))?;
     Some(StatsUpdate::Ema { keep })
+}
+
+fn domain(value: &str) -> Option<Domain> {
+    match value {
+        "batch" => return Some(Domain::Batch),
+        "accumulated" => return Some(Domain::Accumulated),
+        _ => {}
+    }
+    let samples = argument(value, "ghost")?.parse().ok().filter(|samples| *samples > 0)?;
+    Some(Domain::Ghost { samples })
+}
+
+/// What stands in the parentheses of `name(…)`.
+fn argument<'a>(value: &'a str, name: &str) -> Option<&'a str> {
+    Some(value.strip_prefix(name)?.trim_start().strip_prefix('(')?.strip_suffix(')')?.trim())
 }
 
 impl fmt::Display for Assignment {
@@ -175,16 +221,30 @@ impl fmt::Display for Assignment {
             Self::Update(update) => update.fmt(f),
             Self::Affine(affine) => affine.fmt(f),
             Self::Var(var) => var.fmt(f),
+            Self::Domain(domain) => domain.fmt(f),
         }
     }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "running",
-            Self::Batch => "batch",
-        })
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::Batch => f.write_str("batch"),
+            Self::Blend { alpha } => write!(f, "blend({alpha})"),
+            // Without a space: ", " separates assignments.
+            Self::Renorm { r_max, d_max } => write!(f, "renorm({r_max},{d_max})"),
+        }
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Batch => f.write_str("batch"),
+            Self::Ghost { samples } => write!(f, "ghost({samples})"),
+            Self::Accumulated => f.write_str("accumulated"),
+        }
     }
 }
 

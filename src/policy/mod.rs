@@ -1,7 +1,7 @@
 //! What trains, what moves and what stays: ordered rules that give every layer of a network its setting.
 //!
-//! Everything starts frozen (`weights=frozen, lr=1`; batch norms `stats=running, update=off, affine=none,
-//! var=unbiased`). Rules apply in order, and the last one that speaks of an axis of a layer wins. A rule reads
+//! Everything starts frozen (`weights=frozen, lr=1`; batch norms `stats=running, update=off, affine=none, var=unbiased,
+//! domain=batch`). Rules apply in order, and the last one that speaks of an axis of a layer wins. A rule reads
 //! `SELECTOR -> axis=value, axis=value`:
 //!
 //! | selector | layers |
@@ -38,7 +38,7 @@ pub use axes::{Assignment, describe};
 pub use recipes::{RECIPES, Recipe};
 pub use resolve::{FEW_VALUES, Resolved, Warning, resolve, resolve_stages};
 
-use crate::graph::{Graph, Layer, LayerId, LayerKind};
+use crate::graph::{Graph, Layer, LayerId, LayerKind, Stats};
 use crate::nearest::suggestion;
 use selector::Selector;
 use std::fmt;
@@ -102,13 +102,18 @@ pub enum PolicyError {
     #[error("from {from} of the steps on: {source}")]
     InStage { from: f64, source: Box<PolicyError> },
     #[error(
-        "{layers}: stats=batch with update=off would train against each batch's own statistics but run on running \
+        "{layers}: stats={stats} with update=off would train against each batch's own statistics but run on running \
          statistics that never follow; set update=ema(0.9) to let them follow, or stats=running to train on them"
     )]
-    StaleStatistics { layers: String },
+    StaleStatistics { layers: String, stats: Stats },
+    #[error(
+        "{layers}: domain=ghost({samples}) cuts a batch into runs of {samples} samples, but this one has {batch}; \
+         choose a batch that is a multiple of {samples}, or another k for domain=ghost(k)"
+    )]
+    UnevenGhosts { layers: String, samples: usize, batch: usize },
     #[error(
         "{layers}: the statistics of a batch would be taken over a single value a channel, whose variance is nothing; \
-         raise the batch or the image size, or set stats=running, update=off there"
+         raise the batch (k under domain=ghost(k)) or the image size, or set stats=running, update=off there"
     )]
     SingleValue { layers: String },
     #[error(

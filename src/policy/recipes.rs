@@ -11,7 +11,8 @@ pub struct Recipe {
     pub stages: &'static [(f64, &'static [&'static str])],
 }
 
-/// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9.
+/// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9. Batch renormalisation's bounds are those of
+/// its paper (Ioffe 2017), but not its keep of 0.99: a fine-tuning run may be over before such statistics have arrived.
 pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "full",
@@ -68,5 +69,32 @@ pub static RECIPES: &[Recipe] = &[
         summary: "the head alone for three tenths of the steps, then everything (LP-FT)",
         rules: &["last:linear -> weights=train"],
         stages: &[(0.3, &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both"])],
+    },
+    Recipe {
+        name: "full-renorm",
+        summary: "everything trains; batch norms normalise by running statistics held near the batch's (renormalised)",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=renorm(3,5), update=ema(0.9), affine=both"],
+        stages: &[],
+    },
+    Recipe {
+        name: "full-ghost",
+        summary: "everything trains; batch norms normalise each 8 images of the batch by their own statistics",
+        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both, domain=ghost(8)"],
+        stages: &[],
+    },
+    Recipe {
+        name: "full-accumulated",
+        summary: "as full, but batch norms normalise by all micro-batches of a step together, in the memory that takes",
+        rules: &[
+            "!kind:bn -> weights=train",
+            "kind:bn -> stats=batch, update=ema(0.9), affine=both, domain=accumulated",
+        ],
+        stages: &[],
+    },
+    Recipe {
+        name: "bn-blend",
+        summary: "the head trains, and batch norms, which normalise halfway between running and batch statistics",
+        rules: &["last:linear -> weights=train", "kind:bn -> stats=blend(0.5), update=ema(0.9), affine=both"],
+        stages: &[],
     },
 ];

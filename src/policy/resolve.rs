@@ -2,7 +2,7 @@
 
 use super::axes::{frozen, has_weights};
 use super::{Policy, PolicyError};
-use crate::graph::{Affine, BatchNormMode, Graph, Layer, Stats, StatsUpdate};
+use crate::graph::{Affine, BatchNormMode, Domain, Graph, Layer, Stats, StatsUpdate};
 use std::fmt;
 
 /// A network whose layers have their settings.
@@ -26,9 +26,13 @@ pub enum Warning {
     /// Batch norms that take the statistics of a batch over fewer than [`FEW_VALUES`] values a channel.
     FewValues {
         layers: Vec<String>,
-        /// The fewest: images × height × width.
+        /// The fewest: images × height × width; of a ghost batch, its images.
         values: usize,
     },
+    /// Batch norms that blend in each batch's statistics, but whose running statistics, by which inference goes, stay.
+    StillAnchor { layers: Vec<String> },
+    /// Batch norms whose batches are cut into ghost batches, but that take no statistics of them.
+    IdleGhosts { layers: Vec<String> },
     /// Batch norms whose running statistics keep so little that `keep` looks like a PyTorch momentum.
     LowKeep { layers: Vec<String>, keep: f32 },
 }
@@ -43,7 +47,20 @@ impl fmt::Display for Warning {
             Self::FewValues { layers, values } => write!(
                 f,
                 "{}: the statistics of a batch are taken over as few as {values} values a channel (images × height × \
-                 width; {FEW_VALUES} or more are advised); a larger batch or image makes them less noisy",
+                 width; {FEW_VALUES} or more are advised); a larger batch (k under domain=ghost(k)) or image makes \
+                 them less noisy",
+                list(layers)
+            ),
+            Self::StillAnchor { layers } => write!(
+                f,
+                "{}: stats=blend with update=off trains on statistics that inference, which goes by the running ones \
+                 alone, does not see; update=ema(0.9) lets those follow",
+                list(layers)
+            ),
+            Self::IdleGhosts { layers } => write!(
+                f,
+                "{}: the domain changes nothing under stats=running with update=off, which takes no statistics of a \
+                 batch",
                 list(layers)
             ),
             Self::LowKeep { layers, keep } => {
@@ -78,8 +95,9 @@ pub fn resolve_stages(policy: &Policy, graph: &Graph) -> Result<Vec<(f64, Resolv
 /// Gives every layer of `graph` its setting under `policy`, as it is at the beginning of a run.
 ///
 /// # Errors
-/// A rule selects no layer, or sets an axis that none of its layers has; a batch norm would have `stats=batch` with
-/// `update=off`, or take the statistics of a batch over a single value.
+/// A rule selects no layer, or sets an axis that none of its layers has; a batch norm would have `stats=batch` or
+/// `stats=renorm` with `update=off`, cut its batch into ghost batches that do not fill it, or take the statistics of a
+/// batch over a single value.
 pub fn resolve(policy: &Policy, mut graph: Graph) -> Result<Resolved, PolicyError> {
     for layer in &mut graph.layers {
         layer.setting = frozen(layer.kind);
@@ -97,25 +115,62 @@ pub fn resolve(policy: &Policy, mut graph: Graph) -> Result<Resolved, PolicyErro
         }
     }
 
-    let stale = |mode: BatchNormMode| mode.stats == Stats::Batch && mode.update == StatsUpdate::Off;
-    let takes_moments = |mode: BatchNormMode| mode.stats == Stats::Batch || mode.update != StatsUpdate::Off;
-    let layers = batch_norms(&graph, |_, mode| stale(mode));
-    if !layers.is_empty() {
-        return Err(PolicyError::StaleStatistics { layers: list(&layers) });
-    }
-    let layers = batch_norms(&graph, |layer, mode| takes_moments(mode) && layer.shape.pixels() == 1);
-    if !layers.is_empty() {
-        return Err(PolicyError::SingleValue { layers: list(&layers) });
-    }
-
+    check_statistics(&graph)?;
     let mut warnings = half_frozen_blocks(&graph);
-    let few = |layer: &Layer, mode| takes_moments(mode) && layer.shape.pixels() < FEW_VALUES;
-    let values = graph.layers.iter().filter(|l| l.setting.batch_norm.is_some_and(|mode| few(l, mode)));
-    if let Some(values) = values.map(|l| l.shape.pixels()).min() {
-        warnings.push(Warning::FewValues { layers: batch_norms(&graph, few), values });
+    warnings.extend(few_values(&graph));
+    let still = |mode: BatchNormMode| matches!(mode.stats, Stats::Blend { .. }) && mode.update == StatsUpdate::Off;
+    let layers = batch_norms(&graph, |_, mode| still(mode));
+    if !layers.is_empty() {
+        warnings.push(Warning::StillAnchor { layers });
+    }
+    let layers = batch_norms(&graph, |_, mode| mode.domain != Domain::Batch && !mode.takes_moments());
+    if !layers.is_empty() {
+        warnings.push(Warning::IdleGhosts { layers });
     }
     warnings.extend(low_keeps(&graph));
     Ok(Resolved { graph, warnings, policy: policy.name.clone() })
+}
+
+/// Refuses statistics of a batch that training cannot take, or must not.
+fn check_statistics(graph: &Graph) -> Result<(), PolicyError> {
+    let first = |holds: &dyn Fn(&Layer, BatchNormMode) -> bool| {
+        let mut layers = graph.layers.iter().filter_map(|layer| Some((layer, layer.setting.batch_norm?)));
+        layers.find(|(layer, mode)| holds(layer, *mode))
+    };
+    let stale = |_: &Layer, mode: BatchNormMode| {
+        matches!(mode.stats, Stats::Batch | Stats::Renorm { .. }) && mode.update == StatsUpdate::Off
+    };
+    if let Some((_, BatchNormMode { stats, .. })) = first(&stale) {
+        let layers = batch_norms(graph, |layer, mode| stale(layer, mode) && mode.stats == stats);
+        return Err(PolicyError::StaleStatistics { layers: list(&layers), stats });
+    }
+    let uneven = |layer: &Layer, mode: BatchNormMode| mode.takes_moments() && mode.domains(layer.shape.n()).is_none();
+    if let Some((layer, BatchNormMode { domain: domain @ Domain::Ghost { samples }, .. })) = first(&uneven) {
+        let layers = batch_norms(graph, |layer, mode| uneven(layer, mode) && mode.domain == domain);
+        return Err(PolicyError::UnevenGhosts { layers: list(&layers), samples, batch: layer.shape.n() });
+    }
+    let layers = batch_norms(graph, |layer, mode| values(layer, mode) == Some(1));
+    match layers.is_empty() {
+        true => Ok(()),
+        false => Err(PolicyError::SingleValue { layers: list(&layers) }),
+    }
+}
+
+/// The values a channel that a batch norm takes moments over; `None` if it takes none, or if that depends on how many
+/// micro-batches are accumulated.
+fn values(layer: &Layer, mode: BatchNormMode) -> Option<usize> {
+    if mode.domain == Domain::Accumulated {
+        return None;
+    }
+    let domains = mode.domains(layer.shape.n()).filter(|_| mode.takes_moments())?;
+    Some(layer.shape.pixels() / domains)
+}
+
+fn few_values(graph: &Graph) -> Option<Warning> {
+    let few = |layer: &Layer, mode| values(layer, mode).filter(|values| *values < FEW_VALUES);
+    let fewest = graph.layers.iter().filter_map(|layer| few(layer, layer.setting.batch_norm?)).min()?;
+    let layers = batch_norms(graph, |layer, mode| few(layer, mode).is_some());
+    Some(Warning::FewValues { layers, values: fewest })
 }
 
 impl Resolved {

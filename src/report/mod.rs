@@ -1,11 +1,12 @@
-//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv` and TensorBoard's events; and
-//! about a comparison of policies: its table, its conclusion, and a page with both; and about a device: what it was
-//! predicted to take and took, in a file and on a page.
+//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and
+//! what is wrong with its batch norms; about a comparison of policies: its table, its conclusion, and a page with both;
+//! and about a device: what it should take and took, in a file and on a page.
 
 mod bench_page;
 mod benchmark;
 mod comparison;
 mod conclusion;
+mod doctor;
 mod metrics;
 mod page;
 mod predict;
@@ -26,6 +27,7 @@ pub use comparison::{
     mean_and_deviation,
 };
 pub use conclusion::conclusion;
+pub use doctor::{Confidence, Fault, Finding, Remedy, diagnose};
 pub use metrics::csv;
 pub use page::page;
 pub use predict::{Prediction, Predictions, predict};

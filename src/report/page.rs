@@ -92,7 +92,7 @@ pub fn page(comparison: &Comparison, timings: &Timings) -> String {
 }
 
 fn view(comparison: &Comparison, timings: &Timings) -> Value {
-    let (arms, axis) = arms(comparison, timings);
+    let (arms, axis, from_0) = arms(comparison, timings);
     let (states, legend) = states(comparison);
     let sizes: BTreeSet<usize> = states.iter().flat_map(|state| &state.batch).map(|mode| mode.batch).collect();
     let cached = || arms.iter().filter(|arm| arm.timings.cached).filter_map(|arm| arm.cache.as_ref());
@@ -124,6 +124,7 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         without_s => cached().filter_map(|cache| cache.without_s).sum::<f64>(),
         arms => Serde(&arms),
         axis,
+        from_0,
         states => Serde(&states),
         legend => Serde(legend),
         sizes => Serde(sizes),
@@ -132,8 +133,8 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
     }
 }
 
-/// The most accurate first, and the axis of their dots.
-fn arms<'a>(comparison: &'a Comparison, timings: &Timings) -> (Vec<ArmView<'a>>, String) {
+/// The most accurate first; the axis of their dots, and whether it begins at 0.
+fn arms<'a>(comparison: &'a Comparison, timings: &Timings) -> (Vec<ArmView<'a>>, String, bool) {
     let ranked = ranked(comparison);
     let scale = Scale::around(ranked.iter().flat_map(|arm| arm.runs.iter().filter_map(ArmRun::last_accuracy)));
     // Without validation, training accuracy is all there is to draw.
@@ -162,7 +163,7 @@ fn arms<'a>(comparison: &'a Comparison, timings: &Timings) -> (Vec<ArmView<'a>>,
             timings,
         }
     });
-    (views.collect(), svg::axis(&scale))
+    (views.collect(), svg::axis(&scale), scale.begins_at_0())
 }
 
 /// Before training, and after it under each arm that has a run; and what depth of colour means what drift.

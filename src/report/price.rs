@@ -5,13 +5,14 @@ use crate::graph::{Affine, Graph, Role, StatsUpdate};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Cost, Input, LayerCost, PhaseCost, Plan};
 use crate::policy::{self, Policy, Resolved};
+use crate::tensor::Shape;
 use serde::{Deserialize, Serialize};
 
 /// A plan's price, computed without a device.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Price {
     pub policy: String,
-    /// Images a batch.
+    /// Images of the step: a batch, or all batches of a step whose batch norms take their moments over them together.
     pub batch: usize,
     /// Height and width, in pixels.
     pub size: [usize; 2],
@@ -127,15 +128,23 @@ impl Phases {
 /// A pass broke the graph; a bug, unless the graph was built by hand.
 pub fn price(resolved: &Resolved, options: &Options, input: Input) -> Result<(Price, Plan), CompileError> {
     let graph = &resolved.graph;
-    let training = |graph: Graph| Ok(Plan::new(compile::training(graph, options)?, input, Variant::default()));
-    let plan: Plan = training(graph.clone())?;
-    let inference = Plan::new(compile::inference(graph.clone(), true)?, input, Variant::default());
-    let full = Policy::recipe("full").and_then(|full| policy::resolve(&full, graph.clone())).ok();
-    let full = full.map(|full| Ok(Total::of(&training(full.graph)?))).transpose()?;
-    let [batch, height, width, _] = graph.input_shape().map_or([0; 4], |shape| shape.0);
+    let training = |graph: Graph, options: &Options| -> Result<Plan, CompileError> {
+        Ok(Plan::new(compile::training(graph, options)?, input, Variant::default()))
+    };
+    let plan = training(graph.clone(), options)?;
+    // More than the network's, if the step takes micro-batches together.
+    let images = plan.graph.input_shape().map_or(1, Shape::n);
+    let whole = graph.with_batch(images)?;
+    let inference = Plan::new(compile::inference(whole.clone(), true)?, input, Variant::default());
+    let full = Policy::recipe("full").and_then(|full| policy::resolve(&full, whole)).ok();
+    let gathered = graph.input_shape().is_some_and(|shape| shape.n() != images);
+    let options = Options { accumulate: if gathered { 1 } else { options.accumulate }, ..*options };
+    let full = full.map(|full| training(full.graph, &options)).transpose()?;
+    let full = full.as_ref().map(Total::of);
+    let [_, height, width, _] = graph.input_shape().map_or([0; 4], |shape| shape.0);
     let price = Price {
         policy: resolved.policy.clone(),
-        batch,
+        batch: images,
         size: [height, width],
         classes: graph.logits_shape().map_or(0, |shape| shape.c()),
         layers: layers(graph, &plan.cost),

@@ -30,6 +30,10 @@ impl Scale {
         Self { low, high: high.max(low + step), step }
     }
 
+    pub fn begins_at_0(&self) -> bool {
+        self.low < 1e-9
+    }
+
     /// Where a value is, from 0 to 1.
     pub fn at(&self, value: f64) -> f64 {
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)

@@ -40,13 +40,27 @@ impl Features {
         self.flops
     }
 
-    /// Copies the values of `samples` to the slots of a plan of the rest.
-    pub(super) fn load(&self, executor: &Executor, slots: &[SlotId], samples: &[usize]) -> Result<(), TrainError> {
+    /// Copies the values of `samples` to the slots of a plan of the rest, as those of the `first` image of its batch and
+    /// those after it.
+    pub(super) fn load(
+        &self,
+        executor: &Executor,
+        slots: &[SlotId],
+        first: usize,
+        samples: &[usize],
+    ) -> Result<(), TrainError> {
         for (rows, slot) in self.rows.iter().zip(slots) {
-            rows.load(executor, *slot, samples)?;
+            rows.load(executor, *slot, first, samples)?;
         }
         Ok(())
     }
+}
+
+/// Whether it pays to keep results of `bytes` that take `flops` to compute. Reading them back moves each byte twice; where
+/// they take fewer operations than this, a GPU computes them as fast.
+pub(crate) fn is_worth_keeping(flops: u64, bytes: u64) -> bool {
+    const FLOPS_PER_BYTE: u64 = 64;
+    flops >= FLOPS_PER_BYTE * bytes
 }
 
 /// A budget of device memory, and what is kept within it.
@@ -98,7 +112,8 @@ impl FeatureCache {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The values of all images of `loader` at the end of `split.prefix`; `None` if the budget is too small for them.
+    /// The values of all images of `loader` at the end of `split.prefix`; `None` if they are not worth keeping, or the
+    /// budget is too small for them.
     /// They are computed unless they are there. What was not used for longest makes room, unless somebody holds it.
     pub(super) fn features(
         &self,
@@ -114,6 +129,12 @@ impl FeatureCache {
         let values: Vec<NodeId> = graph.outputs().iter().map(|(_, id)| *id).collect();
         let words = |id: NodeId| graph.node(id).shape.stored_len() / graph.node(id).shape.n();
         let bytes = values.iter().map(|&id| Rows::bytes(count, words(id))).sum::<u64>();
+        let plan = Plan::new(graph.clone(), input, device.variant()?);
+        let images = graph.input_shape().map_or(1, |shape| shape.n() as u64);
+        let flops = plan.cost.step().flops / images;
+        if !is_worth_keeping(flops, bytes / count as u64) {
+            return Ok(None);
+        }
         let key = Key {
             nodes: format!("{:?} {values:?}", graph.nodes().map(|(_, node)| node).collect::<Vec<_>>()),
             input,
@@ -133,11 +154,9 @@ impl FeatureCache {
         }
         let began = Instant::now();
         let rows = values.iter().map(|&id| Rows::new(device, count, words(id))).collect::<Result<_, _>>()?;
-        let plan = Plan::new(graph.clone(), input, device.variant()?);
-        let per_image = |flops: u64| flops / graph.input_shape().map_or(1, |shape| shape.n() as u64);
         let until =
             values.iter().filter_map(|&id| graph.node(id).layer).map(|l| graph.layers()[l.index()].name.clone());
-        let features = Features { rows, bytes, until: until.collect(), flops: per_image(plan.cost.step().flops) };
+        let features = Features { rows, bytes, until: until.collect(), flops };
         self.fill(&features, Executor::new(device, plan, params)?, loader)?;
         let features = Arc::new(features);
         let mut state = self.state();

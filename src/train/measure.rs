@@ -16,7 +16,7 @@ use std::time::Instant;
 pub struct Measurement {
     /// Inference of one batch.
     pub inference_ms: f64,
-    /// Forward, backward and update of one batch.
+    /// Forward, backward and update of one batch; of several that are accumulated, their share in a step.
     pub step_ms: f64,
     /// How far the runs are apart that the medians are of; files of older versions do not tell.
     #[serde(default)]
@@ -94,7 +94,12 @@ pub fn measure(
     let start = Instant::now();
     session.step(images, &labels, LR)?;
     let first_step_ms = compile_ms + ms(start);
-    let (step_ms, step_runs_ms) = time(repeat, || session.step(images, &labels, LR).map(|_| ()))?;
+    // Whole windows: the last micro-batch of one has more to do, or all.
+    let window = options.accumulate;
+    let rest = (1..window).try_for_each(|_| session.step(images, &labels, LR).map(|_| ()));
+    rest?;
+    let whole = || (0..window).try_for_each(|_| session.step(images, &labels, LR).map(|_| ()));
+    let (step_ms, step_runs_ms) = time(repeat, window, whole)?;
     let kernels = kernel_times(session.executor(), &[Phase::Forward, Phase::Backward, Phase::Update])?;
     let (planned_bytes, kept_bytes) = (session.plan().bytes(), session.plan().cost.kept());
     let allocated_bytes = session.executor().allocated_bytes();
@@ -102,7 +107,7 @@ pub fn measure(
 
     let mut evaluator = Evaluator::new(device, &network, tensors, Input::Values)?;
     evaluator.logits(images)?;
-    let (inference_ms, inference_runs_ms) = time(repeat, || evaluator.logits(images).map(|_| ()))?;
+    let (inference_ms, inference_runs_ms) = time(repeat, 1, || evaluator.logits(images).map(|_| ()))?;
     Ok(Measurement {
         inference_ms,
         step_ms,
@@ -122,16 +127,17 @@ fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-/// The median of `repeat` runs, and how far they are apart.
+/// The median of `repeat` runs of so many parts each, and how far they are apart; of a part.
 fn time(
     repeat: usize,
+    parts: usize,
     mut run: impl FnMut() -> Result<(), TrainError>,
 ) -> Result<(f64, Option<Quartiles>), TrainError> {
     let mut times = Vec::with_capacity(repeat);
     for _ in 0..repeat {
         let start = Instant::now();
         run()?;
-        times.push(ms(start));
+        times.push(ms(start) / parts as f64);
     }
     Ok((median(times.clone()), Quartiles::of(times)))
 }

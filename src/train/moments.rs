@@ -43,7 +43,8 @@ impl Moments {
         self.count += other.count;
     }
 
-    /// The unbiased estimate of the variance: times count/(count − 1). A single value has none; its biased one, 0, stays.
+    /// The unbiased estimate of the variance: times count/(count − 1). A single value has none; its biased one, 0,
+    /// stays.
     pub fn unbiased(&self) -> Vec<f64> {
         let correction = self.count as f64 / (self.count.max(2) - 1) as f64;
         self.var.iter().map(|var| var * correction).collect()
@@ -57,7 +58,8 @@ impl Moments {
     /// J = ½·( (a + d²)/b + (b + d²)/a ) − 1        a = var + ε, b = other's var + ε, d = difference of the means
     /// ```
     ///
-    /// 0 for equal moments; 0.25 where one variance is twice the other; 1 where the means are a standard deviation apart.
+    /// 0 for equal moments; 0.25 where one variance is twice the other; 1 where the means are a standard deviation
+    /// apart.
     pub fn divergence(&self, other: &Self, eps: f64) -> Vec<f64> {
         let channels = self.mean.iter().zip(&self.var).zip(other.mean.iter().zip(&other.var));
         channels

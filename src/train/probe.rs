@@ -9,9 +9,9 @@ use crate::graph::{Graph, LayerId, LayerKind, Phase, Stats};
 use crate::plan::{Input, Plan, SlotId};
 use crate::rng::Rng;
 
-/// Looks at a network without changing it. Unlike [`Evaluator`](super::Evaluator), it can normalise by the moments of the
-/// batch, as a training step does, and it reads out the moments of every batch norm's input. It sees the parameters as
-/// they are at each pass, and takes batches of any size.
+/// Looks at a network without changing it. Unlike [`Evaluator`](super::Evaluator), it can normalise by the moments of
+/// the batch, as a training step does, and it reads out the moments of every batch norm's input. It sees the parameters
+/// as they are at each pass, and takes batches of any size.
 pub struct Probe {
     device: Device,
     network: Graph,
@@ -97,6 +97,8 @@ impl LayerSurvey {
 pub struct Companions {
     /// Images a batch.
     pub batch: usize,
+    /// Images that were looked at, broken ones not counted.
+    pub images: usize,
     /// The share of images, in `[0, 1]`, whose likeliest class is another one when their companions are other ones: the
     /// mean over all pairs of shuffles. 0 for a single shuffle.
     pub flips: f64,
@@ -150,7 +152,7 @@ impl Probe {
         let batch = labels.len();
         let index = self.plan_for(batch)?;
         let Planned { executor, slots, rows, moments, .. } = &mut self.plans[index];
-        slots.fill(executor, None, images, labels)?;
+        slots.fill(executor, None, (0, 1), images, labels)?;
         executor.run(&[Phase::Once, Phase::Forward])?;
         for &slot in [&slots.logits, rows].into_iter().chain(&*moments) {
             executor.fetch(slot)?;
@@ -198,8 +200,8 @@ impl Probe {
         Ok(self.plans.len() - 1)
     }
 
-    /// Passes over all of `images`, in the loader's batches and order. Every image counts: a last batch that is not full
-    /// is a smaller batch, also in what it normalises by under `stats=batch`.
+    /// Passes over all of `images`, in the loader's batches and order. Every image counts: a last batch that is not
+    /// full is a smaller batch, also in what it normalises by under `stats=batch`.
     ///
     /// # Errors
     /// As [`pass`](Self::pass); an image is broken; a moment is not finite.
@@ -209,9 +211,9 @@ impl Probe {
         Ok(survey)
     }
 
-    /// Passes over all of `images` in batches of `batch`, or of all if they are fewer, once for each of `shuffles` seeded
-    /// orders. A last batch that is not full is filled up with images from the order's beginning, which do not count a
-    /// second time, so every image is judged among as many others.
+    /// Passes over all of `images` in batches of `batch`, or of all if they are fewer, once for each of `shuffles`
+    /// seeded orders. A last batch that is not full is filled up with images from the order's beginning, which do not
+    /// count a second time, so every image is judged among as many others.
     ///
     /// # Errors
     /// As [`survey`](Self::survey).
@@ -247,11 +249,12 @@ impl Probe {
             }
         }
         let flips = if compared == 0 { 0.0 } else { flipped as f64 / compared as f64 };
-        Ok(Companions { batch, flips, survey })
+        let images = likeliest.first().map_or(0, |images| images.iter().flatten().count());
+        Ok(Companions { batch, images, flips, survey })
     }
 
-    /// Adds what passes over all of `images` show to `survey`; `counts` says of a place in the loader's order whether its
-    /// image counts, and `note` is told the logits of those that do.
+    /// Adds what passes over all of `images` show to `survey`; `counts` says of a place in the loader's order whether
+    /// its image counts, and `note` is told the logits of those that do.
     fn passes(
         &mut self,
         images: &Loader,

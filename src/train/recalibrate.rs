@@ -1,5 +1,5 @@
-//! Re-estimates running statistics by forward passes, without a gradient: the remedy for statistics that belong to other
-//! data, or that training left behind the weights.
+//! Re-estimates running statistics by forward passes, without a gradient: the remedy for statistics that belong to
+//! other data, or that training left behind the weights.
 
 use super::{LayerSurvey, Moments, Probe, Survey, TrainError};
 use crate::data::Loader;
@@ -17,8 +17,9 @@ pub enum Method {
     /// The plain means of the batches' means and variances, as PyTorch's `torch.optim.swa_utils.update_bn` takes them
     /// (Izmailov et al. 2018): every batch weighs the same, and what sets the batches apart is not in the variance.
     UpdateBn,
-    /// The moments of all values together, layer after layer, where everything before is normalised by its new statistics
-    /// already (AdaBN; Li et al. 2016). They are what inference sees, whatever the batch, but take a pass a layer.
+    /// The moments of all values together, layer after layer, where everything before is normalised by its new
+    /// statistics already (AdaBN; Li et al. 2016). They are what inference sees, whatever the batch, but take a pass a
+    /// layer.
     AdaBn,
 }
 
@@ -33,11 +34,12 @@ pub struct Recalibration<'a> {
 }
 
 /// Gives the chosen batch norms of `network` statistics of `images`, in the loader's batches and order. Their counts of
-/// updates become the number of batches. Nothing else in `tensors`, one a parameter, changes by a bit; on an error, nothing
-/// at all.
+/// updates become the number of batches. Nothing else in `tensors`, one a parameter, changes by a bit; on an error,
+/// nothing at all.
 ///
 /// # Errors
-/// A layer is no batch norm, or there is none; an image is broken; a moment is not finite; the device refuses the batch.
+/// A layer is no batch norm, or there is none; an image is broken; a moment is not finite; the device refuses the
+/// batch.
 pub fn recalibrate(
     device: &Device,
     network: &Graph,
@@ -81,8 +83,8 @@ pub fn recalibrate(
 }
 
 /// How far the stored moments of each batch norm are from what `survey`, of a probe of the same network, has seen: the
-/// [mean divergence](Moments::drift) over its channels, in nats, in graph order. 0 is perfect; among good networks about
-/// 0.01 is usual.
+/// [mean divergence](Moments::drift) over its channels, in nats, in graph order. 0 is perfect; among good networks
+/// about 0.01 is usual.
 pub fn drifts(network: &Graph, tensors: &[HostTensor], survey: &Survey) -> Vec<f64> {
     let norms = network.params().iter().enumerate().filter(|(_, param)| param.role == Role::Moments);
     norms

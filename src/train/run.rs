@@ -86,8 +86,8 @@ pub enum Event<'a> {
     /// The last entry of `history` is complete and saved. `images_per_s` is that of its training, validation not
     /// counted; none for epoch 0.
     Epoch { history: &'a [EpochMetrics], images_per_s: Option<f64> },
-    /// After the last epoch, the running statistics were estimated anew and saved. `val` is of the validation images with
-    /// the new statistics; none if there are no such images.
+    /// After the last epoch, the running statistics were estimated anew and saved. `val` is of the validation images
+    /// with the new statistics; none if there are no such images.
     Recalibrated { val: Option<Totals> },
 }
 
@@ -367,8 +367,8 @@ impl Run {
         Ok(Outcome::Finished)
     }
 
-    /// Saves the weights with new running statistics, and validates them. A run that is resumed after its last epoch does
-    /// it again, to the same bits.
+    /// Saves the weights with new running statistics, and validates them. A run that is resumed after its last epoch
+    /// does it again, to the same bits.
     fn recalibrate(&self) -> Result<Option<Totals>, TrainError> {
         let Some(images) = &self.recalibration else { return Ok(None) };
         let (device, network, input) = (self.session.device(), self.session.network(), self.session.input());

@@ -102,10 +102,16 @@ pub struct Session {
     features: Option<Arc<Features>>,
     /// Optimiser steps done.
     steps: u64,
-    /// Micro-batches done of the step under way.
+    /// Micro-batches handed over of the step under way.
     micro: usize,
-    /// Samples of each batch whose rows are still on their way.
-    waiting: VecDeque<usize>,
+    /// Those that the plan takes together, before it runs: all of a step's, or one.
+    gathered: usize,
+    /// Samples that count of each micro-batch that was handed over and has not run.
+    counted: Vec<usize>,
+    /// The same of each run whose rows are still on their way.
+    waiting: VecDeque<Vec<usize>>,
+    /// Results that have arrived together with others.
+    arrived: VecDeque<Totals>,
 }
 
 /// Where a plan takes its batch and leaves its results.
@@ -141,23 +147,28 @@ impl Slots {
         })
     }
 
-    /// Hands a batch over.
+    /// Hands over the `part`-th of the `parts` equal parts of a plan's batch.
     pub fn fill(
         &self,
         executor: &Executor,
         features: Option<&Features>,
+        (part, parts): (usize, usize),
         images: Images<'_>,
         labels: &[u32],
     ) -> Result<(), TrainError> {
-        check_batch(executor.plan(), features.is_some(), images, labels)?;
+        check_batch(executor.plan(), parts, features.is_some(), images, labels)?;
+        let behind = |bytes: &[u8]| (part * bytes.len()) as u64;
+        let write = |slot, bytes| executor.write_at(slot, behind(bytes), bytes);
         match (images, self.images, features) {
-            (Images::Values(values), Some(slot), _) => executor.write(slot, bytemuck::cast_slice(values))?,
-            (Images::Bytes(bytes), Some(slot), _) => executor.write(slot, bytes)?,
-            (Images::Kept(samples), _, Some(features)) => features.load(executor, &self.features, samples)?,
+            (Images::Values(values), Some(slot), _) => write(slot, bytemuck::cast_slice(values))?,
+            (Images::Bytes(bytes), Some(slot), _) => write(slot, bytes)?,
+            (Images::Kept(samples), _, Some(features)) => {
+                features.load(executor, &self.features, part * labels.len(), samples)?;
+            }
             _ => return Err(TrainError::Incomplete { what: "input" }),
         }
         if let Some(slot) = self.labels {
-            executor.write(slot, bytemuck::cast_slice(labels))?;
+            write(slot, bytemuck::cast_slice(labels))?;
         }
         Ok(())
     }
@@ -196,6 +207,8 @@ impl Session {
         }
         let params = Parameters::upload(device, &network, tensors)?;
         let graph = compile::training(network.clone(), &options)?;
+        let samples = |graph: &Graph| graph.input_shape().map_or(1, crate::tensor::Shape::n);
+        let gathered = samples(&graph) / samples(&network).max(1);
         let changing = compile::changing(&graph);
         let (graph, features) = cut(device, graph, &changing, &params, tensors, input, cache)?;
         let plan = Plan::new(graph, input, device.variant()?);
@@ -213,7 +226,10 @@ impl Session {
             features,
             steps: 0,
             micro: 0,
+            gathered,
+            counted: Vec::new(),
             waiting: VecDeque::new(),
+            arrived: VecDeque::new(),
         })
     }
 
@@ -256,38 +272,48 @@ impl Session {
     /// # Errors
     /// The batch has another size than the plan, a label is not a class, or the device failed.
     pub fn submit(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<(), TrainError> {
-        self.slots.fill(&self.executor, self.features.as_deref(), images, labels)?;
-        let counted = labels.iter().filter(|l| **l != PADDING).count();
+        let part = (self.micro % self.gathered, self.gathered);
+        self.slots.fill(&self.executor, self.features.as_deref(), part, images, labels)?;
+        self.counted.push(labels.iter().filter(|l| **l != PADDING).count());
         let window = self.options.accumulate;
+        let last = self.micro + 1 == window;
+        if self.counted.len() == self.gathered {
+            self.run(last, lr)?;
+        }
+        self.micro = if last { 0 } else { self.micro + 1 };
+        self.steps += u64::from(last);
+        Ok(())
+    }
+
+    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser.
+    fn run(&mut self, last: bool, lr: f64) -> Result<(), TrainError> {
+        let window = self.options.accumulate;
+        let counted = std::mem::take(&mut self.counted);
         let (beta1, beta2) = match self.options.optimizer {
             Optimizer::Sgd(_) => (0.0, 0.0),
             Optimizer::AdamW(adamw) => (adamw.beta1, adamw.beta2),
         };
         let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
+        // Of micro-batches that run apart, each has the same weight.
+        let apart = window / self.gathered;
         let scalars = StepScalars {
             lr: lr as f32,
             correction1: (1.0 - beta1.powi(t)) as f32,
             correction2: (1.0 - beta2.powi(t)) as f32,
-            inv_count: (1.0 / (counted.max(1) * window) as f64) as f32,
-            accumulate: if self.micro == 0 { 0.0 } else { 1.0 },
+            inv_count: (1.0 / (counted.iter().sum::<usize>().max(1) * apart) as f64) as f32,
+            accumulate: if self.micro < self.gathered { 0.0 } else { 1.0 },
             padding: [0.0; 3],
         };
         if let Some(slot) = self.slots.step {
             self.executor.write(slot, bytemuck::bytes_of(&scalars))?;
         }
-        self.micro += 1;
-        let last = self.micro == window;
-        match (window, last) {
+        match (apart, last) {
             (1, _) => self.executor.run(&[Phase::Forward, Phase::Backward, Phase::Update])?,
             (_, false) => self.executor.run(&[Phase::Forward, Phase::Backward])?,
             (_, true) => {
                 self.executor.run(&[Phase::Forward, Phase::Backward])?;
                 self.executor.run(&[Phase::Update])?;
             }
-        }
-        if last {
-            self.micro = 0;
-            self.steps += 1;
         }
         if let Some(rows) = self.slots.rows {
             self.executor.fetch(rows)?;
@@ -296,17 +322,24 @@ impl Session {
         Ok(())
     }
 
-    /// The results of the oldest batch that is done; with `drain`, waits for it. `None` when there is none.
+    /// The results of the oldest micro-batch that is done; with `drain`, waits for it. `None` when there is none.
     ///
     /// # Errors
     /// The device failed.
     pub fn completed(&mut self, drain: bool) -> Result<Option<Totals>, TrainError> {
-        let Some(rows) = self.executor.fetched(drain)? else { return Ok(None) };
-        let samples = self.waiting.pop_front().unwrap_or(0);
-        Ok(Some(Totals::new(&rows, samples)))
+        if self.arrived.is_empty()
+            && let Some(rows) = self.executor.fetched(drain)?
+        {
+            let counted = self.waiting.pop_front().unwrap_or_default();
+            let each = rows.len() / counted.len().max(1);
+            let parts = rows.chunks_exact(each.max(1)).zip(counted);
+            self.arrived.extend(parts.map(|(rows, samples)| Totals::new(rows, samples)));
+        }
+        Ok(self.arrived.pop_front())
     }
 
-    /// Submits one batch and waits for its results.
+    /// Submits one batch and waits for its results. There are none yet, and the totals are zero, where the plan waits for
+    /// further micro-batches.
     ///
     /// # Errors
     /// As [`submit`](Self::submit) and [`completed`](Self::completed).
@@ -537,7 +570,7 @@ impl Evaluator {
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
-        self.slots.fill(&self.executor, self.features.as_deref(), images, labels)?;
+        self.slots.fill(&self.executor, self.features.as_deref(), (0, 1), images, labels)?;
         Ok(self.executor.run(&[Phase::Forward])?)
     }
 }
@@ -548,10 +581,13 @@ pub(super) fn unpad(stored: &[f32], classes: usize, samples: usize) -> Vec<f32> 
     rows.flat_map(|row| &row[..classes]).copied().collect()
 }
 
-/// Refuses a batch that is not the plan's.
-fn check_batch(plan: &Plan, kept: bool, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
-    let shape = plan.graph.input_shape().unwrap_or(crate::tensor::Shape([0; 4]));
-    let logits = plan.graph.logits_shape().unwrap_or(crate::tensor::Shape([0; 4]));
+/// Refuses what is not one of the `parts` equal parts of the plan's batch.
+fn check_batch(plan: &Plan, parts: usize, kept: bool, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
+    let part = |shape: Option<crate::tensor::Shape>| {
+        let [n, h, w, c] = shape.map_or([0; 4], |shape| shape.0);
+        crate::tensor::Shape([n / parts, h, w, c])
+    };
+    let (shape, logits) = (part(plan.graph.input_shape()), part(plan.graph.logits_shape()));
     let sized = |bytes: usize, expected: usize| match bytes == expected {
         true => Ok(()),
         false => Err(TrainError::Images { bytes, expected, shape: shape.to_string() }),

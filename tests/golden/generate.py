@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the PyTorch parity goldens, one JSON file a model, beside this script.
 
-Usage: generate.py [--only SUBSTRING]    (README.md says what is in the files, and how to read them)
+Usage: generate.py [--only SUBSTRING | --missing]    (README.md says what is in the files, and how to read them)
 
 Each case is trained three times from the same f32 values: in f64 (the truth), in f32 as PyTorch does it (the
 yardstick), and in f32 with other kernels and another memory layout (a stand-in for a foreign implementation, see
@@ -107,10 +107,10 @@ def project(tensor):
 
 
 class PolicyBatchNorm(nn.Module):
-    """Batch norm whose four axes are set one by one, where nn.BatchNorm2d has a single flag.
+    """Batch norm whose axes are set one by one, where nn.BatchNorm2d has a single flag.
 
     Moments are collected in forward and committed by `commit`, once an optimiser step: the mean of the moments of the
-    window's micro-batches, each of which was normalised by its own.
+    window's micro-batches and of their ghost batches, each of which was normalised by its own.
     """
 
     eps = 1e-5
@@ -128,6 +128,10 @@ class PolicyBatchNorm(nn.Module):
     def forward(self, x):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        ghost = re.fullmatch(r"ghost\((.+)\)", self.axes["domain"])
+        return torch.cat([self.normalise(part) for part in x.split(int(ghost[1]) if ghost else len(x))])
+
+    def normalise(self, x):
         # With a momentum of 1 PyTorch's kernel leaves the batch's own mean and unbiased variance in these two.
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
@@ -137,7 +141,26 @@ class PolicyBatchNorm(nn.Module):
             self.window.append((mean, var * ((m - 1) / m) if self.axes["var"] == "biased" else var))
         if self.axes["stats"] == "running":
             y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        elif self.axes["stats"] != "batch":
+            kind, bounds = re.fullmatch(r"(blend|renorm)\((.+)\)", self.axes["stats"]).groups()
+            y = getattr(self, kind)(x, *map(float, bounds.split(",")))
         return y
+
+    def blend(self, x, alpha):
+        var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        mean = (1.0 - alpha) * self.running_mean + alpha * mean
+        var = (1.0 - alpha) * self.running_var + alpha * var
+        return self.affine((x - row(mean)) / row(var + self.eps).sqrt())
+
+    def renorm(self, x, r_max, d_max):
+        var, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        sigma, running_sigma = (var + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
+        r = (sigma / running_sigma).clamp(1.0 / r_max, r_max).detach()
+        d = ((mean - self.running_mean) / running_sigma).clamp(-d_max, d_max).detach()
+        return self.affine((x - row(mean)) / row(sigma) * row(r) + row(d))
+
+    def affine(self, x):
+        return x * row(self.weight) + row(self.bias)
 
     def commit(self):
         if not self.window:
@@ -150,6 +173,11 @@ class PolicyBatchNorm(nn.Module):
         for running, moments in zip((self.running_mean, self.running_var), zip(*self.window)):
             running.mul_(keep).add_((1.0 - keep) * sum(moments) / len(moments))
         self.window = []
+
+
+def row(vector):
+    """A value a channel, to be spread over [N, C, H, W]."""
+    return vector.reshape(1, -1, 1, 1)
 
 
 class ResNetTiny(nn.Module):
@@ -219,6 +247,11 @@ RECIPES = {  # weights of convolutions, stats, update, affine
     "bn-affine": ("frozen", "running", "off", "both"),
     "head-adapt": ("frozen", "batch", "ema(0.9)", "none"),
 }
+FURTHER_RECIPES = {  # those that nn.BatchNorm2d has no word for; the last is the domain
+    "full-renorm": ("train", "renorm(3,5)", "ema(0.9)", "both", "batch"),
+    "full-ghost": ("train", "batch", "ema(0.9)", "both", "ghost(8)"),
+    "bn-blend": ("frozen", "blend(0.5)", "ema(0.9)", "both", "batch"),
+}
 
 
 def layers_of(net):
@@ -247,11 +280,11 @@ def selected(selector, layers):
 
 def resolve(policy, sets, layers):
     """The axes of every layer. An axis that a layer's kind does not have is ignored there."""
-    weights, stats, update, affine = RECIPES[policy]
+    weights, stats, update, affine, domain = FURTHER_RECIPES.get(policy) or (*RECIPES[policy], "batch")
     axes = {}
     for name, kind in layers.items():
         if kind == "bn":
-            axes[name] = {"stats": stats, "update": update, "affine": affine, "var": "unbiased"}
+            axes[name] = {"stats": stats, "update": update, "affine": affine, "var": "unbiased", "domain": domain}
         else:
             axes[name] = {"weights": "train" if kind == "linear" else weights, "lr": "1"}
     for rule in sets:
@@ -261,7 +294,8 @@ def resolve(policy, sets, layers):
                 (a, v) for a, v in (pair.split("=") for pair in values.split(", ")) if a in axes[name]
             )
     for name, a in axes.items():
-        assert (a.get("stats"), a.get("update")) != ("batch", "off"), f"{name}: stats=batch, update=off is refused"
+        stale = a.get("stats", "").startswith(("batch", "renorm")) and a["update"] == "off"
+        assert not stale, f"{name}: stats={a['stats']}, update=off is refused"
     return axes
 
 
@@ -344,7 +378,7 @@ class Run:
         """What the kinks of the first forward pass depend on."""
         trainable = next(name for name, p in self.net.named_parameters() if p.requires_grad)
         shape = (self.case["model"], self.case["classes"], self.case["accumulate"], tuple(self.images.shape))
-        return (*shape, trainable, tuple(axes["stats"] for axes in self.axes.values() if "stats" in axes))
+        return (*shape, trainable, tuple((a["stats"], a["domain"]) for a in self.axes.values() if "stats" in a))
 
     def watch_relu(self, _, inputs):
         if inputs[0].requires_grad:
@@ -480,6 +514,27 @@ def check_against_batch_norm_2d():
             assert torch.allclose(counted[name].double(), value.double(), rtol=1e-10, atol=1e-12), (policy, name)
 
 
+def check_against_the_plain_modes():
+    """At the ends of their ranges, the modes that nn.BatchNorm2d has no word for are those that it has one for."""
+
+    def trained(axis):
+        run = Run(tiny("full", 3, sets=[f"kind:bn -> {axis}"]), "images", torch.float64)
+        for _ in range(3):
+            run.step()
+        return run.losses, {name: value.double().clone() for name, value in run.net.state_dict().items()}
+
+    for axis, plain in [
+        ("stats=renorm(1,0)", "stats=batch"),
+        ("stats=blend(1)", "stats=batch"),
+        ("stats=blend(0)", "stats=running"),
+        ("domain=ghost(6)", "domain=batch"),
+    ]:
+        (losses, state), (plain_losses, plain_state) = trained(axis), trained(plain)
+        assert np.allclose(losses, plain_losses, rtol=1e-12), axis
+        for name, value in plain_state.items():
+            assert torch.allclose(state[name], value, rtol=1e-10, atol=1e-12), (axis, name)
+
+
 # ---- Cases -----------------------------------------------------------------------------------------------------------
 
 
@@ -533,6 +588,7 @@ THAW_LAYER3 = [
     "from:layer3 -> weights=train",
     "kind:bn & name:layer2.* -> stats=batch, update=ema(0.95), affine=gamma",
 ]
+STILL_GHOST = ["kind:bn -> update=off, domain=ghost(2)", "name:layer3.* -> weights=train"]
 THAW_LAYER4 = [
     "from:layer4 -> weights=train",
     "kind:bn & name:layer4.* -> stats=batch, update=ema(0.9), affine=both",
@@ -557,6 +613,15 @@ CASES = [
     tiny("full", 2, tag="beta", sets=["kind:bn -> affine=beta"]),
     tiny("keras-guide", 2, tag="gamma-layer3", sets=GAMMA_LAYER3),
     tiny("bn-only", 2, tag="no-head", sets=["kind:linear -> weights=frozen"]),
+    *(tiny(policy, steps) for policy in ("full-renorm", "bn-blend") for steps in (1, 4)),
+    *(tiny("full-ghost", steps, tag="of-3", sets=["kind:bn -> domain=ghost(3)"]) for steps in (1, 4)),
+    *(tiny(policy, 4, optimizer=adamw()) for policy in ("full-renorm", "bn-blend")),
+    tiny("full-renorm", 3, tag="clipped", sets=["kind:bn -> stats=renorm(1.1,0.2), update=cumulative"]),
+    tiny("full-renorm", 2, tag="ghost", sets=["kind:bn -> stats=renorm(1.5,0.5), domain=ghost(2)"]),
+    tiny("full", 3, tag="blend", sets=["kind:bn -> stats=blend(0.2)"]),
+    tiny("bn-blend", 2, tag="still-ghost", sets=STILL_GHOST),
+    tiny("full", 2, tag="ghost-layer2", sets=["kind:bn & name:layer2.* -> domain=ghost(2), var=biased"]),
+    tiny("bn-only", 2, tag="ghost-accumulate", sets=["kind:bn -> domain=ghost(1)"], accumulate=2),
     *(eighteen(policy, steps) for policy in RECIPES for steps in (1, 3)),
     eighteen("full", 1, optimizer=adamw(lr=1e-4)),
     eighteen("keras-guide", 1, optimizer=adamw(lr=1e-4)),
@@ -630,13 +695,19 @@ def write(path, header, records):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="only cases whose 'model/name' contains this; writes nothing")
-    only = parser.parse_args().only
+    parser.add_argument("--missing", action="store_true", help="only cases that the present files lack; adds them")
+    only, missing = (args := parser.parse_args()).only, args.missing
+    header = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
     present = {}  # the images that the present files use are tried first: finding them took most of the time
     for model in MODELS:
         path = Path(__file__).with_name(f"{model}.json")
         if path.exists():
-            present |= {f"{model}/{c['name']}": c["images"] for c in json.loads(path.read_text())["cases"]}
+            golden = json.loads(path.read_text())
+            present |= {f"{model}/{c['name']}": c for c in golden["cases"]}
+            if missing and any(golden[package] != version for package, version in header.items()):
+                sys.exit(f"{path} was made by other versions than {header}: make all cases anew")
     check_against_batch_norm_2d()
+    check_against_the_plain_modes()
     print("PolicyBatchNorm agrees with nn.BatchNorm2d", flush=True)
 
     records = {model: [] for model in MODELS}
@@ -645,10 +716,13 @@ def main():
         label = f"{c['model']}/{c['name']}"
         if only not in label:
             continue
+        if missing and label in present:
+            records[c["model"]].append(present[label])
+            continue
         assert c["name"] not in [r["name"] for r in records[c["model"]]], f"{label} stands twice in the list"
         start = time.time()
         streams = [f"images:{number}" for number in range(IMAGE_STREAMS)]
-        for stream in [present.get(label, streams[0]), *streams]:
+        for stream in [present.get(label, {}).get("images", streams[0]), *streams]:
             if outcome := train(c, stream):
                 break
         else:
@@ -671,7 +745,6 @@ def main():
         f"1 % {np.quantile(r, 0.01):.2f}, median {np.median(r):.2f}, 99 % {np.quantile(r, 0.99):.2f}, max {r.max():.2f}"
     )
     if not only:
-        header = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
         for model, rows in records.items():
             write(Path(__file__).with_name(f"{model}.json"), {"model": model, **header}, rows)
 

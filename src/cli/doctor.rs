@@ -1,0 +1,150 @@
+use super::args::{self, Split};
+use super::output;
+use super::subject::{Subject, SubjectArgs};
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use serde_json::json;
+use std::time::Duration;
+use thawline::report::{Finding, Remedy, diagnose};
+use thawline::train::{Checkup, Examination, Inference, SizeCheck, Totals, examine};
+
+/// Say what is wrong with the batch norms of a network, without training
+///
+/// Compares the statistics in the file with what the batch norms see of your images, in inference and under the
+/// statistics of batches of several sizes, and names the fault that explains the difference: statistics of other
+/// images, of too few images or of too small batches, reset ones, another epsilon or convention, a domain shift. Each
+/// finding comes with its evidence, how sure it is, and what to do. Distances are symmetric Kullback-Leibler
+/// divergences in nats, averaged over channels: 0 is perfect, 1 is means a standard deviation apart.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline doctor --weights run/last.safetensors --data ./digits
+  thawline doctor --weights resnet18.pth --data ./photos --split all --max-images 128 --batch 1,4,16 --json")]
+pub struct Args {
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Which images; those that the statistics were taken over, or ones like them, tell most
+    #[arg(long, value_enum, default_value_t = Split::Train)]
+    split: Split,
+    /// Use at most so many images, chosen by --seed; more make findings surer
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = args::positive)]
+    max_images: usize,
+    /// Batch sizes to look at under the batches' own statistics
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,8,32", value_parser = args::positive)]
+    batch: Vec<usize>,
+    /// Print JSON: {model, device, labelled, checkup: {images, layers, inference, sizes, trials, …}, findings: [{fault,
+    /// confidence, evidence, advice, remedy, command}]}
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let subject = args.subject.open()?;
+    let images = subject.loader(subject.samples(args.split, args.max_images)?, 1)?;
+    let how = Examination { images: &images, sizes: &args.batch, seed: args.subject.seed };
+    // Hidden where standard error is no terminal.
+    let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    progress.enable_steady_tick(Duration::from_millis(200));
+    let observe = |stage: &str| progress.set_message(stage.to_owned());
+    let checkup = examine(&subject.device, &subject.network, &subject.tensors, subject.input(), &how, observe);
+    progress.finish_and_clear();
+    let checkup = checkup?;
+    let findings = diagnose(&checkup);
+    if args.json {
+        let findings = findings.iter().map(|finding| {
+            let mut value = serde_json::to_value(finding)?;
+            value["command"] = finding.remedy.map(|remedy| command(remedy, &args.subject)).into();
+            Ok(value)
+        });
+        return output::json(&json!({
+            "model": subject.spec.name,
+            "device": subject.device.info().name,
+            "labelled": subject.labelled,
+            "findings": findings.collect::<Result<Vec<_>>>()?,
+            "checkup": checkup,
+        }));
+    }
+    layers(&checkup)?;
+    outcomes(&subject, &checkup)?;
+    explain(&checkup, &findings, &args.subject)
+}
+
+/// A line a batch norm.
+fn layers(checkup: &Checkup) -> Result<()> {
+    let largest = checkup.sizes.last();
+    let rows = checkup.layers.iter().enumerate().map(|(index, layer)| {
+        let drift = |drifts: Option<&Vec<f64>>| drifts.map_or_else(|| "–".to_owned(), |drifts| nats(drifts[index]));
+        vec![
+            layer.name.clone(),
+            layer.channels.to_string(),
+            drift(checkup.inference.as_ref().map(|inference| &inference.drifts)),
+            drift(largest.map(|size| &size.drifts)),
+            format!("{} in channel {}", nats(layer.worst_drift), layer.worst_channel),
+            output::or_blank(layer.dead as u64, |dead| dead.to_string()),
+        ]
+    });
+    let by_batch = format!(">drift, batches of {}", largest.map_or(0, |size| size.batch));
+    let titles = ["batch norm", ">channels", ">drift, inference", &by_batch, ">worst", ">dead channels"];
+    output::line(output::table(&titles, rows))?;
+    output::line("")
+}
+
+/// What comes out, by what normalises.
+fn outcomes(subject: &Subject, checkup: &Checkup) -> Result<()> {
+    let accuracy = |totals: &Totals| match subject.labelled {
+        true => format!("{:.2} %", 100.0 * totals.accuracy()),
+        false => String::new(),
+    };
+    let mut rows = Vec::new();
+    match &checkup.inference {
+        Some(Inference { totals, single, .. }) => {
+            rows.push(vec!["running statistics".to_owned(), accuracy(totals), String::new()]);
+            rows.push(vec!["running statistics, one image at a time".to_owned(), accuracy(single), String::new()]);
+        }
+        None => rows.push(vec!["running statistics".to_owned(), "nothing finite".to_owned(), String::new()]),
+    }
+    rows.extend(checkup.sizes.iter().map(|SizeCheck { batch, totals, flips, .. }| {
+        vec![format!("those of batches of {batch}"), accuracy(totals), format!("{:.1} %", 100.0 * flips)]
+    }));
+    output::line(output::table(&["normalised by", ">top-1", ">flips with other companions"], rows))?;
+    output::line("")
+}
+
+fn explain(checkup: &Checkup, findings: &[Finding], args: &SubjectArgs) -> Result<()> {
+    if checkup.skipped > 0 {
+        output::line(format_args!("{} broken images were skipped", checkup.skipped))?;
+    }
+    if findings.is_empty() {
+        return output::line(format_args!("nothing is wrong that {} images could show", checkup.images));
+    }
+    for Finding { fault, confidence, evidence, advice, remedy } in findings {
+        output::line(format_args!("{} ({})", fault.title(), confidence.name()))?;
+        output::line(format_args!("  {evidence}"))?;
+        output::line(format_args!("  → {advice}"))?;
+        if let Some(remedy) = remedy {
+            output::line(format_args!("    {}", command(*remedy, args)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The command that applies a remedy.
+fn command(remedy: Remedy, args: &SubjectArgs) -> String {
+    let (weights, data) = (output::quoted(&args.weights), output::quoted(&args.data.data));
+    match remedy {
+        Remedy::Recalibrate => {
+            format!("thawline recalibrate --weights {weights} --data {data} --out recalibrated.safetensors")
+        }
+        Remedy::FineTune => {
+            format!("thawline finetune --weights {weights} --data {data} --out run --policy bn-only --then recalibrate")
+        }
+    }
+}
+
+/// Three digits.
+fn nats(drift: f64) -> String {
+    match drift {
+        drift if drift < 9.9995 => format!("{drift:.3}"),
+        drift if drift < 1e6 => format!("{drift:.0}"),
+        drift => format!("{drift:.0e}"),
+    }
+}
