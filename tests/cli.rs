@@ -815,6 +815,102 @@ fn bench_prints_what_scripts_read() {
     let expected = ["forward", "input", "input_grad", "kernel", "layers", "output", "stride", "weight_grad"];
     assert_eq!(keys(&convolutions[0]), expected);
     assert!(convolutions.iter().all(|c| c["weight_grad"]["gflops"].as_f64() > Some(0.0)));
+    fails(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1,2"], "one --batch");
+}
+
+#[test]
+fn bench_measures_a_grid_and_compares_it() {
+    let outputs = Outputs::new();
+    let (out, page) = (outputs.text("here.json"), outputs.text("here.html"));
+    // Four pixels a side are one at the end, over which a batch of one has no statistics.
+    let args =
+        ["bench", "--model", "resnet_tiny", "--size", "4", "--repeat", "3", "--policy", "full", "--policy", "head"];
+    let grid = ["--batch", "1,2", "--thaw", "none", "--thaw", "layer3"];
+    let bench = json(&[&args[..], &grid, &["--out", &out, "--page", &page, "--json"]].concat());
+    let results = bench["results"].as_array().unwrap();
+    let labels: Vec<String> =
+        results.iter().map(|r| format!("{} {} {}", r["policy"], r["thaw"], r["batch"]).replace('"', "")).collect();
+    let expected = [
+        "full null 1",
+        "full null 2",
+        "full layer3 1",
+        "full layer3 2",
+        "head null 1",
+        "head null 2",
+        "head layer3 1",
+        "head layer3 2",
+    ];
+    assert_eq!(labels, expected);
+    for refused in [&results[0], &results[2]] {
+        assert!(refused["error"].as_str().unwrap().contains("a single value"), "{refused}");
+        assert!(refused["step_ms"].is_null());
+    }
+    assert_eq!(results[3]["same_as"], "full");
+    assert_eq!(results[3]["step_ms"], results[1]["step_ms"]);
+    for result in results.iter().filter(|result| result["error"].is_null()) {
+        assert_eq!(keys(&result["step_runs_ms"]), ["count", "least", "lower", "most", "upper"]);
+        assert_eq!(result["step_runs_ms"]["count"], 3);
+        let step = &result["predicted"]["step"];
+        let expected = ["calls", "flops", "kept_bytes", "kernels", "moved_bytes", "ms", "planned_bytes"];
+        assert_eq!(keys(step), expected);
+        assert!(step["ms"].as_f64() > result["predicted"]["inference"]["ms"].as_f64());
+        assert_eq!(step["planned_bytes"], result["planned_bytes"]);
+        let calls =
+            |kernels: &Value| kernels.as_array().unwrap().iter().map(|k| k["calls"].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(calls(&step["kernels"]), calls(&result["kernels"]), "the plan that is priced is the one that runs");
+    }
+    let flops = |result: &Value| result["predicted"]["step"]["flops"].as_u64().unwrap();
+    assert!(flops(&results[5]) < flops(&results[7]) && flops(&results[7]) < flops(&results[1]));
+    for key in ["flops_per_s", "bytes_per_s"] {
+        assert!(bench["roofline"][key].as_f64() > Some(0.0), "{key}");
+    }
+
+    // What --out wrote is what --json printed, but for comparisons.
+    let mut printed = bench.clone();
+    assert_eq!(printed.as_object_mut().unwrap().remove("against"), Some(serde_json::json!([])));
+    let written: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(written, printed);
+    let version = (&written["thawline"], &written["build"].is_string());
+    assert_eq!(version, (&env!("CARGO_PKG_VERSION").into(), &true));
+    assert!(fs::read_to_string(&page).unwrap().contains("resnet_tiny on"));
+
+    // Against itself in part, and against a file of an older version, which has nothing in common.
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-23-llvmpipe.json");
+    let again = [&args[..], &["--batch", "2", "--against", &out, "--against", old.to_str().unwrap()]].concat();
+    let compared = json(&[&again[..], &["--json"]].concat());
+    let [itself, older] = &compared["against"].as_array().unwrap()[..] else { panic!("two files") };
+    let pairs = itself["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 2);
+    assert_eq!((&pairs[0]["policy"], &pairs[1]["policy"]), (&"full".into(), &"head".into()));
+    // Memory depends on the variant of the convolutions, which each process chooses by measuring.
+    assert!(pairs.iter().all(|pair| pair["step"]["clear"].is_boolean() && pair["allocated"].as_f64() > Some(0.0)));
+    assert_eq!(pairs[1]["step"]["there_ms"], results[5]["step_ms"]);
+    assert_eq!((&itself["only_here"], &itself["only_there"]), (&0.into(), &4.into()));
+    assert!(older["pairs"].as_array().unwrap().is_empty());
+    assert!(older["untold"].as_array().unwrap().contains(&"driver".into()));
+
+    let table = stdout(&again);
+    assert!(table.contains("measured over predicted") && table.contains(&format!("against {out}")), "{table}");
+}
+
+#[test]
+fn bench_refuses_before_it_measures() {
+    let outputs = Outputs::new();
+    let bench = |args: &[&str], expected: &str| {
+        fails(&[&["bench", "--model", "resnet_tiny", "--policy", "head"][..], args].concat(), expected)
+    };
+    bench(&["--thaw", "layer33"], "layer33");
+    bench(&["--size", "4", "--batch", "1", "--set", "kind:bn -> stats=batch, update=ema(0.9)"], "a single value");
+    bench(&["--out", &outputs.text("nowhere/out.json")], "does not exist");
+    let same = outputs.text("same");
+    bench(&["--out", &same, "--page", &same], "the same file");
+    bench(&["--against", &outputs.text("missing.json")], "cannot read");
+    bench(&["--against", &inputs_file()], "cannot read");
+    fs::write(outputs.path("empty.json"), "{}").unwrap();
+    bench(&["--against", &outputs.text("empty.json")], "bench --out");
+    assert!(!outputs.path("same").exists());
+    refused(&["bench", "--batch", "1,0"], "at least 1");
+    refused(&["bench", "--kernels", "--thaw", "layer3"], "cannot be used with");
 }
 
 #[test]

@@ -158,7 +158,7 @@ impl PolicyArgs {
 }
 
 /// Applies a policy and further rules to `graph`, as they are at the beginning of a run. Warnings go to standard error.
-pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
+fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_rules(rules)?;
     if !policy.stages.is_empty() {
         eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
@@ -171,10 +171,11 @@ pub fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Res
 }
 
 /// The error, with the reason that it most likely has where the network's weights are folded.
-fn explained(error: PolicyError, graph: &Graph) -> anyhow::Error {
+pub fn explained(error: impl Into<anyhow::Error>, graph: &Graph) -> anyhow::Error {
     match has_batch_norms(graph) {
         true => error.into(),
-        false => anyhow::Error::new(error)
+        false => error
+            .into()
             .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
     }
 }

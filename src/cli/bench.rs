@@ -1,22 +1,33 @@
 use super::args::{self, DeviceArgs, ModelArgs, OptimizerArgs, Size};
 use super::output;
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
+use std::path::PathBuf;
 use thawline::gpu::Device;
 use thawline::graph::{Graph, LayerKind, Op};
 use thawline::kernels::conv2d::{self, Epilogue};
 use thawline::kernels::{Geometry, sum_partials};
+use thawline::lab::{Grid, LabError};
+use thawline::plan::Roofline;
+use thawline::policy::Policy;
+use thawline::report::{Against, BenchResult, Benchmark, Disagreement, bench_page};
 use thawline::tensor::Shape;
-use thawline::train::{self, Measurement};
+use thawline::train::Measurement;
+use thawline::weights::write_atomically;
 
-/// Measure inference and a training step under each policy asked for, on random data.
+/// Measure inference and a training step under policies, at several thaw depths and batch sizes, on random data
 ///
-/// Times are medians after a warm-up. With --kernels, measure instead every kind of convolution that the model has:
-/// forward, input gradient and weight gradient.
+/// Each policy is measured at each depth with each batch size, beside what its plan predicts. Times are medians after a
+/// warm-up. A combination that the policy refuses or the device cannot hold is told with the reason, and the rest goes on;
+/// one in which every layer is set as in another is not measured again. With --kernels, measure instead every kind of
+/// convolution that the model has: forward, input gradient and weight gradient.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline bench --model resnet18 --batch 8 --size 64 --policy full --policy head --policy bn-only
+  thawline bench --model resnet18 --batch 1,8,32 --policy head --thaw none,layer4,layer3 --out here.json --page here.html
+  thawline bench --model resnet18 --batch 8 --against there.json
   thawline bench --kernels")]
 pub struct Args {
     #[command(flatten)]
@@ -27,12 +38,17 @@ pub struct Args {
         help = args::policy_help("A policy to measure", "; repeatable [default: full]")
     )]
     policies: Vec<String>,
-    /// A rule that comes after each policy's own; repeatable
+    /// Thaw from this layer or module on: all weights from there to the end train (from:LAYER -> weights=train, after the
+    /// policy's own rules), and batch norms do what the policy says; none is the policy as it is; repeatable, or a list
+    /// with commas [default: none]
+    #[arg(long, value_name = "LAYER|none", value_delimiter = ',')]
+    thaw: Vec<String>,
+    /// A rule that comes after each policy's own and after --thaw's; repeatable
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     rules: Vec<String>,
-    /// Images a batch [default: 8, with --kernels 4]
-    #[arg(long, value_name = "N", value_parser = args::positive)]
-    batch: Option<usize>,
+    /// Images a batch; repeatable, or a list with commas [default: 8, with --kernels 4]
+    #[arg(long, value_name = "N", value_parser = args::positive, value_delimiter = ',')]
+    batch: Vec<usize>,
     /// Image size in pixels, N or HxW [default: the model's: 224, or 16 for resnet_tiny]
     #[arg(long, value_name = "N|HxW")]
     size: Option<Size>,
@@ -41,95 +57,229 @@ pub struct Args {
     repeat: usize,
     #[command(flatten)]
     optimizer: OptimizerArgs,
+    /// Write all numbers, and what they were measured on, to this file: to send around, or to compare with
+    #[arg(long, value_name = "FILE.json")]
+    out: Option<PathBuf>,
+    /// Write a page to look at, one file that needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    page: Option<PathBuf>,
+    /// Compare with a file that --out or --json wrote, here or elsewhere: whatever combinations both have; repeatable
+    #[arg(long, value_name = "FILE.json")]
+    against: Vec<PathBuf>,
     /// Measure single convolutions, of --model or of resnet18
-    #[arg(long, conflicts_with_all = ["policies", "rules"])]
+    #[arg(long, conflicts_with_all = ["policies", "thaw", "rules", "out", "page", "against"])]
     kernels: bool,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON: {device, results: [{model, policy, batch, size, inference_ms, step_ms, first_step_ms, images_per_s,
-    /// planned_bytes, kept_bytes, allocated_bytes, kernels, inference_kernels: [{kernel, calls, ms}]}], peak_rss_bytes};
-    /// with --kernels {device, variant, convolutions: [{layers, input, output, kernel, stride, forward, input_grad, weight_grad:
-    /// {ms, gflops}}]}
+    /// Print JSON: {device, driver, backend, kind, host, thawline, build, date, variant, classes, optimizer, rules, roofline:
+    /// {flops_per_s, bytes_per_s, call_ms, run_ms}, results: [{model, policy, thaw, batch, size, inference_ms, step_ms,
+    /// inference_runs_ms, step_runs_ms: {count, least, lower, upper, most}, first_step_ms, images_per_s, planned_bytes,
+    /// kept_bytes, allocated_bytes, kernels, inference_kernels: [{kernel, calls, ms}], predicted: {step, inference: {flops,
+    /// moved_bytes, kept_bytes, planned_bytes, calls, ms, kernels}}, same_as, error}], peak_rss_bytes, against: [{file,
+    /// disagree: [{what, here, there}], untold, pairs: [{model, policy, thaw, batch, size, inference, step: {here_ms, there_ms,
+    /// ratio, clear}, allocated}], only_here, only_there}]}; with --kernels {device, variant, convolutions: [{layers, input,
+    /// output, kernel, stride, forward, input_grad, weight_grad: {ms, gflops}}]}
     #[arg(long)]
     json: bool,
 }
+
+/// The word for the policy as it is.
+const NO_THAW: &str = "none";
+
+/// Of so many combinations the kernels are printed; of more, the page and the JSON tell.
+const KERNEL_TABLES: usize = 8;
 
 pub fn run(args: Args) -> Result<()> {
     if args.kernels { convolutions(args) } else { policies(args) }
 }
 
-#[derive(Serialize)]
-struct PolicyResult {
-    model: &'static str,
-    policy: String,
-    batch: usize,
-    /// Height and width, in pixels.
-    size: [usize; 2],
-    #[serde(flatten)]
-    measured: Measurement,
-}
-
 fn policies(args: Args) -> Result<()> {
+    for file in args.out.iter().chain(&args.page) {
+        args::check_output(file)?;
+    }
+    if args.out.is_some() && args.out == args.page {
+        bail!("--out and --page are the same file: give each its own");
+    }
+    let others: Vec<Benchmark> = args.against.iter().map(|file| Benchmark::read(file)).collect::<Result<_, _>>()?;
     let options = args.optimizer.options(0.9)?;
     let mut model = args.model.read()?;
-    let (batch, size) = (args.batch.unwrap_or(8), model.size(args.size));
-    let network = model.network(batch, size)?;
-    let policies = if args.policies.is_empty() { vec!["full".into()] } else { args.policies };
-    // All policies are looked at before the first is measured.
-    let mut resolved = Vec::new();
-    for policy in &policies {
-        let policy = args::resolve(policy, &args.rules, network.clone())?;
-        policy.check_training()?;
-        resolved.push(policy);
+    let size = model.size(args.size);
+    let batches = unique(args.batch, 8);
+    let policies = unique(args.policies, "full".to_owned());
+    let thaw = unique(args.thaw, NO_THAW.to_owned());
+    let grid = Grid {
+        model: model.spec.name.into(),
+        policies: policies.iter().map(|policy| Policy::load(policy)).collect::<Result<_, _>>()?,
+        thaw: thaw.into_iter().map(|layer| (layer != NO_THAW).then_some(layer)).collect(),
+        rules: args.rules,
+        networks: batches.iter().map(|&batch| model.network(batch, size)).collect::<Result<_>>()?,
+        options,
+        repeat: args.repeat,
+    };
+    // All combinations are looked at before the first is measured.
+    let combinations = grid.combinations().map_err(|error| match error {
+        LabError::Policy { .. } => args::explained(error, &grid.networks[0]),
+        _ => error.into(),
+    })?;
+    for policy in grid.policies.iter().filter(|policy| !policy.stages.is_empty()) {
+        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
     }
-    let tensors = model.tensors(&network)?;
+    for combination in combinations.iter().filter(|combination| combination.same_as.is_none()) {
+        for warning in combination.resolved.iter().flat_map(|resolved| &resolved.warnings) {
+            eprintln!("warning: {}: {warning}", combination.label());
+        }
+    }
+    let tensors = model.tensors(&grid.networks[0])?;
     let device = args.device.open()?;
-    let mut results = Vec::new();
-    for resolved in resolved {
-        results.push(PolicyResult {
-            model: model.spec.name,
-            policy: resolved.policy,
-            batch,
-            size: [size.height, size.width],
-            measured: train::measure(&device, resolved.graph, &tensors, options, args.repeat)?,
-        });
+    let progress = ProgressBar::new(combinations.len() as u64);
+    progress.tick();
+    let measured = grid.measure(&device, &tensors, &combinations, |_| progress.inc(1));
+    progress.finish_and_clear();
+    let benchmark = Benchmark { peak_rss_bytes: peak_rss(), ..measured? };
+
+    let files = args.against.iter().map(|file| file.display().to_string());
+    let against: Vec<Against> = files.zip(&others).map(|(file, other)| benchmark.against(&file, other)).collect();
+    if let Some(out) = &args.out {
+        benchmark.write(out)?;
     }
-    let (device, memory) = (device.info().name.clone(), peak_rss());
-    if args.json {
-        return output::json(&json!({"device": device, "results": results, "peak_rss_bytes": memory}));
+    if let Some(page) = &args.page {
+        let html = bench_page(&benchmark, &against);
+        write_atomically(page, |file| file.write_all(html.as_bytes()))
+            .with_context(|| format!("cannot write {}", page.display()))?;
     }
-    output::line(format_args!("{}, {batch} images of {size} px, on {device}", model.spec.name))?;
-    let rows = results.iter().map(|PolicyResult { policy, measured: m, .. }| {
-        vec![
-            policy.clone(),
+    match args.json {
+        true => output::json(&Report { benchmark: &benchmark, against }),
+        false => print(&benchmark, &against),
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    benchmark: &'a Benchmark,
+    against: Vec<Against>,
+}
+
+/// Each value once, in the order of its first coming; the default if there are none.
+fn unique<T: PartialEq>(values: Vec<T>, default: T) -> Vec<T> {
+    let mut unique = Vec::new();
+    for value in values {
+        if !unique.contains(&value) {
+            unique.push(value);
+        }
+    }
+    if unique.is_empty() { vec![default] } else { unique }
+}
+
+fn print(benchmark: &Benchmark, against: &[Against]) -> Result<()> {
+    let Benchmark { device, variant, results, .. } = benchmark;
+    let measured = || results.iter().filter_map(|result| Some((result, result.measured.as_ref()?)));
+    if let Some(BenchResult { model, size: [height, width], .. }) = results.first() {
+        let size = Size { height: *height, width: *width };
+        output::line(format_args!("{model}, images of {size} px, {variant} convolutions, on {device}"))?;
+    }
+    let rows = measured().map(|(result, m)| {
+        let mut row = cells(&result.policy, result.thaw.as_deref(), result.batch);
+        row.extend([
             output::ms(m.inference_ms),
             output::ms(m.step_ms),
-            format!("{:.2}×", m.step_ms / m.inference_ms),
+            output::times(m.step_ms / m.inference_ms),
             format!("{:.1}", m.images_per_s),
             output::ms(m.first_step_ms),
             output::bytes(m.kept_bytes),
             output::bytes(m.planned_bytes),
             output::bytes(m.allocated_bytes),
-        ]
+        ]);
+        row
     });
-    let titles = [
-        "policy",
-        ">inference",
-        ">step",
-        ">step/inference",
-        ">images/s",
-        ">first step",
-        ">kept",
-        ">planned",
-        ">allocated",
-    ];
-    output::line(output::table(&titles, rows))?;
-    for result in &results {
-        output::line(format_args!("\nkernels of a step under {}", result.policy))?;
-        output::line(kernels(&result.measured))?;
+    let titles =
+        [">inference", ">step", ">step/inference", ">images/s", ">first step", ">kept", ">planned", ">allocated"];
+    output::line(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    for result in results.iter().filter(|result| result.error.is_some() || result.same_as.is_some()) {
+        let label = format!("{}, batch {}", result.label(), result.batch);
+        match (&result.error, &result.same_as) {
+            (Some(error), _) => output::line(format_args!("{label}: {error}"))?,
+            (None, same) => output::line(format_args!("{label}: the same as {}", same.as_deref().unwrap_or_default()))?,
+        }
     }
-    if let Some(bytes) = memory {
+    predictions(benchmark)?;
+    for against in against {
+        compared(against)?;
+    }
+    let own = || measured().filter(|(result, _)| result.same_as.is_none());
+    if own().count() <= KERNEL_TABLES {
+        for (result, measured) in own() {
+            output::line(format_args!("\nkernels of a step under {}, batch {}", result.label(), result.batch))?;
+            output::line(kernels(measured))?;
+        }
+    }
+    if let Some(bytes) = benchmark.peak_rss_bytes {
         output::line(format_args!("\npeak memory of the process: {}", output::bytes(bytes)))?;
+    }
+    Ok(())
+}
+
+/// What tells the rows of a table apart.
+const KEY: [&str; 3] = ["policy", "thaw", ">batch"];
+
+fn cells(policy: &str, thaw: Option<&str>, batch: usize) -> Vec<String> {
+    vec![policy.into(), thaw.unwrap_or(NO_THAW).into(), batch.to_string()]
+}
+
+fn predictions(benchmark: &Benchmark) -> Result<()> {
+    let Some(Roofline { flops_per_s, bytes_per_s, call_ms, run_ms }) = benchmark.roofline else { return Ok(()) };
+    let rows = benchmark.results.iter().filter_map(|result| {
+        let predicted = result.predicted.as_ref()?;
+        let ratios = result.ratios().map(|ratios| ratios.map(output::times)).unwrap_or_default();
+        let mut row = cells(&result.policy, result.thaw.as_deref(), result.batch);
+        let [inference, step, memory] = ratios;
+        let planned = predicted.step.total.planned_bytes;
+        let times = [output::ms(predicted.inference.ms), inference, output::ms(predicted.step.ms), step];
+        row.extend(times.into_iter().chain([output::bytes(planned), memory]));
+        Some(row)
+    });
+    let titles = [">inference", ">ratio", ">step", ">ratio", ">memory", ">ratio"];
+    output::line("\npredicted, and measured over predicted")?;
+    output::line(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    output::line(format_args!(
+        "by {:.1} GFLOP/s, {:.1} GB/s, {:.1} µs a call and {:.0} µs a run, as measured on the device",
+        flops_per_s / 1e9,
+        bytes_per_s / 1e9,
+        call_ms * 1e3,
+        run_ms * 1e3
+    ))
+}
+
+fn compared(against: &Against) -> Result<()> {
+    output::line(format_args!("\nagainst {}", against.file))?;
+    for Disagreement { what, here, there } in &against.disagree {
+        output::line(format_args!("{what}: {here} here, {there} there"))?;
+    }
+    if !against.untold.is_empty() {
+        output::line(format_args!("told by one of them only: {}", against.untold.join(", ")))?;
+    }
+    if against.pairs.is_empty() {
+        return output::line("no combination of model, policy, thaw depth, batch and size is in both");
+    }
+    let rows = against.pairs.iter().map(|pair| {
+        let mut row = cells(&pair.policy, pair.thaw.as_deref(), pair.batch);
+        for change in [pair.inference, pair.step] {
+            let noise = match change.clear {
+                Some(true) => "",
+                Some(false) => "within the noise",
+                None => "noise unknown",
+            };
+            row.extend([output::ms(change.there_ms), output::ms(change.here_ms), output::times(change.ratio)]);
+            row.push(noise.into());
+        }
+        row.push(pair.allocated.map(output::times).unwrap_or_default());
+        row
+    });
+    let titles = [">inference there", ">here", ">ratio", "", ">step there", ">here", ">ratio", "", ">memory ratio"];
+    output::line(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    if against.only_here + against.only_there > 0 {
+        let Against { only_here, only_there, .. } = against;
+        output::line(format_args!("without a counterpart: {only_here} here, {only_there} there"))?;
     }
     Ok(())
 }
@@ -141,7 +291,7 @@ fn kernels(measured: &Measurement) -> String {
             Some(ms) => (output::ms(ms), format!("{:.0} %", 100.0 * ms / total)),
             None => Default::default(),
         };
-        vec![k.kernel.into(), k.calls.to_string(), ms, share]
+        vec![k.kernel.clone(), k.calls.to_string(), ms, share]
     });
     output::table(&["kernel", ">calls", ">time", ">share"], rows)
 }
@@ -179,8 +329,13 @@ fn convolutions(mut args: Args) -> Result<()> {
     if args.model.weights.is_none() {
         args.model.model.get_or_insert_with(|| "resnet18".into());
     }
+    let batch = match args.batch[..] {
+        [] => 4,
+        [batch] => batch,
+        _ => bail!("--kernels measures with one --batch"),
+    };
     let model = args.model.read()?;
-    let network = model.network(args.batch.unwrap_or(4), model.size(args.size))?;
+    let network = model.network(batch, model.size(args.size))?;
     let device = args.device.open()?;
     let mut results = Vec::new();
     for (layers, x, out, geometry) in distinct_convolutions(&network) {

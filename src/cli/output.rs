@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, pres
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-pub use thawline::report::units::{bytes, count, flops, ms};
+pub use thawline::report::units::{bytes, count, flops, ms, times};
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Result<()> {

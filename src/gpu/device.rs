@@ -311,7 +311,7 @@ impl Device {
     /// The device reports an error.
     pub fn run(&self, dispatch: &Dispatch, buffers: &mut [Vec<f32>]) -> Result<(), GpuError> {
         let standing = self.stand_alone(dispatch, buffers)?;
-        self.guard(&format!("running {}", dispatch.kernel.name), || self.submit_alone(dispatch, &standing))?;
+        self.guard(&format!("running {}", dispatch.kernel.name), || self.submit_alone(dispatch, &standing, 1))?;
         for ((data, buffer), binding) in buffers.iter_mut().zip(&standing.storage).zip(dispatch.kernel.bindings) {
             if binding.access == Access::Write {
                 *data = self.download(buffer, 0, data.len())?;
@@ -352,8 +352,8 @@ impl Device {
         })
     }
 
-    /// Submits one kernel, its copies into textures included.
-    pub(super) fn submit_alone(&self, dispatch: &Dispatch, standing: &StandAlone) {
+    /// Submits one kernel `times` in a row, with its copies into textures before the first.
+    pub(super) fn submit_alone(&self, dispatch: &Dispatch, standing: &StandAlone, times: usize) {
         let mut encoder = self.inner.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         for (buffer, texture) in standing.storage.iter().zip(&standing.textures) {
             if let Some(texture) = texture {
@@ -365,7 +365,9 @@ impl Device {
             pass.set_pipeline(&standing.pipeline.pipeline);
             pass.set_bind_group(0, &standing.group, &[0]);
             let [x, y, z] = dispatch.workgroups;
-            pass.dispatch_workgroups(x, y, z);
+            for _ in 0..times {
+                pass.dispatch_workgroups(x, y, z);
+            }
         }
         self.inner.queue.submit([encoder.finish()]);
     }

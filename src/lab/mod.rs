@@ -1,8 +1,15 @@
 //! The laboratory: several policies on the same images, from the same weights, with the same budget.
 //!
-//! A [`Lab`] makes one [`Run`](crate::train::Run) for each policy and seed, one after the other, in a folder of its own.
+//! A [`Lab`] makes one [`Run`] for each policy and seed, one after the other, in a folder of its own.
 //! A run that is complete leaves its results behind, and one that was cut off goes on from its checkpoint: so a
 //! comparison can be interrupted at any moment, and its [`Comparison`] is the same in the end.
+//!
+//! A [`Grid`] trains nothing: it measures what inference and a training step take under policies, at several thaw depths
+//! and batch sizes, beside what is predicted.
+
+mod grid;
+
+pub use grid::{Combination, Grid};
 
 use crate::compile;
 use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};

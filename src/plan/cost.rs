@@ -4,7 +4,7 @@ use super::lower::{Lowered, Value};
 use crate::graph::{Graph, NodeId, Op, Phase};
 use crate::kernels::Access;
 
-/// What one phase of a layer, or of the plan, costs.
+/// What a call, one phase of a layer, or the plan costs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PhaseCost {
     /// Two for a multiply-add; padding not counted. Only products count; the rest is bound by memory.
@@ -64,18 +64,24 @@ impl Cost {
     }
 }
 
-pub(super) fn price(graph: &Graph, lowered: &Lowered) -> Cost {
+/// What each call costs, in order. The products of a node are its first call's: the others add up what that one left.
+pub(super) fn calls(graph: &Graph, lowered: &Lowered) -> Vec<PhaseCost> {
+    let mut last = None;
+    let costs = lowered.calls.iter().map(|call| {
+        let words: usize = call.bindings.iter().flatten().map(|&v| lowered.values[v].words).sum();
+        let first = last.replace(call.node) != Some(call.node);
+        PhaseCost { flops: if first { flops(graph, call.node) } else { 0 }, bytes: words as u64 * 4 }
+    });
+    costs.collect()
+}
+
+/// Adds up what calls cost, as [`calls`] tells.
+pub(super) fn price(graph: &Graph, lowered: &Lowered, calls: &[PhaseCost]) -> Cost {
     let mut cost = Cost { layers: vec![LayerCost::default(); graph.layers().len()], rest: LayerCost::default() };
-    for call in lowered.calls.iter().filter(|c| c.phase != Phase::Once) {
-        let bindings = call.dispatch.kernel.bindings.iter().zip(&call.bindings);
-        let words: usize = bindings.filter_map(|(_, v)| v.map(|v| lowered.values[v].words)).sum();
+    for (call, &spent) in lowered.calls.iter().zip(calls).filter(|(call, _)| call.phase != Phase::Once) {
         let layer = layer(&mut cost, graph, call.node);
         layer.kernels.push(call.dispatch.kernel.name);
-        phase(layer, call.phase).bytes += words as u64 * 4;
-    }
-    for (id, node) in graph.nodes().filter(|(_, n)| n.phase != Phase::Once) {
-        let flops = flops(graph, id);
-        phase(layer(&mut cost, graph, id), node.phase).flops += flops;
+        *phase(layer, call.phase) += spent;
     }
     // A value is kept by the layer whose backward pass reads it first. Folded weights do not count: they are a copy of
     // parameters, as large at any batch.

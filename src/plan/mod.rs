@@ -6,8 +6,10 @@
 mod cost;
 mod lower;
 mod memory;
+mod roofline;
 
 pub use cost::{Cost, LayerCost, PhaseCost};
+pub use roofline::Roofline;
 
 use crate::graph::{Graph, LayerId, NodeId, ParamId, Phase, StateId};
 use crate::kernels::Kernel;
@@ -93,6 +95,8 @@ pub struct Call {
     pub layer: Option<LayerId>,
     /// The node that the call serves.
     pub node: NodeId,
+    /// What it computes and moves.
+    pub cost: PhaseCost,
 }
 
 /// A compiled graph, ready to run.
@@ -120,11 +124,12 @@ impl Plan {
     /// Plans a compiled graph, with the variant of the convolutions that suits the device.
     pub fn new(graph: Graph, input: Input, variant: Variant) -> Self {
         let lowered = lower::lower(&graph, input, variant);
-        let cost = cost::price(&graph, &lowered);
+        let costs = cost::calls(&graph, &lowered);
+        let cost = cost::price(&graph, &lowered, &costs);
         let memory = memory::assign(&graph, &lowered);
         let mut uniforms = Vec::new();
         let mut calls = Vec::with_capacity(lowered.calls.len());
-        for (call, bindings) in lowered.calls.iter().zip(memory.bindings) {
+        for ((call, bindings), cost) in lowered.calls.iter().zip(memory.bindings).zip(costs) {
             let uniform = uniforms.len() as u32;
             uniforms.extend_from_slice(&call.dispatch.params);
             uniforms.resize(uniforms.len().next_multiple_of(UNIFORM_ALIGNMENT), 0);
@@ -137,6 +142,7 @@ impl Plan {
                 phase: call.phase,
                 layer: graph.node(call.node).layer,
                 node: call.node,
+                cost,
             });
         }
         // A stable sort: within a phase the order stays.

@@ -1,20 +1,27 @@
 //! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and
-//! what is wrong with its batch norms; and about a comparison of policies: its table, its conclusion, and a page with
-//! both.
+//! what is wrong with its batch norms; about a comparison of policies: its table, its conclusion, and a page with both;
+//! and about a device: what it should take and took, in a file and on a page.
 
+mod bench_page;
+mod benchmark;
 mod comparison;
 mod conclusion;
 mod doctor;
 mod metrics;
 mod page;
+mod predict;
 mod price;
 mod spread;
 mod svg;
+mod template;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
 pub mod units;
 
+pub use bench_page::bench_page;
+pub(crate) use benchmark::label;
+pub use benchmark::{Against, BenchResult, Benchmark, Change, Disagreement, Pair};
 pub use comparison::{
     Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings,
     mean_and_deviation,
@@ -23,6 +30,7 @@ pub use conclusion::conclusion;
 pub use doctor::{Confidence, Fault, Finding, Remedy, diagnose};
 pub use metrics::csv;
 pub use page::page;
+pub use predict::{Prediction, Predictions, predict};
 pub use price::{Amount, LayerPrice, Phases, Price, Total, Trained, price, trained_values};
 pub use tensorboard::Events;
 
@@ -39,12 +47,13 @@ pub fn today() -> String {
 /// The table of all epochs in a run's folder.
 pub const METRICS_FILE: &str = "metrics.csv";
 
-/// A file of a report cannot be written.
+/// A file of a report cannot be written or read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}: {source}", path.display())]
-pub struct ReportError {
-    path: PathBuf,
-    source: io::Error,
+pub enum ReportError {
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {reason}", path.display())]
+    Read { path: PathBuf, reason: String },
 }
 
 /// Writes down in a folder what the observer of a [`Run`](crate::train::Run) is told.
@@ -62,7 +71,8 @@ impl RunLog {
     /// # Errors
     /// The file cannot be written.
     pub fn open(folder: &Path, step: u64) -> Result<Self, ReportError> {
-        let events = Events::create(folder, step).map_err(|source| ReportError { path: folder.into(), source })?;
+        let events =
+            Events::create(folder, step).map_err(|source| ReportError::Write { path: folder.into(), source })?;
         Ok(Self { metrics: folder.join(METRICS_FILE), events })
     }
 
@@ -101,12 +111,12 @@ impl RunLog {
 
     fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), ReportError> {
         let written = self.events.scalars(step, scalars);
-        written.map_err(|source| ReportError { path: self.events.path().into(), source })
+        written.map_err(|source| ReportError::Write { path: self.events.path().into(), source })
     }
 
     fn write_metrics(&self, history: &[crate::train::EpochMetrics]) -> Result<(), ReportError> {
         write_atomically(&self.metrics, |file| file.write_all(csv(history).as_bytes()))
-            .map_err(|source| ReportError { path: self.metrics.clone(), source })
+            .map_err(|source| ReportError::Write { path: self.metrics.clone(), source })
     }
 }
 

@@ -3,16 +3,14 @@
 use super::conclusion::{caveats, findings};
 use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, ranked};
 use super::svg::{self, Curve, Heat, Scale};
-use super::{Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, units};
+use super::{Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, template};
 use crate::train::{EpochMetrics, Totals};
+use minijinja::context;
 use minijinja::value::{Serde, Value};
-use minijinja::{Environment, HtmlEscape, UndefinedBehavior, context};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::iter;
 use std::path::Path;
-
-const TEMPLATE: &str = include_str!("page.html");
 
 /// Batch norms whose names fit beside each other.
 const NAMED_COLUMNS: usize = 60;
@@ -90,20 +88,7 @@ struct StateView<'a> {
 
 /// Renders a comparison, finished or not, as a page.
 pub fn page(comparison: &Comparison, timings: &Timings) -> String {
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.add_filter("bytes", units::bytes);
-    environment.add_filter("flops", units::flops);
-    environment.add_filter("count", units::count);
-    environment.add_filter("ms", |ms: f64| if ms > 0.0 { units::ms(ms) } else { "–".to_owned() });
-    environment.add_filter("seconds", |seconds: Option<f64>| number(seconds, 1).replace('-', "−"));
-    environment.add_filter("percent", |share: Option<f64>| number(share.map(|share| 100.0 * share), 1));
-    environment.add_filter("nats", |drift: Option<f64>| drift.map_or("–".to_owned(), units::nats));
-    environment.add_filter("number", number);
-    environment.add_filter("code", code);
-    let rendered = environment.render_named_str("page.html", TEMPLATE, view(comparison, timings));
-    let page = rendered.expect("the template fits the view, which is the same for every comparison");
-    page.trim_start().to_owned()
+    template::render("page.html", include_str!("page.html"), view(comparison, timings))
 }
 
 fn view(comparison: &Comparison, timings: &Timings) -> Value {
@@ -263,21 +248,4 @@ fn settings(layers: &[ArmLayer]) -> Vec<SettingView<'_>> {
         }
     }
     settings
-}
-
-/// A dash for what is not known.
-fn number(value: Option<f64>, digits: usize) -> String {
-    match value {
-        Some(value) if value.is_finite() => format!("{value:.digits$}"),
-        _ => "–".to_owned(),
-    }
-}
-
-/// Text whose names in backticks are marked as code, and whose signs stay with their numbers.
-fn code(text: &str) -> Value {
-    let parts = text.split('`').enumerate().map(|(index, part)| match index % 2 {
-        0 => HtmlEscape(&part.replace(" %", "\u{a0}%").replace(" ± ", " ±\u{a0}")).to_string(),
-        _ => format!("<code>{}</code>", HtmlEscape(part)),
-    });
-    Value::from_safe_string(parts.collect())
 }

@@ -99,7 +99,7 @@ impl Total {
         }
     }
 
-    fn of(plan: &Plan) -> Self {
+    pub(super) fn of(plan: &Plan) -> Self {
         let once = plan.calls.iter().filter(|c| c.phase == crate::graph::Phase::Once).count();
         Self {
             amount: plan.cost.step().into(),

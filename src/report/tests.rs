@@ -1,15 +1,16 @@
 //! What is made of a comparison: nine policies on digits at half contrast, with accuracies as the experiments behind this
-//! crate found them.
+//! crate found them. And of a benchmark, with times that are a little off what is predicted.
 
 use super::spread::{Difference, ranked};
 use super::*;
 use crate::compile::{Optimizer, Options};
 use crate::graph::{LayerKind, Sgd};
+use crate::kernels::conv2d::Variant;
 use crate::models;
-use crate::plan::Input;
+use crate::plan::{Input, Roofline};
 use crate::policy::{self, Policy, RECIPES};
 use crate::rng::Rng;
-use crate::train::{Decay, EpochMetrics, OptimizerSettings, Schedule};
+use crate::train::{Decay, EpochMetrics, KernelTime, Measurement, OptimizerSettings, Quartiles, Schedule};
 use std::path::Path;
 use std::process::Command;
 
@@ -175,9 +176,13 @@ fn whole() -> Comparison {
     comparison(&ARMS, &[0, 1, 2])
 }
 
-/// Renders, and reads what was rendered. The text of the page, and the number of its elements by name and class.
+/// Renders, and reads what was rendered.
 fn read(comparison: &Comparison, timings: &Timings) -> (String, impl Fn(&str) -> usize + use<>) {
-    let page = page(comparison, timings);
+    read_page(&page(comparison, timings))
+}
+
+/// The text of a page, and the number of its elements by name and class.
+fn read_page(page: &str) -> (String, impl Fn(&str) -> usize + use<>) {
     let mut reader = quick_xml::Reader::from_str(page.trim_start().strip_prefix("<!doctype html>").unwrap());
     let mut elements = Vec::new();
     let mut text = String::new();
@@ -406,20 +411,156 @@ fn caveats_follow_from_the_numbers() {
     assert!(caveats(&two).contains("Two seeds are too few") && !caveats(&two).contains("same learning rate"));
 }
 
-/// Skipped where there is no browser. Leaves the page and its pictures in `target/page`, to be looked at.
+/// Policies, thaw depths and batch sizes of a network on a device, in what is predicted and a little off it.
+fn benchmark() -> Benchmark {
+    let roofline = Roofline { flops_per_s: 2.1e10, bytes_per_s: 8e9, call_ms: 0.015, run_ms: 0.04 };
+    let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
+    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false };
+    let mut rng = Rng::new(5);
+    let mut results = Vec::new();
+    for name in ["full", "keras-guide", "head", "bn-only"] {
+        for thaw in [None, Some("layer3")] {
+            for batch in [1, 8, 64] {
+                let from = thaw.map(|layer| format!("from:{layer} -> weights=train"));
+                let policy = Policy::recipe(name).unwrap().with_rules(&from.iter().collect::<Vec<_>>()).unwrap();
+                let network = models::build("resnet_tiny", batch, (16, 16), 10).unwrap();
+                let network = policy::resolve(&policy, network).unwrap().graph;
+                let predicted = predict(&network, &options, Variant::default(), &roofline).unwrap();
+                let mut off = |ms: f64| ms * rng.range(0.7, 1.6);
+                let (inference_ms, step_ms) = (off(predicted.inference.ms), off(predicted.step.ms));
+                let mut took = |kernels: &[KernelTime]| -> Vec<KernelTime> {
+                    kernels.iter().map(|k| KernelTime { ms: k.ms.map(&mut off), ..k.clone() }).collect()
+                };
+                let runs = |ms: f64| Quartiles {
+                    count: 10,
+                    least: 0.9 * ms,
+                    lower: 0.95 * ms,
+                    upper: 1.05 * ms,
+                    most: 2.0 * ms,
+                };
+                let total = predicted.step.total;
+                let measured = Measurement {
+                    inference_ms,
+                    step_ms,
+                    inference_runs_ms: Some(runs(inference_ms)),
+                    step_runs_ms: Some(runs(step_ms)),
+                    first_step_ms: 5.0 * step_ms,
+                    images_per_s: batch as f64 / step_ms * 1e3,
+                    planned_bytes: total.planned_bytes,
+                    kept_bytes: total.kept_bytes,
+                    allocated_bytes: total.planned_bytes * 11 / 10,
+                    kernels: took(&predicted.step.kernels),
+                    inference_kernels: took(&predicted.inference.kernels),
+                };
+                results.push(BenchResult {
+                    model: "resnet_tiny".into(),
+                    policy: name.into(),
+                    thaw: thaw.map(str::to_owned),
+                    batch,
+                    size: [16, 16],
+                    measured: Some(measured),
+                    predicted: Some(predicted),
+                    same_as: (name == "full" && thaw.is_some()).then(|| "full".into()),
+                    error: None,
+                });
+            }
+        }
+    }
+    results[0].measured = None;
+    results[0].error = Some("the statistics of a batch would be taken over a single value a channel".into());
+    Benchmark {
+        device: "llvmpipe (LLVM 15.0.6, 256 bits)".into(),
+        driver: "llvmpipe Mesa 22.3.6 (LLVM 15.0.6)".into(),
+        backend: "Vulkan".into(),
+        kind: "CPU".into(),
+        host: "x86_64-linux".into(),
+        thawline: "0.1.0".into(),
+        build: "release".into(),
+        date: "2026-11-25".into(),
+        variant: "subgroup".into(),
+        classes: Some(10),
+        optimizer: "sgd with momentum".into(),
+        rules: Vec::new(),
+        roofline: Some(roofline),
+        results,
+        peak_rss_bytes: Some(350_000_000),
+    }
+}
+
+/// One that was made elsewhere, and measured less.
+fn elsewhere() -> Benchmark {
+    let mut other = Benchmark { device: "another device".into(), thawline: "0.0.9".into(), ..benchmark() };
+    other.results.truncate(9);
+    for (index, result) in other.results.iter_mut().enumerate() {
+        let Some(measured) = &mut result.measured else { continue };
+        measured.step_ms *= 0.8 + 0.05 * index as f64;
+        measured.inference_runs_ms = None;
+    }
+    other
+}
+
+#[test]
+fn a_benchmark_has_a_page() {
+    let benchmark = benchmark();
+    let against = benchmark.against("there.json", &elsewhere());
+    let (text, count) = read_page(&bench_page(&benchmark, &[against]));
+    for heading in ["Time", "Memory", "Where the time goes", "Against there.json", "The prediction", "Setting"] {
+        assert!(text.contains(heading), "{heading} is missing");
+    }
+    // One could not be measured, and three were not measured anew.
+    assert_eq!(count("details"), 20);
+    assert!(text.contains("over a single value a channel") && text.contains("(the same as full)"));
+    assert!(text.contains("another device") && text.contains("0.0.9"));
+    assert!(text.contains("within the noise") && text.contains("faster") && text.contains("slower"));
+    assert!(text.contains("noise unknown") && text.contains("Without a counterpart: 15 here, 0 there."));
+    assert!(text.contains("21.0 GFLOP/s") && text.contains("8.0 GB/s"));
+    assert!(!text.contains("no timestamps"));
+}
+
+#[test]
+fn a_page_of_a_benchmark_shows_what_there_is() {
+    let mut benchmark = benchmark();
+    let hostile = "</title><script>alert('1')</script>\"`&";
+    benchmark.device = hostile.into();
+    benchmark.results[0].error = Some(hostile.into());
+    for result in &mut benchmark.results {
+        (result.policy, result.thaw) = (hostile.into(), Some(hostile.into()));
+        for kernel in result.measured.iter_mut().flat_map(|measured| &mut measured.kernels) {
+            kernel.ms = None;
+        }
+    }
+    let against = benchmark.against(hostile, &self::benchmark());
+    let (text, count) = read_page(&bench_page(&benchmark, &[against]));
+    assert_eq!(count("script"), 0);
+    assert!(text.contains("</title><script>") && text.contains("no timestamps") && text.contains("in common"));
+
+    // Of an older version.
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-23-llvmpipe.json");
+    let old = Benchmark::read(&file).unwrap();
+    let (text, _) = read_page(&bench_page(&old, &[old.against("itself", &old)]));
+    assert!(text.contains("There is none.") && text.contains("1.00×"));
+
+    let nothing = Benchmark { results: Vec::new(), ..old };
+    assert!(read_page(&bench_page(&nothing, &[])).0.contains("0 combinations"));
+}
+
+/// Skipped where there is no browser. Leaves the pages and their pictures in `target/page`, to be looked at.
 #[cfg(unix)]
 #[test]
-fn a_browser_shows_the_page_without_an_error() {
+fn a_browser_shows_the_pages_without_an_error() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = root.join("target/page");
-    std::fs::create_dir_all(&folder).unwrap();
-    let comparison = whole();
-    std::fs::write(folder.join("page.html"), page(&comparison, &timings(&comparison))).unwrap();
-    let mut check = Command::new(root.join("scripts/check-page.sh"));
-    let output = check.arg(folder.join("page.html")).arg(&folder).output().unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    match output.status.code() {
-        Some(3) => println!("skipped: {message}"),
-        code => assert_eq!(code, Some(0), "{message}"),
+    let (comparison, benchmark) = (whole(), benchmark());
+    let bench = bench_page(&benchmark, &[benchmark.against("there.json", &elsewhere())]);
+    for (name, html) in [("compare", page(&comparison, &timings(&comparison))), ("bench", bench)] {
+        let folder = root.join("target/page").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("page.html"), html).unwrap();
+        let mut check = Command::new(root.join("scripts/check-page.sh"));
+        let output = check.arg(folder.join("page.html")).arg(&folder).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        match output.status.code() {
+            Some(3) => println!("skipped: {message}"),
+            code => assert_eq!(code, Some(0), "{message}"),
+        }
     }
 }

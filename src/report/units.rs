@@ -45,6 +45,16 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
+/// `0.82×`, `1.50×`, `12.3×`; a dash for what is no ratio.
+pub fn times(ratio: f64) -> String {
+    match ratio {
+        r if !r.is_finite() => "–".to_owned(),
+        r if r < 9.995 => format!("{r:.2}×"),
+        r if r < 99.95 => format!("{r:.1}×"),
+        r => format!("{r:.0}×"),
+    }
+}
+
 /// `0.0014`, `1.5`, `61`: two digits, of a drift in nats.
 pub fn nats(drift: f64) -> String {
     // The power of ten of the first digit, once the value is rounded to two.
@@ -73,6 +83,8 @@ mod tests {
         assert_eq!([percent(0.0), percent(0.8159), percent(1.0)], ["0.0 %", "81.6 %", "100.0 %"]);
         assert_eq!([0.00142, 0.0996, 1.49, 9.99, 61.4].map(nats), ["0.0014", "0.10", "1.5", "10", "61"]);
         assert_eq!([0.0, 9e-5].map(nats), ["< 0.0001"; 2]);
+        assert_eq!([0.816, 9.994, 12.34, 150.4].map(times), ["0.82×", "9.99×", "12.3×", "150×"]);
+        assert_eq!(times(f64::NAN), "–");
         assert_eq!([ms(1.234), ms(12.34), ms(1234.0), ms(12340.0)], ["1.23 ms", "12.3 ms", "1234 ms", "12.3 s"]);
     }
 }

@@ -7,17 +7,22 @@ use crate::graph::{Graph, Phase};
 use crate::plan::Input;
 use crate::rng::Rng;
 use crate::tensor::HostTensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// What a network takes on a device under its policy. Times are medians in milliseconds, on random data, and include
 /// handing the batch over and waiting for the results.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Measurement {
     /// Inference of one batch.
     pub inference_ms: f64,
     /// Forward, backward and update of one batch; of several that are accumulated, their share in a step.
     pub step_ms: f64,
+    /// How far the runs are apart that the medians are of; files of older versions do not tell.
+    #[serde(default)]
+    pub inference_runs_ms: Option<Quartiles>,
+    #[serde(default)]
+    pub step_runs_ms: Option<Quartiles>,
     /// Compiling the plan and its kernels, uploading, and the first step. Kernels that the device has compiled before
     /// are not compiled again.
     pub first_step_ms: f64,
@@ -35,10 +40,23 @@ pub struct Measurement {
     pub inference_kernels: Vec<KernelTime>,
 }
 
+/// What a time is the median of, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Quartiles {
+    /// How often it was measured.
+    pub count: usize,
+    pub least: f64,
+    /// A quarter is no more than this.
+    pub lower: f64,
+    /// A quarter is no less than this.
+    pub upper: f64,
+    pub most: f64,
+}
+
 /// All calls of one kernel.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct KernelTime {
-    pub kernel: &'static str,
+    pub kernel: String,
     pub calls: usize,
     /// Milliseconds on the device, by its timestamps; `None` where it has none.
     pub ms: Option<f64>,
@@ -81,7 +99,7 @@ pub fn measure(
     let rest = (1..window).try_for_each(|_| session.step(images, &labels, LR).map(|_| ()));
     rest?;
     let whole = || (0..window).try_for_each(|_| session.step(images, &labels, LR).map(|_| ()));
-    let step_ms = median_of(repeat, whole)? / window as f64;
+    let (step_ms, step_runs_ms) = time(repeat, window, whole)?;
     let kernels = kernel_times(session.executor(), &[Phase::Forward, Phase::Backward, Phase::Update])?;
     let (planned_bytes, kept_bytes) = (session.plan().bytes(), session.plan().cost.kept());
     let allocated_bytes = session.executor().allocated_bytes();
@@ -89,10 +107,12 @@ pub fn measure(
 
     let mut evaluator = Evaluator::new(device, &network, tensors, Input::Values)?;
     evaluator.logits(images)?;
-    let inference_ms = median_of(repeat, || evaluator.logits(images).map(|_| ()))?;
+    let (inference_ms, inference_runs_ms) = time(repeat, 1, || evaluator.logits(images).map(|_| ()))?;
     Ok(Measurement {
         inference_ms,
         step_ms,
+        inference_runs_ms,
+        step_runs_ms,
         first_step_ms,
         images_per_s: shape.n() as f64 / (step_ms / 1e3),
         planned_bytes,
@@ -107,14 +127,35 @@ fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-fn median_of(repeat: usize, mut run: impl FnMut() -> Result<(), TrainError>) -> Result<f64, TrainError> {
+/// The median of `repeat` runs of so many parts each, and how far they are apart; of a part.
+fn time(
+    repeat: usize,
+    parts: usize,
+    mut run: impl FnMut() -> Result<(), TrainError>,
+) -> Result<(f64, Option<Quartiles>), TrainError> {
     let mut times = Vec::with_capacity(repeat);
     for _ in 0..repeat {
         let start = Instant::now();
         run()?;
-        times.push(ms(start));
+        times.push(ms(start) / parts as f64);
     }
-    Ok(median(times))
+    Ok((median(times.clone()), Quartiles::of(times)))
+}
+
+impl Quartiles {
+    /// None of no values.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (count, quarter) = (values.len(), values.len() / 4);
+        let at = |index: Option<usize>| values.get(index?).copied();
+        Some(Self {
+            count,
+            least: at(Some(0))?,
+            lower: at(Some(quarter))?,
+            upper: at((count - quarter).checked_sub(1))?,
+            most: at(count.checked_sub(1))?,
+        })
+    }
 }
 
 /// The calls of the given phases, by kernel.
@@ -133,9 +174,26 @@ fn kernel_times(executor: &Executor, phases: &[Phase]) -> Result<Vec<KernelTime>
                 known.calls += 1;
                 known.ms = known.ms.zip(ms).map(|(a, b)| a + b);
             }
-            None => kernels.push(KernelTime { kernel, calls: 1, ms }),
+            None => kernels.push(KernelTime { kernel: kernel.into(), calls: 1, ms }),
         }
     }
     kernels.sort_by(|a, b| b.ms.unwrap_or(0.0).total_cmp(&a.ms.unwrap_or(0.0)));
     Ok(kernels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quartiles_of_few_and_of_many() {
+        let of = |values: &[f64]| {
+            let q = Quartiles::of(values.to_vec()).unwrap();
+            (q.count, [q.least, q.lower, q.upper, q.most])
+        };
+        assert_eq!(Quartiles::of(vec![]), None);
+        assert_eq!(of(&[7.0]), (1, [7.0; 4]));
+        assert_eq!(of(&[5.0, 1.0, 4.0, 2.0, 3.0]), (5, [1.0, 2.0, 4.0, 5.0]));
+        assert_eq!(of(&[8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), (8, [1.0, 3.0, 6.0, 8.0]));
+    }
 }

@@ -24,7 +24,7 @@ pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use checkpoint::checksum;
 pub(crate) use crc32c::Crc32c;
 pub use examine::{Assumption, Checkup, DEAD, Examination, Inference, LayerCheck, SizeCheck, Trial, examine};
-pub use measure::{KernelTime, Measurement, measure};
+pub use measure::{KernelTime, Measurement, Quartiles, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
 pub use recalibrate::{Method, Recalibration, drifts, recalibrate};
