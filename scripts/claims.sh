@@ -26,7 +26,8 @@ for domain in near far; do
     "$thawline" compare --weights "$weights" --data "$work/$domain" --out "$work/compare-$domain" --seeds 3 \
         --train-images 200 --epochs 50 --batch 32 --optimizer adamw --lr 0.005 --weight-decay 0 "${policies[@]}"
     cp "$work/compare-$domain/compare.csv" "$results/$domain.csv"
-    cp "$work/compare-$domain/report.html" "$results/$domain.html"
+    # Without the paths of this machine.
+    sed "s#$PWD/##g" "$work/compare-$domain/report.html" >"$results/$domain.html"
 done
 
 # Full fine-tuning in batches of one and two, and the same weights with statistics estimated anew.

@@ -44,7 +44,7 @@ impl Device {
         let arithmetic_ms = self.time_long(&dispatch, &words)?;
         let flops = 2 * 9 * 64 * shape.stored_len();
 
-        let shape = Shape::nhwc(8, 112, 112, 64);
+        let shape = Shape::nhwc(4, 112, 112, 64);
         let len = shape.stored_len();
         let memory_ms = self.time_long(&add::forward(shape, false, false), &[len, len, len, 4])?;
         Ok(Roofline {
