@@ -633,6 +633,7 @@ fn compare_writes_what_it_found_however_it_ends() {
     fails(&args(&whole), "not empty");
     fails(&["compare", "--resume", &path("nothing")], "no comparison");
     refused(&["compare", "--resume", &whole, "--policy", "head"], "cannot be used with");
+    refused(&["compare", "--resume", &whole, "--epochs", "3"], "cannot be used with");
     let other = path("other");
     let mut twice = args(&other);
     twice.extend(["--policy", "head"]);

@@ -37,7 +37,7 @@ pub struct Args {
     out: Option<PathBuf>,
     /// Continue the comparison in DIR where it stopped, with the settings that it began with; beside it, only --data and
     /// --weights, if they have moved, and --device have a meaning
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "policies", "rules", "seeds", "cache"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = SETTLED)]
     resume: Option<PathBuf>,
     #[arg(
         long = "policy",
@@ -57,6 +57,13 @@ pub struct Args {
     #[command(flatten)]
     training: TrainingArgs,
 }
+
+/// What a comparison that was begun has settled.
+const SETTLED: [&str; 27] = [
+    "out", "policies", "rules", "seeds", "cache", "model", "classes", "size", "epochs", "batch", "accumulate", "seed",
+    "optimizer", "lr", "momentum", "nesterov", "weight_decay", "label_smoothing", "schedule", "warmup", "final_lr",
+    "step_epochs", "gamma", "augment", "train_images", "val_fraction", "skip_broken",
+];
 
 pub fn run(args: Args) -> Result<()> {
     let stop = stop_on_ctrl_c()?;
