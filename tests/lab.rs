@@ -73,6 +73,7 @@ impl Fixture {
             network: spec.build(BATCH, (SIZE, SIZE), 10).expect("the network"),
             input: Input::Bytes { mean: spec.mean, std: spec.std },
             images: &self.images,
+            data: self.settings.data.clone(),
             weights: Some(StateDict::load(asset).expect("weights")),
         }
     }
@@ -196,6 +197,29 @@ fn a_comparison_tells_what_it_compared() {
     assert_eq!(adapt.prefix, None, "the first convolution is computed as fast as it is read");
     assert!(head.trained_values < full.trained_values && full.trained_values == full.all_values);
     assert!(full.stages[0].layers.iter().any(|layer| layer.axes.contains("stats=batch")));
+}
+
+#[test]
+fn a_comparison_goes_on_where_its_images_have_moved() {
+    let mut fixture = Fixture::new();
+    let mut lab = fixture.start("out", &["head"], ENOUGH).expect("a comparison");
+    let first = |event: &LabEvent<'_>| matches!(event, LabEvent::Run { event: Event::Epoch { .. }, .. });
+    assert_eq!(go(&mut lab, first), Outcome::Stopped);
+    drop(lab);
+    let moved = fixture.out("moved");
+    fs::rename(&fixture.settings.data, &moved).expect("a move");
+    for sample in fixture.images.train.iter_mut().chain(&mut fixture.images.val) {
+        let below = sample.path.strip_prefix(&fixture.settings.data).expect("below the folder");
+        sample.path = moved.join(below);
+    }
+    let setup = lab::setup_of(&fixture.out("out")).expect("a setup");
+    let bench = Bench { data: moved, ..fixture.bench() };
+    let mut lab = Lab::resume(bench, &fixture.out("out"), setup).expect("it resumes");
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    // And what was found is found twice the same, in the same laboratory.
+    let before = lab.comparison().clone();
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    assert!(lab.comparison() == &before);
 }
 
 #[test]

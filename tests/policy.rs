@@ -105,6 +105,17 @@ fn stages_add_their_rules() {
 }
 
 #[test]
+fn the_last_rules_have_the_last_word_in_every_stage() {
+    let policy = Policy::recipe("head-then-full").unwrap();
+    let policy = policy.with_last_rules(&["kind:bn -> stats=running, update=off"]).unwrap();
+    let stages = policy::resolve_stages(&policy, &network("resnet_tiny")).unwrap();
+    let norms = stages.iter().map(|(_, stage)| setting(stage, "bn1")).collect::<Vec<_>>();
+    let still = |affine: &str| format!("stats=running, update=off, affine={affine}, var=unbiased");
+    assert_eq!(norms, [still("none"), still("both")]);
+    assert_eq!(setting(&stages[1].1, "conv1"), "weights=train");
+}
+
+#[test]
 fn stages_that_make_no_sense_are_refused() {
     let error = |text: &str| Policy::from_toml("file", text).unwrap_err().to_string();
     let stage = |from: &str| format!("[[stages]]\nfrom = {from}\nrules = [\"kind:bn -> affine=both\"]\n");

@@ -136,7 +136,7 @@ impl PolicyArgs {
 
     /// The network in each stage of the policy, with the share of a run's steps before it. Warnings go to standard error.
     pub fn resolve_stages(&self, graph: &Graph) -> Result<Vec<(f64, Resolved)>> {
-        let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
+        let policy = Policy::load(&self.policy)?.with_last_rules(&self.rules)?;
         let stages = policy::resolve_stages(&policy, graph).map_err(|error| explained(error, graph))?;
         for warning in stages.iter().flat_map(|(_, resolved)| &resolved.warnings) {
             eprintln!("warning: {warning}");
@@ -146,7 +146,7 @@ impl PolicyArgs {
 
     /// For inference, on which no policy has a say: refuses what is wrong with it, and does not warn.
     pub fn resolve_for_inference(&self, graph: Graph) -> Result<Graph> {
-        let policy = Policy::load(&self.policy)?.with_rules(&self.rules)?;
+        let policy = Policy::load(&self.policy)?.with_last_rules(&self.rules)?;
         match policy::resolve(&policy, graph.clone()) {
             // What a batch is too small for in training does not matter.
             Ok(_) | Err(PolicyError::SingleValue { .. } | PolicyError::UnevenGhosts { .. }) => Ok(graph),
@@ -159,7 +159,7 @@ impl PolicyArgs {
 
 /// Applies a policy and further rules to `graph`, as they are at the beginning of a run. Warnings go to standard error.
 fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
-    let policy = Policy::load(name_or_file)?.with_rules(rules)?;
+    let policy = Policy::load(name_or_file)?.with_last_rules(rules)?;
     if !policy.stages.is_empty() {
         eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
     }

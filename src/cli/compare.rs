@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     out: Option<PathBuf>,
     /// Continue the comparison in DIR where it stopped, with the settings that it began with; beside it, only --data and
-    /// --weights, if they have moved, and --device have a meaning
+    /// --weights, if they have moved, --cache and --device have a meaning
     #[arg(long, value_name = "DIR", conflicts_with_all = SETTLED)]
     resume: Option<PathBuf>,
     #[arg(
@@ -51,18 +51,42 @@ pub struct Args {
     /// How many runs of each policy, with the seeds from --seed on: each has its own order of images and new weights
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Device memory for what the frozen parts of networks give for each image, in MiB; 0 computes it each time
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    cache: u64,
+    /// Device memory for what the frozen parts of networks give for each image, in MiB; 0 computes it each time.
+    /// May be changed on resume [default: 1024]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..1 << 40))]
+    cache: Option<u64>,
     #[command(flatten)]
     training: TrainingArgs,
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 27] = [
-    "out", "policies", "rules", "seeds", "cache", "model", "classes", "size", "epochs", "batch", "accumulate", "seed",
-    "optimizer", "lr", "momentum", "nesterov", "weight_decay", "label_smoothing", "schedule", "warmup", "final_lr",
-    "step_epochs", "gamma", "augment", "train_images", "val_fraction", "skip_broken",
+const SETTLED: [&str; 26] = [
+    "out",
+    "policies",
+    "rules",
+    "seeds",
+    "model",
+    "classes",
+    "size",
+    "epochs",
+    "batch",
+    "accumulate",
+    "seed",
+    "optimizer",
+    "lr",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "label_smoothing",
+    "schedule",
+    "warmup",
+    "final_lr",
+    "step_epochs",
+    "gamma",
+    "augment",
+    "train_images",
+    "val_fraction",
+    "skip_broken",
 ];
 
 pub fn run(args: Args) -> Result<()> {
@@ -83,7 +107,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     let device = args.training.device.open()?;
     let (mut lab, resumed) = match setup {
-        Some(setup) => {
+        Some(mut setup) => {
+            setup.cache = args.cache.map_or(setup.cache, |mib| mib << 20);
             let folder = args.resume.as_ref().context("--resume is missing")?;
             let bench = bench(&setup, &images, &device, weights)?;
             (Lab::resume(bench, folder, setup)?, true)
@@ -111,7 +136,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
         [] => lab::POLICIES.map(str::to_owned).to_vec(),
         named => named.to_vec(),
     };
-    let policies = names.iter().map(|name| Ok(Policy::load(name)?.with_rules(&args.rules)?));
+    let policies = names.iter().map(|name| Ok(Policy::load(name)?.with_last_rules(&args.rules)?));
     let arms: Vec<_> = policies.map(|policy: Result<Policy>| policy.map(|p| in_words(&p))).collect::<Result<_>>()?;
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
@@ -119,11 +144,12 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let settings = args.training.settings(None, images, model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
     let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
-    let bench = Bench { device, network, input, images: &images.folder, weights: model.state };
+    let (data, folder) = (images.data.clone(), &images.folder);
+    let bench = Bench { device, network, input, images: folder, data, weights: model.state };
     let seed = settings.seed;
     let last = seed.checked_add(args.seeds).filter(|last| i64::try_from(*last).is_ok());
     let Some(last) = last else { bail!("--seed {seed} is too large for {} seeds", args.seeds) };
-    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), args.cache << 20)?)
+    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), args.cache.unwrap_or(1024) << 20)?)
 }
 
 fn bench<'a>(
@@ -137,7 +163,7 @@ fn bench<'a>(
     let size = (settings.transform.height as usize, settings.transform.width as usize);
     let network = spec.build(settings.batch, size, settings.classes.len())?;
     let input = Input::Bytes { mean: spec.mean, std: spec.std };
-    Ok(Bench { device, network, input, images: &images.folder, weights })
+    Ok(Bench { device, network, input, images: &images.folder, data: images.data.clone(), weights })
 }
 
 fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {

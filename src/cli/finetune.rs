@@ -15,7 +15,7 @@ use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::lab::{in_words, of_words};
 use thawline::models::{self, Spec};
-use thawline::policy::{self, Policy};
+use thawline::policy::{self, Policy, Rule};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::train::{
     BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
@@ -120,7 +120,7 @@ fn start(args: &Args) -> Result<Run> {
         Some(name) => Policy::load(name)?,
         None => Policy::recipe("full")?,
     };
-    let policy = policy.with_rules(&args.rules)?;
+    let policy = policy.with_last_rules(&args.rules)?;
     let size = model.size(training.size.size);
     let mut settings = training.settings(None, &images, model.spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
@@ -162,9 +162,15 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let spec = models::spec(training.model.as_ref().unwrap_or(&saved.model))?;
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
-    let policy = match (&args.policy, &args.rules[..]) {
-        (None, []) => of_words(&saved.policy)?,
-        (name, rules) => Policy::load(name.as_ref().unwrap_or(&saved.policy.name))?.with_rules(rules)?,
+    let policy = match &args.policy {
+        Some(name) => Policy::load(name)?.with_last_rules(&args.rules)?,
+        // Given once more, its own last rules are not added a second time.
+        None => {
+            let given: Vec<String> =
+                args.rules.iter().map(|rule| Ok(rule.parse::<Rule>()?.to_string())).collect::<Result<_>>()?;
+            let policy = of_words(&saved.policy)?;
+            if saved.policy.rules.ends_with(&given) { policy } else { policy.with_last_rules(&given)? }
+        }
     };
     let mut settings = training.settings(Some(&saved), &images, spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);

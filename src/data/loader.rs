@@ -1,6 +1,6 @@
 //! Samples → batches, decoded and transformed on threads ahead of the consumer.
 
-use super::{DataError, Image, Sample, Transform, decode};
+use super::{Augment, DataError, Image, Sample, Transform, decode};
 use crate::rng::Rng;
 use fast_image_resize::Resizer;
 use rayon::prelude::*;
@@ -113,6 +113,12 @@ impl Loader {
 
     pub fn transform(&self) -> &Transform {
         &self.shared.transform
+    }
+
+    /// Whether every epoch shows the same of every image: nothing is augmented, and no broken image left out.
+    pub fn is_steady(&self) -> bool {
+        let augmented = self.shared.options.mode == Mode::Train && self.shared.transform.augment != Augment::None;
+        !augmented && !self.shared.options.skip_broken
     }
 
     /// The batches of `epoch` from `start_batch` on without their pixels, as they are if no image is broken: nothing is

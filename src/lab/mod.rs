@@ -141,6 +141,8 @@ pub struct Bench<'a> {
     /// The form of the images; it must be [`Input::Bytes`].
     pub input: Input,
     pub images: &'a ImageFolder,
+    /// The folder that the images were found below.
+    pub data: PathBuf,
     /// The weights to start from; random ones if there are none.
     pub weights: Option<StateDict>,
 }
@@ -191,7 +193,7 @@ impl<'a> Lab<'a> {
         if bench.weights.as_ref().map(train::checksum).unwrap_or_default() != setup.weights {
             return Err(changed("the weights file"));
         }
-        if train::ImageSet::of(bench.images, &setup.settings.data) != setup.settings.images {
+        if train::ImageSet::of(bench.images, &bench.data) != setup.settings.images {
             return Err(changed("the folder of images"));
         }
         let mut lab = Self::new(bench, folder, setup)?;
@@ -271,19 +273,29 @@ impl<'a> Lab<'a> {
         mut observe: impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
     ) -> Result<Outcome, LabError> {
         let cache = Arc::new(FeatureCache::new(self.setup.cache, Arc::clone(stop)));
+        self.comparison.start.clear();
+        self.comparison.arms.iter_mut().for_each(|arm| arm.runs.clear());
         for seed in 0..self.setup.seeds.len() {
             let tensors = self.tensors(seed)?;
             self.look_at_start(seed, &tensors)?;
             for arm in 0..self.setup.arms.len() {
-                let Some(run) = self.run_arm(arm, seed, &tensors, &cache, stop, &mut observe)? else {
-                    return Ok(Outcome::Stopped);
+                let known = read_toml(&self.run_folder(arm, seed).join(RESULT_FILE))?;
+                let is_new = known.is_none();
+                let run = match known {
+                    Some(run) => Some(run),
+                    None => self.run_arm(arm, seed, &tensors, &cache, stop, &mut observe)?,
                 };
+                let Some(run) = run else { return Ok(Outcome::Stopped) };
                 observe(LabEvent::Done { arm, seed, run: &run }).map_err(LabError::Observer)?;
                 self.comparison.arms[arm].runs.push(run);
                 self.timings.cache_bytes = self.timings.cache_bytes.max(cache.peak_bytes());
-                self.write_results()?;
+                // What an earlier process found is written already, perhaps with more behind it.
+                if is_new {
+                    self.write_results()?;
+                }
             }
         }
+        self.write_results()?;
         Ok(Outcome::Finished)
     }
 
@@ -296,6 +308,11 @@ impl<'a> Lab<'a> {
         })
     }
 
+    fn run_folder(&self, arm: usize, seed: usize) -> PathBuf {
+        let name = format!("{}-seed{}", self.setup.arms[arm].name, self.setup.seeds[seed]);
+        self.folder.join("runs").join(name)
+    }
+
     /// One run, from wherever it is; `None` if it was stopped.
     fn run_arm(
         &mut self,
@@ -306,11 +323,7 @@ impl<'a> Lab<'a> {
         stop: &AtomicBool,
         observe: &mut impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
     ) -> Result<Option<ArmRun>, LabError> {
-        let folder =
-            self.folder.join("runs").join(format!("{}-seed{}", self.setup.arms[arm].name, self.setup.seeds[seed]));
-        if let Some(done) = read_toml(&folder.join(RESULT_FILE))? {
-            return Ok(Some(done));
-        }
+        let folder = self.run_folder(arm, seed);
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -324,41 +337,48 @@ impl<'a> Lab<'a> {
         };
         let timings = &mut self.timings.arms[arm];
         timings.cached = run.session().features().is_some();
-        // An epoch of which this process has not seen the beginning is not timed.
-        let mut began = (run.step().is_multiple_of(run.settings().steps_per_epoch() as u64)).then(Instant::now);
+        // An epoch of which this process has not seen the beginning is not timed, nor is what fills the cache within one.
+        let whole = run.step().is_multiple_of(run.settings().steps_per_epoch() as u64);
+        let now = || (Instant::now(), cache.fill_s());
+        let mut began = whole.then(now);
         let mut last = began;
         let ended = run.run(stop, |event| {
             match event {
-                Event::Step(_) => last = Some(Instant::now()),
-                Event::Epoch { history, .. } => {
-                    if let (Some(began), Some(last), true) = (began, last, history.len() > 1) {
-                        timings.epoch_s.push((last - began).as_secs_f64());
+                Event::Step(_) => last = Some(now()),
+                Event::Epoch { images_per_s, .. } => {
+                    if let (Some((began, filled)), Some((last, filled_since)), Some(_)) = (began, last, images_per_s) {
+                        timings.epoch_s.push((last - began).as_secs_f64() - (filled_since - filled));
                     }
-                    began = Some(Instant::now());
+                    began = Some(now());
+                    last = began;
                 }
                 Event::Started { .. } | Event::Validating { .. } | Event::Recalibrated { .. } => {}
             }
             observe(LabEvent::Run { arm, seed, event })
         });
         timings.fill_s += cache.fill_s() - filled;
+        timings.cached |= run.session().features().is_some();
         let diverged = match ended {
             // A stage's values may have been under way to the cache.
             Ok(Outcome::Stopped) | Err(TrainError::Interrupted) => return Ok(None),
             Ok(Outcome::Finished) => None,
             Err(TrainError::Observer(error)) => return Err(LabError::Observer(error)),
             Err(error @ TrainError::Diverged { .. }) => {
-                // What it had learnt before.
+                // What it had learnt before. Not both sessions at once: the device may hold only one.
+                drop(run);
                 run = self.begin(arm, seed, tensors, None, &folder)?;
                 Some(error.to_string())
             }
             Err(error) => return Err(error.into()),
         };
-        let end = match self.look(run.session().device_parameters(), &run.session().parameters()?) {
-            // The last weights before it diverged may be finite and lead nowhere all the same.
-            Err(LabError::Train(TrainError::MomentsNotFinite { .. })) if diverged.is_some() => {
-                State::unknown(self.comparison.batch_norms.len())
+        let look = self.look(run.session().device_parameters(), &run.session().parameters()?);
+        let (end, diverged) = match look {
+            // Training may have kept to the statistics of batches, and left running ones that lead nowhere.
+            Err(LabError::Train(error @ TrainError::MomentsNotFinite { .. })) => {
+                let unknown = State::unknown(self.comparison.batch_norms.len());
+                (unknown, diverged.or_else(|| Some(error.to_string())))
             }
-            seen => seen?,
+            seen => (seen?, diverged),
         };
         let result = ArmRun { seed: self.setup.seeds[seed], history: run.history().to_vec(), diverged, end };
         let text = toml::to_string(&result).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
@@ -379,8 +399,9 @@ impl<'a> Lab<'a> {
         folder: &Path,
     ) -> Result<Run, LabError> {
         let policy = self.setup.arms[arm].clone();
-        let settings = Settings { seed: self.setup.seeds[seed], policy, ..self.setup.settings.clone() };
-        let Bench { input, images, .. } = self.bench;
+        let Bench { input, images, ref data, .. } = self.bench;
+        let data = data.clone();
+        let settings = Settings { seed: self.setup.seeds[seed], policy, data, ..self.setup.settings.clone() };
         let stages = self.networks[arm].clone();
         let job = Job { device: &self.device, stages, input, images, settings, cache };
         if folder.join(CHECKPOINT_FILE).exists() {
@@ -447,7 +468,7 @@ impl<'a> Lab<'a> {
             let shuffles = if size == 1 { 1 } else { 2 };
             let most = if size <= 2 { SMALL_BATCH_IMAGES } else { LOOKED_AT };
             let seen = by_batch.companions(&loader(&images.val, most, size)?, size, shuffles, *seed)?;
-            Ok(BatchStatistics { batch: size, accuracy: seen.survey.totals.accuracy(), flips: seen.flips })
+            Ok(BatchStatistics { batch: seen.batch, accuracy: seen.survey.totals.accuracy(), flips: seen.flips })
         });
         let batch_statistics = statistics.collect::<Result<_, TrainError>>()?;
         Ok(State {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 ///
 /// A run of a plan is predicted to take
 ///
-///     run_ms + Σ over its calls of ( call_ms + max(flops / flops_per_s, bytes / bytes_per_s) )
+/// ```text
+/// run_ms + Σ over its calls of ( call_ms + max(flops / flops_per_s, bytes / bytes_per_s) )
+/// ```
 ///
 /// The maximum is the roofline of Williams, Waterman and Patterson (2009): a call is bound by its arithmetic or by memory,
 /// whichever takes longer. Nothing is assumed of any kernel, so what takes longer than predicted is a kernel that is worse

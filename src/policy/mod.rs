@@ -304,6 +304,20 @@ impl Policy {
         Ok(self)
     }
 
+    /// The same with more rules behind those of every stage, so that they have the last word throughout.
+    ///
+    /// # Errors
+    /// The first rule that is malformed.
+    pub fn with_last_rules(self, rules: &[impl AsRef<str>]) -> Result<Self, PolicyError> {
+        let mut policy = self.with_rules(rules)?;
+        let first = policy.rules.len() - rules.len();
+        let last = policy.rules[first..].to_vec();
+        for stage in &mut policy.stages {
+            stage.rules.extend(last.iter().cloned());
+        }
+        Ok(policy)
+    }
+
     /// The same with rules that are added after the share `from` of a run's optimiser steps.
     ///
     /// # Errors

@@ -8,8 +8,9 @@
 use super::{Crc32c, TrainError};
 use crate::compile::{Split, feature_name};
 use crate::data::Loader;
-use crate::gpu::{Device, Executor, Parameters, Rows};
+use crate::gpu::{Device, Executor, GpuError, Parameters, Rows};
 use crate::graph::{Graph, NodeId, Op, Phase};
+use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,12 +20,18 @@ use std::time::Instant;
 /// Values of all images of a set, one row an image, for each value that the rest of a network reads.
 pub struct Features {
     rows: Vec<Rows>,
+    count: usize,
     bytes: u64,
     until: Vec<String>,
     flops: u64,
 }
 
 impl Features {
+    /// Images whose values there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// Device memory, in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -84,6 +91,7 @@ struct Key {
     /// Of the prefix, complete.
     nodes: String,
     input: Input,
+    variant: Variant,
     /// Of the parameters that it reads, of the images, and of how they are shown.
     checksum: u32,
 }
@@ -112,8 +120,8 @@ impl FeatureCache {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The values of all images of `loader` at the end of `split.prefix`; `None` if they are not worth keeping, or the
-    /// budget is too small for them.
+    /// The values of all images of `loader` at the end of `split.prefix`; `None` if they are not worth keeping, not
+    /// the same in every epoch, or too large for the budget or the device.
     /// They are computed unless they are there. What was not used for longest makes room, unless somebody holds it.
     pub(super) fn features(
         &self,
@@ -132,12 +140,13 @@ impl FeatureCache {
         let plan = Plan::new(graph.clone(), input, device.variant()?);
         let images = graph.input_shape().map_or(1, |shape| shape.n() as u64);
         let flops = plan.cost.step().flops / images;
-        if !is_worth_keeping(flops, bytes / count as u64) {
+        if !loader.is_steady() || !is_worth_keeping(flops, bytes / count as u64) {
             return Ok(None);
         }
         let key = Key {
             nodes: format!("{:?} {values:?}", graph.nodes().map(|(_, node)| node).collect::<Vec<_>>()),
             input,
+            variant: device.variant()?,
             checksum: checksum(graph, tensors, loader),
         };
         {
@@ -153,11 +162,21 @@ impl FeatureCache {
             }
         }
         let began = Instant::now();
-        let rows = values.iter().map(|&id| Rows::new(device, count, words(id))).collect::<Result<_, _>>()?;
+        let made = || -> Result<_, GpuError> {
+            let rows = values.iter().map(|&id| Rows::new(device, count, words(id))).collect::<Result<_, _>>()?;
+            Ok((rows, Executor::new(device, plan, params)?))
+        };
+        let (rows, executor) = match made() {
+            Err(error @ (GpuError::OutOfMemory { .. } | GpuError::TooLarge { .. })) => {
+                log::warn!("what frozen layers give is not kept: {error}");
+                return Ok(None);
+            }
+            made => made?,
+        };
         let until =
             values.iter().filter_map(|&id| graph.node(id).layer).map(|l| graph.layers()[l.index()].name.clone());
-        let features = Features { rows, bytes, until: until.collect(), flops };
-        self.fill(&features, Executor::new(device, plan, params)?, loader)?;
+        let features = Features { rows, count, bytes, until: until.collect(), flops };
+        self.fill(&features, executor, loader)?;
         let features = Arc::new(features);
         let mut state = self.state();
         state.entries.push((key, Arc::clone(&features)));

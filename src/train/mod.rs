@@ -68,6 +68,8 @@ pub enum TrainError {
     Images { bytes: usize, expected: usize, shape: String },
     #[error("there are {found} labels for a batch of {expected}")]
     Labels { found: usize, expected: usize },
+    #[error("there is no kept image {sample}: there are {count}, numbered from 0")]
+    Sample { sample: usize, count: usize },
     #[error("the label {label} is not one of the network's {classes} classes")]
     Label { label: u32, classes: usize },
     #[error(transparent)]

@@ -5,7 +5,7 @@ use super::{
     Evaluator, FeatureCache, ImageSet, Images, Method, PADDING, Probe, Recalibration, Session, Settings, Then, Totals,
     TrainError, recalibrate,
 };
-use crate::data::{Augment, Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
+use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats, Variance};
 use crate::plan::Input;
@@ -109,8 +109,8 @@ pub struct Job<'a> {
     pub input: Input,
     pub images: &'a ImageFolder,
     pub settings: Settings,
-    /// Where to keep what the frozen part of the network gives. It is used where images are shown unchanged, and none
-    /// is skipped, in every epoch.
+    /// Where to keep what the frozen part of the network gives. It is used where every epoch shows the same of every
+    /// image.
     pub cache: Option<Arc<FeatureCache>>,
 }
 
@@ -130,11 +130,12 @@ impl Job<'_> {
         }
         claim(folder)?;
         let mut run = self.set_up(tensors, folder, 0)?;
-        let saved = run.save().and_then(|()| {
-            let path = folder.join(SETTINGS_FILE);
-            let text = run.settings.to_toml()?;
+        let path = folder.join(SETTINGS_FILE);
+        // The checkpoint comes last: once it is there, the run can be resumed.
+        let saved = run.settings.to_toml().and_then(|text| {
             write_atomically(&path, |file| file.write_all(text.as_bytes()))
-                .map_err(|source| TrainError::Write { path, source })
+                .map_err(|source| TrainError::Write { path: path.clone(), source })?;
+            run.save()
         });
         if let Err(error) = saved {
             for file in [CHECKPOINT_FILE, LAST_FILE, SETTINGS_FILE] {
@@ -203,7 +204,6 @@ impl Job<'_> {
             None => None,
         };
         let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
-        let cache = cache.filter(|_| !settings.skip_broken);
         let source = Source { device: device.clone(), stages, input, train, val, cache };
         let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
@@ -267,8 +267,7 @@ impl Source {
     ) -> Result<(Session, Option<Evaluator>), TrainError> {
         let Self { device, stages, input, train, val, cache } = self;
         let cache = cache.as_deref();
-        let unchanged = settings.transform.augment == Augment::None;
-        let of_train = cache.filter(|_| unchanged).map(|cache| (cache, train));
+        let of_train = cache.map(|cache| (cache, train));
         let network = stages[stage].clone();
         let session = Session::with_cache(device, network, tensors, *input, settings.options(), of_train)?;
         let evaluator = |val| session.evaluator_with_cache(settings.batch, tensors, cache.map(|cache| (cache, val)));
@@ -403,7 +402,11 @@ impl Run {
             Arrivals { began: Instant::now(), batches: 0, images: 0, window: Totals::default(), step: self.step() };
         while left(self) > 0 && !stop.load(Ordering::Relaxed) {
             if self.step() == self.stage_start(self.stage + 1) {
-                self.enter_stage(self.stage + 1)?;
+                match self.enter_stage(self.stage + 1) {
+                    // Told to stop while it filled the cache; the stage before still stands.
+                    Err(TrainError::Interrupted) => break,
+                    entered => entered?,
+                }
             }
             let in_stage = self.stage_start(self.stage + 1).saturating_sub(self.step());
             let in_stage = usize::try_from(in_stage).unwrap_or(usize::MAX).saturating_mul(window);

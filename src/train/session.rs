@@ -163,6 +163,9 @@ impl Slots {
             (Images::Values(values), Some(slot), _) => write(slot, bytemuck::cast_slice(values))?,
             (Images::Bytes(bytes), Some(slot), _) => write(slot, bytes)?,
             (Images::Kept(samples), _, Some(features)) => {
+                if let Some(&sample) = samples.iter().find(|sample| **sample >= features.count()) {
+                    return Err(TrainError::Sample { sample, count: features.count() });
+                }
                 features.load(executor, &self.features, part * labels.len(), samples)?;
             }
             _ => return Err(TrainError::Incomplete { what: "input" }),

@@ -128,7 +128,7 @@ impl Settings {
 
     /// Optimiser steps of the whole run.
     pub fn steps(&self) -> u64 {
-        self.steps_per_epoch() as u64 * self.epochs as u64
+        (self.steps_per_epoch() as u64).saturating_mul(self.epochs as u64)
     }
 
     /// The optimiser step, counted from 0, with which each of the policy's later stages begins.
@@ -173,7 +173,7 @@ impl Settings {
         let mut checks = vec![
             ("batch", positive(self.batch)),
             ("accumulate", positive(self.accumulate)),
-            ("epochs", positive(self.epochs)),
+            ("epochs", (self.epochs > 0 && self.steps() < 1 << 40, self.epochs.to_string(), "1 or more, and fewer")),
             ("lr", not_negative(self.schedule.lr)),
             ("label-smoothing", fraction(self.label_smoothing)),
             // What TOML can hold.
