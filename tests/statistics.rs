@@ -90,8 +90,8 @@ fn under_running_statistics_a_probe_is_the_evaluator_and_companions_do_not_matte
     assert_eq!((parts.totals.top1, parts.totals.top5), (whole.totals.top1, whole.totals.top5));
     for (parts, whole) in parts.layers.iter().zip(&whole.layers) {
         assert_eq!(parts.pooled.count, whole.pooled.count);
-        assert!(near(&parts.pooled.mean, &whole.pooled.mean, 1e-6));
-        assert!(near(&parts.pooled.var, &whole.pooled.var, 1e-6));
+        assert!(near(&parts.pooled.mean, &whole.pooled.mean, 1e-5));
+        assert!(near(&parts.pooled.var, &whole.pooled.var, 1e-5));
     }
     for batch in [1, 4, 8] {
         let companions = probe.companions(&data.loader(8), batch, 3, 7).expect("results");
