@@ -546,8 +546,10 @@ fn fold_writes_nothing_that_is_wrong() {
     };
     let broken = edited("variance.safetensors", &set("layer2.0.bn2.running_var", -1.0));
     fold(&broken, out, &[], "`layer2.0.bn2` cannot be folded into `layer2.0.conv2`");
+    fold(&broken, &onnx, &["--no-fold"], "`layer2.0.bn2` has a running variance below 0");
     let broken = edited("nan.safetensors", &set("fc.bias", f32::NAN));
     fold(&broken, out, &[], "the logits are not finite");
+    fold(&broken, &onnx, &["--no-fold"], "`fc` holds values that are not finite");
     // Subtracting 10⁷ and adding it again loses a value that folding, which knows the sum, does not.
     let broken = edited("vast.safetensors", &|state| {
         for (tensor, value) in [("weight", 1.0), ("bias", 1e7), ("running_mean", 1e7), ("running_var", 1.0)] {
@@ -562,6 +564,10 @@ fn fold_writes_nothing_that_is_wrong() {
     stdout(&["fold", "--weights", &weights, "--out", &folded]);
     fold(&folded, out, &[], "is folded already");
     fold(&folded, &onnx, &["--no-fold"], "is folded already");
+    let mut state = StateDict::load(&folded).unwrap();
+    set("fc.bias", f32::INFINITY)(&mut state);
+    state.save(&folded).unwrap();
+    fold(&folded, &onnx, &[], "`fc` holds values that are not finite");
     assert_eq!(fs::read(out).unwrap(), b"precious");
     assert!(!Path::new(&onnx).exists());
 }
@@ -713,6 +719,14 @@ fn recalibrate_gives_a_file_other_statistics() {
         "does not exist",
     );
     refused(&[&args[..], &["--method", "magic"]].concat(), "adabn");
+    let other = |weights: &str, out: &str, expected: &str| {
+        fails(&["recalibrate", "--weights", weights, "--data", &data, "--out", out], expected);
+    };
+    other(&weights, &outputs.text("new.pth"), "must end in .safetensors");
+    other(&weights, &weights, "the same file");
+    let folded = outputs.text("folded.safetensors");
+    stdout(&["fold", "--weights", &trained_file(), "--out", &folded]);
+    other(&folded, &out, "the weights are folded and have no batch norms");
     assert_eq!(fs::read(&out).unwrap(), b"precious");
 }
 
@@ -754,6 +768,25 @@ fn doctor_names_what_is_wrong_and_the_command_that_helps() {
     let command = finding["command"].as_str().unwrap();
     assert!(shown.contains(command), "{shown}");
     assert!(command.starts_with("thawline recalibrate --weights '") && command.contains(r"it'\''s reset"), "{command}");
+
+    // With the options that it ran with, and to a new file.
+    fs::write(outputs.path("recalibrated.safetensors"), "precious").unwrap();
+    let options = ["--size", "20", "--seed", "3", "--val-fraction", "0.3", "--model", "resnet_tiny", "--skip-broken"];
+    let here = doctor(&reset, &options);
+    let mut here = thawline(&here.iter().map(String::as_str).collect::<Vec<_>>());
+    let here = here.current_dir(outputs.dir.path()).output().unwrap();
+    let (shown, warning) = (String::from_utf8(here.stdout).unwrap(), String::from_utf8(here.stderr).unwrap());
+    assert!(warning.contains("trained at 16 px: statistics at 20 px differ"), "{warning}");
+    let command = shown.lines().find(|line| line.contains("thawline recalibrate")).unwrap();
+    for option in ["--split all", "--size 20", "--seed 3", "--val-fraction 0.3", "--model resnet_tiny", "--skip-broken"]
+    {
+        assert!(command.contains(option), "{command}");
+    }
+    assert!(command.contains("--out recalibrated-2.safetensors"), "{command}");
+
+    // One image says nothing of statistics.
+    let few = text(doctor(trained, &["--max-images", "1"]));
+    assert!(few.contains("1 image is too few to judge statistics: 16 or more are needed"), "{few}");
 
     // What it says helps.
     let out = outputs.text("recalibrated.safetensors");
@@ -906,12 +939,19 @@ fn bench_refuses_before_it_measures() {
     let same = outputs.text("same");
     bench(&["--out", &same, "--page", &same], "the same file");
     bench(&["--against", &outputs.text("missing.json")], "cannot read");
-    bench(&["--against", &inputs_file()], "cannot read");
+    bench(&["--against", &inputs_file()], "bench --out");
+    let empty = outputs.text("empty.json");
+    bench(&["--page", &outputs.text("./empty.json"), "--against", &empty], "the same file");
+    let weights = weights_file();
+    bench(&["--out", &weights, "--weights", &weights], "the same file");
+    bench(&["--page", &weights, "--weights", &weights], "the same file");
     fs::write(outputs.path("empty.json"), "{}").unwrap();
     bench(&["--against", &outputs.text("empty.json")], "bench --out");
     assert!(!outputs.path("same").exists());
     refused(&["bench", "--batch", "1,0"], "at least 1");
-    refused(&["bench", "--kernels", "--thaw", "layer3"], "cannot be used with");
+    for option in [&["--thaw", "layer3"][..], &["--optimizer", "sgd"], &["--nesterov"], &["--label-smoothing", "0.1"]] {
+        refused(&[&["bench", "--kernels"], option].concat(), "cannot be used with");
+    }
 }
 
 #[test]

@@ -142,6 +142,15 @@ fn a_healthy_network_has_nothing() {
 }
 
 #[test]
+fn a_healthy_network_has_nothing_either_where_only_small_batches_are_asked_for() {
+    let (network, tensors) = shapes();
+    let how = Examination { images: &loader(look(), Mode::Eval, 32), sizes: &[1], seed: 0 };
+    let checkup = examine(&device(), &network, &tensors, INPUT, &how, |_| {}).expect("a checkup");
+    assert_eq!(checkup.sizes.iter().map(|size| size.batch).collect::<Vec<_>>(), [1, 32]);
+    assert_eq!(diagnose(&checkup), []);
+}
+
+#[test]
 fn what_few_images_leave_to_chance_is_no_fault() {
     for (from, count) in [(0, 16), (16, 24), (40, 40)] {
         let (checkup, findings) = look_at(&shapes().1, INPUT, &DATA.look[from..from + count]);

@@ -181,7 +181,7 @@ pub fn explained(error: impl Into<anyhow::Error>, graph: &Graph) -> anyhow::Erro
 }
 
 /// Whether a policy can speak of batch norms. Every model has some, but not when its weights are folded.
-fn has_batch_norms(graph: &Graph) -> bool {
+pub fn has_batch_norms(graph: &Graph) -> bool {
     graph.layers().iter().any(|layer| layer.kind == LayerKind::Bn)
 }
 
@@ -248,6 +248,9 @@ impl OptimizerArgs {
     }
 }
 
+/// The default of `--val-fraction`.
+pub const VAL_FRACTION: f64 = 0.2;
+
 /// `--data` and how it is split.
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
@@ -255,7 +258,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Share of each class that is set aside for validation, chosen by --seed, where there are no train/ and val/
-    #[arg(long, value_name = "X", default_value_t = 0.2)]
+    #[arg(long, value_name = "X", default_value_t = VAL_FRACTION)]
     pub val_fraction: f64,
     /// Go on past images that cannot be decoded, and count them
     #[arg(long)]
@@ -404,10 +407,7 @@ impl Model {
 /// Refuses where the work would be for nothing, or do harm: files are replaced by renaming, which would replace a device,
 /// too.
 pub fn check_output(path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder(path);
     if path.exists() && !path.is_file() {
         bail!("cannot write {}: it is a folder or a device; give a file", path.display());
     }
@@ -415,4 +415,28 @@ pub fn check_output(path: &Path) -> Result<()> {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
     }
     Ok(())
+}
+
+/// Refuses two options, each with its file, that name the same one. Neither file need exist.
+pub fn check_distinct((one, file): (&str, &Path), (other, other_file): (&str, &Path)) -> Result<()> {
+    let place = |path: &Path| {
+        path.canonicalize().ok().or_else(|| Some(folder(path).canonicalize().ok()?.join(path.file_name()?)))
+    };
+    if place(file).zip(place(other_file)).is_some_and(|(file, other)| file == other) {
+        bail!("{one} and {other} are the same file, {}: give another {one}", file.display());
+    }
+    Ok(())
+}
+
+/// The folder that a file is in.
+fn folder(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The word for a value on the command line.
+pub fn name(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

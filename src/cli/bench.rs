@@ -67,7 +67,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE.json")]
     against: Vec<PathBuf>,
     /// Measure single convolutions, of --model or of resnet18
-    #[arg(long, conflicts_with_all = ["policies", "thaw", "rules", "out", "page", "against"])]
+    #[arg(long, conflicts_with_all = [
+        "policies", "thaw", "rules", "out", "page", "against", "optimizer", "momentum", "nesterov", "weight_decay",
+        "decoupled_decay", "label_smoothing",
+    ])]
     kernels: bool,
     #[command(flatten)]
     device: DeviceArgs,
@@ -97,8 +100,15 @@ fn policies(args: Args) -> Result<()> {
     for file in args.out.iter().chain(&args.page) {
         args::check_output(file)?;
     }
-    if args.out.is_some() && args.out == args.page {
-        bail!("--out and --page are the same file: give each its own");
+    let out = args.out.as_deref().map(|file| ("--out", file));
+    let page = args.page.as_deref().map(|file| ("--page", file));
+    let weights = args.model.weights.as_deref().map(|file| ("--weights", file));
+    let against = args.against.iter().map(|file| ("--against", file.as_path()));
+    if let Some(page) = page {
+        against.chain(out).chain(weights).try_for_each(|other| args::check_distinct(page, other))?;
+    }
+    if let Some((out, weights)) = out.zip(weights) {
+        args::check_distinct(out, weights)?;
     }
     let others: Vec<Benchmark> = args.against.iter().map(|file| Benchmark::read(file)).collect::<Result<_, _>>()?;
     let options = args.optimizer.options(0.9)?;
@@ -139,25 +149,25 @@ fn policies(args: Args) -> Result<()> {
 
     let files = args.against.iter().map(|file| file.display().to_string());
     let against: Vec<Against> = files.zip(&others).map(|(file, other)| benchmark.against(&file, other)).collect();
-    if let Some(out) = &args.out {
-        benchmark.write(out)?;
-    }
-    if let Some(page) = &args.page {
-        let html = bench_page(&benchmark, &against);
-        write_atomically(page, |file| file.write_all(html.as_bytes()))
-            .with_context(|| format!("cannot write {}", page.display()))?;
-    }
-    match args.json {
-        true => output::json(&Report { benchmark: &benchmark, against }),
+    // What took so long to measure is shown even if a file cannot be written, and one file even if the other cannot.
+    let printed = match args.json {
+        true => output::json(&Report { benchmark: &benchmark, against: &against }),
         false => print(&benchmark, &against),
-    }
+    };
+    let out = args.out.map_or(Ok(()), |out| Ok(benchmark.write(&out)?));
+    let page = args.page.map_or(Ok(()), |page| {
+        let html = bench_page(&benchmark, &against);
+        write_atomically(&page, |file| file.write_all(html.as_bytes()))
+            .with_context(|| format!("cannot write {}", page.display()))
+    });
+    out.and(page).and(printed)
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
     benchmark: &'a Benchmark,
-    against: Vec<Against>,
+    against: &'a [Against],
 }
 
 /// Each value once, in the order of its first coming; the default if there are none.
@@ -288,8 +298,8 @@ fn kernels(measured: &Measurement) -> String {
     let total: f64 = measured.kernels.iter().filter_map(|k| k.ms).sum();
     let rows = measured.kernels.iter().map(|k| {
         let (ms, share) = match k.ms {
-            Some(ms) => (output::ms(ms), format!("{:.0} %", 100.0 * ms / total)),
-            None => Default::default(),
+            Some(ms) if total > 0.0 => (output::ms(ms), format!("{:.0} %", 100.0 * ms / total)),
+            _ => Default::default(),
         };
         vec![k.kernel.clone(), k.calls.to_string(), ms, share]
     });

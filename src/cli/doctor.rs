@@ -4,8 +4,9 @@ use super::subject::{Subject, SubjectArgs};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
+use std::path::Path;
 use std::time::Duration;
-use thawline::report::{Finding, Remedy, diagnose};
+use thawline::report::{FEWEST_IMAGES, Finding, Remedy, diagnose};
 use thawline::train::{Checkup, Examination, Inference, SizeCheck, Totals, examine};
 
 /// Say what is wrong with the batch norms of a network, without training
@@ -28,7 +29,7 @@ pub struct Args {
     /// Use at most so many images, chosen by --seed; more make findings surer
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = args::positive)]
     max_images: usize,
-    /// Batch sizes to look at under the batches' own statistics
+    /// Batch sizes to look at under the batches' own statistics; 32 is looked at, too, if all are smaller
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,8,32", value_parser = args::positive)]
     batch: Vec<usize>,
     /// Print JSON: {model, device, labelled, checkup: {images, layers, inference, sizes, trials, …}, findings: [{fault,
@@ -39,6 +40,12 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let subject = args.subject.open()?;
+    if let Some(trained) = subject.trained_size.filter(|&trained| trained != subject.size) {
+        let Subject { size, .. } = &subject;
+        eprintln!(
+            "warning: the weights were trained at {trained} px: statistics at {size} px differ for that reason alone"
+        );
+    }
     let images = subject.loader(subject.samples(args.split, args.max_images)?, 1)?;
     let how = Examination { images: &images, sizes: &args.batch, seed: args.subject.seed };
     // Hidden where standard error is no terminal.
@@ -52,7 +59,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         let findings = findings.iter().map(|finding| {
             let mut value = serde_json::to_value(finding)?;
-            value["command"] = finding.remedy.map(|remedy| command(remedy, &args.subject)).into();
+            value["command"] = finding.remedy.map(|remedy| command(remedy, &args)).into();
             Ok(value)
         });
         return output::json(&json!({
@@ -65,7 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     layers(&checkup)?;
     outcomes(&subject, &checkup)?;
-    explain(&checkup, &findings, &args.subject)
+    explain(&checkup, &findings, &args)
 }
 
 /// A line a batch norm.
@@ -109,12 +116,20 @@ fn outcomes(subject: &Subject, checkup: &Checkup) -> Result<()> {
     output::line("")
 }
 
-fn explain(checkup: &Checkup, findings: &[Finding], args: &SubjectArgs) -> Result<()> {
+fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
     if checkup.skipped > 0 {
         output::line(format_args!("{} broken images were skipped", checkup.skipped))?;
     }
     if findings.is_empty() {
-        return output::line(format_args!("nothing is wrong that {} images could show", checkup.images));
+        let images = match checkup.images {
+            1 => "1 image is".to_owned(),
+            images if images < FEWEST_IMAGES => format!("{images} images are"),
+            images => return output::line(format_args!("nothing is wrong that {images} images could show")),
+        };
+        return output::line(format_args!(
+            "{images} too few to judge statistics: {FEWEST_IMAGES} or more are needed; no reset, impossible or dead values \
+             were found"
+        ));
     }
     for Finding { fault, confidence, evidence, advice, remedy } in findings {
         output::line(format_args!("{} ({})", fault.title(), confidence.name()))?;
@@ -127,17 +142,42 @@ fn explain(checkup: &Checkup, findings: &[Finding], args: &SubjectArgs) -> Resul
     Ok(())
 }
 
-/// The command that applies a remedy.
-fn command(remedy: Remedy, args: &SubjectArgs) -> String {
-    let (weights, data) = (output::quoted(&args.weights), output::quoted(&args.data.data));
-    match remedy {
+/// The command that applies a remedy to what was looked at, and writes where nothing is yet.
+fn command(remedy: Remedy, args: &Args) -> String {
+    let SubjectArgs { weights, model, data, size, seed, device } = &args.subject;
+    let (command, split, rest) = match remedy {
         Remedy::Recalibrate => {
-            format!("thawline recalibrate --weights {weights} --data {data} --out recalibrated.safetensors")
+            let split = (args.split != Split::Train).then(|| args::name(args.split));
+            ("recalibrate", split, format!("--out {}", unused("recalibrated", ".safetensors")))
         }
         Remedy::FineTune => {
-            format!("thawline finetune --weights {weights} --data {data} --out run --policy bn-only --then recalibrate")
+            ("finetune", None, format!("--out {} --policy bn-only --then recalibrate", unused("run", "")))
         }
+    };
+    let options = [
+        ("weights", Some(weights.display().to_string())),
+        ("model", model.clone()),
+        ("data", Some(data.data.display().to_string())),
+        ("split", split),
+        ("val-fraction", (data.val_fraction != args::VAL_FRACTION).then(|| data.val_fraction.to_string())),
+        ("size", size.size.map(|size| size.to_string())),
+        ("seed", (*seed != 0).then(|| seed.to_string())),
+        ("device", device.device.clone()),
+    ];
+    let mut words = vec![format!("thawline {command}")];
+    for (name, value) in options {
+        words.extend(value.map(|value| format!("--{name} {}", output::quoted(Path::new(&value)))));
     }
+    words.extend(data.skip_broken.then(|| "--skip-broken".to_owned()));
+    words.push(rest);
+    words.join(" ")
+}
+
+/// `stem`, or `stem-2` and so on, with `ending`: the first that is no file or folder here.
+fn unused(stem: &str, ending: &str) -> String {
+    let numbered = (2..).map(|number: u64| format!("{stem}-{number}{ending}"));
+    let mut names = std::iter::once(format!("{stem}{ending}")).chain(numbered);
+    names.find(|name| !Path::new(name).exists()).unwrap_or_default()
 }
 
 /// Three digits.

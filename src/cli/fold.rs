@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use thawline::export::onnx::{self, About};
 use thawline::export::{FOLDED, Folded, Folding, Kept};
 use thawline::gpu::{Device, Parameters};
-use thawline::graph::{Graph, Stats};
+use thawline::graph::{Graph, Role, Stats};
 use thawline::plan::Input;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
-use thawline::train::{Evaluator, Images, PADDING, Probe};
+use thawline::train::{Evaluator, Images, Moments, PADDING, Probe};
 use thawline::weights::{self, layout};
 
 /// Fold the batch norms of a trained network into its convolutions, and write it as safetensors or ONNX.
@@ -85,9 +85,7 @@ pub fn run(args: Args) -> Result<()> {
         bail!("--batch is for ONNX: a safetensors file has no batch");
     }
     args::check_output(&args.out)?;
-    if fs::canonicalize(&args.out).is_ok_and(|out| fs::canonicalize(&args.weights).is_ok_and(|file| file == out)) {
-        bail!("--out and --weights are the same file, and what is folded cannot be unfolded: give another --out");
-    }
+    args::check_distinct(("--out", &args.out), ("--weights", &args.weights))?;
     let model = ModelArgs { model: args.model, weights: Some(args.weights.clone()), classes: None, seed: 0 };
     let mut model = model.read()?;
     if model.folded && (args.no_fold || format == Format::Safetensors) {
@@ -99,7 +97,10 @@ pub fn run(args: Args) -> Result<()> {
     let tensors = model.tensors(&network)?;
 
     let result = match args.no_fold || model.folded {
-        true => Outcome { network, tensors, folded: Vec::new(), kept: Vec::new(), difference: None },
+        true => {
+            check_values(&network, &tensors).with_context(|| file.to_string())?;
+            Outcome { network, tensors, folded: Vec::new(), kept: Vec::new(), difference: None }
+        }
         false => folded(&args.device.open()?, network, &tensors).with_context(|| file.to_string())?,
     };
 
@@ -156,6 +157,20 @@ struct Outcome {
     kept: Vec<Kept>,
     /// How far the logits are from those of the network before, in the largest of them; none if nothing was folded.
     difference: Option<f32>,
+}
+
+/// Refuses values that inference makes nothing finite of.
+fn check_values(network: &Graph, tensors: &[HostTensor]) -> Result<()> {
+    for (param, tensor) in network.params().iter().zip(tensors) {
+        let layer = &network.layers()[param.layer.index()].name;
+        if tensor.data.iter().any(|value| !value.is_finite()) {
+            bail!("`{layer}` holds values that are not finite: take weights from before training diverged");
+        }
+        if param.role == Role::Moments && Moments::stored(tensor).var.iter().any(|&var| var < 0.0) {
+            bail!("`{layer}` has a running variance below 0: estimate its statistics with `thawline recalibrate`");
+        }
+    }
+    Ok(())
 }
 
 /// Folds `network`, and compares.

@@ -1,7 +1,7 @@
 use super::args::{self, Split};
 use super::output;
 use super::subject::{Subject, SubjectArgs};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
 use thawline::data::Loader;
@@ -24,7 +24,7 @@ pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,
     /// Where the weights go: safetensors with the names and the metadata of --weights
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
     /// Which batch norms, in the words of policies, such as 'from:layer3' [default: all]
     #[arg(long, value_name = "SELECTOR", default_value = "kind:bn", hide_default_value = true)]
@@ -76,7 +76,17 @@ struct State {
 
 pub fn run(args: Args) -> Result<()> {
     args::check_output(&args.out)?;
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") {
+        bail!("--out {}: the name must end in .safetensors", args.out.display());
+    }
+    args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
     let mut subject = args.subject.open()?;
+    if !args::has_batch_norms(&subject.network) {
+        bail!(
+            "{}: the weights are folded and have no batch norms: give the file that they were folded from",
+            args.subject.weights.display()
+        );
+    }
     let layers = policy::select(&args.layers, LayerKind::Bn, &subject.network)?;
     let images = subject.samples(args.split, args.max_images.unwrap_or(usize::MAX))?;
     let batch = args.batch.min(images.len());
@@ -130,7 +140,7 @@ fn report(args: &Args, subject: &Subject, before: &State, after: &State) -> Resu
     let of = |state: &State, index: usize| state.drifts.as_ref().map(|drifts| drifts[index]);
     let rows: Vec<(&str, Option<f64>, Option<f64>)> =
         norms.enumerate().map(|(index, layer)| (layer.name.as_str(), of(before, index), of(after, index))).collect();
-    let (method, var) = (name(args.method), name(args.var));
+    let (method, var) = (args::name(args.method), args::name(args.var));
     if args.json {
         let result = |totals: Totals| json!({"loss": totals.mean_loss(), "top1": totals.accuracy()});
         let validation = after.validation.map(|totals| {
@@ -173,9 +183,4 @@ fn report(args: &Args, subject: &Subject, before: &State, after: &State) -> Resu
         output::line(format_args!("validation top-1: {before} before, {} after", top1(validation)))?;
     }
     output::line(format_args!("written: {}", args.out.display()))
-}
-
-/// The word for a value on the command line.
-fn name(value: impl clap::ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -1,6 +1,6 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
-use super::args::{self, DataArgs, DeviceArgs, ModelArgs, SizeArgs, Split};
+use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
@@ -19,16 +19,16 @@ pub struct SubjectArgs {
     pub weights: PathBuf,
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME")]
-    model: Option<String>,
+    pub model: Option<String>,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
-    size: SizeArgs,
+    pub size: SizeArgs,
     /// Decides which images, in which order, and what is set aside for validation
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub device: DeviceArgs,
 }
 
 /// A network with its weights, a device and a folder of images.
@@ -38,6 +38,10 @@ pub struct Subject {
     pub file: StateDict,
     pub network: Graph,
     pub tensors: Vec<HostTensor>,
+    /// Of the images that the network takes.
+    pub size: Size,
+    /// The size that the file's run was trained at, if the file tells.
+    pub trained_size: Option<Size>,
     pub device: Device,
     folder: ImageFolder,
     /// Whether the folder's classes are the network's.
@@ -74,6 +78,8 @@ impl SubjectArgs {
             file,
             tensors: model.tensors(&network)?,
             network,
+            size,
+            trained_size: model.trained_size,
             device: self.device.open()?,
             folder,
             labelled,

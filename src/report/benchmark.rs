@@ -133,9 +133,9 @@ impl Benchmark {
     /// The file cannot be read, or is no benchmark.
     pub fn read(path: &Path) -> Result<Self, ReportError> {
         let fail = |reason: String| ReportError::Read { path: path.into(), reason };
-        let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let bytes = fs::read(path).map_err(|error| fail(error.to_string()))?;
         let expected = "expected what `thawline bench --out` writes";
-        let read: Self = serde_json::from_str(&text).map_err(|error| fail(format!("{error}; {expected}")))?;
+        let read: Self = serde_json::from_slice(&bytes).map_err(|error| fail(format!("{error}; {expected}")))?;
         match read.flaw() {
             None => Ok(read),
             Some(flaw) => Err(fail(format!("{flaw}; {expected}"))),

@@ -114,13 +114,15 @@ pub struct Finding {
     pub remedy: Option<Remedy>,
 }
 
-/// What is wrong, the surest first; nothing for a healthy network.
+/// Fewer images say nothing of statistics, except that no values can have them, that they are a new layer's, or that
+/// channels are dead.
+pub const FEWEST_IMAGES: usize = 16;
+
+/// What is wrong, the surest first; nothing for a healthy network, and next to nothing below [`FEWEST_IMAGES`].
 pub fn diagnose(checkup: &Checkup) -> Vec<Finding> {
-    /// Fewer images say nothing of statistics.
-    const FEWEST: usize = 16;
     let facts = [impossible, reset];
     let estimates =
-        if checkup.images < FEWEST { &[][..] } else { &[convention, constants, small_batch, keep, elsewhere] };
+        if checkup.images < FEWEST_IMAGES { &[][..] } else { &[convention, constants, small_batch, keep, elsewhere] };
     let cause = facts.iter().chain(estimates).find_map(|cause| cause(checkup));
     let mut findings: Vec<Finding> = cause.into_iter().chain(dead(checkup)).collect();
     // Stable: of equally sure ones the cause comes first.

@@ -27,7 +27,7 @@ pub use comparison::{
     mean_and_deviation,
 };
 pub use conclusion::conclusion;
-pub use doctor::{Confidence, Fault, Finding, Remedy, diagnose};
+pub use doctor::{Confidence, FEWEST_IMAGES, Fault, Finding, Remedy, diagnose};
 pub use metrics::csv;
 pub use page::page;
 pub use predict::{Prediction, Predictions, predict};

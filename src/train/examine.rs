@@ -112,7 +112,8 @@ pub struct LayerCheck {
 #[derive(Clone, Copy, Debug)]
 pub struct Examination<'a> {
     pub images: &'a Loader,
-    /// Images a batch; above the number of images they count as that. If none is a quarter of it or less, that quarter
+    /// Images a batch; above the number of images they count as that. If all are below 32, 32 is looked at, too: to
+    /// sound statistics, smaller batches are off by themselves. If none is a quarter of the images or less, that quarter
     /// is looked at, too: batches that differ from each other are needed to know what is chance.
     pub sizes: &'a [usize],
     /// Decides which images are together in a batch.
@@ -121,6 +122,9 @@ pub struct Examination<'a> {
 
 /// See [`LayerCheck::dead`].
 pub const DEAD: f64 = 1e-6;
+
+/// Images of a batch whose own statistics are like those of many.
+const LARGE: usize = 32;
 
 /// A mean drift in nats above which other explanations are tried.
 const UNEXPLAINED: f64 = 0.02;
@@ -158,6 +162,9 @@ pub fn examine(
     let &Examination { images, seed, .. } = how;
     let count = images.samples().len();
     let mut sizes: Vec<usize> = how.sizes.iter().map(|&size| size.clamp(1, count)).collect();
+    if sizes.iter().all(|&size| size < LARGE) {
+        sizes.push(count.clamp(1, LARGE));
+    }
     if sizes.iter().all(|size| size * 4 > count) {
         sizes.push((count / 4).max(1));
     }

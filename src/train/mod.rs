@@ -79,7 +79,8 @@ pub enum TrainError {
     #[error("`{layer}` is no batch norm: it has no statistics to estimate")]
     NotABatchNorm { layer: String },
     #[error(
-        "the input of `{layer}` is not finite: its moments cannot be taken; look for the layer before it that overflows"
+        "the input of `{layer}` is not finite: its moments cannot be taken; look at the layer before it: its weights or \
+         its running statistics are not finite or below zero, or it overflows"
     )]
     MomentsNotFinite { layer: String },
     #[error("the optimiser state belongs to another network, policy or optimiser")]
