@@ -80,7 +80,7 @@ pub enum TrainError {
     NotABatchNorm { layer: String },
     #[error(
         "the input of `{layer}` is not finite: its moments cannot be taken; look at the layer before it: its weights or \
-         its running statistics are not finite or below zero, or it overflows"
+         statistics are not finite, a variance is below zero, or it overflows"
     )]
     MomentsNotFinite { layer: String },
     #[error("the optimiser state belongs to another network, policy or optimiser")]
