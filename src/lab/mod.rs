@@ -19,8 +19,8 @@ use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan};
 use crate::policy::{self, Policy, PolicyError, RECIPES, Rule};
 use crate::report::{
-    self, Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, Total,
-    price, trained_values,
+    self, Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix,
+    SMALL_BATCH_IMAGES, State, Timings, Total, price, trained_values,
 };
 use crate::tensor::HostTensor;
 use crate::train::{
@@ -62,10 +62,6 @@ pub const POLICIES: [&str; 9] = [
     "head-then-full",
 ];
 
-/// Images that a network is looked at with, at most; spread evenly over the set.
-pub const LOOKED_AT: usize = 256;
-/// Images that are shown one at a time or two at a time under batch statistics, at most.
-const SMALL_BATCH_IMAGES: usize = 64;
 /// Runs of a step and of inference that their time is the median of.
 const REPEAT: usize = 5;
 

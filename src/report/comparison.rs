@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::PathBuf;
 
+/// Images that a [`State`] is about, at most, of the training images and of the validation images; spread evenly over the
+/// set.
+pub const LOOKED_AT: usize = 256;
+/// Of these, the images that are shown one or two at a time under batch statistics, at most.
+pub const SMALL_BATCH_IMAGES: usize = 64;
+
 /// Several policies, tried from the same weights, on the same images in the same order, with the same budget.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Comparison {
@@ -115,7 +121,7 @@ pub struct ArmRun {
     pub end: State,
 }
 
-/// What a network does with its batch norms, looked at without training.
+/// What a network does with its batch norms, looked at without training, on at most [`LOOKED_AT`] images of each kind.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct State {
     /// For each batch norm the symmetric Kullback-Leibler divergence between the running moments and the actual ones of

@@ -23,8 +23,8 @@ pub use bench_page::bench_page;
 pub(crate) use benchmark::label;
 pub use benchmark::{Against, BenchResult, Benchmark, Change, Disagreement, Pair};
 pub use comparison::{
-    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings,
-    mean_and_deviation,
+    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES,
+    State, Timings, mean_and_deviation,
 };
 pub use conclusion::conclusion;
 pub use doctor::{Confidence, FEWEST_IMAGES, Fault, Finding, Remedy, diagnose};

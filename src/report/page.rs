@@ -3,7 +3,10 @@
 use super::conclusion::{caveats, findings};
 use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, ranked};
 use super::svg::{self, Curve, Heat, Scale};
-use super::{Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, Prefix, State, Timings, template};
+use super::{
+    Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES, State,
+    Timings, template,
+};
 use crate::train::{EpochMetrics, Totals};
 use minijinja::context;
 use minijinja::value::{Serde, Value};
@@ -108,6 +111,8 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         classes => Serde(&comparison.classes),
         train_images => comparison.train_images,
         val_images => comparison.val_images,
+        looked_at => comparison.val_images.min(LOOKED_AT),
+        in_small_batches => comparison.val_images.min(SMALL_BATCH_IMAGES),
         size => Serde(comparison.size),
         batch => comparison.batch,
         accumulate => comparison.accumulate,
