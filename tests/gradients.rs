@@ -228,8 +228,13 @@ fn check(policy: &str, rules: &[&str]) {
     let policy = Policy::recipe(policy).expect("a recipe").with_rules(rules).expect("rules");
     let network = resolve(&policy, network()).expect("a policy").graph;
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.1, decoupled: false };
-    let options =
-        Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: SMOOTHING, accumulate: 1, export_gradients: true };
+    let options = Options {
+        optimizer: Optimizer::Sgd(sgd),
+        label_smoothing: SMOOTHING,
+        accumulate: 1,
+        export_gradients: true,
+        seed: 0,
+    };
     let step = compile::training(network.clone(), &options).expect("a step");
     let plan = Plan::new(step, Input::Values, Variant::Direct);
 

@@ -7,7 +7,7 @@ use thawline::policy::{Policy, resolve};
 
 fn options() -> Options {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };
-    Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: 0.0, accumulate: 1, export_gradients: false }
+    Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 }
 }
 
 fn resolved(model: &str, policy: &str, rules: &[&str]) -> Graph {

@@ -1,6 +1,10 @@
 //! Residual additions and activations move into the pass that computes their operand.
+//!
+//! A smooth activation that has a gradient stays apart, or what it saw would be lost; only a batch norm without residual
+//! takes it all the same, since there that is computed anew from what the batch norm keeps.
 
-use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op};
+use super::differentiate::needs_gradient;
+use crate::graph::{Act, BatchNormApply, Graph, GraphError, LayerId, NodeId, Op};
 
 /// An operation that waits for the one reader that absorbs it.
 struct Pending {
@@ -11,6 +15,7 @@ struct Pending {
 
 pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
     let readers = graph.readers();
+    let differentiated = needs_gradient(&graph);
     let sole_reader = |id: NodeId| match readers[id.index()][..] {
         [reader] if !graph.outputs.iter().any(|(_, output)| *output == id) => Some(reader),
         _ => None,
@@ -46,7 +51,11 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             }
         };
         let absorbed = sole_reader(id).is_some_and(|reader| match graph.node(reader).op {
-            Op::Activation { act: Act::Relu, .. } => takes_act(merged.op),
+            Op::Activation { act, .. } => {
+                let keeps_padding = act.apply(0.0) == 0.0 || node.shape.c().is_multiple_of(4);
+                let forgets = act.is_smooth() && differentiated[id.index()] && !recomputes(merged.op);
+                takes_act(merged.op) && keeps_padding && !forgets
+            }
             Op::Add { .. } => {
                 // Of two candidates the one that is computed first is absorbed: the sum needs the other.
                 let &[a, b] = &graph.node(reader).inputs[..] else { return false };
@@ -77,8 +86,14 @@ fn takes_act(op: Op) -> bool {
     }
 }
 
+/// Whether the gradient computes anew what the activation behind `op` saw.
+fn recomputes(op: Op) -> bool {
+    matches!(op, Op::BatchNormApply(BatchNormApply { residual: false, .. }))
+}
+
 fn takes_residual(op: Op) -> bool {
     match op {
+        Op::Dropout { residual, .. } => !residual,
         Op::Conv2d(conv) => !conv.residual && conv.act == Act::Identity,
         Op::BatchNormApply(apply) => !apply.residual && apply.act == Act::Identity,
         _ => false,
@@ -88,7 +103,7 @@ fn takes_residual(op: Op) -> bool {
 fn with_act(op: Op, act: Act) -> Op {
     match op {
         Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { act, ..conv }),
-        Op::BatchNormApply(apply) => Op::BatchNormApply(crate::graph::BatchNormApply { act, ..apply }),
+        Op::BatchNormApply(apply) => Op::BatchNormApply(BatchNormApply { act, ..apply }),
         Op::Add { mask, .. } => Op::Add { act, mask },
         op => op,
     }
@@ -96,8 +111,9 @@ fn with_act(op: Op, act: Act) -> Op {
 
 fn with_residual(op: Op) -> Op {
     match op {
+        Op::Dropout { rate, whole, stream, .. } => Op::Dropout { rate, whole, stream, residual: true },
         Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { residual: true, ..conv }),
-        Op::BatchNormApply(apply) => Op::BatchNormApply(crate::graph::BatchNormApply { residual: true, ..apply }),
+        Op::BatchNormApply(apply) => Op::BatchNormApply(BatchNormApply { residual: true, ..apply }),
         op => op,
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn frozen(kind: LayerKind) -> Setting {
         var: Variance::Unbiased,
         domain: Domain::Batch,
     };
-    Setting { weights: false, lr: 1.0, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
+    Setting { weights: false, lr: 1.0, dropout: false, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
 }
 
 /// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without parameters. `lr=1` and

@@ -183,7 +183,9 @@ pub fn trained_values(network: &Graph) -> Trained {
         for param in layer.params.iter().map(|&param| network.param(param)) {
             let [kh, kw, _, out] = param.shape.0;
             let (all, train) = match param.role {
-                Role::ConvWeight | Role::LinearWeight => (kh * kw * param.channels * out, layer.setting.weights),
+                Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight => {
+                    (kh * kw * param.channels * out, layer.setting.weights)
+                }
                 Role::Bias => (out, layer.setting.weights),
                 Role::Affine => {
                     here += vectors * out;
