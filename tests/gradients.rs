@@ -206,7 +206,7 @@ fn initial(graph: &Graph, index: usize, rng: &mut Rng) -> Vec<f32> {
         let u = rng.range(-1.0, 1.0);
         *value = match (param.role, row) {
             _ if padding => 0.0,
-            (Role::ConvWeight | Role::LinearWeight, _) => u * 0.4,
+            (Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight, _) => u * 0.4,
             // One gamma next to zero: nothing may divide by it.
             (Role::Affine, 0) if channel == 1 => 1e-6,
             (Role::Affine, 0) => 1.0 + 0.5 * u,
@@ -307,7 +307,9 @@ fn trained_rows(graph: &Graph, index: usize) -> Option<std::ops::Range<usize>> {
     let param = &graph.params()[index];
     let setting = graph.layers()[param.layer.index()].setting;
     match param.role {
-        Role::ConvWeight | Role::LinearWeight | Role::Bias => setting.weights.then_some(0..param.shape.pixels()),
+        Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight | Role::Bias => {
+            setting.weights.then_some(0..param.shape.pixels())
+        }
         Role::Affine => match setting.batch_norm?.affine {
             Affine::None => None,
             Affine::Gamma => Some(0..1),

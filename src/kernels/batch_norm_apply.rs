@@ -34,9 +34,6 @@ pub static FORWARD: Kernel = Kernel {
     reference,
 };
 
-/// The same for a batch of several domains. To find a pixel's domain costs a tenth of the pass on a CPU driver.
-pub static FORWARD_CUT: Kernel = Kernel { name: "batch_norm_apply_cut", overrides: &[("cut", 1.0)], ..FORWARD };
-
 /// Normalises a tensor of shape `x`, each of `domains` equal parts of its images by moments of its own.
 pub fn forward(x: Shape, domains: usize, eps: f32, act: Act, residual: bool, mask: bool) -> Dispatch {
     let quads = x.stored_c() / 4;
@@ -49,8 +46,9 @@ pub fn forward(x: Shape, domains: usize, eps: f32, act: Act, residual: bool, mas
         residual: residual.into(),
         mask: mask.into(),
     };
-    let kernel = if domains > 1 { &FORWARD_CUT } else { &FORWARD };
-    Dispatch::new(kernel, params, linear_groups(x.pixels().div_ceil(TILE) * quads)).activating(act)
+    let dispatch = Dispatch::new(&FORWARD, params, linear_groups(x.pixels().div_ceil(TILE) * quads));
+    // To find a pixel's domain costs a tenth of the pass on a CPU driver.
+    dispatch.activating(act).with(domains > 1, "cut")
 }
 
 fn reference(args: Args<'_>) {

@@ -77,9 +77,6 @@ pub static BATCH: Kernel = Kernel {
     reference: batch_reference,
 };
 
-/// The same for a batch of several domains.
-pub static BATCH_CUT: Kernel = Kernel { name: "batch_norm_grad_batch_cut", overrides: &[("cut", 1.0)], ..BATCH };
-
 /// `dx` where the moments do not depend on `x`.
 pub static RUNNING: Kernel = Kernel {
     name: "batch_norm_grad_running",
@@ -130,8 +127,8 @@ pub fn batch(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
         eps,
         act: act.code(),
     };
-    let kernel = if domains > 1 { &BATCH_CUT } else { &BATCH };
-    Dispatch::new(kernel, params, linear_groups(x.pixels().div_ceil(TILE) * quads)).activating(act)
+    let dispatch = Dispatch::new(&BATCH, params, linear_groups(x.pixels().div_ceil(TILE) * quads));
+    dispatch.activating(act).with(domains > 1, "cut")
 }
 
 /// The gradient of a tensor of shape `x` under given moments.

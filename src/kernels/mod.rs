@@ -149,18 +149,26 @@ pub struct Dispatch {
     /// The uniform's bytes.
     pub params: Vec<u8>,
     /// Values of `override` constants that are not the kernel's: the dispatch has a pipeline of its own.
-    pub constants: &'static [(&'static str, f64)],
+    pub constants: Vec<(&'static str, f64)>,
     pub workgroups: [u32; 3],
 }
 
 impl Dispatch {
     pub(crate) fn new<P: bytemuck::NoUninit>(kernel: &'static Kernel, params: P, workgroups: [u32; 3]) -> Self {
-        Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), constants: &[], workgroups }
+        Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), constants: Vec::new(), workgroups }
     }
 
     /// With what `shaders/lib/act.wgsl` needs for `act`.
     pub(crate) fn activating(self, act: Act) -> Self {
-        Self { constants: if act.is_smooth() { &[("smooth", 1.0)] } else { &[] }, ..self }
+        self.with(act.is_smooth(), "smooth")
+    }
+
+    /// With an `override` constant that is on, if it is `wanted`.
+    pub(crate) fn with(mut self, wanted: bool, constant: &'static str) -> Self {
+        if wanted {
+            self.constants.push((constant, 1.0));
+        }
+        self
     }
 }
 
@@ -237,11 +245,9 @@ pub static KERNELS: &[&Kernel] = &[
     &adamw::STEP,
     &add::FORWARD,
     &batch_norm_apply::FORWARD,
-    &batch_norm_apply::FORWARD_CUT,
     &batch_norm_blend::FORWARD,
     &batch_norm_blend::GRAD,
     &batch_norm_grad::BATCH,
-    &batch_norm_grad::BATCH_CUT,
     &batch_norm_grad::REDUCE,
     &batch_norm_grad::RUNNING,
     &batch_norm_renorm::FORWARD,
