@@ -26,7 +26,7 @@ fn activation_grad(
         return;
     }
     let count = min(8u, p.pixels - first);
-    if smooth {
+    if is_smooth {
         for (var i = 0u; i < count; i++) {
             let at = (first + i) * p.quads + quad;
             dz[at] *= slope(y[at], p.act);

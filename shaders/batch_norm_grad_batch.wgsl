@@ -38,7 +38,7 @@ fn batch_norm_grad_batch(
     let gamma = affine[quad];
     let beta = affine[p.quads + quad];
     var word = 0xffffffffu;
-    if p.act != 0u && !smooth {
+    if p.act != 0u && !is_smooth {
         word = mask[index];
     }
     var pixel = first;
@@ -59,7 +59,7 @@ fn batch_norm_grad_batch(
             let at = pixel * p.quads + quad;
             let centred = x[at] - mean;
             var g = masked(dz[at], word, pixel - first);
-            if smooth {
+            if is_smooth {
                 g *= slope(centred * scale + beta, p.act);
             }
             dx[at] = scale * (g - offset - centred * rise);

@@ -40,7 +40,7 @@ fn batch_norm_grad_reduce(
     let r = 1.0 / sqrt(moments[row + p.quads] + p.eps);
     var scale = vec4<f32>();
     var beta = vec4<f32>();
-    if smooth {
+    if is_smooth {
         scale = affine[quad] * r;
         beta = affine[p.quads + quad];
     }
@@ -51,14 +51,14 @@ fn batch_norm_grad_reduce(
         let tile = pixel / 8u;
         let stop = min(end, (tile + 1u) * 8u);
         var word = 0xffffffffu;
-        if p.act != 0u && !smooth {
+        if p.act != 0u && !is_smooth {
             word = mask[tile * p.quads + quad];
         }
         for (; pixel < stop; pixel++) {
             let at = pixel * p.quads + quad;
             let centred = x[at] - mean;
             var g = masked(dz[at], word, pixel % 8u);
-            if smooth {
+            if is_smooth {
                 g *= slope(centred * scale + beta, p.act);
             }
             products += g * centred;

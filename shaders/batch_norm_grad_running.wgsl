@@ -31,13 +31,13 @@ fn batch_norm_grad_running(
     let count = min(8u, p.pixels - first);
     let scale = affine[quad] * (1.0 / sqrt(moments[p.quads + quad] + p.eps));
     var word = 0xffffffffu;
-    if p.act != 0u && !smooth {
+    if p.act != 0u && !is_smooth {
         word = mask[index];
     }
     for (var i = 0u; i < count; i++) {
         let at = (first + i) * p.quads + quad;
         var g = masked(dz[at], word, i);
-        if smooth {
+        if is_smooth {
             g *= slope((x[at] - moments[quad]) * scale + affine[p.quads + quad], p.act);
         }
         dx[at] = scale * g;

@@ -1,6 +1,6 @@
 
 // Activations, by the codes of src/act.rs. Most networks need no smooth one; without them no exponential is computed.
-override smooth: bool = false;
+override is_smooth: bool = false;
 
 // A NaN stays one, so that it reaches the loss and stops the run; `clamp` would be free to drop it.
 fn clip(y: vec4<f32>, limit: f32) -> vec4<f32> {
@@ -14,7 +14,7 @@ fn sigmoid(y: vec4<f32>) -> vec4<f32> {
 }
 
 fn activate(y: vec4<f32>, act: u32) -> vec4<f32> {
-    if smooth {
+    if is_smooth {
         switch act {
             case 3u: { return y * sigmoid(y); }
             case 4u: { return y * clip(y + 3.0, 6.0) / 6.0; }

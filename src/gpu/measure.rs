@@ -1,7 +1,7 @@
 //! Timing single kernels, and with them the device.
 
 use super::{Device, GpuError};
-use crate::act::Act;
+use crate::graph::Act;
 use crate::kernels::conv2d::{self, Epilogue};
 use crate::kernels::{Dispatch, Geometry, add};
 use crate::plan::Roofline;

@@ -160,7 +160,7 @@ impl Dispatch {
 
     /// With what `shaders/lib/act.wgsl` needs for `act`.
     pub(crate) fn activating(self, act: Act) -> Self {
-        self.with(act.is_smooth(), "smooth")
+        self.with(act.is_smooth(), "is_smooth")
     }
 
     /// With an `override` constant that is on, if it is `wanted`.
