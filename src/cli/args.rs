@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
@@ -10,7 +12,7 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, Spec};
+use thawline::models::{self, Recognised, Spec};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
@@ -328,21 +330,29 @@ impl ModelArgs {
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
         let recognised = recognise(&state);
-        if let (Some(named), Some((found, _))) = (named, recognised)
-            && named.name != found
-        {
-            bail!("{file} holds the weights of {found}, not of {}", named.name);
-        }
         let told = state.metadata.get("model").and_then(|name| models::spec(name).ok());
-        let spec = match recognised {
-            Some((name, _)) => models::spec(name)?,
+        let spec = match &recognised {
+            Some(Recognised { models: found, .. }) => {
+                let is_one = |spec: &&Spec| found.contains(&spec.name);
+                if let Some(named) = named.filter(|named| !is_one(named)) {
+                    bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
+                }
+                match (&found[..], named.or(told.filter(is_one)).or_else(|| self.beside().filter(is_one))) {
+                    (_, Some(spec)) => spec,
+                    (&[name], None) => models::spec(name)?,
+                    _ => bail!(
+                        "{file} holds the weights of {}, which the file does not tell apart: say which with --model",
+                        found.join(" or ")
+                    ),
+                }
+            }
             None => named.or(told).with_context(|| {
                 format!(
                     "{file} holds the weights of no network that is known; --model NAME says how it differs from one"
                 )
             })?,
         };
-        let in_file = recognised.map(|(_, classes)| classes);
+        let in_file = recognised.map(|found| found.classes);
         let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(spec));
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
@@ -355,10 +365,19 @@ impl ModelArgs {
             seed: self.seed,
         })
     }
+
+    /// The network that timm's `config.json` names where there is one beside the weights file, as on the Hugging Face hub.
+    fn beside(&self) -> Option<&'static Spec> {
+        /// A longer one is not timm's.
+        const MAX_CONFIG: u64 = 1 << 20;
+        let file = File::open(self.weights.as_ref()?.with_file_name("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_reader(file.take(MAX_CONFIG)).ok()?;
+        models::of_timm(config.get("architecture")?.as_str()?)
+    }
 }
 
-/// The network whose weights `state` holds, and its number of classes.
-pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
+/// The networks whose weights `state` may hold, and its number of classes.
+pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
