@@ -1,12 +1,18 @@
 //! Networks by name, with the parameter names of the framework that their weights come from.
 
+mod efficientnet;
+mod inverted;
+mod mobilenet;
 mod resnet;
 
-use crate::graph::{Builder, Graph, GraphError, NodeId, Role};
+use crate::graph::{Averaging, Builder, Graph, GraphError, NodeId, Role};
 use crate::nearest::suggestion;
 use std::collections::HashMap;
 
 /// A network that [`build`] knows.
+///
+/// Where frameworks differ in names, padding, constants or preprocessing, each has a network of its own. torchvision's have
+/// torchvision's names; timm's have timm's, with `timm_` before those that torchvision has too; Keras's begin with `keras_`.
 pub struct Spec {
     pub name: &'static str,
     /// Height and width of the images it is made for, in pixels. Any other size works too.
@@ -15,30 +21,95 @@ pub struct Spec {
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
-    network: fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>,
+    network: Network,
 }
+
+/// What a batch norm has beside its parameters.
+#[derive(Clone, Copy)]
+struct BatchNorms {
+    eps: f32,
+    averaging: Averaging,
+}
+
+enum Network {
+    ResNet(&'static resnet::Config),
+    Inverted(&'static inverted::Layout, &'static inverted::Variant),
+}
+
+use Network::{Inverted, ResNet};
 
 /// The statistics of ImageNet, which torchvision's weights expect.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
+/// The mean of ImageNet's colours as Caffe's networks, and Keras's ResNets after them, have it.
+const CAFFE_MEAN: [f32; 3] = [123.68 / 255.0, 116.779 / 255.0, 103.939 / 255.0];
+
 /// Every network, in the order in which lists show them.
 pub static MODELS: &[Spec] = &[
-    Spec::imagenet("resnet18", |b, x, classes| resnet::RESNET18.network(b, x, classes)),
-    Spec::imagenet("resnet34", |b, x, classes| resnet::RESNET34.network(b, x, classes)),
-    Spec::imagenet("resnet50", |b, x, classes| resnet::RESNET50.network(b, x, classes)),
-    Spec::imagenet("resnet101", |b, x, classes| resnet::RESNET101.network(b, x, classes)),
-    Spec::imagenet("resnet152", |b, x, classes| resnet::RESNET152.network(b, x, classes)),
-    Spec::imagenet("wide_resnet50_2", |b, x, classes| resnet::WIDE_RESNET50_2.network(b, x, classes)),
+    Spec::imagenet("resnet18", 224, ResNet(&resnet::RESNET18)),
+    Spec::imagenet("resnet34", 224, ResNet(&resnet::RESNET34)),
+    Spec::imagenet("resnet50", 224, ResNet(&resnet::RESNET50)),
+    Spec::imagenet("resnet101", 224, ResNet(&resnet::RESNET101)),
+    Spec::imagenet("resnet152", 224, ResNet(&resnet::RESNET152)),
+    Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
+    Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
-    Spec {
-        name: "resnet_tiny",
-        default_size: 16,
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        network: |b, x, classes| resnet::RESNET_TINY.network(b, x, classes),
-    },
+    Spec::imagenet("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY)).normalised([0.5; 3], [0.5; 3]),
+    Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2)),
+    Spec::imagenet("mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
+    Spec::imagenet("mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3)),
+    // The sizes that timm trains at.
+    Spec::imagenet("timm_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b1", 256, Inverted(&efficientnet::B1, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b2", 256, Inverted(&efficientnet::B2, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b3", 288, Inverted(&efficientnet::B3, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b4", 320, Inverted(&efficientnet::B4, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b5", 448, Inverted(&efficientnet::B5, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM)),
+    Spec::imagenet("tf_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnetv2_s", 300, Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF))
+        .normalised([0.5; 3], [0.5; 3]),
+    Spec::imagenet("mobilenetv2_100", 224, Inverted(&mobilenet::V2, &efficientnet::TIMM)),
+    Spec::imagenet("mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM)),
+    Spec::imagenet("tf_mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF))
+        .normalised([0.5; 3], [0.5; 3]),
+    // Keras's own preprocessing: EfficientNet's `Normalization` as its ImageNet weights have it, V2's and MobileNetV3's
+    // `Rescaling`, MobileNetV2's mode `tf`, ResNet's mode `caffe`.
+    Spec::imagenet("keras_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2))
+        .normalised([128.0 / 255.0; 3], [128.0 / 255.0; 3]),
+    Spec::imagenet("keras_mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2))
+        .normalised([0.5; 3], [0.5; 3]),
+    Spec::imagenet("keras_mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3))
+        .normalised([0.5; 3], [0.5; 3]),
+    Spec::imagenet("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::imagenet("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::imagenet("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -64,11 +135,12 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Spec {
-    const fn imagenet(
-        name: &'static str,
-        network: fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>,
-    ) -> Self {
-        Self { name, default_size: 224, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+    const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
+        Self { name, default_size, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+    }
+
+    const fn normalised(self, mean: [f32; 3], std: [f32; 3]) -> Self {
+        Self { mean, std, ..self }
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels.
@@ -83,10 +155,20 @@ impl Spec {
         let graph = || {
             let mut b = Builder::new();
             let images = b.input(batch, size.0, size.1, 3)?;
-            let logits = (self.network)(&mut b, images, classes)?;
+            let logits = self.network.add_to(&mut b, images, classes)?;
             b.finish(logits)
         };
         graph().map_err(|error| ModelError::Input { model: self.name, batch, size, error })
+    }
+}
+
+impl Network {
+    /// From images `[N, H, W, 3]` to logits `[N, 1, 1, classes]`.
+    fn add_to(&self, b: &mut Builder, images: NodeId, classes: usize) -> Result<NodeId, GraphError> {
+        match self {
+            ResNet(config) => config.network(b, images, classes),
+            Inverted(layout, variant) => layout.network(variant, b, images, classes),
+        }
     }
 }
 
