@@ -32,7 +32,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
     let options = Options { optimizer: sgd, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
-    let (device, input) = (Device::open(&DeviceOptions::default())?, Input::Bytes { mean: spec.mean, std: spec.std });
+    let (device, input) =
+        (Device::open(&DeviceOptions::default())?, Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr });
     let mut session = Session::new(&device, network, &tensors, input, options)?;
     let mut evaluator = session.evaluator(BATCH)?;
     println!("before: {:.1} %", evaluate(&mut evaluator, &val)?);

@@ -1,4 +1,4 @@
-// x = (byte/255 − mean)/std, the fourth channel 0. One invocation: one pixel.
+// x = (byte/255 − mean)/std, blue first if so asked, the fourth channel 0. One invocation: one pixel.
 
 struct Params {
     pixels: u32,
@@ -8,6 +8,7 @@ struct Params {
     std_r: f32,
     std_g: f32,
     std_b: f32,
+    bgr: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -27,5 +28,6 @@ fn input_normalize(
     let word = pixels[index];
     let rgb = vec3<f32>(f32(word & 255u), f32(word >> 8u & 255u), f32(word >> 16u & 255u)) / 255.0;
     let mean = vec3<f32>(p.mean_r, p.mean_g, p.mean_b);
-    x[index] = vec4<f32>((rgb - mean) / vec3<f32>(p.std_r, p.std_g, p.std_b), 0.0);
+    let normal = (rgb - mean) / vec3<f32>(p.std_r, p.std_g, p.std_b);
+    x[index] = vec4<f32>(select(normal, normal.bgr, p.bgr != 0u), 0.0);
 }

@@ -18,7 +18,7 @@ use thawline::weights::{self, StateDict};
 /// Images that a network is looked at with.
 const IMAGES: usize = 96;
 
-const INPUT: Input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3] };
+const INPUT: Input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3], bgr: false };
 
 /// Drawn shapes to look at, others to train on, and digits far from both. `_dirs` holds the files.
 struct Data {
@@ -285,7 +285,7 @@ fn other_conventions() {
 
 #[test]
 fn images_that_are_normalised_otherwise() {
-    let input = Input::Bytes { mean: models::IMAGENET_MEAN, std: models::IMAGENET_STD };
+    let input = Input::Bytes { mean: models::IMAGENET_MEAN, std: models::IMAGENET_STD, bgr: false };
     let (_, findings) = look_at(&shapes().1, input, look());
     assert_eq!(findings[0].fault, Fault::Input);
     assert!(findings[0].evidence.contains("means [0.5, 0.5, 0.5]"), "{}", findings[0].evidence);

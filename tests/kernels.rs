@@ -731,9 +731,10 @@ fn the_first_adamw_step_is_the_learning_rate() {
 fn input() -> Vec<Case> {
     let rng = &mut Rng(11);
     let mut cases = vec![];
-    for shape in [[1, 1, 1, 3], [2, 5, 7, 3], [3, 16, 16, 3]].map(Shape) {
+    for (shape, bgr) in [([1, 1, 1, 3], false), ([2, 5, 7, 3], false), ([2, 5, 7, 3], true), ([3, 16, 16, 3], false)] {
+        let shape = Shape(shape);
         let pixels = (0..shape.pixels()).map(|_| f32::from_bits(rng.bits() as u32)).collect();
-        let dispatch = input_normalize::forward(shape, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+        let dispatch = input_normalize::forward(shape, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], bgr);
         let buffers = vec![pixels, untouched(shape.stored_len())];
         cases.push(Case::new(shape, dispatch, buffers, 1e-6).padded("x", shape));
     }

@@ -71,7 +71,7 @@ impl Fixture {
         Bench {
             device: &self.device,
             network: spec.build(BATCH, (SIZE, SIZE), 10).expect("the network"),
-            input: Input::Bytes { mean: spec.mean, std: spec.std },
+            input: Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr },
             images: &self.images,
             data: self.settings.data.clone(),
             weights: Some(StateDict::load(asset).expect("weights")),

@@ -159,7 +159,7 @@ fn recalibrated_statistics() {
     let network = network.expect("the model");
     let dir = tempfile::tempdir().expect("a folder");
     let loader = images(dir.path(), &golden);
-    let input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3] };
+    let input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3], bgr: false };
     let layers = policy::select("kind:bn", LayerKind::Bn, &network).expect("batch norms");
     let device = Device::open(&DeviceOptions::default()).expect("a device");
     for (name, method) in [("precise", Method::Precise), ("update-bn", Method::UpdateBn), ("adabn", Method::AdaBn)] {

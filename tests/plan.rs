@@ -8,7 +8,7 @@ use thawline::models;
 use thawline::plan::{Input, Plan, Storage, UNIFORM_ALIGNMENT};
 use thawline::policy::{Policy, RECIPES, resolve};
 
-const BYTES: Input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3] };
+const BYTES: Input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3], bgr: false };
 
 fn options() -> Options {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };

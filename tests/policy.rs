@@ -149,6 +149,20 @@ fn only_the_last_linear_layer_is_the_head() {
 // ---- Rules ----
 
 #[test]
+fn batch_norms_follow_at_the_pace_of_their_network() {
+    let full = |model: &str| {
+        let network = models::build(model, 8, (64, 64), 10).unwrap();
+        let layers = policy::resolve(&Policy::recipe("full").unwrap(), network).unwrap().graph.layers().to_vec();
+        policy::describe(layers.iter().find(|layer| layer.kind == LayerKind::Bn).unwrap())
+    };
+    let mode = |keep: &str, var: &str| format!("stats=batch, update=ema({keep}), affine=both, var={var}");
+    assert_eq!(full("resnet18"), mode("0.9", "unbiased"));
+    assert_eq!(full("efficientnet_b7"), mode("0.99", "unbiased"));
+    assert_eq!(full("keras_resnet50"), mode("0.99", "biased"));
+    assert_eq!(full("keras_mobilenet_v2"), mode("0.999", "biased"));
+}
+
+#[test]
 fn everything_starts_frozen() {
     let resolved = resolve(&[]).unwrap();
     assert_eq!(setting(&resolved, "bn1"), "stats=running, update=off, affine=none, var=unbiased");
@@ -284,9 +298,9 @@ fn malformed_rules_are_explained() {
         let accepted = "domain is batch, ghost(<k>) with k samples, at least 1, or accumulated";
         assert_eq!(error, format!("rule `kind:bn -> domain={value}`: `domain={value}`: {accepted}, not `{value}`"));
     }
-    for value in ["ema", "ema(1)", "ema(-0.1)", "ema(x)", "ema(0.9", "ema()", "ema(NaN)", "ema(0.9, 0.1)", "EMA(0.9)"] {
+    for value in ["ema(1)", "ema(-0.1)", "ema(x)", "ema(0.9", "ema()", "ema(NaN)", "ema(0.9, 0.1)", "EMA(0.9)"] {
         let error = format!("kind:bn -> update={value}").parse::<Rule>().unwrap_err().to_string();
-        let accepted = "update is off, ema(<keep>) with 0 ≤ keep < 1, or cumulative";
+        let accepted = "update is off, ema, ema(<keep>) with 0 ≤ keep < 1, or cumulative";
         assert_eq!(error, format!("rule `kind:bn -> update={value}`: `update={value}`: {accepted}, not `{value}`"));
     }
     let error = format!("name:{} -> lr=1", "[!a]".repeat(100)).parse::<Rule>().unwrap_err().to_string();

@@ -24,7 +24,7 @@ fn spec() -> &'static Spec {
 }
 
 fn input() -> Input {
-    Input::Bytes { mean: spec().mean, std: spec().std }
+    Input::Bytes { mean: spec().mean, std: spec().std, bgr: spec().bgr }
 }
 
 /// The network that was trained on shapes.

@@ -47,7 +47,7 @@ fn spec() -> &'static Spec {
 }
 
 fn input() -> Input {
-    Input::Bytes { mean: spec().mean, std: spec().std }
+    Input::Bytes { mean: spec().mean, std: spec().std, bgr: spec().bgr }
 }
 
 fn policy(name: &str, sets: &[&str]) -> Policy {

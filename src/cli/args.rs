@@ -70,8 +70,8 @@ pub fn side(pixels: usize) -> Result<u32> {
 /// `--model`, `--weights`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
-    /// the weights file holds]
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
+    /// lists all) [default: what the weights file holds]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Start from this safetensors or PyTorch file [default: random weights]
@@ -324,7 +324,7 @@ impl ModelArgs {
         let named = self.model.as_deref().map(models::spec).transpose()?;
         let Some(state) = state else {
             let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
-            let classes = self.classes.unwrap_or_else(|| default_classes(spec));
+            let classes = self.classes.unwrap_or(spec.default_classes);
             let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
             return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
         };
@@ -353,7 +353,7 @@ impl ModelArgs {
             })?,
         };
         let in_file = recognised.map(|found| found.classes);
-        let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(spec));
+        let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
@@ -379,11 +379,6 @@ impl ModelArgs {
 /// The networks whose weights `state` may hold, and its number of classes.
 pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
-}
-
-/// ImageNet's classes for networks that are made for ImageNet's images.
-fn default_classes(spec: &Spec) -> usize {
-    if spec.mean == models::IMAGENET_MEAN { 1000 } else { 10 }
 }
 
 impl Model {

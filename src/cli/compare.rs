@@ -143,7 +143,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let first = arms.first().cloned().context("there is no policy")?;
     let settings = args.training.settings(None, images, model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
+    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
     let seed = settings.seed;
@@ -162,7 +162,7 @@ fn bench<'a>(
     let spec = models::spec(&settings.model)?;
     let size = (settings.transform.height as usize, settings.transform.width as usize);
     let network = spec.build(settings.batch, size, settings.classes.len())?;
-    let input = Input::Bytes { mean: spec.mean, std: spec.std };
+    let input = Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr };
     Ok(Bench { device, network, input, images: &images.folder, data: images.data.clone(), weights })
 }
 

@@ -63,7 +63,7 @@ pub fn run(args: Args) -> Result<()> {
         LoaderOptions { skip_broken: args.data.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, model.seed) };
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
+    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
     let mut evaluator = Evaluator::new(&device, &graph, &tensors, input)?;
 
     let start = Instant::now();

@@ -116,6 +116,7 @@ pub fn run(args: Args) -> Result<()> {
                 model: model.spec.name,
                 mean: model.spec.mean,
                 std: model.spec.std,
+                bgr: model.spec.bgr,
                 classes: model.class_names.as_deref(),
                 batch: args.batch,
             };

@@ -60,7 +60,7 @@ pub fn run(args: Args) -> Result<()> {
     let options = args.optimizer.options(0.9)?;
     let model = args.model.read()?;
     let network = model.network(args.batch, model.size(args.size.size))?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
+    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
     let mut stages = Vec::new();
     for (from, resolved) in args.policy.resolve_stages(&network)? {
         stages.push((from, price(&resolved, &options, input)?));

@@ -17,8 +17,8 @@ pub struct TrainingArgs {
     /// A folder with a folder of images for each class, or with train/ and val/ that hold such folders
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     pub data: Option<PathBuf>,
-    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
-    /// the weights file holds]
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
+    /// lists all) [default: what the weights file holds]
     #[arg(long)]
     pub model: Option<String>,
     /// Start from this safetensors or PyTorch file; a head for another number of classes starts anew [default: random
@@ -159,7 +159,7 @@ impl Images {
 
     /// What a run of these images works on.
     pub fn job<'a>(&'a self, device: &'a Device, stages: Vec<Graph>, spec: &Spec, settings: Settings) -> Job<'a> {
-        let input = Input::Bytes { mean: spec.mean, std: spec.std };
+        let input = Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr };
         Job { device, stages, input, images: &self.folder, settings, cache: None }
     }
 }

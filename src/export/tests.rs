@@ -18,7 +18,7 @@ use prost::Message;
 use std::collections::HashMap;
 use std::path::Path;
 
-const ABOUT: About<'_> = About { model: "net", mean: [0.5; 3], std: [0.5; 3], classes: None, batch: None };
+const ABOUT: About<'_> = About { model: "net", mean: [0.5; 3], std: [0.5; 3], bgr: false, classes: None, batch: None };
 
 /// A network of everything: batch norms that fold into convolutions with and without a bias and into a linear layer, and
 /// some that do not fold.

@@ -12,10 +12,12 @@ params! {
         std_r: f32,
         std_g: f32,
         std_b: f32,
+        bgr: u32,
     }
 }
 
-/// `x = (byte/255 − mean)/std` from words of red, green, blue (red lowest) and an unused byte; the fourth channel is 0.
+/// `x = (byte/255 − mean)/std` from words of red, green, blue (red lowest) and an unused byte, in that order or
+/// blue first; the fourth channel is 0.
 pub static FORWARD: Kernel = Kernel {
     name: "input_normalize",
     source: shader!("input_normalize", "index"),
@@ -28,8 +30,8 @@ pub static FORWARD: Kernel = Kernel {
     reference,
 };
 
-/// Normalises images of `shape`, which has three channels.
-pub fn forward(shape: Shape, mean: [f32; 3], std: [f32; 3]) -> Dispatch {
+/// Normalises images of `shape`, which has three channels. `mean` and `std` are of red, green and blue.
+pub fn forward(shape: Shape, mean: [f32; 3], std: [f32; 3], bgr: bool) -> Dispatch {
     let params = Params {
         pixels: shape.pixels() as u32,
         mean_r: mean[0],
@@ -38,6 +40,7 @@ pub fn forward(shape: Shape, mean: [f32; 3], std: [f32; 3]) -> Dispatch {
         std_r: std[0],
         std_g: std[1],
         std_b: std[2],
+        bgr: u32::from(bgr),
     };
     Dispatch::new(&FORWARD, params, linear_groups(shape.pixels()))
 }
@@ -48,7 +51,8 @@ fn reference(args: Args<'_>) {
     for (pixel, x) in x.chunks_exact_mut(4).take(p.pixels as usize).enumerate() {
         let bytes = pixels[pixel].to_bits().to_le_bytes();
         for (c, (mean, std)) in channels.into_iter().enumerate() {
-            x[c] = (f32::from(bytes[c]) / 255.0 - mean) / std;
+            let channel = if p.bgr == 0 { c } else { 2 - c };
+            x[channel] = (f32::from(bytes[c]) / 255.0 - mean) / std;
         }
         x[3] = 0.0;
     }

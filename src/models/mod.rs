@@ -21,6 +21,10 @@ pub struct Spec {
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
+    /// Whether the network takes blue first, as Caffe's did.
+    pub bgr: bool,
+    /// Of the weights that the framework has for it.
+    pub default_classes: usize,
     network: Network,
 }
 
@@ -56,7 +60,7 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
     Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
-    Spec::imagenet("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY)).normalised([0.5; 3], [0.5; 3]),
+    Spec::imagenet("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY)).normalised([0.5; 3], [0.5; 3]).classes(10),
     Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
     Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
     Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
@@ -68,9 +72,10 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2)),
     Spec::imagenet("mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
     Spec::imagenet("mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3)),
-    // The sizes that timm trains at.
+    // Size and constants of the weights that timm takes by default.
     Spec::imagenet("timm_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM)),
-    Spec::imagenet("timm_efficientnet_b1", 256, Inverted(&efficientnet::B1, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TIMM))
+        .normalised([0.5; 3], [0.5; 3]),
     Spec::imagenet("timm_efficientnet_b2", 256, Inverted(&efficientnet::B2, &efficientnet::TIMM)),
     Spec::imagenet("timm_efficientnet_b3", 288, Inverted(&efficientnet::B3, &efficientnet::TIMM)),
     Spec::imagenet("timm_efficientnet_b4", 320, Inverted(&efficientnet::B4, &efficientnet::TIMM)),
@@ -107,9 +112,15 @@ pub static MODELS: &[Spec] = &[
         .normalised([0.5; 3], [0.5; 3]),
     Spec::imagenet("keras_mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3))
         .normalised([0.5; 3], [0.5; 3]),
-    Spec::imagenet("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
-    Spec::imagenet("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
-    Spec::imagenet("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::imagenet("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50))
+        .normalised(CAFFE_MEAN, [1.0 / 255.0; 3])
+        .bgr(),
+    Spec::imagenet("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101))
+        .normalised(CAFFE_MEAN, [1.0 / 255.0; 3])
+        .bgr(),
+    Spec::imagenet("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152))
+        .normalised(CAFFE_MEAN, [1.0 / 255.0; 3])
+        .bgr(),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -136,7 +147,15 @@ fn names() -> impl Iterator<Item = &'static str> {
 
 impl Spec {
     const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
-        Self { name, default_size, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+        Self { name, default_size, mean: IMAGENET_MEAN, std: IMAGENET_STD, bgr: false, default_classes: 1000, network }
+    }
+
+    const fn bgr(self) -> Self {
+        Self { bgr: true, ..self }
+    }
+
+    const fn classes(self, default_classes: usize) -> Self {
+        Self { default_classes, ..self }
     }
 
     const fn normalised(self, mean: [f32; 3], std: [f32; 3]) -> Self {

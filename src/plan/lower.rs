@@ -119,9 +119,9 @@ impl Lowering<'_> {
         match node.op {
             Op::Labels | Op::Param(_) | Op::State(_) | Op::Feature(_) | Op::SideOutput => {}
             Op::Input => {
-                if let Input::Bytes { mean, std } = input {
+                if let Input::Bytes { mean, std, bgr } = input {
                     let bytes = self.value(node.shape.pixels(), Some(Storage::Bytes), id);
-                    self.call(id, input_normalize::forward(node.shape, mean, std), vec![Some(bytes), out]);
+                    self.call(id, input_normalize::forward(node.shape, mean, std, bgr), vec![Some(bytes), out]);
                 }
             }
             Op::Conv2d(conv) => {

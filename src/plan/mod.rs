@@ -21,8 +21,9 @@ use std::fmt;
 pub enum Input {
     /// Normalised `f32` values in the device's layout.
     Values,
-    /// RGBX bytes, which the first call normalises: `(byte / 255 − mean) / std`.
-    Bytes { mean: [f32; 3], std: [f32; 3] },
+    /// RGBX bytes, which the first call normalises: `(byte / 255 − mean) / std` of red, green and blue, which it hands on in
+    /// that order or, with `bgr`, in reverse.
+    Bytes { mean: [f32; 3], std: [f32; 3], bgr: bool },
 }
 
 /// What a slot holds.

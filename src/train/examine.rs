@@ -282,10 +282,11 @@ fn others(network: &Graph, layers: &[LayerId], input: Input) -> Vec<(Assumption,
             others.push((Assumption::Eps(eps), network.with_eps(eps), input));
         }
     }
-    if let Input::Bytes { mean: own_mean, std: own_std } = input {
+    if let Input::Bytes { mean: own_mean, std: own_std, bgr } = input {
         for (mean, std) in OTHER_INPUTS {
             if (mean, std) != (own_mean, own_std) {
-                others.push((Assumption::Input { mean, std }, network.clone(), Input::Bytes { mean, std }));
+                let input = Input::Bytes { mean, std, bgr };
+                others.push((Assumption::Input { mean, std }, network.clone(), input));
             }
         }
     }

@@ -46,6 +46,8 @@ pub struct About<'a> {
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
+    /// Whether the network then takes blue first.
+    pub bgr: bool,
     /// Names of the classes in the order of their labels, if they are known.
     pub classes: Option<&'a [String]>,
     /// Images a batch; `None` leaves that to the reader.
@@ -108,6 +110,7 @@ fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<M
     };
     // The `Debug` form of an array is JSON, and has the shortest digits that give the same f32.
     let mut metadata = vec![("mean", format!("{:?}", about.mean)), ("std", format!("{:?}", about.std))];
+    metadata.extend(about.bgr.then(|| ("channels", "bgr".to_owned())));
     metadata.extend(about.classes.map(|names| ("classes", serde_json::Value::from(names).to_string())));
     let metadata =
         metadata.into_iter().map(|(key, value)| StringStringEntryProto { key: Some(key.into()), value: Some(value) });
