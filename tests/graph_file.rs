@@ -19,6 +19,7 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
         x = b.activation(act.name(), x, act)?;
     }
     b.block(Some("block \"1\""));
+    b.position(Some(40));
     let skip = x;
     x = b.grouped_conv2d("grouped", x, 8, Window::square(1, 1, 0), 2, false)?;
     x = b.grouped_conv2d("depthwise", x, 8, Window::square(5, 1, 2), 8, false)?;
@@ -28,6 +29,7 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
     x = b.stochastic_depth("depth", x, 0.2)?;
     x = b.add("add", x, skip)?;
     b.block(None);
+    b.position(None);
     x = b.max_pool("max", x, Window::square(3, 2, 1))?;
     x = b.avg_pool("avg", x, Window { kernel: [2, 1], stride: [1, 2], padding: [0; 4] })?;
     x = b.global_avg_pool("pool", x)?;

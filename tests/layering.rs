@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weights", &["graph", "rng", "tensor"]),
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
+    ("onnx", &["export", "graph", "models", "tensor", "weights"]),
     ("data", &["rng", "tensor"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),

@@ -6,6 +6,7 @@ use crate::nearest::suggestion;
 use crate::tensor::{Shape, pad4};
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,9 @@ pub struct Entry {
     /// See [`graph::Layer::block`](crate::graph::Layer::block).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
+    /// See [`graph::Layer::position`](crate::graph::Layer::position).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
 }
 
 /// What a layer does, and with which numbers. Windows are height before width.
@@ -316,7 +320,27 @@ impl GraphFile {
 }
 
 fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("numbers, lists and texts are always JSON")
+    let mut bytes = Vec::new();
+    let mut writer = serde_json::Serializer::with_formatter(&mut bytes, OneLine);
+    value.serialize(&mut writer).expect("numbers, lists and texts are always JSON");
+    String::from_utf8(bytes).expect("JSON is text")
+}
+
+/// A line of JSON with a space where one reads better.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
+    }
 }
 
 /// Turns entries into a graph, one by one.
@@ -338,7 +362,7 @@ impl Assembly {
 
     /// The shape of what the entry gives.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<Shape, GraphError> {
-        let Entry { name, op, inputs, block } = entry;
+        let Entry { name, op, inputs, block, position } = entry;
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
@@ -359,6 +383,7 @@ impl Assembly {
         self.hold(op, shape).map_err(wrong)?;
         let b = &mut self.builder;
         b.block(block.as_deref());
+        b.position(*position);
         let window =
             |kernel, stride, padding: Padding| Window { kernel, stride, padding: padding.of(kernel, stride, shape) };
         let id = match *op {
@@ -567,6 +592,7 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
             op,
             inputs: inputs.map(name).collect(),
             block: layer.block.clone(),
+            position: layer.position,
         });
     }
     Ok(entries)
@@ -653,9 +679,10 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         }
     };
     let inputs = fields.take("inputs", "a list of names")?;
-    let block = fields.take_or("block", "a text", || None)?;
+    let block = fields.optional("block", "a text")?;
+    let position = fields.optional("position", "a number")?;
     fields.finish()?;
-    Ok(Entry { name, op, inputs, block })
+    Ok(Entry { name, op, inputs, block, position })
 }
 
 /// The fields of an object that are still to be read.

@@ -3,6 +3,7 @@
 mod file;
 mod resnet;
 
+pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
 use crate::graph::{Builder, Graph, GraphError, NodeId, Role};
