@@ -797,6 +797,85 @@ fn convolution() -> Vec<Case> {
     cases
 }
 
+/// Depthwise and grouped convolutions: the shapes of [`windows`] where channels allow it, and those of mobile networks.
+fn grouped_convolution() -> Vec<Case> {
+    let rng = &mut Rng(31);
+    let mut cases = vec![];
+    let square = |kernel: usize, stride: usize, padding: [usize; 4]| Geometry {
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding,
+    };
+    let geometries = [
+        square(3, 1, [1; 4]),
+        square(3, 2, [1; 4]),
+        square(3, 2, [0, 0, 1, 1]),
+        square(5, 1, [2; 4]),
+        square(5, 2, [1, 2, 2, 1]),
+        square(7, 2, [3, 3, 3, 3]),
+        square(1, 2, [0; 4]),
+        Geometry { kernel: [2, 4], stride: [3, 2], padding: [0, 3, 2, 0] },
+    ];
+    for g in geometries {
+        for (n, h, w) in [(2, 11, 9), (1, 8, 14), (3, 1, 1), (1, 2, 5)] {
+            let side = |size: usize, axis: usize| {
+                let padded = size + g.padding[axis] + g.padding[axis + 2];
+                (padded >= g.kernel[axis]).then(|| (padded - g.kernel[axis]) / g.stride[axis] + 1)
+            };
+            let (Some(oh), Some(ow)) = (side(h, 0), side(w, 1)) else { continue };
+            // One channel a group, and several: groups, channels in and out.
+            let depthwise = 1 + rng.below(13);
+            for (groups, cin, cout) in [(depthwise, depthwise, depthwise), (3, 12, 24), (2, 16, 8)] {
+                let (x, out) = (Shape::nhwc(n, h, w, cin), Shape::nhwc(n, oh, ow, cout));
+                let own = groups == cin;
+                let rows = if own { 1 } else { cin / groups };
+                let values = rng.tensor(Shape([g.kernel[0], g.kernel[1], rows, cout]));
+                let what = format!("{x} → {out} in {groups}, {g:?}");
+                for (bias, residual, act) in
+                    [(false, false, Act::Identity), (true, false, Act::Relu6), (true, true, Act::Silu)]
+                {
+                    let epilogue = Epilogue { bias, residual, act, mask: false };
+                    let buffers = vec![
+                        rng.tensor(x),
+                        values.clone(),
+                        when(bias, || rng.tensor(Shape::rows(1, cout))),
+                        when(residual, || rng.tensor(out)),
+                        untouched(out.stored_len()),
+                    ];
+                    let dispatch = match own {
+                        true => depthwise::forward(x, out, g, epilogue),
+                        false => grouped::forward(x, out, g, groups, epilogue),
+                    };
+                    cases.push(Case::new(format!("{what}, {epilogue:?}"), dispatch, buffers, 1e-5).padded("z", out));
+                }
+                for accumulate in [false, true] {
+                    let dx = if accumulate { rng.tensor(x) } else { untouched(x.stored_len()) };
+                    let buffers = vec![rng.tensor(out), values.clone(), dx];
+                    let dispatch = match own {
+                        true => depthwise::input_grad(x, out, g, accumulate),
+                        false => grouped::input_grad(x, out, g, groups, accumulate),
+                    };
+                    let what = format!("{what}, accumulate {accumulate}");
+                    cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("dx", x));
+                }
+                let (splits, dispatch) = match own {
+                    true => (depthwise::weight_grad_splits(x, out, g), depthwise::weight_grad(x, out, g)),
+                    false => (grouped::weight_grad_splits(x, out, g, groups), grouped::weight_grad(x, out, g, groups)),
+                };
+                let partials = Shape([splits * g.kernel[0], g.kernel[1], rows, cout]);
+                let buffers = vec![rng.tensor(x), rng.tensor(out), untouched(partials.stored_len())];
+                cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("partials", partials));
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn grouped_convolution_kernels_match_their_references() {
+    grouped_convolution().into_iter().for_each(Case::check);
+}
+
 #[test]
 fn convolution_kernels_match_their_references() {
     convolution().into_iter().for_each(Case::check);
@@ -804,8 +883,18 @@ fn convolution_kernels_match_their_references() {
 
 #[test]
 fn every_kernel_has_cases() {
-    let families =
-        [elementwise(), batch_norm(), sums(), folding(), pooling(), loss(), optimisers(), input(), convolution()];
+    let families = [
+        elementwise(),
+        batch_norm(),
+        sums(),
+        folding(),
+        pooling(),
+        loss(),
+        optimisers(),
+        input(),
+        convolution(),
+        grouped_convolution(),
+    ];
     let covered: BTreeSet<_> = families.iter().flatten().map(|case| case.dispatch.kernel.name).collect();
     let all: BTreeSet<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
     assert_eq!(covered, all);

@@ -4,7 +4,7 @@
 //! takes it all the same, since there that is computed anew from what the batch norm keeps.
 
 use super::differentiate::needs_gradient;
-use crate::graph::{Act, BatchNormApply, Graph, GraphError, LayerId, NodeId, Op};
+use crate::graph::{Act, BatchNormApply, Conv2d, Graph, GraphError, Groups, LayerId, NodeId, Op};
 
 /// An operation that waits for the one reader that absorbs it.
 struct Pending {
@@ -53,7 +53,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         let absorbed = sole_reader(id).is_some_and(|reader| match graph.node(reader).op {
             Op::Activation { act, .. } => {
                 let keeps_padding = act.apply(0.0) == 0.0 || node.shape.c().is_multiple_of(4);
-                let forgets = act.is_smooth() && differentiated[id.index()] && !recomputes(merged.op);
+                let forgets = differentiated[id.index()] && !remembers(merged.op, act);
                 takes_act(merged.op) && keeps_padding && !forgets
             }
             Op::Add { .. } => {
@@ -86,9 +86,15 @@ fn takes_act(op: Op) -> bool {
     }
 }
 
-/// Whether the gradient computes anew what the activation behind `op` saw.
-fn recomputes(op: Op) -> bool {
-    matches!(op, Op::BatchNormApply(BatchNormApply { residual: false, .. }))
+/// Whether what the gradient of `act` asks for is still known when `op` takes it along: by a mask, or because it is
+/// computed anew.
+fn remembers(op: Op, act: Act) -> bool {
+    match op {
+        Op::BatchNormApply(BatchNormApply { residual: false, .. }) => true,
+        // Their kernels keep no mask.
+        Op::Conv2d(Conv2d { groups: Groups::Several(_) | Groups::Depthwise, .. }) => false,
+        _ => !act.is_smooth(),
+    }
 }
 
 fn takes_residual(op: Op) -> bool {
@@ -102,7 +108,7 @@ fn takes_residual(op: Op) -> bool {
 
 fn with_act(op: Op, act: Act) -> Op {
     match op {
-        Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { act, ..conv }),
+        Op::Conv2d(conv) => Op::Conv2d(Conv2d { act, ..conv }),
         Op::BatchNormApply(apply) => Op::BatchNormApply(BatchNormApply { act, ..apply }),
         Op::Add { mask, .. } => Op::Add { act, mask },
         op => op,
@@ -112,7 +118,7 @@ fn with_act(op: Op, act: Act) -> Op {
 fn with_residual(op: Op) -> Op {
     match op {
         Op::Dropout { rate, whole, stream, .. } => Op::Dropout { rate, whole, stream, residual: true },
-        Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { residual: true, ..conv }),
+        Op::Conv2d(conv) => Op::Conv2d(Conv2d { residual: true, ..conv }),
         Op::BatchNormApply(apply) => Op::BatchNormApply(BatchNormApply { residual: true, ..apply }),
         op => op,
     }

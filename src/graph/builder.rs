@@ -31,6 +31,7 @@ const MAX_CHANNELS: usize = 1 << 24;
 pub struct Builder {
     graph: Graph,
     block: Option<String>,
+    position: Option<usize>,
 }
 
 impl Builder {
@@ -60,6 +61,12 @@ impl Builder {
     /// Names the residual block that the layers added from now on belong to; `None` ends it.
     pub fn block(&mut self, name: Option<&str>) {
         self.block = name.map(str::to_owned);
+    }
+
+    /// Says what number the layers added from now on have in the list of the file that they are read from; `None` where
+    /// that list is the graph's own. See [`Layer::position`].
+    pub fn position(&mut self, number: Option<usize>) {
+        self.position = number;
     }
 
     /// A convolution to `channels` outputs.
@@ -280,6 +287,8 @@ impl Builder {
         }
         self.graph.layers.push(Layer {
             name: name.into(),
+            alias: None,
+            position: self.position,
             kind,
             block: self.block.clone(),
             shape: Shape([0; 4]),

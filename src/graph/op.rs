@@ -453,6 +453,12 @@ impl Op {
                         conv.groups
                     ));
                 }
+                if conv.groups == Groups::Depthwise && (conv.window.kernel[1] > 7 || conv.window.stride[1] > 2) {
+                    return Err(format!(
+                        "a depthwise convolution takes windows of at most 7 columns at a stride of at most 2, not {} at {}",
+                        conv.window.kernel[1], conv.window.stride[1]
+                    ));
+                }
                 let [oh, ow] = conv.window.output(x[0].h(), x[0].w())?;
                 let out = Shape::nhwc(x[0].n(), oh, ow, cout);
                 if conv.bias {

@@ -22,8 +22,10 @@ pub mod batch_norm_update;
 pub mod channel_sum;
 mod chunks;
 pub mod conv2d;
+pub mod depthwise;
 pub mod dropout;
 pub mod fold_batch_norm;
+pub mod grouped;
 pub mod image_sum;
 pub mod input_normalize;
 mod mask;
@@ -265,11 +267,17 @@ pub static KERNELS: &[&Kernel] = &[
     &conv2d::WEIGHT_GRAD,
     &conv2d::WEIGHT_GRAD_WORKGROUP,
     &conv2d::WEIGHT_GRAD_SUBGROUP,
+    &depthwise::FORWARD,
+    &depthwise::INPUT_GRAD,
+    &depthwise::WEIGHT_GRAD,
     &dropout::FORWARD,
     &fold_batch_norm::AFFINE_GRAD,
     &fold_batch_norm::AFFINE_GRAD_MERGE,
     &fold_batch_norm::FORWARD,
     &fold_batch_norm::WEIGHT_GRAD,
+    &grouped::FORWARD,
+    &grouped::INPUT_GRAD,
+    &grouped::WEIGHT_GRAD,
     &image_sum::PARTIAL,
     &input_normalize::FORWARD,
     &pool::AVG_FORWARD,

@@ -7,8 +7,8 @@ use crate::graph::{
 };
 use crate::kernels::{
     Dispatch, Geometry, StepScalars, accumulate, activation, adamw, add, batch_norm_apply, batch_norm_blend,
-    batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update, channel_sum, conv2d, dropout,
-    fold_batch_norm, image_sum, input_normalize, pool, scale, sgd, softmax_cross_entropy, sum_partials,
+    batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update, channel_sum, conv2d, depthwise, dropout,
+    fold_batch_norm, grouped, image_sum, input_normalize, pool, scale, sgd, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 
@@ -128,11 +128,15 @@ impl Lowering<'_> {
                 let epilogue =
                     conv2d::Epilogue { bias: conv.bias, residual: conv.residual, act: conv.act, mask: conv.mask };
                 let residual = optional(conv.residual, node.inputs.len() - 1);
-                let bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out, self.side(id)];
+                let mut bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out];
                 let (x, g) = (shape(0), geometry(conv.window));
                 let dispatch = match conv.groups {
-                    Groups::One => conv2d::forward(self.variant, x, node.shape, g, epilogue),
-                    _ => unreachable!("its kernels come next"),
+                    Groups::One => {
+                        bindings.push(self.side(id));
+                        conv2d::forward(self.variant, x, node.shape, g, epilogue)
+                    }
+                    Groups::Several(groups) => grouped::forward(x, node.shape, g, groups, epilogue),
+                    Groups::Depthwise => depthwise::forward(x, node.shape, g, epilogue),
                 };
                 self.call(id, dispatch, bindings);
             }
@@ -202,7 +206,8 @@ impl Lowering<'_> {
                 let (dy, g) = (shape(0), geometry(window));
                 let dispatch = match groups {
                     Groups::One => conv2d::input_grad(self.variant, input, dy, g, accumulate),
-                    _ => unreachable!("its kernels come next"),
+                    Groups::Several(groups) => grouped::input_grad(input, dy, g, groups, accumulate),
+                    Groups::Depthwise => depthwise::input_grad(input, dy, g, accumulate),
                 };
                 self.call(id, dispatch, vec![value(0), value(1), out]);
             }
@@ -213,7 +218,10 @@ impl Lowering<'_> {
                         conv2d::weight_grad_splits(self.variant, x, dy, g),
                         conv2d::weight_grad(self.variant, x, dy, g),
                     ),
-                    _ => unreachable!("its kernels come next"),
+                    Groups::Several(groups) => {
+                        (grouped::weight_grad_splits(x, dy, g, groups), grouped::weight_grad(x, dy, g, groups))
+                    }
+                    Groups::Depthwise => (depthwise::weight_grad_splits(x, dy, g), depthwise::weight_grad(x, dy, g)),
                 };
                 self.reduce(id, node.shape, splits, dispatch, vec![value(0), value(1)]);
             }
