@@ -96,10 +96,10 @@ fn shapes_are_torchvisions() {
 fn recognises_every_model_by_its_own_tensors() {
     for spec in MODELS {
         let mut tensors = state_dict(&spec.build(1, (32, 32), 37).unwrap());
-        assert_eq!(recognise(&tensors), Some((spec.name, 37)));
+        assert_eq!(recognise(&tensors), Some((spec.name.as_ref(), 37)));
         // One tensor lost is for the loader to complain about.
         tensors.retain(|(name, _)| name != "layer2.0.conv1.weight");
-        assert_eq!(recognise(&tensors), Some((spec.name, 37)));
+        assert_eq!(recognise(&tensors), Some((spec.name.as_ref(), 37)));
         // A file without its head has no number of classes.
         tensors.retain(|(name, _)| name != "fc.weight");
         assert_eq!(recognise(&tensors), None);

@@ -1,21 +1,36 @@
 //! Networks by name, with the parameter names of the framework that their weights come from.
 
+mod file;
 mod resnet;
+
+pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
 use crate::graph::{Builder, Graph, GraphError, NodeId, Role};
 use crate::nearest::suggestion;
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
-/// A network that [`build`] knows.
+/// A network: one that [`build`] knows, or one that a [`GraphFile`] describes.
+#[derive(Clone)]
 pub struct Spec {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Height and width of the images it is made for, in pixels. Any other size works too.
     pub default_size: usize,
     /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
-    network: fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>,
+    network: Network,
+}
+
+/// Adds a network for so many classes behind images, and returns its logits.
+type Code = fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>;
+
+#[derive(Clone)]
+enum Network {
+    Code(Code),
+    File(Arc<GraphFile>),
 }
 
 /// The statistics of ImageNet, which torchvision's weights expect.
@@ -33,11 +48,11 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("wide_resnet50_2", |b, x, classes| resnet::WIDE_RESNET50_2.network(b, x, classes)),
     // Made for drawn images, whose colours use the whole range.
     Spec {
-        name: "resnet_tiny",
+        name: Cow::Borrowed("resnet_tiny"),
         default_size: 16,
         mean: [0.5; 3],
         std: [0.5; 3],
-        network: |b, x, classes| resnet::RESNET_TINY.network(b, x, classes),
+        network: Network::Code(|b, x, classes| resnet::RESNET_TINY.network(b, x, classes)),
     },
 ];
 
@@ -54,21 +69,58 @@ pub enum ModelError {
     )]
     Unknown { name: String },
     #[error("{model} cannot have {classes} classes: it takes 1 to {MAX_CLASSES}")]
-    Classes { model: &'static str, classes: usize },
+    Classes { model: String, classes: usize },
     #[error("{model} cannot take {batch} images of {height}×{width} pixels: {error}", height = size.0, width = size.1)]
-    Input { model: &'static str, batch: usize, size: (usize, usize), error: GraphError },
+    Input { model: String, batch: usize, size: (usize, usize), error: GraphError },
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().map(|spec| spec.name)
+    MODELS.iter().map(|spec| spec.name.as_ref())
 }
 
 impl Spec {
-    const fn imagenet(
-        name: &'static str,
-        network: fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>,
-    ) -> Self {
+    const fn imagenet(name: &'static str, network: Code) -> Self {
+        let (name, network) = (Cow::Borrowed(name), Network::Code(network));
         Self { name, default_size: 224, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+    }
+
+    /// The network that `file` describes.
+    pub fn of_file(file: GraphFile) -> Self {
+        Self {
+            name: Cow::Owned(file.name().to_owned()),
+            default_size: file.size().0,
+            mean: file.mean(),
+            std: file.std(),
+            network: Network::File(Arc::new(file)),
+        }
+    }
+
+    /// The file that describes the network, if it is none of [`MODELS`].
+    pub fn file(&self) -> Option<&GraphFile> {
+        match &self.network {
+            Network::Code(_) => None,
+            Network::File(file) => Some(file),
+        }
+    }
+
+    /// Height and width of the images it is made for, in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.file().map_or((self.default_size, self.default_size), GraphFile::size)
+    }
+
+    /// The network as a graph file, made for images of `size` = (height, width) pixels.
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build).
+    pub fn describe(&self, size: (usize, usize), classes: usize) -> Result<GraphFile, ModelError> {
+        let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
+        match &self.network {
+            Network::File(file) => file.with(size, classes).map_err(wrong),
+            Network::Code(network) => {
+                let about = GraphAbout { name: self.name.to_string(), size, mean: self.mean, std: self.std };
+                GraphFile::of(about, |size| run(*network, 1, size, classes)).map_err(wrong)
+            }
+        }
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels.
@@ -78,16 +130,21 @@ impl Spec {
     /// 1 to [`MAX_CLASSES`].
     pub fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, ModelError> {
         if !(1..=MAX_CLASSES).contains(&classes) {
-            return Err(ModelError::Classes { model: self.name, classes });
+            return Err(ModelError::Classes { model: self.name.to_string(), classes });
         }
-        let graph = || {
-            let mut b = Builder::new();
-            let images = b.input(batch, size.0, size.1, 3)?;
-            let logits = (self.network)(&mut b, images, classes)?;
-            b.finish(logits)
+        let graph = match &self.network {
+            Network::Code(network) => run(*network, batch, size, classes),
+            Network::File(file) => file.build(batch, size, classes),
         };
-        graph().map_err(|error| ModelError::Input { model: self.name, batch, size, error })
+        graph.map_err(|error| ModelError::Input { model: self.name.to_string(), batch, size, error })
     }
+}
+
+fn run(network: Code, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
+    let mut b = Builder::new();
+    let images = b.input(batch, size.0, size.1, 3)?;
+    let logits = network(&mut b, images, classes)?;
+    b.finish(logits)
 }
 
 /// The network called `name`.
@@ -114,7 +171,7 @@ pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) 
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
     let scored = MODELS.iter().filter_map(|spec| {
         let (differences, classes) = compare(spec, &file)?;
-        Some((differences, spec.name, classes))
+        Some((differences, spec.name.as_ref(), classes))
     });
     scored.min_by_key(|&(differences, ..)| differences).map(|(_, name, classes)| (name, classes))
 }
