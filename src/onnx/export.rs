@@ -208,9 +208,10 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
                 }
             }
             Op::BatchNorm { eps } => {
+                let keep = float("momentum", layer.averaging.keep);
                 let Value { name, flat } = operand(0);
                 let tensors = ["weight", "bias", "running_mean", "running_var"].map(param);
-                ("BatchNormalization", [&[name], &tensors[..]].concat(), vec![float("epsilon", eps)], flat)
+                ("BatchNormalization", [&[name], &tensors[..]].concat(), vec![float("epsilon", eps), keep], flat)
             }
             Op::Activation { act, mask: false } => {
                 let Value { name, flat } = operand(0);

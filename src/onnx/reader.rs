@@ -8,7 +8,7 @@ use super::import::{Images, graph_error, is_onnx};
 use super::names::{clean, parents, plain, scope};
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use super::tensor;
-use crate::graph::Act;
+use crate::graph::{Act, Averaging};
 use crate::models::{Assembly, Entry, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::tensor::Shape;
 use crate::weights::FileTensor;
@@ -410,7 +410,10 @@ impl<'a> Reader<'a> {
         let [scale, bias, mean, var] = tensors;
         let tensors = [scale?, bias?, mean?, var?];
         let name = self.weighted(node, &[tensors[2], tensors[3], tensors[0], tensors[1]]);
-        let output = self.push(name.clone(), LayerOp::Bn { eps: float(node, "epsilon", 1e-5)? }, &[&x])?;
+        let (eps, keep) = (float(node, "epsilon", 1e-5)?, float(node, "momentum", 0.9)?);
+        // ONNX has no word for the variance that is stored; most files are PyTorch's.
+        let bn = LayerOp::Bn { eps, keep, var: Averaging::PYTORCH.var };
+        let output = self.push(name.clone(), bn, &[&x])?;
         for (part, tensor) in ["weight", "bias", "running_mean", "running_var"].into_iter().zip(tensors) {
             let values = self.vector(tensor, x.shape[0])?;
             self.keep(format!("{name}.{part}"), [x.shape[0]], values)?;

@@ -7,7 +7,7 @@ use super::*;
 use crate::export::Folding;
 use crate::export::tests::{ABOUT, decoded, difference, networks};
 use crate::gpu::{Device, DeviceOptions};
-use crate::graph::{Graph, GraphError};
+use crate::graph::{Averaging, Graph, GraphError};
 use crate::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding};
 use crate::plan::Input;
 use crate::rng::Rng;
@@ -57,7 +57,14 @@ fn described(network: &Graph) -> Vec<Entry> {
         true => network.with_batch(1),
         false => Err(GraphError { node: "images".into(), reason: "of another size".into() }),
     };
-    GraphFile::of(about, only).unwrap().layers().to_vec()
+    let mut layers = GraphFile::of(about, only).unwrap().layers().to_vec();
+    for layer in &mut layers {
+        // ONNX has no word for it.
+        if let LayerOp::Bn { var, .. } = &mut layer.op {
+            *var = Averaging::PYTORCH.var;
+        }
+    }
+    layers
 }
 
 /// Numbers for every tensor, none like the one beside it.
