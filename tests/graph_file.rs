@@ -177,7 +177,11 @@ fn what_is_wrong_is_named() {
         ("\"name\": \"act\"", "\"name\": \"input\"", "input: `input` is what the images are called"),
         ("\"name\": \"act\"", "\"name\": \"a\\nb\"", "layer `a\\nb`: `name` must be a line of text"),
         ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 1, \"var\": 1", "`var` must be a text"),
-        ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 1, \"var\": \"b\"", "`var` is `b`; it can be"),
+        (
+            "\"op\": \"linear\", \"channels\": 2",
+            "\"op\": \"bn\", \"eps\": 1, \"var\": \"b\"",
+            "`var` is `b`; it can be",
+        ),
         ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 1, \"keep\": 2", "fc: `keep` is from 0"),
         ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 0", "fc: eps must be positive"),
         ("[\"pool\"]", "[\"act\"]", "fc: a linear layer takes [N, 1, 1, C]"),
@@ -240,8 +244,11 @@ fn a_head_takes_other_classes() {
     assert_eq!(file.head(), None);
     assert!(file.build(1, (8, 8), 4).is_ok());
     let error = file.build(1, (8, 8), 3).unwrap_err().to_string();
-    assert!(error.starts_with("fc: the logits come from here; only a network that ends in a linear layer or"), "{error}");
-    let error = Spec::of_file(file).build(1, (2, 2), 2).unwrap_err().to_string();
+    assert!(
+        error.starts_with("fc: the logits come from here; only a network that ends in a linear layer or"),
+        "{error}"
+    );
+    let error = Spec::of_file(file).build(1, (2, 2), 4).unwrap_err().to_string();
     assert!(error.starts_with("n cannot take 1 images of 2×2 pixels: conv (conv2d): a 3×3 window"), "{error}");
 }
 

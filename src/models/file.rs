@@ -765,9 +765,9 @@ impl Fields {
     fn var(&mut self) -> Result<Variance, String> {
         let name: String = self.take_or("var", "a text", || var(Averaging::PYTORCH.var).to_owned())?;
         let vars = [Variance::Biased, Variance::Unbiased];
-        vars.into_iter().find(|&known| var(known) == name).ok_or_else(|| {
-            format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, name.escape_debug())
-        })
+        vars.into_iter()
+            .find(|&known| var(known) == name)
+            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, name.escape_debug()))
     }
 
     fn act(&mut self) -> Result<Act, String> {

@@ -98,6 +98,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(super) fn new(
         graph: &'a GraphProto,
+        nodes: &[(usize, &'a NodeProto)],
         images: Images<'a>,
         folder: Option<&'a Path>,
         logits: &'a str,
@@ -113,7 +114,7 @@ impl<'a> Reader<'a> {
             }
         }
         let mut readers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
-        for node in &graph.node {
+        for &(_, node) in nodes {
             for input in &node.input {
                 readers.entry(input).or_default().push(node);
             }
