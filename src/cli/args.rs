@@ -4,6 +4,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
@@ -11,7 +13,7 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec};
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
@@ -340,22 +342,32 @@ impl ModelArgs {
             }
             (named, _) => {
                 let recognised = recognise(&state);
-                if let (Some(named), Some((found, _))) = (&named, recognised)
-                    && named.name != found
-                {
-                    bail!("{file} holds the weights of {found}, not of {}", named.name);
-                }
-                let told = || state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
-                let spec = match recognised {
-                    Some((name, _)) => models::spec(name)?.clone(),
-                    None => named.or_else(told).with_context(|| {
+                let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
+                let spec = match &recognised {
+                    Some(Recognised { models: found, .. }) => {
+                        let is_one = |spec: &Spec| found.contains(&spec.name.as_ref());
+                        if let Some(named) = named.as_ref().filter(|named| !is_one(named)) {
+                            bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
+                        }
+                        let told = named.or(told.filter(is_one));
+                        match (&found[..], told.or_else(|| self.beside().cloned().filter(is_one))) {
+                            (_, Some(spec)) => spec,
+                            (&[name], None) => models::spec(name)?.clone(),
+                            _ => bail!(
+                                "{file} holds the weights of {}, which the file does not tell apart: say which with \
+                                 --model",
+                                found.join(" or ")
+                            ),
+                        }
+                    }
+                    None => named.or(told).with_context(|| {
                         format!(
                             "{file} holds the weights of no network that is known; --model NAME says how it differs \
                              from one, and --model FILE.json describes another"
                         )
                     })?,
                 };
-                (spec, recognised.map(|(_, classes)| classes))
+                (spec, recognised.map(|found| found.classes))
             }
         };
         let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(&spec));
@@ -369,6 +381,15 @@ impl ModelArgs {
             state: Some(state),
             seed: self.seed,
         })
+    }
+
+    /// The network that timm's `config.json` names where there is one beside the weights file, as on the Hugging Face hub.
+    fn beside(&self) -> Option<&'static Spec> {
+        /// A longer one is not timm's.
+        const MAX_CONFIG: u64 = 1 << 20;
+        let file = File::open(self.weights.as_ref()?.with_file_name("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_reader(file.take(MAX_CONFIG)).ok()?;
+        models::of_timm(config.get("architecture")?.as_str()?)
     }
 }
 
@@ -404,8 +425,8 @@ pub fn described(state: &StateDict) -> Result<Option<Spec>> {
     Ok(file.map(Spec::of_file))
 }
 
-/// The network whose weights `state` holds, and its number of classes.
-pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
+/// The networks whose weights `state` may hold, and its number of classes.
+pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
