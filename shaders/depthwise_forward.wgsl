@@ -62,16 +62,18 @@ fn depthwise_forward(
     // sums[b] is of the output row b rows above the one whose window begins at the present input row.
     let reach = (kernel_h - 1u) / stride_h;
     var sums: array<array<vec4<f32>, 4>, 7>;
-    for (var below = top; below < behind + reach; below++) {
+    // Rows above the image add nothing.
+    let begin = clamp(u32(p.pad_top) / stride_h, top, top + reach);
+    for (var below = begin; below < behind + reach; below++) {
         var values: array<array<vec4<f32>, 13>, 2>;
         for (var j = 0u; j < 2u; j++) {
             if j < stride_h {
                 let iy = i32(below * stride_h + j) - p.pad_top;
-                let begin = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
+                let row = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
                 for (var i = 0u; i < 13u; i++) {
                     if i < 3u * stride_w + kernel_w {
                         let ix = left + i32(i);
-                        let value = x[(begin + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
+                        let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
                         let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
                         values[j][i] = select(vec4<f32>(), value, inside);
                     }

@@ -61,7 +61,7 @@ fn depthwise_input_grad(
     }
     // sums[ky] is of the row of dx that row ky of the window of the present row of dy lies on.
     var sums: array<array<vec4<f32>, 4>, 8>;
-    for (var oy = top - i32(reach_h); oy < behind; oy++) {
+    for (var oy = max(top - i32(reach_h), 0); oy < behind; oy++) {
         let begin = u32((i32(image) * p.out_h + clamp(oy, 0, p.out_h - 1)) * p.out_w);
         var values: array<vec4<f32>, 10>;
         for (var i = 0u; i < 10u; i++) {

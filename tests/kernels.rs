@@ -819,8 +819,10 @@ fn grouped_convolution() -> Vec<Case> {
         Geometry { kernel: [6, 1], stride: [2, 1], padding: [5, 0, 1, 0] },
     ];
     for g in geometries {
-        // The last one gives strips of several rows, and splits of several strips.
-        for (n, h, w, depthwise) in [(2, 11, 9, 6), (1, 8, 14, 13), (3, 1, 1, 1), (1, 2, 5, 8), (9, 7, 10, 530)] {
+        // Strips of one row and of several, splits of one strip and of several, and images of several splits a column.
+        let images =
+            [(3, 11, 9, 98), (1, 8, 14, 13), (3, 1, 1, 1), (1, 2, 5, 8), (9, 7, 10, 130), (1, 37, 5, 10)];
+        for (n, h, w, depthwise) in images {
             let side = |size: usize, axis: usize| {
                 let padded = size + g.padding[axis] + g.padding[axis + 2];
                 (padded >= g.kernel[axis]).then(|| (padded - g.kernel[axis]) / g.stride[axis] + 1)

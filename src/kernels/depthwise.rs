@@ -86,7 +86,7 @@ fn filling(variant: Variant) -> usize {
     match variant {
         Variant::Workgroup => 16_384,
         // A CPU has few lanes to fill.
-        Variant::Direct | Variant::Subgroup => 4096,
+        Variant::Direct | Variant::Subgroup => 1024,
     }
 }
 
