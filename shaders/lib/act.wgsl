@@ -9,8 +9,10 @@ fn clip(y: vec4<f32>, limit: f32) -> vec4<f32> {
 }
 
 fn sigmoid(y: vec4<f32>) -> vec4<f32> {
-    // Bounded, since an infinite exponential would be undefined.
-    return 1.0 / (1.0 + exp(select(-y, vec4<f32>(87.0), y < vec4<f32>(-87.0))));
+    // Bounded, since an infinite exponential would be undefined; and that of a NaN is what the device likes.
+    let s = 1.0 / (1.0 + exp(select(-y, vec4<f32>(87.0), y < vec4<f32>(-87.0))));
+    let nan = (bitcast<vec4<u32>>(y) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+    return select(s, y, nan);
 }
 
 fn activate(y: vec4<f32>, act: u32) -> vec4<f32> {

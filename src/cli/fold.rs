@@ -31,8 +31,8 @@ pub struct Args {
     /// The trained network: a safetensors or PyTorch file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// The network's name, if the file does not tell
-    #[arg(long, value_name = "NAME")]
+    /// The network, if the file does not tell
+    #[arg(long, value_name = "NAME|FILE.json")]
     model: Option<String>,
     /// Where the result goes; the ending decides what it is
     #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]
@@ -92,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
         bail!("{file} is folded already");
     }
     let size = model.size(args.size.size);
-    let mut metadata = model.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let mut metadata = model.metadata(size)?;
     let network = model.network(IMAGES, size)?;
     let tensors = model.tensors(&network)?;
 
@@ -107,13 +107,14 @@ pub fn run(args: Args) -> Result<()> {
     match format {
         Format::Safetensors => {
             let mut state = weights::to_state(&result.network, &result.tensors);
-            metadata.extend([("model", model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+            metadata
+                .extend([("model", &*model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
             state.metadata = metadata;
             state.save(&args.out)?;
         }
         Format::Onnx => {
             let about = About {
-                model: model.spec.name,
+                model: &model.spec.name,
                 mean: model.spec.mean,
                 std: model.spec.std,
                 classes: model.class_names.as_deref(),

@@ -1,26 +1,28 @@
 use super::args::{self, ModelArgs, Size};
 use super::output;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use thawline::graph::Graph;
+use thawline::graph::{Graph, LayerId};
+use thawline::models::GRAPH;
 use thawline::weights::{self, StateDict, TensorData};
 
-/// List the layers of a network: the numbers and names that policies select by.
+/// List the layers of a network: the numbers, names and blocks that policies select by.
 ///
 /// Give a weights file, whose network is recognised and whose tensors are checked, or a model's name.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline inspect resnet18.pth
-  thawline inspect --model resnet50 --size 192x256 --json")]
+  thawline inspect --model resnet50 --size 192x256 --json
+  thawline inspect --model resnet18 --classes 10 --graph > mine.json")]
 pub struct Args {
     /// A safetensors or PyTorch file
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
-    /// A model's name instead of a file
-    #[arg(long, conflicts_with = "file")]
+    /// A model's name, or a graph file, instead of a file
+    #[arg(long, value_name = "NAME|FILE.json", conflicts_with = "file")]
     model: Option<String>,
     /// Number of classes of --model [default: 1000, or 10 for resnet_tiny]
     #[arg(long, value_name = "N", value_parser = args::positive, conflicts_with = "file")]
@@ -28,16 +30,23 @@ pub struct Args {
     /// Image size that shapes are shown for, N or HxW [default: the file's or the model's own]
     #[arg(long, value_name = "N|HxW")]
     size: Option<Size>,
-    /// Print JSON: {model, classes, size, parameters, layers: [{index, name, kind, block, shape, parameters, tensors}]},
+    /// Print JSON: {model, classes, size, parameters, layers: [{index, name, alias, kind, block, shape,
+    /// parameters, tensors}], blocks: their names in order},
     /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
     json: bool,
+    /// Print the network as a graph file, JSON that every --model takes: to be edited, or to see every number in it
+    #[arg(long, conflicts_with = "json")]
+    graph: bool,
 }
 
 #[derive(Serialize)]
 struct LayerRow {
+    /// The number that `index:` selectors know it by.
     index: usize,
     name: String,
+    /// Another name that selectors know it by.
+    alias: Option<String>,
     kind: &'static str,
     /// The residual block.
     block: Option<String>,
@@ -50,17 +59,24 @@ struct LayerRow {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let state = args.file.as_ref().map(StateDict::load).transpose()?;
+    let state = args.file.as_deref().map(args::read_weights).transpose()?;
     let file = state.as_ref().map(FileFacts::of);
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file)) = (&state, &file)
         && args::recognise(state).is_none()
+        && args::described(state)?.is_none()
     {
+        if args.graph {
+            bail!("{}: no network that is known has these weights", file.path);
+        }
         return unknown(state, file, args.json);
     }
     let model = ModelArgs { model: args.model, weights: args.file, classes: args.classes, seed: 0 }.of(state)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
+    if args.graph {
+        return output::text(model.describe(size)?.json());
+    }
     let (name, classes) = (model.spec.name, model.classes);
     // Says what does not fit, before showing a network that the file is not of.
     if let Some(state) = model.state {
@@ -75,6 +91,7 @@ pub fn run(args: Args) -> Result<()> {
             "size": [size.height, size.width],
             "parameters": parameters,
             "layers": layers,
+            "blocks": graph.blocks(),
         });
         if let Some(file) = file {
             report["file"] = serde_json::to_value(file)?;
@@ -84,13 +101,26 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(file) = &file {
         file.print()?;
     }
+    // A second name is rare.
+    let aliased = layers.iter().any(|l| l.alias.is_some());
+    let blocks = graph.blocks();
+    let numbered = |name: &str| blocks.iter().position(|block| *block == name).map(|number| format!("{number} {name}"));
     let rows = layers.iter().map(|l| {
         let parameters = output::or_blank(l.parameters as u64, |n| n.to_string());
         let [_, h, w, c] = l.shape;
-        let block = l.block.clone().unwrap_or_default();
-        vec![l.index.to_string(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block]
+        let block = l.block.as_deref().and_then(numbered).unwrap_or_default();
+        let mut row =
+            vec![l.index.to_string(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block];
+        if aliased {
+            row.insert(2, l.alias.clone().unwrap_or_default());
+        }
+        row
     });
-    output::line(output::table(&[">index", "name", "kind", ">output", ">parameters", "block"], rows))?;
+    let mut titles = vec![">index", "name", "kind", ">output", ">parameters", "block"];
+    if aliased {
+        titles.insert(2, "alias");
+    }
+    output::line(output::table(&titles, rows))?;
     output::line(format_args!(
         "{name}, {classes} classes, {size} px: {} layers, {} parameters",
         layers.len(),
@@ -100,14 +130,15 @@ pub fn run(args: Args) -> Result<()> {
 
 fn layers(graph: &Graph) -> Vec<LayerRow> {
     let in_file = weights::expected(graph);
-    let layers = graph.layers().iter().enumerate();
+    let layers = (0..).map(LayerId::new).zip(graph.layers());
     layers
-        .map(|(index, layer)| {
+        .map(|(id, layer)| {
             let tensors = || in_file.iter().filter(|t| t.name.rsplit_once('.').is_some_and(|(of, _)| of == layer.name));
             let trains = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
             LayerRow {
-                index,
+                index: graph.number(id),
                 name: layer.name.clone(),
+                alias: layer.alias.clone(),
                 kind: layer.kind.name(),
                 block: layer.block.clone(),
                 shape: layer.shape.0,
@@ -154,7 +185,10 @@ impl FileFacts {
             output::line(format_args!("  batches tracked: {batches}"))?;
         }
         for (key, value) in &self.metadata {
-            output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?;
+            match key.as_str() {
+                GRAPH => output::line("  graph: the network's own; --graph prints it")?,
+                _ => output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?,
+            }
         }
         Ok(())
     }

@@ -102,9 +102,16 @@ impl LayerKind {
 pub struct Layer {
     /// The framework's own module name, such as `layer1.0.conv1`.
     pub name: String,
+    /// Another name that selectors know it by, which no other layer has.
+    pub alias: Option<String>,
+    /// Its number in the list of the file that it was read from, where that list has layers that this graph has not, such
+    /// as Keras's `InputLayer`. What is one layer there may be several here.
+    pub position: Option<usize>,
     pub kind: LayerKind,
     /// The residual block that the layer belongs to, such as `layer1.0`.
     pub block: Option<String>,
+    /// What its network does by default, if it is a batch norm.
+    pub averaging: Averaging,
     /// Shape of the layer's output.
     pub shape: Shape,
     /// The layer's parameters, in file order.
@@ -156,6 +163,20 @@ pub enum Affine {
 pub enum Variance {
     Biased,
     Unbiased,
+}
+
+/// How a batch norm's running moments follow the batches' where nobody says otherwise.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Averaging {
+    /// The factor on the old value, as in [`StatsUpdate::Ema`].
+    pub keep: f32,
+    pub var: Variance,
+}
+
+impl Averaging {
+    pub const PYTORCH: Self = Self { keep: 0.9, var: Variance::Unbiased };
+    /// Keras 3's; Keras 2 mostly stores the unbiased variance.
+    pub const KERAS: Self = Self { keep: 0.99, var: Variance::Biased };
 }
 
 /// What a batch's moments are taken over.
@@ -320,9 +341,42 @@ impl Graph {
         &self.nodes[id.index()]
     }
 
-    /// The layers in graph order: the list that `index:` and `from:` selectors count in.
+    /// The layers in graph order.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// The number that `index:` selectors know a layer by: that of its file where it has one, or else its place in
+    /// [`layers`](Self::layers).
+    pub fn number(&self, layer: LayerId) -> usize {
+        self.layers[layer.index()].position.unwrap_or(layer.index())
+    }
+
+    /// The names of the blocks, in the order of their first layers: the list that `block:` selectors count in.
+    pub fn blocks(&self) -> Vec<&str> {
+        let mut blocks = Vec::new();
+        for block in self.layers.iter().filter_map(|layer| layer.block.as_deref()) {
+            if !blocks.contains(&block) {
+                blocks.push(block);
+            }
+        }
+        blocks
+    }
+
+    /// Gives a layer a second name that selectors know it by.
+    ///
+    /// # Errors
+    /// The name is empty, or another layer has it.
+    pub fn set_alias(&mut self, layer: LayerId, alias: &str) -> Result<(), GraphError> {
+        let has_it = |other: &Layer| other.name == alias || other.alias.as_deref() == Some(alias);
+        let taken = (0..).map(LayerId).zip(&self.layers).any(|(id, other)| id != layer && has_it(other));
+        let layer = &mut self.layers[layer.index()];
+        if taken || alias.is_empty() {
+            let reason = if taken { "another layer has that name" } else { "an alias needs a name" };
+            return Err(GraphError { node: layer.name.clone(), reason: format!("alias `{alias}`: {reason}") });
+        }
+        layer.alias = Some(alias.to_owned());
+        Ok(())
     }
 
     pub fn params(&self) -> &[Param] {
