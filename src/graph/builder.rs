@@ -1,7 +1,7 @@
 //! Building a network layer by layer.
 
 use super::{
-    Act, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId,
+    Act, Affine, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId,
     Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
@@ -27,16 +27,22 @@ const MAX_CHANNELS: usize = 1 << 24;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Default)]
 pub struct Builder {
     graph: Graph,
     block: Option<String>,
     position: Option<usize>,
+    affine: Affine,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Builder {
     pub fn new() -> Self {
-        Self::default()
+        Self { graph: Graph::default(), block: None, position: None, affine: Affine::Both }
     }
 
     /// The images: `n` of `h` × `w` pixels with `c` channels.
@@ -67,6 +73,22 @@ impl Builder {
     /// that list is the graph's own. See [`Layer::position`].
     pub fn position(&mut self, number: Option<usize>) {
         self.position = number;
+    }
+
+    /// Gives the layer that was added last a second name that selectors know it by.
+    ///
+    /// # Errors
+    /// The name is empty, or another layer has it.
+    pub fn alias(&mut self, alias: &str) -> Result<(), GraphError> {
+        match self.graph.layers.len().checked_sub(1) {
+            Some(last) => self.graph.set_alias(LayerId::new(last), alias),
+            None => Err(GraphError { node: alias.into(), reason: "there is no layer that could be called so".into() }),
+        }
+    }
+
+    /// Says what the batch norms added from now on have of gamma and beta; both until then. See [`Layer::affine`].
+    pub fn affine(&mut self, affine: Affine) {
+        self.affine = affine;
     }
 
     /// A convolution to `channels` outputs.
@@ -280,7 +302,7 @@ impl Builder {
     }
 
     fn layer(&mut self, name: &str, kind: LayerKind) -> Result<LayerId, GraphError> {
-        let taken = self.graph.layers.iter().any(|l| l.name == name);
+        let taken = self.graph.layers.iter().any(|l| l.name == name || l.alias.as_deref() == Some(name));
         if taken || name.is_empty() {
             let reason = if taken { "the name is taken" } else { "a layer needs a name" };
             return Err(GraphError { node: name.into(), reason: reason.into() });
@@ -291,6 +313,7 @@ impl Builder {
             position: self.position,
             kind,
             block: self.block.clone(),
+            affine: self.affine,
             shape: Shape([0; 4]),
             params: Vec::new(),
             setting: Setting { weights: false, lr: 1.0, dropout: false, batch_norm: None },

@@ -1,6 +1,7 @@
 //! Networks by name, with the parameter names of the framework that their weights come from.
 
 mod file;
+pub mod keras;
 mod resnet;
 
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};

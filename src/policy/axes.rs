@@ -18,7 +18,7 @@ pub enum Assignment {
     Stats(Stats),
     /// `update=off|ema(<keep>)|cumulative`: how a batch norm's running moments move.
     Update(StatsUpdate),
-    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change.
+    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change, as far as the batch norm has it.
     Affine(Affine),
     /// `var=biased|unbiased`: the estimator of the variance that a batch norm stores.
     Var(Variance),
@@ -129,7 +129,7 @@ impl Assignment {
             (Self::Lr(lr), _) if !layer.params.is_empty() => setting.lr = lr,
             (Self::Stats(stats), Some(mode)) => mode.stats = stats,
             (Self::Update(update), Some(mode)) => mode.update = update,
-            (Self::Affine(affine), Some(mode)) => mode.affine = affine,
+            (Self::Affine(affine), Some(mode)) => mode.affine = affine.and(layer.affine),
             (Self::Var(var), Some(mode)) => mode.var = var,
             (Self::Domain(domain), Some(mode)) => mode.domain = domain,
             (Self::Dropout(on), _) if drops => setting.dropout = on,
