@@ -77,7 +77,8 @@ struct State {
 
 pub fn run(args: Args) -> Result<()> {
     args::check_weights_output(&args.out, Some(&args.subject.weights))?;
-    if args.out.extension().is_none_or(|extension| extension != "safetensors") && args::keras_form(&args.out).is_none() {
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") && args::keras_form(&args.out).is_none()
+    {
         bail!("--out {}: the name must end in .safetensors, or as that of a Keras file", args.out.display());
     }
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;

@@ -1,8 +1,8 @@
 //! Building a network layer by layer.
 
 use super::{
-    Act, Affine, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId,
-    Phase, Role, Setting, Window,
+    Act, Affine, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param,
+    ParamId, Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
 

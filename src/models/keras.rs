@@ -58,7 +58,8 @@ const DEFAULT_SIZE: usize = 224;
 /// It is no Functional or Sequential model from images of three channels to the logits of classes, or has a layer that is
 /// not supported: names the layer, its class, and what is.
 pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
-    let mut importer = Importer { model, entries: Vec::new(), images: None, size: None, notes: Vec::new(), position: 0 };
+    let mut importer =
+        Importer { model, entries: Vec::new(), images: None, size: None, notes: Vec::new(), position: 0 };
     let images = Tensor {
         from: From::Images(Rescaling { scale: [1.0; 3], offset: [0.0; 3] }),
         channels: 3,
@@ -142,7 +143,9 @@ enum Form {
     /// It plus 3, the first part of a hard sigmoid.
     Plus3,
     /// ReLU6 of it plus 3, the second part; the hard sigmoid is an entry already.
-    Clipped { entry: usize },
+    Clipped {
+        entry: usize,
+    },
 }
 
 /// An argument of a layer.
@@ -249,13 +252,7 @@ struct Importer<'a> {
 
 impl Importer<'_> {
     /// Reads a model, or one within it, whose layers' names begin with `prefix`. `inputs` are the tensors that it takes.
-    fn model(
-        &mut self,
-        model: &Value,
-        prefix: &str,
-        inputs: &[Tensor],
-        depth: usize,
-    ) -> Result<Tensor, KerasError> {
+    fn model(&mut self, model: &Value, prefix: &str, inputs: &[Tensor], depth: usize) -> Result<Tensor, KerasError> {
         let class = model["class_name"].as_str().unwrap_or_default();
         if depth == MAX_DEPTH {
             return Err(KerasError::Model(format!("models lie within models more than {MAX_DEPTH} deep")));
@@ -340,9 +337,11 @@ impl Importer<'_> {
             for argument in arguments(node) {
                 args.push(match argument {
                     Argument::Number(number) => Arg::Number(number),
-                    Argument::Layer(input) => Arg::Tensor(*tensors.get(input).ok_or_else(|| {
-                        failed(format!("layer `{name}` takes `{input}`, which is not above it"))
-                    })?),
+                    Argument::Layer(input) => Arg::Tensor(
+                        *tensors
+                            .get(input)
+                            .ok_or_else(|| failed(format!("layer `{name}` takes `{input}`, which is not above it")))?,
+                    ),
                 });
             }
             let output = self.layer(layer, prefix, &args, depth)?;
@@ -510,7 +509,9 @@ impl Importer<'_> {
             (self.entries[index].inputs == [self.name_of(x)]).then_some((x, gate, act))
         };
         let Some((x, gate, act)) = gated(a, b).or_else(|| gated(b, a)) else {
-            return Err(layer.error("only a gate [N, 1, 1, C], or a sigmoid of the same tensor, can be multiplied with it"));
+            return Err(
+                layer.error("only a gate [N, 1, 1, C], or a sigmoid of the same tensor, can be multiplied with it")
+            );
         };
         if !gate.shared && gate.from == From::Entry(self.entries.len() - 1) {
             self.entries.pop();
@@ -706,7 +707,9 @@ impl Importer<'_> {
             "swish" | "silu" => Act::Silu,
             "hard_swish" | "hard_silu" => Act::HardSwish,
             "hard_sigmoid" if self.model.keras_2 => {
-                return Err(layer.error("the hard_sigmoid of Keras 2, 0.2·x + 0.5, is not supported; that of Keras 3 is"));
+                return Err(
+                    layer.error("the hard_sigmoid of Keras 2, 0.2·x + 0.5, is not supported; that of Keras 3 is")
+                );
             }
             "hard_sigmoid" => Act::HardSigmoid,
             "sigmoid" => Act::Sigmoid,
@@ -763,13 +766,7 @@ impl Importer<'_> {
     }
 
     /// Adds a layer of the graph, whose output has as many channels as its first input.
-    fn push(
-        &mut self,
-        layer: &Layer<'_>,
-        name: &str,
-        op: LayerOp,
-        inputs: &[Tensor],
-    ) -> Result<Tensor, KerasError> {
+    fn push(&mut self, layer: &Layer<'_>, name: &str, op: LayerOp, inputs: &[Tensor]) -> Result<Tensor, KerasError> {
         for input in inputs {
             let From::Images(rescaling) = input.from else { continue };
             if *self.images.get_or_insert(rescaling) != rescaling {
@@ -918,13 +915,7 @@ fn zero_padding(layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
     Ok(Tensor { padding, pooled: false, ..x })
 }
 
-fn conv_op(
-    layer: &Layer<'_>,
-    x: Tensor,
-    channels: usize,
-    groups: usize,
-    bias: bool,
-) -> Result<LayerOp, KerasError> {
+fn conv_op(layer: &Layer<'_>, x: Tensor, channels: usize, groups: usize, bias: bool) -> Result<LayerOp, KerasError> {
     if layer.pair("dilation_rate").unwrap_or([1; 2]) != [1; 2] {
         let dilation = &layer.config["dilation_rate"];
         return Err(layer.error(format!("dilation_rate={dilation} is not supported, only 1")));
