@@ -13,6 +13,7 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
+use thawline::models::keras::KerasConfig;
 use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
@@ -75,7 +76,7 @@ pub struct ModelArgs {
     /// as `inspect --graph` prints it [default: what the weights file holds]
     #[arg(long, value_name = "NAME|FILE.json")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file [default: random weights]
+    /// Start from this safetensors, PyTorch or Keras file [default: random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
@@ -421,8 +422,20 @@ pub fn described(state: &StateDict) -> Result<Option<Spec>> {
         let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
         format!("the graph in the metadata of {file}")
     };
-    let file = state.metadata.get(GRAPH).map(|text| GraphFile::parse(text, &origin())).transpose()?;
-    Ok(file.map(Spec::of_file))
+    if let Some(text) = state.metadata.get(GRAPH) {
+        return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
+    }
+    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+        return Ok(None);
+    };
+    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
+    let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
+    for note in imported.notes {
+        log::info!("{file}: {note}");
+    }
+    Ok(Some(Spec::of_file(imported.graph)))
 }
 
 /// The networks whose weights `state` may hold, and its number of classes.
@@ -512,6 +525,43 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// As [`check_output`], for weights, which are written as Keras's file only in the form of the file that they come from.
+pub fn check_weights_output(out: &Path, source: Option<&Path>) -> Result<()> {
+    check_output(out)?;
+    let Some(form) = keras_form(out) else { return Ok(()) };
+    if source.and_then(keras_form) != Some(form) {
+        bail!(
+            "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
+             that ends in .safetensors",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Which of Keras's files a name stands for.
+pub fn keras_form(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()? {
+        "keras" => Some(".keras"),
+        "h5" | "hdf5" => Some(".h5"),
+        _ => None,
+    }
+}
+
+/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
+/// else as safetensors.
+pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
+    match source.filter(|_| keras_form(out).is_some()) {
+        Some(source) => {
+            for note in weights::keras::save(state, source, out)? {
+                eprintln!("note: {}: {note}", out.display());
+            }
+        }
+        None => state.save(out)?,
     }
     Ok(())
 }

@@ -21,8 +21,8 @@ pub struct TrainingArgs {
     /// as `inspect --graph` prints it [default: what the weights file holds]
     #[arg(long, value_name = "NAME|FILE.json")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file; a head for another number of classes starts anew [default: random
-    /// weights]
+    /// Start from this safetensors, PyTorch or Keras file; a head for another number of classes starts anew [default:
+    /// random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes, to be sure: the folders of DATA decide

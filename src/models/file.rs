@@ -1,7 +1,7 @@
 //! A network as a text file, JSON: what `thawline inspect --graph` prints and `--model FILE.json` reads.
 //! `docs/graph.md` describes the format.
 
-use crate::graph::{Act, Builder, Graph, GraphError, LayerKind, NodeId, Op, Window};
+use crate::graph::{Act, Affine, Builder, Graph, GraphError, LayerKind, NodeId, Op, Window};
 use crate::nearest::suggestion;
 use crate::tensor::{Shape, pad4};
 use serde::de::DeserializeOwned;
@@ -79,6 +79,12 @@ pub struct Entry {
     /// See [`graph::Layer::block`](crate::graph::Layer::block).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
+    /// See [`graph::Layer::alias`](crate::graph::Layer::alias).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// See [`graph::Layer::position`](crate::graph::Layer::position).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
 }
 
 /// What a layer does, and with which numbers. Windows are height before width.
@@ -95,6 +101,9 @@ pub enum LayerOp {
     },
     Bn {
         eps: f32,
+        /// See [`graph::Layer::affine`](crate::graph::Layer::affine).
+        #[serde(serialize_with = "affine_name", skip_serializing_if = "is_both")]
+        affine: Affine,
     },
     Linear {
         channels: usize,
@@ -338,7 +347,7 @@ impl Assembly {
 
     /// The shape of what the entry gives.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<Shape, GraphError> {
-        let Entry { name, op, inputs, block } = entry;
+        let Entry { name, op, inputs, block, alias, position } = entry;
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
@@ -359,13 +368,17 @@ impl Assembly {
         self.hold(op, shape).map_err(wrong)?;
         let b = &mut self.builder;
         b.block(block.as_deref());
+        b.position(*position);
         let window =
             |kernel, stride, padding: Padding| Window { kernel, stride, padding: padding.of(kernel, stride, shape) };
         let id = match *op {
             LayerOp::Conv { channels, kernel, stride, padding, groups, bias } => {
                 b.grouped_conv2d(name, x[0], channels, window(kernel, stride, padding), groups, bias)
             }
-            LayerOp::Bn { eps } => b.batch_norm(name, x[0], eps),
+            LayerOp::Bn { eps, affine } => {
+                b.affine(affine);
+                b.batch_norm(name, x[0], eps)
+            }
             LayerOp::Linear { channels } => b.linear(name, x[0], channels),
             LayerOp::Activation { act } => b.activation(name, x[0], act),
             LayerOp::Add {} => b.add(name, x[0], x[1]),
@@ -380,6 +393,9 @@ impl Assembly {
             if let Some((_, read)) = self.values.get_mut(input) {
                 *read = true;
             }
+        }
+        if let Some(alias) = alias {
+            self.builder.alias(alias)?;
         }
         self.values.insert(name.clone(), (id, false));
         self.last = Some(name.clone());
@@ -491,6 +507,14 @@ fn act_name<S: Serializer>(act: &Act, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(act.name())
 }
 
+fn affine_name<S: Serializer>(affine: &Affine, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(affine)
+}
+
+fn is_both(affine: &Affine) -> bool {
+    *affine == Affine::Both
+}
+
 fn window_of(op: &Op) -> Option<Window> {
     match op {
         Op::Conv2d(conv) => Some(conv.window),
@@ -539,7 +563,7 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
                 groups: conv.groups.count(node.shape.c()),
                 bias: conv.bias,
             },
-            Op::BatchNorm { eps } => LayerOp::Bn { eps },
+            Op::BatchNorm { eps } => LayerOp::Bn { eps, affine: layer.affine },
             Op::Activation { act, .. } => LayerOp::Activation { act },
             Op::Add { .. } => LayerOp::Add {},
             Op::Scale { .. } => LayerOp::Scale {},
@@ -567,6 +591,8 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
             op,
             inputs: inputs.map(name).collect(),
             block: layer.block.clone(),
+            alias: layer.alias.clone(),
+            position: layer.position,
         });
     }
     Ok(entries)
@@ -630,7 +656,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
             groups: fields.take_or("groups", "a number", || 1)?,
             bias: fields.take_or("bias", "true or false", || false)?,
         },
-        "bn" => LayerOp::Bn { eps: fields.take("eps", "a number")? },
+        "bn" => LayerOp::Bn { eps: fields.take("eps", "a number")?, affine: fields.affine()? },
         "linear" => LayerOp::Linear { channels: fields.take("channels", "a number")? },
         "activation" => LayerOp::Activation { act: fields.act()? },
         "add" => LayerOp::Add {},
@@ -654,8 +680,10 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
     };
     let inputs = fields.take("inputs", "a list of names")?;
     let block = fields.take_or("block", "a text", || None)?;
+    let alias = fields.take_or("alias", "a text", || None)?;
+    let position = fields.take_or("position", "a number", || None)?;
     fields.finish()?;
-    Ok(Entry { name, op, inputs, block })
+    Ok(Entry { name, op, inputs, block, alias, position })
 }
 
 /// The fields of an object that are still to be read.
@@ -712,6 +740,15 @@ impl Fields {
             let names: Vec<&str> = acts().map(Act::name).collect();
             let near = suggestion(&name, names.iter().copied());
             format!("{}: `act` is `{}`{near}; the activations are {}", self.of, name.escape_debug(), names.join(", "))
+        })
+    }
+
+    fn affine(&mut self) -> Result<Affine, String> {
+        let words = [Affine::Both, Affine::Gamma, Affine::Beta, Affine::None];
+        let word: Option<String> = self.optional("affine", "a text")?;
+        let Some(word) = word else { return Ok(Affine::Both) };
+        words.into_iter().find(|affine| affine.to_string() == word).ok_or_else(|| {
+            format!("{}: `affine` is `{}`; it is both, gamma, beta or none", self.of, word.escape_debug())
         })
     }
 

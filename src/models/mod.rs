@@ -3,6 +3,7 @@
 mod efficientnet;
 mod file;
 mod inverted;
+pub mod keras;
 mod mobilenet;
 mod resnet;
 
