@@ -848,7 +848,18 @@ fn bench_prints_what_scripts_read() {
 
     let kernels = json(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1", "--repeat", "1", "--json"]);
     let convolutions = kernels["convolutions"].as_array().unwrap();
-    let expected = ["forward", "input", "input_grad", "kernel", "layers", "output", "stride", "weight_grad"];
+    let expected = [
+        "by_groups",
+        "forward",
+        "groups",
+        "input",
+        "input_grad",
+        "kernel",
+        "layers",
+        "output",
+        "stride",
+        "weight_grad",
+    ];
     assert_eq!(keys(&convolutions[0]), expected);
     assert!(convolutions.iter().all(|c| c["weight_grad"]["gflops"].as_f64() > Some(0.0)));
     fails(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1,2"], "one --batch");

@@ -2,7 +2,7 @@
 
 use thawline::compile;
 use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
-use thawline::graph::{Act, Builder, Graph, Phase, Role, Variance, Window};
+use thawline::graph::{Act, Averaging, Builder, Graph, Phase, Role, Window};
 use thawline::kernels::conv2d;
 use thawline::plan::{Input, Plan, Storage};
 use thawline::reference::Executor;
@@ -24,6 +24,7 @@ struct Style {
     /// Whether the last layer is a convolution.
     conv_head: bool,
     dropout: bool,
+    averaging: Averaging,
     names: [&'static str; 8],
 }
 
@@ -35,6 +36,7 @@ const TORCH: Style = Style {
     act: Act::Relu,
     conv_head: false,
     dropout: false,
+    averaging: Averaging::PYTORCH,
     names: ["conv1", "bn1", "block.conv1", "block.bn1", "block.conv2", "block.bn2", "block.short", "fc"],
 };
 
@@ -46,6 +48,7 @@ const KERAS: Style = Style {
     act: Act::Relu,
     conv_head: true,
     dropout: true,
+    averaging: Averaging::KERAS,
     names: ["stem", "stem_bn", "b_1_conv", "b_1_bn", "b_2_conv", "b_2_bn", "b_0", "predictions"],
 };
 
@@ -53,6 +56,7 @@ const KERAS: Style = Style {
 fn network(style: Style) -> Graph {
     let [stem, stem_bn, conv1, bn1, conv2, bn2, short, head] = style.names;
     let mut b = Builder::new();
+    b.averaging(style.averaging);
     let x = b.input(2, 8, 8, 3).unwrap();
     let x = b.conv2d(stem, x, 8, Window::square(3, 1, 1), style.bias).unwrap();
     let x = b.batch_norm(stem_bn, x, style.eps).unwrap();
@@ -115,7 +119,9 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
             Storage::Param(id) => memory.copy_from_slice(&tensors[id.index()].data),
             // The fourth channel is padding.
             Storage::Images => {
-                memory.chunks_mut(4).for_each(|pixel| pixel[..3].fill_with(|| rng.range(-2.0, 2.0) as f32))
+                for pixel in memory.chunks_mut(4) {
+                    pixel[..3].fill_with(|| rng.range(-2.0, 2.0) as f32);
+                }
             }
             _ => {}
         }
@@ -126,7 +132,7 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
 }
 
 fn variant<'a>(name: &'a str, graph: &'a Graph) -> Variant<'a> {
-    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3], keep: 0.9, var: Variance::Unbiased }
+    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3] }
 }
 
 fn between(from: Style, to: Style) -> Result<Converted, ConvertError> {
@@ -160,7 +166,7 @@ fn a_variant_computes_what_the_other_did() {
 #[test]
 fn the_account_names_every_difference() {
     let (from, to) = (network(KERAS), network(Style { padding: [0, 0, 1, 1], ..TORCH }));
-    let old = Variant { mean: [0.0; 3], std: [1.0; 3], keep: 0.99, var: Variance::Biased, ..variant("keras", &from) };
+    let old = Variant { mean: [0.0; 3], std: [1.0; 3], ..variant("keras", &from) };
     let converted = convert(&old, &variant("torch", &to), &parameters(&from)).unwrap();
     let told: Vec<(bool, String)> = converted.account.iter().map(|r| (r.is_converted(), r.to_string())).collect();
     let [linear, absorbed, epsilon, padding, images, variance, keep, dropping] = &told[..] else { panic!("{told:#?}") };

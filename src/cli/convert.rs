@@ -5,7 +5,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use thawline::convert::{Converted, Remark, Variant, convert};
 use thawline::gpu::Device;
-use thawline::graph::{Graph, Variance};
+use thawline::graph::Graph;
 use thawline::models::{GRAPH, Spec};
 use thawline::plan::Input;
 use thawline::tensor::HostTensor;
@@ -140,7 +140,7 @@ fn template(args: &Args) -> Result<PathBuf> {
 
 fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {
     let Spec { name, mean, std, .. } = &model.spec;
-    Variant { name, graph, mean: *mean, std: *std, keep: 0.9, var: Variance::Unbiased }
+    Variant { name, graph, mean: *mean, std: *std }
 }
 
 /// How far apart the logits of both networks are for the same values before the first layer, as a share of the largest.

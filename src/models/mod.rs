@@ -1,17 +1,23 @@
 //! Networks by name, with the parameter names of the framework that their weights come from.
 
+mod efficientnet;
 mod file;
+mod inverted;
+mod mobilenet;
 mod resnet;
 
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
-use crate::graph::{Builder, Graph, GraphError, NodeId, Role};
+use crate::graph::{Averaging, Builder, Graph, GraphError, NodeId, Role};
 use crate::nearest::suggestion;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A network: one that [`build`] knows, or one that a [`GraphFile`] describes.
+///
+/// Where frameworks differ in names, padding, constants or preprocessing, each has a network of its own. torchvision's have
+/// torchvision's names; timm's have timm's, with `timm_` before those that torchvision has too; Keras's begin with `keras_`.
 #[derive(Clone)]
 pub struct Spec {
     pub name: Cow<'static, str>,
@@ -24,36 +30,113 @@ pub struct Spec {
     network: Network,
 }
 
-/// Adds a network for so many classes behind images, and returns its logits.
-type Code = fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>;
+/// What a batch norm has beside its parameters.
+#[derive(Clone, Copy)]
+struct BatchNorms {
+    eps: f32,
+    averaging: Averaging,
+}
 
 #[derive(Clone)]
 enum Network {
-    Code(Code),
+    ResNet(&'static resnet::Config),
+    Inverted(&'static inverted::Layout, &'static inverted::Variant),
     File(Arc<GraphFile>),
 }
+
+use Network::{File, Inverted, ResNet};
 
 /// The statistics of ImageNet, which torchvision's weights expect.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
+/// The mean of ImageNet's colours as Caffe's networks, and Keras's ResNets after them, have it.
+const CAFFE_MEAN: [f32; 3] = [123.68 / 255.0, 116.779 / 255.0, 103.939 / 255.0];
+
 /// Every network, in the order in which lists show them.
 pub static MODELS: &[Spec] = &[
-    Spec::imagenet("resnet18", |b, x, classes| resnet::RESNET18.network(b, x, classes)),
-    Spec::imagenet("resnet34", |b, x, classes| resnet::RESNET34.network(b, x, classes)),
-    Spec::imagenet("resnet50", |b, x, classes| resnet::RESNET50.network(b, x, classes)),
-    Spec::imagenet("resnet101", |b, x, classes| resnet::RESNET101.network(b, x, classes)),
-    Spec::imagenet("resnet152", |b, x, classes| resnet::RESNET152.network(b, x, classes)),
-    Spec::imagenet("wide_resnet50_2", |b, x, classes| resnet::WIDE_RESNET50_2.network(b, x, classes)),
+    Spec::imagenet("resnet18", 224, ResNet(&resnet::RESNET18)),
+    Spec::imagenet("resnet34", 224, ResNet(&resnet::RESNET34)),
+    Spec::imagenet("resnet50", 224, ResNet(&resnet::RESNET50)),
+    Spec::imagenet("resnet101", 224, ResNet(&resnet::RESNET101)),
+    Spec::imagenet("resnet152", 224, ResNet(&resnet::RESNET152)),
+    Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
+    Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
-    Spec {
-        name: Cow::Borrowed("resnet_tiny"),
-        default_size: 16,
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        network: Network::Code(|b, x, classes| resnet::RESNET_TINY.network(b, x, classes)),
-    },
+    Spec::normalised("resnet_tiny", 16, [0.5; 3], [0.5; 3], ResNet(&resnet::RESNET_TINY)),
+    Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2)),
+    Spec::imagenet("mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
+    Spec::imagenet("mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3)),
+    // The sizes that timm trains at.
+    Spec::imagenet("timm_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b1", 256, Inverted(&efficientnet::B1, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b2", 256, Inverted(&efficientnet::B2, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b3", 288, Inverted(&efficientnet::B3, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b4", 320, Inverted(&efficientnet::B4, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b5", 448, Inverted(&efficientnet::B5, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM)),
+    Spec::imagenet("tf_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM_TF)),
+    Spec::normalised(
+        "tf_efficientnetv2_s",
+        300,
+        [0.5; 3],
+        [0.5; 3],
+        Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF),
+    ),
+    Spec::imagenet("mobilenetv2_100", 224, Inverted(&mobilenet::V2, &efficientnet::TIMM)),
+    Spec::imagenet("mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM)),
+    Spec::normalised(
+        "tf_mobilenetv3_large_100",
+        224,
+        [0.5; 3],
+        [0.5; 3],
+        Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF),
+    ),
+    // Keras's own preprocessing: EfficientNet's `Normalization` as its ImageNet weights have it, V2's and MobileNetV3's
+    // `Rescaling`, MobileNetV2's mode `tf`, ResNet's mode `caffe`.
+    Spec::imagenet("keras_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::KERAS_V1)),
+    Spec::normalised(
+        "keras_efficientnet_v2_s",
+        384,
+        [128.0 / 255.0; 3],
+        [128.0 / 255.0; 3],
+        Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2),
+    ),
+    Spec::normalised("keras_mobilenet_v2", 224, [0.5; 3], [0.5; 3], Inverted(&mobilenet::V2, &mobilenet::KERAS_V2)),
+    Spec::normalised(
+        "keras_mobilenet_v3_large",
+        224,
+        [0.5; 3],
+        [0.5; 3],
+        Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3),
+    ),
+    Spec::normalised("keras_resnet50", 224, CAFFE_MEAN, [1.0 / 255.0; 3], ResNet(&resnet::KERAS_RESNET50)),
+    Spec::normalised("keras_resnet101", 224, CAFFE_MEAN, [1.0 / 255.0; 3], ResNet(&resnet::KERAS_RESNET101)),
+    Spec::normalised("keras_resnet152", 224, CAFFE_MEAN, [1.0 / 255.0; 3], ResNet(&resnet::KERAS_RESNET152)),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -79,9 +162,18 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Spec {
-    const fn imagenet(name: &'static str, network: Code) -> Self {
-        let (name, network) = (Cow::Borrowed(name), Network::Code(network));
-        Self { name, default_size: 224, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+    const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
+        Self::normalised(name, default_size, IMAGENET_MEAN, IMAGENET_STD, network)
+    }
+
+    const fn normalised(
+        name: &'static str,
+        default_size: usize,
+        mean: [f32; 3],
+        std: [f32; 3],
+        network: Network,
+    ) -> Self {
+        Self { name: Cow::Borrowed(name), default_size, mean, std, network }
     }
 
     /// The network that `file` describes.
@@ -91,15 +183,15 @@ impl Spec {
             default_size: file.size().0,
             mean: file.mean(),
             std: file.std(),
-            network: Network::File(Arc::new(file)),
+            network: File(Arc::new(file)),
         }
     }
 
     /// The file that describes the network, if it is none of [`MODELS`].
     pub fn file(&self) -> Option<&GraphFile> {
         match &self.network {
-            Network::Code(_) => None,
-            Network::File(file) => Some(file),
+            ResNet(_) | Inverted(..) => None,
+            File(file) => Some(file),
         }
     }
 
@@ -115,10 +207,10 @@ impl Spec {
     pub fn describe(&self, size: (usize, usize), classes: usize) -> Result<GraphFile, ModelError> {
         let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
         match &self.network {
-            Network::File(file) => file.with(size, classes).map_err(wrong),
-            Network::Code(network) => {
+            File(file) => file.with(size, classes).map_err(wrong),
+            network => {
                 let about = GraphAbout { name: self.name.to_string(), size, mean: self.mean, std: self.std };
-                GraphFile::of(about, |size| run(*network, 1, size, classes)).map_err(wrong)
+                GraphFile::of(about, |size| network.build(1, size, classes)).map_err(wrong)
             }
         }
     }
@@ -132,19 +224,25 @@ impl Spec {
         if !(1..=MAX_CLASSES).contains(&classes) {
             return Err(ModelError::Classes { model: self.name.to_string(), classes });
         }
-        let graph = match &self.network {
-            Network::Code(network) => run(*network, batch, size, classes),
-            Network::File(file) => file.build(batch, size, classes),
-        };
+        let graph = self.network.build(batch, size, classes);
         graph.map_err(|error| ModelError::Input { model: self.name.to_string(), batch, size, error })
     }
 }
 
-fn run(network: Code, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
-    let mut b = Builder::new();
-    let images = b.input(batch, size.0, size.1, 3)?;
-    let logits = network(&mut b, images, classes)?;
-    b.finish(logits)
+impl Network {
+    fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
+        let coded = |network: &dyn Fn(&mut Builder, NodeId) -> Result<NodeId, GraphError>| {
+            let mut b = Builder::new();
+            let images = b.input(batch, size.0, size.1, 3)?;
+            let logits = network(&mut b, images)?;
+            b.finish(logits)
+        };
+        match self {
+            ResNet(config) => coded(&|b, images| config.network(b, images, classes)),
+            Inverted(layout, variant) => coded(&|b, images| layout.network(variant, b, images, classes)),
+            File(file) => file.build(batch, size, classes),
+        }
+    }
 }
 
 /// The network called `name`.
