@@ -4,6 +4,7 @@ use thawline::compile;
 use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
 use thawline::graph::{Act, Averaging, Builder, Graph, Phase, Role, Window};
 use thawline::kernels::conv2d;
+use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
 use thawline::reference::Executor;
 use thawline::rng::Rng;
@@ -240,4 +241,60 @@ fn other_networks_are_refused() {
         let message = convert(&variant("a", &from), &variant("b", &to), &ruined).unwrap_err().to_string();
         assert!(message.starts_with("`bn1`: its epsilon cannot be converted"), "{message}");
     }
+}
+
+/// Every model of one network, and whether it pads as TensorFlow does.
+const FAMILIES: &[&[(&str, bool)]] = &[
+    &[
+        ("efficientnet_b0", false),
+        ("timm_efficientnet_b0", false),
+        ("tf_efficientnet_b0", true),
+        ("keras_efficientnet_b0", true),
+    ],
+    &[("efficientnet_v2_s", false), ("tf_efficientnetv2_s", true), ("keras_efficientnet_v2_s", true)],
+    &[("mobilenet_v2", false), ("mobilenetv2_100", false), ("keras_mobilenet_v2", true)],
+    &[
+        ("mobilenet_v3_large", false),
+        ("mobilenetv3_large_100", false),
+        ("tf_mobilenetv3_large_100", true),
+        ("keras_mobilenet_v3_large", true),
+    ],
+];
+
+#[test]
+fn models_of_one_network_convert_into_each_other() {
+    let between = |from: &str, to: &str| {
+        let [old, new] = [from, to].map(|name| models::build(name, 1, (64, 64), 10).unwrap());
+        let zeros: Vec<HostTensor> = old.params().iter().map(|param| HostTensor::zeros(param.shape)).collect();
+        let converted = convert(&variant(from, &old), &variant(to, &new), &zeros).unwrap();
+        assert_eq!(converted.tensors.len(), new.params().len(), "{from} {to}");
+        for (tensor, param) in converted.tensors.iter().zip(new.params()) {
+            assert_eq!(tensor.shape, param.shape, "{from} {to}");
+        }
+        converted
+    };
+    for family in FAMILIES {
+        for (from, pads_so) in *family {
+            for (to, pads) in *family {
+                let converted = between(from, to);
+                let changes = converted.account.iter().any(Remark::changes_logits);
+                assert_eq!(changes, pads_so != pads, "{from} {to}: {:?}", converted.account);
+                assert_eq!(from == to, converted.layers.iter().all(|(from, to)| from == to), "{from} {to}");
+            }
+        }
+    }
+    let named = |converted: &Converted, from: &str, to: &str| {
+        assert!(converted.layers.contains(&(from.to_owned(), to.to_owned())), "{from} {to}");
+    };
+    let b0 = between("efficientnet_b0", "keras_efficientnet_b0");
+    named(&b0, "features.2.0.block.2.fc1", "block2a_se_reduce");
+    named(&b0, "features.8.1", "top_bn");
+
+    // Keras's ResNet has its stride in another convolution of a block, biases, and the shortcut first.
+    let resnet = between("resnet50", "keras_resnet50");
+    named(&resnet, "layer1.0.downsample.0", "conv2_block1_0_conv");
+    named(&resnet, "layer1.0.conv3", "conv2_block1_3_conv");
+    let has = |of: fn(&Remark) -> bool| resnet.account.iter().any(of);
+    assert!(has(|remark| matches!(remark, Remark::Stride { layers } if layers.len() == 6)), "{:?}", resnet.account);
+    assert!(has(|remark| matches!(remark, Remark::BiasAdded { layers } if layers.len() == 53)), "{:?}", resnet.account);
 }
