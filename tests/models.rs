@@ -49,7 +49,7 @@ fn parameter_counts() {
         ("wide_resnet50_2", 68_883_240, 320, 53),
         ("resnet_tiny", 239_608, 92, 15),
     ];
-    assert_eq!(MODELS.iter().map(|m| m.name).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
+    assert_eq!(MODELS.iter().map(|m| m.name.as_ref()).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
     for (name, parameters, tensors, batch_norms) in expected {
         let graph = models::build(name, 1, (64, 64), 1000).unwrap();
         let dict = state_dict(&graph);

@@ -8,7 +8,7 @@ mod resnet;
 
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
-use crate::graph::{Averaging, Builder, Graph, GraphError, NodeId, Role};
+use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
 use crate::nearest::suggestion;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -44,7 +44,7 @@ enum Network {
     File(Arc<GraphFile>),
 }
 
-use Network::{File, Inverted, ResNet};
+use Network::{Inverted, ResNet};
 
 /// The statistics of ImageNet, which torchvision's weights expect.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -64,7 +64,7 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
     Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
-    Spec::normalised("resnet_tiny", 16, [0.5; 3], [0.5; 3], ResNet(&resnet::RESNET_TINY)),
+    Spec::normalised("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY), [0.5; 3], [0.5; 3]),
     Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
     Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
     Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
@@ -96,18 +96,18 @@ pub static MODELS: &[Spec] = &[
     Spec::normalised(
         "tf_efficientnetv2_s",
         300,
-        [0.5; 3],
-        [0.5; 3],
         Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF),
+        [0.5; 3],
+        [0.5; 3],
     ),
     Spec::imagenet("mobilenetv2_100", 224, Inverted(&mobilenet::V2, &efficientnet::TIMM)),
     Spec::imagenet("mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM)),
     Spec::normalised(
         "tf_mobilenetv3_large_100",
         224,
-        [0.5; 3],
-        [0.5; 3],
         Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF),
+        [0.5; 3],
+        [0.5; 3],
     ),
     // Keras's own preprocessing: EfficientNet's `Normalization` as its ImageNet weights have it, V2's and MobileNetV3's
     // `Rescaling`, MobileNetV2's mode `tf`, ResNet's mode `caffe`.
@@ -122,21 +122,21 @@ pub static MODELS: &[Spec] = &[
     Spec::normalised(
         "keras_efficientnet_v2_s",
         384,
-        [128.0 / 255.0; 3],
-        [128.0 / 255.0; 3],
         Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2),
+        [128.0 / 255.0; 3],
+        [128.0 / 255.0; 3],
     ),
-    Spec::normalised("keras_mobilenet_v2", 224, [0.5; 3], [0.5; 3], Inverted(&mobilenet::V2, &mobilenet::KERAS_V2)),
+    Spec::normalised("keras_mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2), [0.5; 3], [0.5; 3]),
     Spec::normalised(
         "keras_mobilenet_v3_large",
         224,
-        [0.5; 3],
-        [0.5; 3],
         Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3),
+        [0.5; 3],
+        [0.5; 3],
     ),
-    Spec::normalised("keras_resnet50", 224, CAFFE_MEAN, [1.0 / 255.0; 3], ResNet(&resnet::KERAS_RESNET50)),
-    Spec::normalised("keras_resnet101", 224, CAFFE_MEAN, [1.0 / 255.0; 3], ResNet(&resnet::KERAS_RESNET101)),
-    Spec::normalised("keras_resnet152", 224, CAFFE_MEAN, [1.0 / 255.0; 3], ResNet(&resnet::KERAS_RESNET152)),
+    Spec::normalised("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50), CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101), CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152), CAFFE_MEAN, [1.0 / 255.0; 3]),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -163,15 +163,15 @@ fn names() -> impl Iterator<Item = &'static str> {
 
 impl Spec {
     const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
-        Self::normalised(name, default_size, IMAGENET_MEAN, IMAGENET_STD, network)
+        Self::normalised(name, default_size, network, IMAGENET_MEAN, IMAGENET_STD)
     }
 
     const fn normalised(
         name: &'static str,
         default_size: usize,
+        network: Network,
         mean: [f32; 3],
         std: [f32; 3],
-        network: Network,
     ) -> Self {
         Self { name: Cow::Borrowed(name), default_size, mean, std, network }
     }
@@ -183,15 +183,15 @@ impl Spec {
             default_size: file.size().0,
             mean: file.mean(),
             std: file.std(),
-            network: File(Arc::new(file)),
+            network: Network::File(Arc::new(file)),
         }
     }
 
     /// The file that describes the network, if it is none of [`MODELS`].
     pub fn file(&self) -> Option<&GraphFile> {
         match &self.network {
+            Network::File(file) => Some(file),
             ResNet(_) | Inverted(..) => None,
-            File(file) => Some(file),
         }
     }
 
@@ -207,7 +207,7 @@ impl Spec {
     pub fn describe(&self, size: (usize, usize), classes: usize) -> Result<GraphFile, ModelError> {
         let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
         match &self.network {
-            File(file) => file.with(size, classes).map_err(wrong),
+            Network::File(file) => file.with(size, classes).map_err(wrong),
             network => {
                 let about = GraphAbout { name: self.name.to_string(), size, mean: self.mean, std: self.std };
                 GraphFile::of(about, |size| network.build(1, size, classes)).map_err(wrong)
@@ -230,18 +230,22 @@ impl Spec {
 }
 
 impl Network {
+    /// The network for `batch` images of `size` = (height, width) pixels.
     fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
-        let coded = |network: &dyn Fn(&mut Builder, NodeId) -> Result<NodeId, GraphError>| {
-            let mut b = Builder::new();
-            let images = b.input(batch, size.0, size.1, 3)?;
-            let logits = network(&mut b, images)?;
-            b.finish(logits)
+        let mut b = Builder::new();
+        let mut images = || b.input(batch, size.0, size.1, 3);
+        let logits = match self {
+            Self::File(file) => return file.build(batch, size, classes),
+            ResNet(config) => {
+                let images = images()?;
+                config.network(&mut b, images, classes)?
+            }
+            Inverted(layout, variant) => {
+                let images = images()?;
+                layout.network(variant, &mut b, images, classes)?
+            }
         };
-        match self {
-            ResNet(config) => coded(&|b, images| config.network(b, images, classes)),
-            Inverted(layout, variant) => coded(&|b, images| layout.network(variant, b, images, classes)),
-            File(file) => file.build(batch, size, classes),
-        }
+        b.finish(logits)
     }
 }
 
