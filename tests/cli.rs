@@ -521,7 +521,10 @@ fn convert_renames_and_accounts() {
     let (weights, out, graph) = (trained_file(), outputs.text("out.safetensors"), outputs.path("mine.json"));
     // A variant of other names and another epsilon.
     let described = stdout(&["inspect", "--model", "resnet_tiny", "--graph"]);
-    let described = described.replace("\"layer", "\"stage").replace("1e-5", "1e-3").replace("0.00001", "0.001");
+    let described = ["1.", "2.", "3."].iter().fold(described, |text, n| {
+        text.replace(&format!("\"layer{n}"), &format!("\"stage{n}")) // Names of layers and of blocks.
+    });
+    let described = described.replace("1e-5", "1e-3").replace("0.00001", "0.001");
     fs::write(&graph, described).unwrap();
     let graph = graph.to_str().unwrap();
 

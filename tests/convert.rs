@@ -279,7 +279,10 @@ fn models_of_one_network_convert_into_each_other() {
                 let converted = between(from, to);
                 let changes = converted.account.iter().any(Remark::changes_logits);
                 assert_eq!(changes, pads_so != pads, "{from} {to}: {:?}", converted.account);
-                assert_eq!(from == to, converted.layers.iter().all(|(from, to)| from == to), "{from} {to}");
+                if from == to {
+                    assert!(converted.account.is_empty(), "{from}: {:?}", converted.account);
+                    assert!(converted.layers.iter().all(|(from, to)| from == to), "{from}");
+                }
             }
         }
     }
