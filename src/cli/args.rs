@@ -4,6 +4,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
@@ -11,7 +13,8 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec};
+use thawline::models::keras::KerasConfig;
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::onnx::{self, Imported};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
@@ -74,7 +77,7 @@ pub struct ModelArgs {
     /// as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch or ONNX file [default: random weights]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file [default: random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
@@ -341,22 +344,32 @@ impl ModelArgs {
             }
             (named, _) => {
                 let recognised = recognise(&state);
-                if let (Some(named), Some((found, _))) = (&named, recognised)
-                    && named.name != found
-                {
-                    bail!("{file} holds the weights of {found}, not of {}", named.name);
-                }
-                let told = || state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
-                let spec = match recognised {
-                    Some((name, _)) => models::spec(name)?.clone(),
-                    None => named.or_else(told).with_context(|| {
+                let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
+                let spec = match &recognised {
+                    Some(Recognised { models: found, .. }) => {
+                        let is_one = |spec: &Spec| found.contains(&spec.name.as_ref());
+                        if let Some(named) = named.as_ref().filter(|named| !is_one(named)) {
+                            bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
+                        }
+                        let told = named.or(told.filter(is_one));
+                        match (&found[..], told.or_else(|| self.beside().cloned().filter(is_one))) {
+                            (_, Some(spec)) => spec,
+                            (&[name], None) => models::spec(name)?.clone(),
+                            _ => bail!(
+                                "{file} holds the weights of {}, which the file does not tell apart: say which with \
+                                 --model",
+                                found.join(" or ")
+                            ),
+                        }
+                    }
+                    None => named.or(told).with_context(|| {
                         format!(
                             "{file} holds the weights of no network that is known; --model NAME says how it differs \
                              from one, and --model FILE.json describes another"
                         )
                     })?,
                 };
-                (spec, recognised.map(|(_, classes)| classes))
+                (spec, recognised.map(|found| found.classes))
             }
         };
         let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(&spec));
@@ -370,6 +383,15 @@ impl ModelArgs {
             state: Some(state),
             seed: self.seed,
         })
+    }
+
+    /// The network that timm's `config.json` names where there is one beside the weights file, as on the Hugging Face hub.
+    fn beside(&self) -> Option<&'static Spec> {
+        /// A longer one is not timm's.
+        const MAX_CONFIG: u64 = 1 << 20;
+        let file = File::open(self.weights.as_ref()?.with_file_name("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_reader(file.take(MAX_CONFIG)).ok()?;
+        models::of_timm(config.get("architecture")?.as_str()?)
     }
 }
 
@@ -412,12 +434,24 @@ pub fn described(state: &StateDict) -> Result<Option<Spec>> {
         let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
         format!("the graph in the metadata of {file}")
     };
-    let file = state.metadata.get(GRAPH).map(|text| GraphFile::parse(text, &origin())).transpose()?;
-    Ok(file.map(Spec::of_file))
+    if let Some(text) = state.metadata.get(GRAPH) {
+        return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
+    }
+    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+        return Ok(None);
+    };
+    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
+    let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
+    for note in imported.notes {
+        log::info!("{file}: {note}");
+    }
+    Ok(Some(Spec::of_file(imported.graph)))
 }
 
-/// The network whose weights `state` holds, and its number of classes.
-pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
+/// The networks whose weights `state` may hold, and its number of classes.
+pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
@@ -503,6 +537,43 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// As [`check_output`], for weights, which are written as Keras's file only in the form of the file that they come from.
+pub fn check_weights_output(out: &Path, source: Option<&Path>) -> Result<()> {
+    check_output(out)?;
+    let Some(form) = keras_form(out) else { return Ok(()) };
+    if source.and_then(keras_form) != Some(form) {
+        bail!(
+            "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
+             that ends in .safetensors",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Which of Keras's files a name stands for.
+pub fn keras_form(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()? {
+        "keras" => Some(".keras"),
+        "h5" | "hdf5" => Some(".h5"),
+        _ => None,
+    }
+}
+
+/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
+/// else as safetensors.
+pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
+    match source.filter(|_| keras_form(out).is_some()) {
+        Some(source) => {
+            for note in weights::keras::save(state, source, out)? {
+                eprintln!("note: {}: {note}", out.display());
+            }
+        }
+        None => state.save(out)?,
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use thawline::weights::{self, StateDict, TensorData};
   thawline inspect --model resnet50 --size 192x256 --json
   thawline inspect --model resnet18 --classes 10 --graph > mine.json")]
 pub struct Args {
-    /// A safetensors, PyTorch or ONNX file
+    /// A safetensors, PyTorch, Keras or ONNX file
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
     /// A model's name, or a graph file, instead of a file

@@ -14,7 +14,7 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors, PyTorch or ONNX file
+    /// A safetensors, PyTorch, Keras or ONNX file
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
     /// The network, if the file does not tell

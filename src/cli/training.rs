@@ -21,8 +21,8 @@ pub struct TrainingArgs {
     /// as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch or ONNX file; a head for another number of classes starts anew [default: random
-    /// weights]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file; a head for another number of classes starts anew [default:
+    /// random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes, to be sure: the folders of DATA decide
