@@ -516,6 +516,75 @@ fn a_folded_file_does_what_the_file_did() {
 }
 
 #[test]
+fn convert_renames_and_accounts() {
+    let outputs = Outputs::new();
+    let (weights, out, graph) = (trained_file(), outputs.text("out.safetensors"), outputs.path("mine.json"));
+    // A variant of other names and another epsilon.
+    let described = stdout(&["inspect", "--model", "resnet_tiny", "--graph"]);
+    let described = ["1.", "2.", "3."].iter().fold(described, |text, n| {
+        text.replace(&format!("\"layer{n}"), &format!("\"stage{n}")) // Names of layers and of blocks.
+    });
+    let described = described.replace("1e-5", "1e-3").replace("0.00001", "0.001");
+    fs::write(&graph, described).unwrap();
+    let graph = graph.to_str().unwrap();
+
+    let report = json(&["convert", &weights, "--to", graph, "--out", &out, "--json"]);
+    assert_eq!(keys(&report), ["classes", "converted", "difference", "from", "layers", "left", "out", "to"]);
+    assert_eq!(report["layers"][2], serde_json::json!({"from": "layer1.0.conv1", "to": "stage1.0.conv1"}));
+    let converted = report["converted"].as_array().unwrap();
+    assert!(converted[0].as_str().unwrap().starts_with("names: layer1.0.conv1 is stage1.0.conv1 now"), "{report}");
+    assert!(converted[1].as_str().unwrap().starts_with("epsilon is 1e-3 and was 1e-5 in bn1, "), "{report}");
+    assert!(report["difference"].as_f64().unwrap() < 1e-4, "{report}");
+    let (before, after) = (StateDict::load(&weights).unwrap(), StateDict::load(&out).unwrap());
+    assert_eq!(floats(&before, "layer1.0.conv1.weight"), floats(&after, "stage1.0.conv1.weight"));
+    assert!(floats(&before, "bn1.weight") != floats(&after, "bn1.weight"));
+    assert_eq!(before.metadata["classes"], after.metadata["classes"]);
+
+    // And back.
+    let back = outputs.text("back.safetensors");
+    let text = stdout(&["convert", &out, "--to", "resnet_tiny", "--out", &back]);
+    assert!(text.contains("converted:\n  names: stage1.0.conv1 is layer1.0.conv1 now"), "{text}");
+    let after = StateDict::load(&back).unwrap();
+    assert!(before.tensors.keys().eq(after.tensors.keys()) && !after.metadata.contains_key("graph"));
+    for (name, tensor) in &before.tensors {
+        let TensorData::F32(old) = &tensor.data else { continue };
+        let new = floats(&after, name);
+        assert!(old.iter().zip(&new).all(|(old, new)| (old - new).abs() <= 1e-6 * old.abs()), "{name}");
+    }
+
+    // The same network, in another file.
+    let text = stdout(&["convert", &weights, "--out", &back]);
+    assert!(text.starts_with("resnet_tiny → resnet_tiny, "), "{text}");
+    assert_eq!(StateDict::load(&back).unwrap().tensors, before.tensors);
+}
+
+#[test]
+fn convert_writes_nothing_that_is_wrong() {
+    let outputs = Outputs::new();
+    let weights = trained_file();
+    let out = outputs.path("out.safetensors");
+    fs::write(&out, "precious").unwrap();
+    let to = out.to_str().unwrap();
+    let convert = |args: &[&str], expected: &str| fails(&[&["convert", &weights], args].concat(), expected);
+    convert(&["--out", &outputs.text("out.pth")], "PyTorch's own files are read, not written; write .safetensors");
+    convert(&["--out", &outputs.text("out.bin")], "must end in .safetensors, .keras or .h5");
+    convert(&["--out", &weights], "are the same file");
+    convert(
+        &["--out", &outputs.text("out.keras")],
+        "a copy of one that Keras wrote; name one with the same ending as --to",
+    );
+    convert(&["--out", &outputs.text("out.keras"), "--to", "other.h5"], "with the same ending as --to");
+    convert(&["--out", to, "--to", "other.keras"], "only one with the same ending can be written");
+    convert(&["--out", to, "--to", "resnet19"], "did you mean `resnet18`?");
+    convert(
+        &["--out", to, "--to", "resnet18"],
+        "resnet_tiny and resnet18 are not one network: nothing in resnet_tiny computes what `conv1` of resnet18 does",
+    );
+    convert(&["--out", to, "--model", "resnet18"], "holds the weights of resnet_tiny");
+    assert_eq!(fs::read_to_string(&out).unwrap(), "precious");
+}
+
+#[test]
 fn fold_writes_nothing_that_is_wrong() {
     let outputs = Outputs::new();
     let weights = trained_file();
@@ -572,6 +641,116 @@ fn fold_writes_nothing_that_is_wrong() {
     fold(&folded, &onnx, &[], "`fc` holds values that are not finite");
     assert_eq!(fs::read(out).unwrap(), b"precious");
     assert!(!Path::new(&onnx).exists());
+}
+
+#[test]
+fn a_graph_file_stands_for_a_network() {
+    let outputs = Outputs::new();
+    let text = stdout(&["inspect", "--model", "resnet_tiny", "--graph"]);
+    let (file, changed) = (outputs.text("same.json"), outputs.text("mine.json"));
+    fs::write(&file, &text).unwrap();
+    let layers = |args: &[&str]| json(&[&["inspect", "--json"], args].concat())["layers"].clone();
+    assert_eq!(layers(&["--model", &file]), layers(&["--model", "resnet_tiny"]));
+    assert_eq!(stdout(&["inspect", "--model", &file, "--graph"]), text);
+    assert_eq!(
+        layers(&["--model", &file, "--size", "24x20", "--classes", "3"]),
+        layers(&["--model", "resnet_tiny", "--size", "24x20", "--classes", "3"])
+    );
+    assert_eq!(stdout(&["inspect", &weights_file(), "--graph"]), text);
+
+    // A network that no name stands for: other activations, names and normalisation.
+    let mine = text.replace("\"act\": \"relu\"", "\"act\": \"relu6\"").replace("\"fc\"", "\"head\"");
+    let mine = mine.replace("\"resnet_tiny\"", "\"mine\"").replace("\"mean\": [0.5, ", "\"mean\": [0.4, ");
+    assert_ne!(mine, text);
+    fs::write(&changed, &mine).unwrap();
+    let (run, data) = (outputs.text("run"), data());
+    let train = ["finetune", "--model", &changed, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
+    assert!(stdout(&train).starts_with("mine at 16 pixels"));
+    let best = outputs.path("run").join("best.safetensors");
+    let best = best.to_str().unwrap();
+    // Its weights need no file beside them.
+    let inspected = json(&["inspect", best, "--json"]);
+    assert_eq!(inspected["model"], "mine");
+    let kinds: Vec<&str> =
+        inspected["layers"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"relu6") && !kinds.contains(&"relu"), "{kinds:?}");
+    assert!(stdout(&["inspect", best]).contains("graph: the network's own; --graph prints it"));
+    assert_eq!(stdout(&["inspect", best, "--graph"]), mine);
+    let eval = |more: &[&str]| json(&[&["eval", "--weights", best, "--data", &data, "--json"], more].concat());
+    assert_eq!(eval(&[])["loss"], eval(&["--model", &changed])["loss"]);
+    assert_ne!(eval(&[])["loss"], json(&["eval", "--weights", &weights_file(), "--data", &data, "--json"])["loss"]);
+    fails_at_length(&["eval", "--weights", best, "--data", &data, "--model", "resnet_tiny"], "does not fit the model");
+    assert!(stdout(&["finetune", "--resume", &run, "--epochs", "1"]).contains("mine at 16 pixels"));
+
+    // Every other command that writes weights keeps the graph.
+    let (stepped, again) = (outputs.text("stepped.safetensors"), outputs.text("again.safetensors"));
+    stdout(&["step", "--model", &changed, "--inputs", &inputs_file(), "--out", &stepped]);
+    assert_eq!(json(&["inspect", &stepped, "--json"])["model"], "mine");
+    stdout(&["step", "--weights", &stepped, "--inputs", &inputs_file(), "--out", &again, "--policy", "bn-only"]);
+    assert_eq!(json(&["inspect", &again, "--json"])["layers"], inspected["layers"]);
+    stdout(&["recalibrate", "--weights", best, "--data", &data, "--out", &again, "--batch", "5"]);
+    assert_eq!(json(&["inspect", &again, "--json"])["model"], "mine");
+    stdout(&["fold", "--weights", best, "--out", &again]);
+    let folded = json(&["inspect", &again, "--json"]);
+    assert!(folded["layers"].as_array().unwrap().iter().all(|layer| layer["kind"] != "bn"));
+    assert_eq!(json(&["eval", "--weights", &again, "--data", &data, "--json"])["top1"], eval(&[])["top1"]);
+
+    fails(&["inspect", "--model", &outputs.text("none.json")], "cannot read");
+    fs::write(&file, text.replace("\"layer1.0.conv1\", \"op\"", "\"layer1.0.conv1\", \"po\"")).unwrap();
+    fails(&["plan", "--model", &file], "same.json: layer `layer1.0.conv1`: `op` is missing");
+    fails(&["inspect", "--model", "mine", "--graph"], "unknown model `mine`");
+}
+
+#[test]
+fn onnx_is_read_like_any_weights_file() {
+    let outputs = Outputs::new();
+    let (weights, onnx, data) = (trained_file(), outputs.text("net.onnx"), data());
+    stdout(&["fold", "--weights", &weights, "--out", &onnx, "--no-fold"]);
+    let eval = |weights: &str| json(&["eval", "--weights", weights, "--data", &data, "--json"]);
+    let (of_file, of_onnx) = (eval(&weights), eval(&onnx));
+    assert_eq!((&of_onnx["model"], &of_onnx["top1"]), (&Value::from("net"), &of_file["top1"]));
+    assert_eq!(of_onnx["loss"], of_file["loss"], "the weights are the same, and so is what is done to images");
+    let layers = |file: &str| json(&["inspect", file, "--json"])["layers"].clone();
+    assert_eq!(layers(&onnx), layers(&weights));
+
+    // Trained, it is a file of its own.
+    let run = outputs.text("run");
+    let train = ["finetune", "--weights", &onnx, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
+    stdout(&[&train[..], &["--policy", "keras-guide"]].concat());
+    let last = outputs.path("run").join("last.safetensors");
+    let last = last.to_str().unwrap();
+    assert_eq!(json(&["inspect", last, "--json"])["layers"], layers(&onnx));
+    assert_eq!(eval(last)["model"], "net");
+    let back = outputs.text("back.onnx");
+    stdout(&["fold", "--weights", last, "--out", &back, "--no-fold"]);
+    assert_eq!(eval(&back)["loss"], eval(last)["loss"]);
+
+    // Others' files; one has no batch norms, and both have five classes.
+    let golden = |name: &str| format!("{}/tests/golden/onnx/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    let resnet = golden("resnet");
+    let output = thawline(&["inspect", &resnet, "--json"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("note: ") && stderr.contains("ImageNet's mean"), "{stderr}");
+    let stepped = outputs.text("stepped.safetensors");
+    let step = |file: &str, more: &[&str]| {
+        let args = ["step", "--weights", file, "--inputs", &inputs_file(), "--out", &stepped];
+        stdout(&[&args[..], more].concat())
+    };
+    for policy in ["full", "bn-only", "head", "full-frozen-bn"] {
+        let loss = step(&resnet, &["--classes", "10", "--policy", policy, "--check"]);
+        assert!(loss.contains("\"step\":1"), "{loss}");
+    }
+    assert_eq!(json(&["inspect", &stepped, "--json"])["classes"], 10);
+    step(&golden("resnet_folded"), &["--classes", "10", "--policy", "head"]);
+    step(&golden("mobile"), &["--classes", "10", "--policy", "full"]);
+    // Its graph alone.
+    let seeded = json(&["inspect", "--model", &golden("lenet"), "--json"]);
+    assert_eq!((&seeded["size"], &seeded["classes"]), (&serde_json::json!([18, 18]), &Value::from(5)));
+    fails(&["inspect", "--model", &golden("lenet"), "--size", "32"], "cannot take 1 images of 32×32 pixels");
+
+    fs::write(outputs.path("cut.onnx"), &fs::read(&onnx).unwrap()[..5000]).unwrap();
+    fails(&["eval", "--weights", &outputs.text("cut.onnx"), "--data", &data], "damaged or not a real ONNX file");
+    fails(&["inspect", &outputs.text("none.onnx")], "cannot read");
 }
 
 #[test]
@@ -1145,4 +1324,30 @@ fn without_a_driver_the_message_says_what_to_install() {
         assert!(stderr.starts_with("error: no GPU driver") && stderr.contains("mesa-vulkan-drivers"), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
+}
+
+#[test]
+fn what_a_file_does_not_tell_apart_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    let graph = models::build("mobilenetv3_large_100", 1, (32, 32), 10).unwrap();
+    to_state(&graph, &initialise(&graph, 0)).save(&file).unwrap();
+    let file = file.to_str().unwrap();
+    fails(
+        &["inspect", file],
+        "holds the weights of mobilenetv3_large_100 or tf_mobilenetv3_large_100, which the file does not tell apart: say \
+         which with --model",
+    );
+    let model = |args: &[&str]| json(&[&["inspect", file, "--json"], args].concat())["model"].clone();
+    assert_eq!(model(&["--model", "tf_mobilenetv3_large_100"]), "tf_mobilenetv3_large_100");
+    fails(
+        &["inspect", file, "--model", "mobilenet_v3_large"],
+        "holds the weights of mobilenetv3_large_100 or tf_mobilenetv3_large_100, not of mobilenet_v3_large",
+    );
+    // As in a folder of the Hugging Face hub.
+    fs::write(folder.path().join("config.json"), r#"{"architecture": "tf_mobilenetv3_large_100"}"#).unwrap();
+    assert_eq!(model(&[]), "tf_mobilenetv3_large_100");
+    // A hostile one tells nothing.
+    fs::write(folder.path().join("config.json"), "[".repeat(100_000)).unwrap();
+    fails(&["inspect", file], "which the file does not tell apart");
 }

@@ -117,7 +117,6 @@ fn check(golden: &str, name_here: impl Fn(&str) -> String, lines: impl Fn(&Graph
         let name = name_here(name);
         let spec = models::spec(&name).unwrap();
         assert_eq!(spec.default_size.to_string(), size, "{name}");
-        // MobileNetV3 in Keras has no size of its own.
         let graph = spec.build(1, (spec.default_size, spec.default_size), 1000).unwrap();
 
         let listed = std::iter::from_fn(|| golden.next_if(|line| !line.starts_with('#'))).collect::<Vec<_>>();
@@ -160,7 +159,7 @@ fn networks_are_torchvisions() {
 
 #[test]
 fn networks_are_timms() {
-    let here = |name: &str| models::of_timm(name).unwrap().name.to_owned();
+    let here = |name: &str| models::of_timm(name).unwrap().name.to_string();
     check(include_str!("golden/state_dicts/timm.txt"), here, pytorch_lines);
 }
 
@@ -201,19 +200,59 @@ fn shapes_are_torchvisions() {
     assert_eq!(shape("resnet_tiny", (16, 16), "avgpool"), [2, 1, 1, 64]);
 }
 
+/// The padding of each convolution that has a stride, at the top, left, bottom and right, in graph order.
+fn padding_of_strided(model: &str, size: (usize, usize)) -> Vec<[usize; 4]> {
+    let graph = models::build(model, 1, size, 10).unwrap();
+    let windows = graph.nodes().filter_map(|(_, node)| match node.op {
+        Op::Conv2d(conv) if conv.window.stride[0] == 2 => Some(conv.window.padding),
+        _ => None,
+    });
+    windows.collect()
+}
+
+#[test]
+fn tensorflows_padding_follows_from_the_images_size() {
+    // 3×3, 3×3, 5×5, 3×3, 5×5; images of 224, 112, 56, 28 and 14 pixels.
+    let even = [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 2, 2], [0, 0, 1, 1], [1, 1, 2, 2]];
+    for model in ["tf_efficientnet_b0", "keras_efficientnet_b0"] {
+        assert_eq!(padding_of_strided(model, (224, 224)), even, "{model}");
+        // 45 × 46 pixels, then 23 × 23, 12 × 12, 6 × 6 and 3 × 3.
+        let odd = [[1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 2, 2], [0, 0, 1, 1], [2, 2, 2, 2]];
+        assert_eq!(padding_of_strided(model, (45, 46)), odd, "{model}");
+    }
+    let symmetric = [1, 1, 2, 1, 2].map(|pixels| [pixels; 4]);
+    assert_eq!(padding_of_strided("efficientnet_b0", (45, 46)), symmetric);
+    assert_eq!(padding_of_strided("timm_efficientnet_b0", (224, 224)), symmetric);
+}
+
+#[test]
+fn blocks_hold_their_squeeze_and_excitation() {
+    for (model, block, layers) in [
+        ("efficientnet_b0", "features.2.1", 16),
+        ("tf_efficientnet_b0", "blocks.1.1", 15),
+        ("keras_efficientnet_b0", "block2b", 16),
+    ] {
+        let graph = models::build(model, 1, (64, 64), 10).unwrap();
+        let kinds: Vec<_> =
+            graph.layers().iter().filter(|l| l.block.as_deref() == Some(block)).map(|l| l.kind).collect();
+        assert!(kinds.contains(&LayerKind::Scale) && kinds.last() == Some(&LayerKind::Add), "{model}: {kinds:?}");
+        assert_eq!(kinds.len(), layers, "{model}: {kinds:?}");
+    }
+}
+
 /// timm's networks with and without `tf_` have the same tensors.
 fn alike(name: &str) -> Vec<&'static str> {
     let pairs = (0..8).map(|i| [format!("timm_efficientnet_b{i}"), format!("tf_efficientnet_b{i}")]);
     let v3 = ["mobilenetv3_large_100".to_owned(), "tf_mobilenetv3_large_100".to_owned()];
     let pair = pairs.chain([v3]).find(|pair| pair.contains(&name.to_owned())).unwrap_or([name.into(), name.into()]);
-    MODELS.iter().map(|spec| spec.name).filter(|name| pair.contains(&(*name).to_owned())).collect()
+    MODELS.iter().map(|spec| spec.name.as_ref()).filter(|name| pair.contains(&(*name).to_owned())).collect()
 }
 
 #[test]
 fn recognises_every_model_by_its_own_tensors() {
     for spec in MODELS {
         let graph = spec.build(1, (32, 32), 37).unwrap();
-        let expected = Some(Recognised { models: alike(spec.name), classes: 37 });
+        let expected = Some(Recognised { models: alike(&spec.name), classes: 37 });
         let mut tensors = state_dict(&graph);
         assert_eq!(recognise(&tensors), expected, "{}", spec.name);
         // One tensor lost is for the loader to complain about.
@@ -238,7 +277,7 @@ fn recognises_a_classifier_that_is_a_convolution() {
 
 #[test]
 fn timms_names() {
-    let of = |name| models::of_timm(name).map(|spec| spec.name);
+    let of = |name| models::of_timm(name).map(|spec| spec.name.as_ref());
     assert_eq!(of("efficientnet_b0"), Some("timm_efficientnet_b0"));
     assert_eq!(of("tf_efficientnet_b0"), Some("tf_efficientnet_b0"));
     assert_eq!(of("resnext50_32x4d"), Some("resnext50_32x4d"));
@@ -262,7 +301,7 @@ fn recognises_nothing_in_strange_files() {
 
 #[test]
 fn errors_say_what_to_do() {
-    let names: Vec<&str> = MODELS.iter().map(|spec| spec.name).collect();
+    let names: Vec<&str> = MODELS.iter().map(|spec| spec.name.as_ref()).collect();
     let error = |name, batch, size, classes| models::build(name, batch, size, classes).unwrap_err().to_string();
     assert_eq!(
         error("resnet19", 1, (64, 64), 10),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
@@ -12,7 +13,9 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, Recognised, Spec};
+use thawline::models::keras::KerasConfig;
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
+use thawline::onnx::{self, Imported};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
@@ -71,10 +74,11 @@ pub fn side(pixels: usize) -> Result<u32> {
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
-    /// lists all) [default: what the weights file holds]
-    #[arg(long, value_name = "NAME")]
+    /// lists all), or a graph file as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the
+    /// weights file holds]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file [default: random weights]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file [default: random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
@@ -299,7 +303,7 @@ impl Split {
 
 /// The network that the arguments choose, and its weights file if there is one.
 pub struct Model {
-    pub spec: &'static Spec,
+    pub spec: Spec,
     /// `--classes`, else the file's, else the model's.
     pub classes: usize,
     /// The size that the file's run was trained at, if the file tells.
@@ -316,12 +320,12 @@ pub struct Model {
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.weights.as_ref().map(StateDict::load).transpose()?)
+        self.of(self.weights.as_deref().map(read_weights).transpose()?)
     }
 
     /// As [`read`](Self::read), with the weights file's content.
     pub fn of(&self, state: Option<StateDict>) -> Result<Model> {
-        let named = self.model.as_deref().map(models::spec).transpose()?;
+        let named = self.model.as_deref().map(spec).transpose()?;
         let Some(state) = state else {
             let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
             let classes = self.classes.unwrap_or(spec.default_classes);
@@ -329,30 +333,46 @@ impl ModelArgs {
             return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
-        let recognised = recognise(&state);
-        let told = state.metadata.get("model").and_then(|name| models::spec(name).ok());
-        let spec = match &recognised {
-            Some(Recognised { models: found, .. }) => {
-                let is_one = |spec: &&Spec| found.contains(&spec.name);
-                if let Some(named) = named.filter(|named| !is_one(named)) {
-                    bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
-                }
-                match (&found[..], named.or(told.filter(is_one)).or_else(|| self.beside().filter(is_one))) {
-                    (_, Some(spec)) => spec,
-                    (&[name], None) => models::spec(name)?,
-                    _ => bail!(
-                        "{file} holds the weights of {}, which the file does not tell apart: say which with --model",
-                        found.join(" or ")
-                    ),
-                }
-            }
-            None => named.or(told).with_context(|| {
-                format!(
-                    "{file} holds the weights of no network that is known; --model NAME says how it differs from one"
-                )
-            })?,
+        let described = match &named {
+            Some(_) => None,
+            None => described(&state)?,
         };
-        let in_file = recognised.map(|found| found.classes);
+        let (spec, in_file) = match (named, described) {
+            // Names and shapes would only tell which named network it is like.
+            (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
+                let classes = spec.file().and_then(|file| classes_of(file, &state));
+                (spec, classes)
+            }
+            (named, _) => {
+                let recognised = recognise(&state);
+                let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
+                let spec = match &recognised {
+                    Some(Recognised { models: found, .. }) => {
+                        let is_one = |spec: &Spec| found.contains(&spec.name.as_ref());
+                        if let Some(named) = named.as_ref().filter(|named| !is_one(named)) {
+                            bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
+                        }
+                        let told = named.or(told.filter(is_one));
+                        match (&found[..], told.or_else(|| self.beside().cloned().filter(is_one))) {
+                            (_, Some(spec)) => spec,
+                            (&[name], None) => models::spec(name)?.clone(),
+                            _ => bail!(
+                                "{file} holds the weights of {}, which the file does not tell apart: say which with \
+                                 --model",
+                                found.join(" or ")
+                            ),
+                        }
+                    }
+                    None => named.or(told).with_context(|| {
+                        format!(
+                            "{file} holds the weights of no network that is known; --model NAME says how it differs \
+                             from one, and --model FILE.json describes another"
+                        )
+                    })?,
+                };
+                (spec, recognised.map(|found| found.classes))
+            }
+        };
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
@@ -376,6 +396,61 @@ impl ModelArgs {
     }
 }
 
+/// The content of a weights file. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
+pub fn read_weights(path: &Path) -> Result<StateDict> {
+    if !has_ending(path, "onnx") {
+        return Ok(StateDict::load(path)?);
+    }
+    let Imported { state, notes, .. } = onnx::load(path)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", path.display());
+    }
+    Ok(state)
+}
+
+/// The network that `--model` asks for.
+pub fn spec(model: &str) -> Result<Spec> {
+    let path = Path::new(model);
+    if has_ending(path, "json") {
+        Ok(Spec::of_file(GraphFile::read(path)?))
+    } else if has_ending(path, "onnx") {
+        Ok(Spec::of_file(onnx::load(path)?.file))
+    } else {
+        Ok(models::spec(model)?.clone())
+    }
+}
+
+/// The number of classes of `file`'s head in a weights file.
+fn classes_of(file: &GraphFile, state: &StateDict) -> Option<usize> {
+    state.tensors.get(&format!("{}.weight", file.head()?))?.shape.first().copied()
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == ending)
+}
+
+/// The network that a weights file describes, if it is none that has a name.
+pub fn described(state: &StateDict) -> Result<Option<Spec>> {
+    let origin = || {
+        let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        format!("the graph in the metadata of {file}")
+    };
+    if let Some(text) = state.metadata.get(GRAPH) {
+        return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
+    }
+    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+        return Ok(None);
+    };
+    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
+    let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
+    for note in imported.notes {
+        log::info!("{file}: {note}");
+    }
+    Ok(Some(Spec::of_file(imported.graph)))
+}
+
 /// The networks whose weights `state` may hold, and its number of classes.
 pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
@@ -384,8 +459,29 @@ pub fn recognise(state: &StateDict) -> Option<Recognised> {
 impl Model {
     /// The image size: `asked`, else the file's, else the model's.
     pub fn size(&self, asked: Option<Size>) -> Size {
-        let default = Size { height: self.spec.default_size, width: self.spec.default_size };
-        asked.or(self.trained_size).unwrap_or(default)
+        let (height, width) = self.spec.size();
+        asked.or(self.trained_size).unwrap_or(Size { height, width })
+    }
+
+    /// The graph file of the network for images of `size`.
+    pub fn describe(&self, size: Size) -> Result<GraphFile> {
+        if !self.folded {
+            return Ok(self.spec.describe(size.pair(), self.classes)?);
+        }
+        let Spec { name, mean, std, bgr, .. } = &self.spec;
+        let about = GraphAbout { name: name.to_string(), size: size.pair(), mean: *mean, std: *std, bgr: *bgr };
+        GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
+    }
+
+    /// What a weights file of this network says of itself: what the one that it came from said, and the graph if it has no
+    /// name.
+    pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
+        let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+        metadata.remove(GRAPH);
+        if self.spec.file().is_some() {
+            metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json());
+        }
+        Ok(metadata)
     }
 
     /// The network for batches of `batch` images, every layer frozen; without its batch norms if the file is folded.
@@ -433,6 +529,43 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// As [`check_output`], for weights, which are written as Keras's file only in the form of the file that they come from.
+pub fn check_weights_output(out: &Path, source: Option<&Path>) -> Result<()> {
+    check_output(out)?;
+    let Some(form) = keras_form(out) else { return Ok(()) };
+    if source.and_then(keras_form) != Some(form) {
+        bail!(
+            "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
+             that ends in .safetensors",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Which of Keras's files a name stands for.
+pub fn keras_form(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()? {
+        "keras" => Some(".keras"),
+        "h5" | "hdf5" => Some(".h5"),
+        _ => None,
+    }
+}
+
+/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
+/// else as safetensors.
+pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
+    match source.filter(|_| keras_form(out).is_some()) {
+        Some(source) => {
+            for note in weights::keras::save(state, source, out)? {
+                eprintln!("note: {}: {note}", out.display());
+            }
+        }
+        None => state.save(out)?,
     }
     Ok(())
 }

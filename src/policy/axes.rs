@@ -20,7 +20,7 @@ pub enum Assignment {
     Update(StatsUpdate),
     /// `update=ema`: as `ema(<keep>)` with the keep that the network is made for, such as 0.9 in PyTorch and 0.99 in Keras.
     UpdateByDefault,
-    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change.
+    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change, as far as the batch norm has it.
     Affine(Affine),
     /// `var=biased|unbiased`: the estimator of the variance that a batch norm stores.
     Var(Variance),
@@ -137,7 +137,7 @@ impl Assignment {
             (Self::Stats(stats), Some(mode)) => mode.stats = stats,
             (Self::Update(update), Some(mode)) => mode.update = update,
             (Self::UpdateByDefault, Some(mode)) => mode.update = StatsUpdate::Ema { keep: layer.averaging.keep },
-            (Self::Affine(affine), Some(mode)) => mode.affine = affine,
+            (Self::Affine(affine), Some(mode)) => mode.affine = affine.and(layer.affine),
             (Self::Var(var), Some(mode)) => mode.var = var,
             (Self::Domain(domain), Some(mode)) => mode.domain = domain,
             (Self::Dropout(on), _) if drops => setting.dropout = on,
