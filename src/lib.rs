@@ -44,8 +44,9 @@
 //! [`train::Run`] for whole runs with epochs and checkpoints. A [`train::Probe`] shows what batch norms see;
 //! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
-//! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good and
-//! writes ONNX, [`convert`] turns weights over to another framework's variant of a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
+//! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
+//! [`onnx`] reads and writes other programs' networks, [`convert`] turns weights over to another framework's variant of
+//! a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
 
@@ -60,6 +61,7 @@ pub mod kernels;
 pub mod lab;
 pub mod models;
 mod nearest;
+pub mod onnx;
 pub mod plan;
 pub mod policy;
 pub mod reference;

@@ -1,7 +1,7 @@
 //! Graph files: what they say of networks that exist, what they build, and what is refused.
 
 use std::path::Path;
-use thawline::graph::{Act, Builder, Graph, GraphError, Window};
+use thawline::graph::{Act, Averaging, Builder, Graph, GraphError, Window};
 use thawline::models::{self, GraphAbout, GraphFile, LayerOp, MODELS, Padding, Spec};
 
 fn about(size: (usize, usize)) -> GraphAbout {
@@ -14,11 +14,13 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
     let uneven = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 0, 2, 1] };
     let mut x = b.input(1, h, w, 3)?;
     x = b.conv2d("uneven", x, 8, uneven, true)?;
+    b.averaging(Averaging::KERAS);
     x = b.batch_norm("bn", x, 1.001e-5)?;
     for act in Act::ALL.into_iter().filter(|act| *act != Act::Identity) {
         x = b.activation(act.name(), x, act)?;
     }
     b.block(Some("block \"1\""));
+    b.position(Some(40));
     let skip = x;
     x = b.grouped_conv2d("grouped", x, 8, Window::square(1, 1, 0), 2, false)?;
     x = b.grouped_conv2d("depthwise", x, 8, Window::square(5, 1, 2), 8, false)?;
@@ -28,6 +30,7 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
     x = b.stochastic_depth("depth", x, 0.2)?;
     x = b.add("add", x, skip)?;
     b.block(None);
+    b.position(None);
     x = b.max_pool("max", x, Window::square(3, 2, 1))?;
     x = b.avg_pool("avg", x, Window { kernel: [2, 1], stride: [1, 2], padding: [0; 4] })?;
     x = b.global_avg_pool("pool", x)?;
@@ -173,6 +176,14 @@ fn what_is_wrong_is_named() {
         ("\"name\": \"act\"", "\"name\": \"conv\"", "conv: the name is taken"),
         ("\"name\": \"act\"", "\"name\": \"input\"", "input: `input` is what the images are called"),
         ("\"name\": \"act\"", "\"name\": \"a\\nb\"", "layer `a\\nb`: `name` must be a line of text"),
+        ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 1, \"var\": 1", "`var` must be a text"),
+        (
+            "\"op\": \"linear\", \"channels\": 2",
+            "\"op\": \"bn\", \"eps\": 1, \"var\": \"b\"",
+            "`var` is `b`; it can be",
+        ),
+        ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 1, \"keep\": 2", "fc: `keep` is from 0"),
+        ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 0", "fc: eps must be positive"),
         ("[\"pool\"]", "[\"act\"]", "fc: a linear layer takes [N, 1, 1, C]"),
     ] {
         let text = SMALL.replacen(from, to, 1);
@@ -217,17 +228,27 @@ fn sizes_are_bounded() {
 }
 
 #[test]
-fn only_a_linear_head_takes_other_classes() {
+fn a_head_takes_other_classes() {
     let file = parse(SMALL).unwrap();
     assert_eq!(file.build(1, (8, 8), 9).unwrap().logits_shape().unwrap().c(), 9);
     assert_eq!(file.with((16, 8), 9).unwrap().classes(), 9);
+    // A convolution behind a pooling, and before one.
     let conv = SMALL.replace(r#""op": "linear", "channels": 2"#, r#""op": "conv", "channels": 2, "kernel": [1, 1]"#);
     let file = parse(&conv).unwrap();
+    assert_eq!((file.head(), file.build(1, (8, 8), 3).unwrap().logits_shape().unwrap().c()), (Some("fc"), 3));
+    let (fc, _) = SMALL.split_once(",\n    {\"name\": \"fc\"").unwrap();
+    let file = parse(&format!("{fc}]}}")).unwrap();
+    assert_eq!((file.head(), file.build(1, (8, 8), 3).unwrap().logits_shape().unwrap().c()), (Some("conv"), 3));
+    let bn = SMALL.replace(r#""op": "linear", "channels": 2"#, r#""op": "bn", "eps": 1e-5"#);
+    let file = parse(&bn).unwrap();
     assert_eq!(file.head(), None);
-    assert!(file.build(1, (8, 8), 2).is_ok());
+    assert!(file.build(1, (8, 8), 4).is_ok());
     let error = file.build(1, (8, 8), 3).unwrap_err().to_string();
-    assert!(error.starts_with("fc: the logits come from here; only a network that ends in a linear layer"), "{error}");
-    let error = Spec::of_file(file).build(1, (2, 2), 2).unwrap_err().to_string();
+    assert!(
+        error.starts_with("fc: the logits come from here; only a network that ends in a linear layer or"),
+        "{error}"
+    );
+    let error = Spec::of_file(file).build(1, (2, 2), 4).unwrap_err().to_string();
     assert!(error.starts_with("n cannot take 1 images of 2×2 pixels: conv (conv2d): a 3×3 window"), "{error}");
 }
 

@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("graph", &["act", "tensor"]),
     ("policy", &["graph", "nearest"]),
-    ("models", &["graph", "nearest"]),
+    ("models", &["graph", "nearest", "tensor"]),
     ("convert", &["graph", "tensor"]),
     // Not the policy: it has left its settings in the graph.
     ("compile", &["graph", "tensor"]),
@@ -23,6 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("weights", &["graph", "rng", "tensor"]),
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
+    ("onnx", &["export", "graph", "models", "tensor", "weights"]),
     ("data", &["rng", "tensor"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),

@@ -15,6 +15,7 @@ use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::models::keras::KerasConfig;
 use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
+use thawline::onnx::{self, Imported};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
@@ -73,10 +74,10 @@ pub fn side(pixels: usize) -> Result<u32> {
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny, or a graph file
-    /// as `inspect --graph` prints it [default: what the weights file holds]
-    #[arg(long, value_name = "NAME|FILE.json")]
+    /// as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the weights file holds]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch or Keras file [default: random weights]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file [default: random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
@@ -394,16 +395,27 @@ impl ModelArgs {
     }
 }
 
-/// The content of a weights file.
+/// The content of a weights file. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
 pub fn read_weights(path: &Path) -> Result<StateDict> {
-    Ok(StateDict::load(path)?)
+    if !has_ending(path, "onnx") {
+        return Ok(StateDict::load(path)?);
+    }
+    let Imported { state, notes, .. } = onnx::load(path)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", path.display());
+    }
+    Ok(state)
 }
 
 /// The network that `--model` asks for.
 pub fn spec(model: &str) -> Result<Spec> {
-    match is_graph_file(model) {
-        true => Ok(Spec::of_file(GraphFile::read(Path::new(model))?)),
-        false => Ok(models::spec(model)?.clone()),
+    let path = Path::new(model);
+    if has_ending(path, "json") {
+        Ok(Spec::of_file(GraphFile::read(path)?))
+    } else if has_ending(path, "onnx") {
+        Ok(Spec::of_file(onnx::load(path)?.file))
+    } else {
+        Ok(models::spec(model)?.clone())
     }
 }
 
@@ -412,8 +424,8 @@ fn classes_of(file: &GraphFile, state: &StateDict) -> Option<usize> {
     state.tensors.get(&format!("{}.weight", file.head()?))?.shape.first().copied()
 }
 
-fn is_graph_file(model: &str) -> bool {
-    Path::new(model).extension().is_some_and(|extension| extension == "json")
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == ending)
 }
 
 /// The network that a weights file describes, if it is none that has a name.

@@ -4,10 +4,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use thawline::export::onnx::{self, About};
 use thawline::export::{FOLDED, Folded, Folding, Kept};
 use thawline::gpu::{Device, Parameters};
 use thawline::graph::{Graph, Role, Stats};
+use thawline::onnx::{self, About};
 use thawline::plan::Input;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
@@ -28,11 +28,11 @@ use thawline::weights::{self, layout};
   thawline fold --weights run/best.safetensors --out folded.safetensors
   thawline fold --weights resnet18.pth --out resnet18.onnx --batch 1")]
 pub struct Args {
-    /// The trained network: a safetensors or PyTorch file
+    /// The trained network: a safetensors, PyTorch or ONNX file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     /// The network, if the file does not tell
-    #[arg(long, value_name = "NAME|FILE.json")]
+    #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
     /// Where the result goes; the ending decides what it is
     #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]

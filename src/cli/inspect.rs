@@ -18,11 +18,11 @@ use thawline::weights::{self, StateDict, TensorData};
   thawline inspect --model resnet50 --size 192x256 --json
   thawline inspect --model resnet18 --classes 10 --graph > mine.json")]
 pub struct Args {
-    /// A safetensors, PyTorch or Keras file
+    /// A safetensors, PyTorch, Keras or ONNX file
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
     /// A model's name, or a graph file, instead of a file
-    #[arg(long, value_name = "NAME|FILE.json", conflicts_with = "file")]
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "file")]
     model: Option<String>,
     /// Number of classes of --model [default: 1000, or 10 for resnet_tiny]
     #[arg(long, value_name = "N", value_parser = args::positive, conflicts_with = "file")]

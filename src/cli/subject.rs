@@ -14,11 +14,11 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors, PyTorch or Keras file
+    /// A safetensors, PyTorch, Keras or ONNX file
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
     /// The network, if the file does not tell
-    #[arg(long, value_name = "NAME|FILE.json")]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
     #[command(flatten)]
     pub data: DataArgs,

@@ -18,10 +18,10 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     pub data: Option<PathBuf>,
     /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny, or a graph file
-    /// as `inspect --graph` prints it [default: what the weights file holds]
-    #[arg(long, value_name = "NAME|FILE.json")]
+    /// as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the weights file holds]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch or Keras file; a head for another number of classes starts anew [default:
+    /// Start from this safetensors, PyTorch, Keras or ONNX file; a head for another number of classes starts anew [default:
     /// random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,

@@ -1,11 +1,12 @@
 //! A network as a text file, JSON: what `thawline inspect --graph` prints and `--model FILE.json` reads.
 //! `docs/graph.md` describes the format.
 
-use crate::graph::{Act, Affine, Builder, Graph, GraphError, LayerKind, NodeId, Op, Window};
+use crate::graph::{Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
 use crate::nearest::suggestion;
 use crate::tensor::{Shape, pad4};
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -99,8 +100,14 @@ pub enum LayerOp {
         groups: usize,
         bias: bool,
     },
+    /// What it does in training is a policy's business; where that does not say, its moments are averaged so.
     Bn {
         eps: f32,
+        /// See [`Averaging::keep`].
+        keep: f32,
+        /// See [`Averaging::var`].
+        #[serde(serialize_with = "var_name")]
+        var: Variance,
         /// See [`graph::Layer::affine`](crate::graph::Layer::affine).
         #[serde(serialize_with = "affine_name", skip_serializing_if = "is_both")]
         affine: Affine,
@@ -220,12 +227,13 @@ impl GraphFile {
     /// The same network, made for images of another size and for another number of classes.
     ///
     /// # Errors
-    /// It does not end in a linear layer, which alone can have other classes; or it does not take images of that size.
+    /// It does not end in a linear layer or convolution, whose channels are the classes; or it does not take images of
+    /// that size.
     pub fn with(&self, size: (usize, usize), classes: usize) -> Result<Self, GraphError> {
         let mut layers = self.layers.clone();
         if classes != self.classes {
             let head = self.head_index()?;
-            layers[head].op = LayerOp::Linear { channels: classes };
+            layers[head].op = layers[head].op.with_channels(classes);
         }
         Self::new(GraphAbout { size, ..self.about.clone() }, layers)
     }
@@ -278,7 +286,7 @@ impl GraphFile {
         )
     }
 
-    /// The linear layer whose outputs are the classes; none if the logits come from something else.
+    /// The linear layer or convolution whose outputs are the classes; none if the logits come from something else.
     pub fn head(&self) -> Option<&str> {
         self.head_index().ok().map(|head| self.layers[head].name.as_str())
     }
@@ -287,24 +295,21 @@ impl GraphFile {
         let mut at = self.layers.len() - 1;
         loop {
             let Entry { name, op, inputs, .. } = &self.layers[at];
-            let before = || self.layers.iter().position(|layer| layer.name == inputs[0]);
-            match (op, before()) {
-                (LayerOp::Linear { .. }, _) => return Ok(at),
-                (
-                    LayerOp::Activation { .. } | LayerOp::Dropout { .. } | LayerOp::StochasticDepth { .. },
-                    Some(before),
-                ) => {
-                    at = before;
-                }
-                _ => {
-                    let reason = format!(
-                        "the logits come from here; only a network that ends in a linear layer can have other than {} \
-                         classes",
-                        self.classes
-                    );
-                    return Err(GraphError { node: name.clone(), reason });
-                }
-            }
+            let before = match op {
+                LayerOp::Linear { .. } | LayerOp::Conv { groups: 1, .. } => return Ok(at),
+                LayerOp::Conv { .. } | LayerOp::Bn { .. } | LayerOp::Add {} | LayerOp::Scale {} => None,
+                LayerOp::Activation { .. } | LayerOp::Dropout { .. } | LayerOp::StochasticDepth { .. } => Some(()),
+                LayerOp::MaxPool { .. } | LayerOp::AvgPool { .. } | LayerOp::GlobalAvgPool {} => Some(()),
+            };
+            let input = before.and_then(|()| self.layers.iter().position(|layer| layer.name == inputs[0]));
+            at = input.ok_or_else(|| {
+                let reason = format!(
+                    "the logits come from here; only a network that ends in a linear layer or a convolution can have \
+                     other than {} classes",
+                    self.classes
+                );
+                GraphError { node: name.clone(), reason }
+            })?;
         }
     }
 
@@ -313,7 +318,7 @@ impl GraphFile {
         for (index, layer) in self.layers.iter().enumerate() {
             match head {
                 Some((head, channels)) if head == index => {
-                    assembly.add(&Entry { op: LayerOp::Linear { channels }, ..layer.clone() })?;
+                    assembly.add(&Entry { op: layer.op.with_channels(channels), ..layer.clone() })?;
                 }
                 _ => {
                     assembly.add(layer)?;
@@ -325,7 +330,27 @@ impl GraphFile {
 }
 
 fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("numbers, lists and texts are always JSON")
+    let mut bytes = Vec::new();
+    let mut writer = serde_json::Serializer::with_formatter(&mut bytes, OneLine);
+    value.serialize(&mut writer).expect("numbers, lists and texts are always JSON");
+    String::from_utf8(bytes).expect("JSON is text")
+}
+
+/// A line of JSON with a space where one reads better.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
+    }
 }
 
 /// Turns entries into a graph, one by one.
@@ -375,7 +400,11 @@ impl Assembly {
             LayerOp::Conv { channels, kernel, stride, padding, groups, bias } => {
                 b.grouped_conv2d(name, x[0], channels, window(kernel, stride, padding), groups, bias)
             }
-            LayerOp::Bn { eps, affine } => {
+            LayerOp::Bn { eps, keep, var, affine } => {
+                if !(0.0..1.0).contains(&keep) {
+                    return Err(wrong(format!("`keep` is from 0 up to but not including 1, not {keep}")));
+                }
+                b.averaging(Averaging { keep, var });
                 b.affine(affine);
                 b.batch_norm(name, x[0], eps)
             }
@@ -462,6 +491,17 @@ impl LayerOp {
         }
     }
 
+    /// The same with another number of outputs, if it is a product.
+    fn with_channels(&self, channels: usize) -> Self {
+        match *self {
+            Self::Conv { kernel, stride, padding, groups, bias, .. } => {
+                Self::Conv { channels, kernel, stride, padding, groups, bias }
+            }
+            Self::Linear { .. } => Self::Linear { channels },
+            _ => self.clone(),
+        }
+    }
+
     fn arity(&self) -> usize {
         if matches!(self, Self::Add {} | Self::Scale {}) { 2 } else { 1 }
     }
@@ -483,13 +523,7 @@ impl Padding {
     fn of(self, kernel: [usize; 2], stride: [usize; 2], x: Shape) -> [usize; 4] {
         match self {
             Self::Pixels(pixels) => pixels,
-            Self::Same => {
-                let all = |size: usize, kernel: usize, stride: usize| {
-                    ((size.div_ceil(stride) - 1) * stride + kernel).saturating_sub(size)
-                };
-                let (h, w) = (all(x.h(), kernel[0], stride[0]), all(x.w(), kernel[1], stride[1]));
-                [h / 2, w / 2, h - h / 2, w - w / 2]
-            }
+            Self::Same => Window::same(kernel, stride, [x.h(), x.w()]).padding,
         }
     }
 }
@@ -500,6 +534,17 @@ impl Serialize for Padding {
             Self::Pixels(pixels) => pixels.serialize(to),
             Self::Same => to.serialize_str("same"),
         }
+    }
+}
+
+fn var_name<S: Serializer>(var: &Variance, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(self::var(*var))
+}
+
+fn var(var: Variance) -> &'static str {
+    match var {
+        Variance::Biased => "biased",
+        Variance::Unbiased => "unbiased",
     }
 }
 
@@ -563,7 +608,10 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
                 groups: conv.groups.count(node.shape.c()),
                 bias: conv.bias,
             },
-            Op::BatchNorm { eps } => LayerOp::Bn { eps, affine: layer.affine },
+            Op::BatchNorm { eps } => {
+                let Averaging { keep, var } = layer.averaging;
+                LayerOp::Bn { eps, keep, var, affine: layer.affine }
+            }
             Op::Activation { act, .. } => LayerOp::Activation { act },
             Op::Add { .. } => LayerOp::Add {},
             Op::Scale { .. } => LayerOp::Scale {},
@@ -656,7 +704,12 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
             groups: fields.take_or("groups", "a number", || 1)?,
             bias: fields.take_or("bias", "true or false", || false)?,
         },
-        "bn" => LayerOp::Bn { eps: fields.take("eps", "a number")?, affine: fields.affine()? },
+        "bn" => LayerOp::Bn {
+            eps: fields.take("eps", "a number")?,
+            keep: fields.take_or("keep", "a number", || Averaging::PYTORCH.keep)?,
+            var: fields.var()?,
+            affine: fields.affine()?,
+        },
         "linear" => LayerOp::Linear { channels: fields.take("channels", "a number")? },
         "activation" => LayerOp::Activation { act: fields.act()? },
         "add" => LayerOp::Add {},
@@ -679,9 +732,9 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         }
     };
     let inputs = fields.take("inputs", "a list of names")?;
-    let block = fields.take_or("block", "a text", || None)?;
-    let alias = fields.take_or("alias", "a text", || None)?;
-    let position = fields.take_or("position", "a number", || None)?;
+    let block = fields.optional("block", "a text")?;
+    let alias = fields.optional("alias", "a text")?;
+    let position = fields.optional("position", "a number")?;
     fields.finish()?;
     Ok(Entry { name, op, inputs, block, alias, position })
 }
@@ -731,6 +784,14 @@ impl Fields {
             return Ok(Padding::Same);
         }
         Ok(Padding::Pixels(self.take_or("padding", WHAT, || [0; 4])?))
+    }
+
+    fn var(&mut self) -> Result<Variance, String> {
+        let name: String = self.take_or("var", "a text", || var(Averaging::PYTORCH.var).to_owned())?;
+        let vars = [Variance::Biased, Variance::Unbiased];
+        vars.into_iter()
+            .find(|&known| var(known) == name)
+            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, name.escape_debug()))
     }
 
     fn act(&mut self) -> Result<Act, String> {

@@ -6,7 +6,7 @@
 //! only rescales the images is no layer but the network's mean and deviation.
 
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
-use crate::graph::{Act, Affine, GraphError};
+use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -656,7 +656,10 @@ impl Importer<'_> {
             (false, true) => Affine::Beta,
             (false, false) => Affine::None,
         };
-        self.push(layer, layer.path, LayerOp::Bn { eps, affine }, &[x])
+        let keep = layer.float("momentum", f64::from(Averaging::KERAS.keep))? as f32;
+        // Keras 2 computes images by one fused operation, which stores the unbiased variance.
+        let var = if self.model.keras_2 { Variance::Unbiased } else { Averaging::KERAS.var };
+        self.push(layer, layer.path, LayerOp::Bn { eps, keep, var, affine }, &[x])
     }
 
     fn max_pool(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {

@@ -7,6 +7,7 @@ pub mod keras;
 mod mobilenet;
 mod resnet;
 
+pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
 use crate::graph::{Averaging, Builder, Graph, GraphError, Role};

@@ -29,6 +29,8 @@ use memmap2::Mmap;
 pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
+pub(crate) use convert::{Dtype, decode};
+pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};
 pub use params::{Loaded, expected, from_state, initialise, to_file, to_state};
 
@@ -145,7 +147,7 @@ impl StateDict {
 }
 
 #[expect(unsafe_code, reason = "a mapped file may change under us, which no API can rule out")]
-fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     let unreadable = |source| WeightsError::Read { path: path.into(), source };
     // Looked at before opening: opening a named pipe would wait for its other end.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
