@@ -1,12 +1,13 @@
 //! Keras's files, small ones of every kind that `tests/golden/generate_keras.py` writes, read and written back.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use thawline::gpu::{Device, DeviceOptions};
-use thawline::graph::{Affine, Graph};
+use thawline::graph::{Affine, Graph, LayerKind, Variance};
 use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy};
@@ -226,6 +227,123 @@ fn what_a_batch_norm_lacks_never_trains() {
     }
 }
 
+#[test]
+fn batch_norms_follow_at_the_pace_of_their_file() {
+    // Keras 2 stores the unbiased variance.
+    for (file, var) in [("mobilenet.keras", Variance::Biased), ("efficient_tf.keras", Variance::Unbiased)] {
+        let graph = network(file);
+        let norms = graph.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
+        let keeps: Vec<f32> = norms.clone().map(|layer| layer.averaging.keep).collect();
+        match file {
+            "mobilenet.keras" => assert_eq!(keeps, [0.999; 5]),
+            _ => assert_eq!(keeps, [0.99, 0.99, 0.99, 0.9]),
+        }
+        assert!(norms.map(|layer| layer.averaging.var).all(|found| found == var), "{file}");
+    }
+    // Of images, but not of features.
+    let graph = network("transfer_tf.h5");
+    let var = |name: &str| graph.layers().iter().find(|layer| layer.name == name).map(|layer| layer.averaging.var);
+    assert_eq!((var("base/top_bn"), var("top_bn")), (Some(Variance::Unbiased), Some(Variance::Biased)));
+}
+
+/// The file with another configuration.
+fn reconfigured(file: &str, change: impl Fn(&mut Value)) -> StateDict {
+    let mut state = load(file);
+    change(state.keras.as_mut().unwrap().config.as_mut().unwrap());
+    state
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    let layer = |config: &mut Value, name: &str, key: &str, value: Value| {
+        let layers = config["config"]["layers"].as_array_mut().unwrap();
+        let layer = layers.iter_mut().find(|layer| layer["config"]["name"] == name).unwrap();
+        if key == "class_name" { layer[key] = value } else { layer["config"][key] = value }
+    };
+    for (name, key, value, parts) in [
+        ("block1_1_conv", "dilation_rate", json!([2, 2]), &["`block1_1_conv` (Conv2D)", "dilation_rate"][..]),
+        ("block1_1_conv", "activation", json!("gelu"), &["`block1_1_conv`", "`gelu` is not supported; linear, relu"]),
+        ("block1_1_conv", "padding", json!("causal"), &["`causal`"]),
+        ("block1_1_conv", "data_format", json!("channels_first"), &["channels_first", "only \"channels_last\""]),
+        ("block1_1_conv", "filters", json!(-3), &["`filters` is -3"]),
+        ("block1_1_conv", "filters", json!(u64::MAX), &["`block1_add` (Add)", "8 and 18446744073709551615"]),
+        ("block1_1_conv", "kernel_size", json!([0, 3]), &["block1_1_conv"]),
+        ("block1_1_conv", "kernel_size", json!([3, 3, 3]), &["`kernel_size` is [3,3,3]"]),
+        ("block1_1_bn", "axis", json!(1), &["`block1_1_bn` (BatchNormalization)", "axis=1"]),
+        ("block1_1_bn", "epsilon", json!(0), &["block1_1_bn", "eps"]),
+        ("block1_out", "class_name", json!("PReLU"), &["`block1_out`", "`PReLU` is not supported", "Conv2D"]),
+        ("conv1_relu", "activation", json!("linear"), &["`pool1_pool` (MaxPooling2D)", "no ReLU"]),
+        ("conv1_pad", "padding", json!([[1, -1], [0, 0]]), &["`conv1_pad`", "number of pixels"]),
+        ("predictions", "activation", json!("sigmoid"), &["ends in `predictions.sigmoid`"]),
+        ("avg_pool", "class_name", json!("Flatten"), &["`avg_pool` (Flatten)", "GlobalAveragePooling2D"]),
+        ("input_1", "batch_shape", json!([null, 12, 12, 1]), &["[null,12,12,1]", "[N, height, width, 3]"]),
+    ] {
+        let state = reconfigured("resnet.keras", |config| layer(config, name, key, value.clone()));
+        let message = imported(&state).err().unwrap_or_else(|| panic!("{name} {key}={value}")).to_string();
+        assert!(message.lines().count() == 1, "{message}");
+        for part in parts {
+            assert!(message.contains(part), "{name} {key}={value}: {message}");
+        }
+    }
+    for (change, part) in [
+        (json!({}), "the class ``"),
+        (json!({"class_name": "Custom", "config": {}}), "only Functional and Sequential"),
+        (json!({"class_name": "Sequential", "config": {"layers": []}}), "no layer"),
+        (json!({"class_name": "Functional", "config": {"layers": []}}), "0 inputs"),
+        (json!([1, 2]), "the class ``"),
+    ] {
+        let message =
+            imported(&reconfigured("resnet.keras", |config| *config = change.clone())).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn weights_of_another_network_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.keras");
+    let other = weights::keras::save(&load("resnet.keras"), &golden("efficient.keras"), &out).unwrap_err().to_string();
+    assert!(other.contains("the network has no tensor `"), "{other}");
+    let mut state = load("resnet.keras");
+    state.tensors.insert("block1_1_conv.weight".into(), FileTensor::f32([8, 8, 1, 1], vec![0.0; 64]));
+    state.tensors.insert("block1_0_conv.bias".into(), FileTensor::f32([4], vec![0.0; 4]));
+    let shapes = weights::keras::save(&state, &golden("resnet.keras"), &out).unwrap_err().to_string();
+    assert!(shapes.contains("and the network's is"), "{shapes}");
+    let torch = golden("resnet.json");
+    assert!(weights::keras::save(&state, &torch, &out).is_err());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is half written");
+}
+
+#[test]
+fn a_head_for_other_classes_changes_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, head) in [
+        ("transfer.keras", "predictions"),
+        ("resnet.keras", "predictions"),
+        ("resnet_tf.h5", "predictions"),
+        ("sequential.h5", "dense"),
+    ] {
+        let out = folder.path().join(file);
+        let mut state = load(file);
+        state.tensors.insert(format!("{head}.weight"), FileTensor::f32([3, 8], (0..24).map(|v| v as f32).collect()));
+        state.tensors.insert(format!("{head}.bias"), FileTensor::f32([3], vec![1.0, 2.0, 3.0]));
+        let notes = weights::keras::save(&state, &golden(file), &out).unwrap();
+        assert!(notes[0].contains("has 3 outputs"), "{notes:?}");
+        // Only what was compiled and trained has an optimizer.
+        assert_eq!(notes.len() == 2, file.starts_with("resnet"), "{notes:?}");
+        let read = StateDict::load(&out).unwrap();
+        assert_eq!(read.tensors, state.tensors, "{file}");
+        assert_eq!(imported(&read).unwrap().graph.classes(), 3, "{file}");
+        let again = folder.path().join(format!("again-{file}"));
+        let notes = weights::keras::save(&read, &out, &again).unwrap();
+        assert!(notes.is_empty(), "{file}: {notes:?}");
+    }
+    let leftovers = fs::read_dir(folder.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
+    assert_eq!(leftovers.count(), 0);
+}
+
 /// The content of an archive by entry, or of a file.
 fn contents(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let bytes = fs::read(path).unwrap();
@@ -281,6 +399,53 @@ fn what_changes_is_all_that_changes() {
             assert!(differing <= 4 * values, "{file}: {entry}");
             assert!(entry.is_empty() || entry.ends_with(".h5") || differing == 0, "{file}: {entry}");
         }
+    }
+}
+
+/// What the command line says: standard output, and standard error.
+fn thawline(args: &[&str]) -> Result<String, String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_thawline")).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+#[test]
+fn a_file_is_trained_and_written_in_its_own_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut batch = StateDict::default();
+    let images = (0..2 * 3 * 12 * 12).map(|index| (index % 17) as f32 / 8.0 - 1.0).collect();
+    batch.tensors.insert("images".into(), FileTensor::f32([2, 3, 12, 12], images));
+    batch.tensors.insert("labels".into(), FileTensor::i64([2], vec![1, 4]));
+    batch.save(at("batch.safetensors")).unwrap();
+    for file in ["transfer.keras", "transfer_tf.h5"] {
+        let weights = golden(file).to_str().unwrap().to_owned();
+        let step = |out: &str| {
+            let inputs = at("batch.safetensors");
+            thawline(&["step", "--weights", &weights, "--inputs", &inputs, "--policy", "bn-only", "--out", &at(out)])
+        };
+        step(file).unwrap();
+        let (before, after) = (load(file), StateDict::load(at(file)).unwrap());
+        assert_eq!(before.keras, after.keras);
+        let changed: Vec<&str> = after
+            .tensors
+            .iter()
+            .filter(|(name, new)| before.tensors[*name] != **new)
+            .map(|(name, _)| &name[..])
+            .collect();
+        assert!(
+            changed.contains(&"base/stem_bn.running_mean") && changed.contains(&"predictions.weight"),
+            "{changed:?}"
+        );
+        assert!(!changed.iter().any(|name| name.contains("conv")), "what is frozen stays: {changed:?}");
+
+        let other = if file.ends_with("h5") { "other.keras" } else { "other.h5" };
+        let message = step(other).unwrap_err();
+        assert!(message.contains(other) && message.contains(".safetensors"), "{message}");
+        assert!(!Path::new(&at(other)).exists());
+
+        let listing = thawline(&["inspect", &at(file)]).unwrap();
+        assert!(listing.contains("base/stem_conv") && listing.contains("5 classes"), "{listing}");
     }
 }
 

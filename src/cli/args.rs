@@ -429,8 +429,13 @@ fn has_ending(path: &Path, ending: &str) -> bool {
     path.extension().is_some_and(|extension| extension == ending)
 }
 
+/// Whether a weights file describes its network.
+pub fn describes(state: &StateDict) -> bool {
+    state.metadata.contains_key(GRAPH) || state.keras.as_ref().is_some_and(|keras| keras.config.is_some())
+}
+
 /// The network that a weights file describes, if it is none that has a name.
-pub fn described(state: &StateDict) -> Result<Option<Spec>> {
+fn described(state: &StateDict) -> Result<Option<Spec>> {
     let origin = || {
         let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
         format!("the graph in the metadata of {file}")
@@ -447,6 +452,12 @@ pub fn described(state: &StateDict) -> Result<Option<Spec>> {
     let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
     for note in imported.notes {
         log::info!("{file}: {note}");
+    }
+    if !imported.prepares_images {
+        log::warn!(
+            "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
+             save it with a Rescaling layer at the beginning"
+        );
     }
     Ok(Some(Spec::of_file(imported.graph)))
 }

@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<()> {
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file), None) = (&state, &file, &args.model)
         && args::recognise(state).is_none()
-        && args::described(state)?.is_none()
+        && !args::describes(state)
     {
         if args.graph {
             bail!("{}: no network that is known has these weights", file.path);

@@ -34,9 +34,10 @@ pub struct Args {
     /// the mean over the batches (PyTorch's update_bn); adabn goes layer by layer, as inference sees them, a pass each
     #[arg(long, value_enum, value_name = "NAME", default_value_t = MethodName::Precise)]
     method: MethodName,
-    /// The estimator of the variance that is stored; normalising always uses the biased one
-    #[arg(long, value_enum, value_name = "NAME", default_value_t = VarianceName::Unbiased)]
-    var: VarianceName,
+    /// The estimator of the variance that is stored; normalising always uses the biased one [default: what the network's
+    /// framework stores: biased for Keras 3, unbiased for others]
+    #[arg(long, value_enum, value_name = "NAME")]
+    var: Option<VarianceName>,
     /// Which images
     #[arg(long, value_enum, default_value_t = Split::Train)]
     split: Split,
@@ -102,8 +103,9 @@ pub fn run(args: Args) -> Result<()> {
         MethodName::Adabn => Method::AdaBn,
     };
     let var = match args.var {
-        VarianceName::Biased => Variance::Biased,
-        VarianceName::Unbiased => Variance::Unbiased,
+        Some(VarianceName::Biased) => Variance::Biased,
+        Some(VarianceName::Unbiased) => Variance::Unbiased,
+        None => subject.network.layers()[layers[0].index()].averaging.var,
     };
     let what = Recalibration { layers: &layers, method, var };
     let mut tensors = subject.tensors.clone();
@@ -117,7 +119,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     args::save_weights(&subject.file, Some(&args.subject.weights), &args.out)?;
-    report(&args, &subject, &before, &after)
+    report(&args, &subject, var, &before, &after)
 }
 
 fn look(subject: &Subject, tensors: &[HostTensor], images: &Loader, validation: Option<&Loader>) -> Result<State> {
@@ -137,12 +139,12 @@ fn look(subject: &Subject, tensors: &[HostTensor], images: &Loader, validation: 
     Ok(state)
 }
 
-fn report(args: &Args, subject: &Subject, before: &State, after: &State) -> Result<()> {
+fn report(args: &Args, subject: &Subject, var: Variance, before: &State, after: &State) -> Result<()> {
     let norms = subject.network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
     let of = |state: &State, index: usize| state.drifts.as_ref().map(|drifts| drifts[index]);
     let rows: Vec<(&str, Option<f64>, Option<f64>)> =
         norms.enumerate().map(|(index, layer)| (layer.name.as_str(), of(before, index), of(after, index))).collect();
-    let (method, var) = (args::name(args.method), args::name(args.var));
+    let (method, var) = (args::name(args.method), var.to_string());
     if args.json {
         let result = |totals: Totals| json!({"loss": totals.mean_loss(), "top1": totals.accuracy()});
         let validation = after.validation.map(|totals| {

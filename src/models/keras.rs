@@ -27,6 +27,9 @@ pub struct Imported {
     pub graph: GraphFile,
     /// In what it differs from the model, a sentence each.
     pub notes: Vec<String>,
+    /// Whether the model itself rescales its images. If not, it gets values from 0 to 255, and if it was trained on others
+    /// the file does not tell.
+    pub prepares_images: bool,
 }
 
 /// A Keras model that has no counterpart here.
@@ -61,7 +64,7 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     let mut importer =
         Importer { model, entries: Vec::new(), images: None, size: None, notes: Vec::new(), position: 0 };
     let images = Tensor {
-        from: From::Images(Rescaling { scale: [1.0; 3], offset: [0.0; 3] }),
+        from: From::Images(Rescaling::NONE),
         channels: 3,
         pooled: false,
         shared: true,
@@ -87,7 +90,7 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     let mut layers = importer.entries;
     alias(&mut layers);
     let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: false }, layers)?;
-    Ok(Imported { graph, notes: importer.notes })
+    Ok(Imported { graph, notes: importer.notes, prepares_images: images != Rescaling::NONE })
 }
 
 /// What rescaling makes of a pixel's values from 0 to 255: `scale · x + offset`.
@@ -98,6 +101,8 @@ struct Rescaling {
 }
 
 impl Rescaling {
+    const NONE: Self = Self { scale: [1.0; 3], offset: [0.0; 3] };
+
     fn then(self, scale: [f64; 3], offset: [f64; 3]) -> Self {
         let channels = [0, 1, 2];
         Self {
@@ -657,8 +662,8 @@ impl Importer<'_> {
             (false, false) => Affine::None,
         };
         let keep = layer.float("momentum", f64::from(Averaging::KERAS.keep))? as f32;
-        // Keras 2 computes images by one fused operation, which stores the unbiased variance.
-        let var = if self.model.keras_2 { Variance::Unbiased } else { Averaging::KERAS.var };
+        // Keras 2 normalises images, not features, by one fused operation, which stores the unbiased variance.
+        let var = if self.model.keras_2 && !x.pooled { Variance::Unbiased } else { Averaging::KERAS.var };
         self.push(layer, layer.path, LayerOp::Bn { eps, keep, var, affine }, &[x])
     }
 
@@ -996,7 +1001,7 @@ mod tests {
 
     #[test]
     fn chains_of_rescaling_become_one_mean_and_deviation() {
-        let images = Rescaling { scale: [1.0; 3], offset: [0.0; 3] };
+        let images = Rescaling::NONE;
         assert_eq!(images.then([1.0 / 127.5; 3], [-1.0; 3]).mean_and_deviation(), ([0.5; 3], [0.5; 3]));
         let normalized = images.then([1.0 / 255.0; 3], [0.0; 3]).then([4.0; 3], [-2.0; 3]);
         assert_eq!(normalized.mean_and_deviation(), ([0.5; 3], [0.25; 3]));

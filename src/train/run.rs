@@ -382,7 +382,8 @@ impl Run {
         let mut tensors = self.session.parameters()?;
         let layers = (0..).map(LayerId).zip(network.layers());
         let layers: Vec<LayerId> = layers.filter(|(_, l)| l.kind == LayerKind::Bn).map(|(id, _)| id).collect();
-        let what = Recalibration { layers: &layers, method: Method::Precise, var: Variance::Unbiased };
+        let var = layers.first().map_or(Variance::Unbiased, |layer| network.layers()[layer.index()].averaging.var);
+        let what = Recalibration { layers: &layers, method: Method::Precise, var };
         recalibrate(device, network, &mut tensors, input, images, &what)?;
         self.weights(&tensors).save(self.folder.join(RECALIBRATED_FILE))?;
         let Some(loader) = &self.source.val else { return Ok(None) };
