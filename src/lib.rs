@@ -45,12 +45,13 @@
 //! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good and
-//! writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
+//! writes ONNX, [`convert`] turns weights over to another framework's variant of a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
 
 mod act;
 pub mod compile;
+pub mod convert;
 pub mod data;
 pub mod export;
 pub mod gpu;

@@ -13,6 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("graph", &["act", "tensor"]),
     ("policy", &["graph", "nearest"]),
     ("models", &["graph", "nearest"]),
+    ("convert", &["graph", "tensor"]),
     // Not the policy: it has left its settings in the graph.
     ("compile", &["graph", "tensor"]),
     ("kernels", &["act", "rng", "tensor"]),

@@ -410,6 +410,7 @@ impl Fixture {
         let settings = Settings {
             thawline: "test".into(),
             model: "resnet_tiny".into(),
+            graph: None,
             weights: None,
             classes: images.classes.clone(),
             batch: BATCH,

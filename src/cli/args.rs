@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
@@ -10,7 +13,8 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, Spec};
+use thawline::models::keras::KerasConfig;
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, StateDict};
@@ -68,11 +72,11 @@ pub fn side(pixels: usize) -> Result<u32> {
 /// `--model`, `--weights`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
-    /// the weights file holds]
-    #[arg(long, value_name = "NAME")]
+    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny, or a graph file
+    /// as `inspect --graph` prints it [default: what the weights file holds]
+    #[arg(long, value_name = "NAME|FILE.json")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file [default: random weights]
+    /// Start from this safetensors, PyTorch or Keras file [default: random weights]
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
@@ -297,7 +301,7 @@ impl Split {
 
 /// The network that the arguments choose, and its weights file if there is one.
 pub struct Model {
-    pub spec: &'static Spec,
+    pub spec: Spec,
     /// `--classes`, else the file's, else the model's.
     pub classes: usize,
     /// The size that the file's run was trained at, if the file tells.
@@ -314,36 +318,60 @@ pub struct Model {
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.weights.as_ref().map(StateDict::load).transpose()?)
+        self.of(self.weights.as_deref().map(read_weights).transpose()?)
     }
 
     /// As [`read`](Self::read), with the weights file's content.
     pub fn of(&self, state: Option<StateDict>) -> Result<Model> {
-        let named = self.model.as_deref().map(models::spec).transpose()?;
+        let named = self.model.as_deref().map(spec).transpose()?;
         let Some(state) = state else {
             let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
-            let classes = self.classes.unwrap_or_else(|| default_classes(spec));
+            let classes = self.classes.unwrap_or_else(|| default_classes(&spec));
             let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
             return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
-        let recognised = recognise(&state);
-        if let (Some(named), Some((found, _))) = (named, recognised)
-            && named.name != found
-        {
-            bail!("{file} holds the weights of {found}, not of {}", named.name);
-        }
-        let told = state.metadata.get("model").and_then(|name| models::spec(name).ok());
-        let spec = match recognised {
-            Some((name, _)) => models::spec(name)?,
-            None => named.or(told).with_context(|| {
-                format!(
-                    "{file} holds the weights of no network that is known; --model NAME says how it differs from one"
-                )
-            })?,
+        let described = match &named {
+            Some(_) => None,
+            None => described(&state)?,
         };
-        let in_file = recognised.map(|(_, classes)| classes);
-        let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(spec));
+        let (spec, in_file) = match (named, described) {
+            // Names and shapes would only tell which named network it is like.
+            (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
+                let classes = spec.file().and_then(|file| classes_of(file, &state));
+                (spec, classes)
+            }
+            (named, _) => {
+                let recognised = recognise(&state);
+                let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
+                let spec = match &recognised {
+                    Some(Recognised { models: found, .. }) => {
+                        let is_one = |spec: &Spec| found.contains(&spec.name.as_ref());
+                        if let Some(named) = named.as_ref().filter(|named| !is_one(named)) {
+                            bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
+                        }
+                        let told = named.or(told.filter(is_one));
+                        match (&found[..], told.or_else(|| self.beside().cloned().filter(is_one))) {
+                            (_, Some(spec)) => spec,
+                            (&[name], None) => models::spec(name)?.clone(),
+                            _ => bail!(
+                                "{file} holds the weights of {}, which the file does not tell apart: say which with \
+                                 --model",
+                                found.join(" or ")
+                            ),
+                        }
+                    }
+                    None => named.or(told).with_context(|| {
+                        format!(
+                            "{file} holds the weights of no network that is known; --model NAME says how it differs \
+                             from one, and --model FILE.json describes another"
+                        )
+                    })?,
+                };
+                (spec, recognised.map(|found| found.classes))
+            }
+        };
+        let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(&spec));
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
@@ -355,23 +383,101 @@ impl ModelArgs {
             seed: self.seed,
         })
     }
+
+    /// The network that timm's `config.json` names where there is one beside the weights file, as on the Hugging Face hub.
+    fn beside(&self) -> Option<&'static Spec> {
+        /// A longer one is not timm's.
+        const MAX_CONFIG: u64 = 1 << 20;
+        let file = File::open(self.weights.as_ref()?.with_file_name("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_reader(file.take(MAX_CONFIG)).ok()?;
+        models::of_timm(config.get("architecture")?.as_str()?)
+    }
 }
 
-/// The network whose weights `state` holds, and its number of classes.
-pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
+/// The content of a weights file.
+pub fn read_weights(path: &Path) -> Result<StateDict> {
+    Ok(StateDict::load(path)?)
+}
+
+/// The network that `--model` asks for.
+pub fn spec(model: &str) -> Result<Spec> {
+    match is_graph_file(model) {
+        true => Ok(Spec::of_file(GraphFile::read(Path::new(model))?)),
+        false => Ok(models::spec(model)?.clone()),
+    }
+}
+
+/// The number of classes of `file`'s head in a weights file.
+fn classes_of(file: &GraphFile, state: &StateDict) -> Option<usize> {
+    state.tensors.get(&format!("{}.weight", file.head()?))?.shape.first().copied()
+}
+
+fn is_graph_file(model: &str) -> bool {
+    Path::new(model).extension().is_some_and(|extension| extension == "json")
+}
+
+/// The network that a weights file describes, if it is none that has a name.
+pub fn described(state: &StateDict) -> Result<Option<Spec>> {
+    let origin = || {
+        let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        format!("the graph in the metadata of {file}")
+    };
+    if let Some(text) = state.metadata.get(GRAPH) {
+        return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
+    }
+    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+        return Ok(None);
+    };
+    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
+    let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
+    for note in imported.notes {
+        log::info!("{file}: {note}");
+    }
+    Ok(Some(Spec::of_file(imported.graph)))
+}
+
+/// The networks whose weights `state` may hold, and its number of classes.
+pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
-/// ImageNet's classes for networks that are made for ImageNet's images.
+/// A graph file's own classes; ImageNet's for networks that are made for ImageNet's images.
 fn default_classes(spec: &Spec) -> usize {
-    if spec.mean == models::IMAGENET_MEAN { 1000 } else { 10 }
+    match spec.file() {
+        Some(file) => file.classes(),
+        None if spec.mean == models::IMAGENET_MEAN => 1000,
+        None => 10,
+    }
 }
 
 impl Model {
     /// The image size: `asked`, else the file's, else the model's.
     pub fn size(&self, asked: Option<Size>) -> Size {
-        let default = Size { height: self.spec.default_size, width: self.spec.default_size };
-        asked.or(self.trained_size).unwrap_or(default)
+        let (height, width) = self.spec.size();
+        asked.or(self.trained_size).unwrap_or(Size { height, width })
+    }
+
+    /// The graph file of the network for images of `size`.
+    pub fn describe(&self, size: Size) -> Result<GraphFile> {
+        if !self.folded {
+            return Ok(self.spec.describe(size.pair(), self.classes)?);
+        }
+        let Spec { name, mean, std, .. } = &self.spec;
+        let about = GraphAbout { name: name.to_string(), size: size.pair(), mean: *mean, std: *std };
+        GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
+    }
+
+    /// What a weights file of this network says of itself: what the one that it came from said, and the graph if it has no
+    /// name.
+    pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
+        let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+        metadata.remove(GRAPH);
+        if self.spec.file().is_some() {
+            metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json());
+        }
+        Ok(metadata)
     }
 
     /// The network for batches of `batch` images, every layer frozen; without its batch norms if the file is folded.
@@ -419,6 +525,43 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// As [`check_output`], for weights, which are written as Keras's file only in the form of the file that they come from.
+pub fn check_weights_output(out: &Path, source: Option<&Path>) -> Result<()> {
+    check_output(out)?;
+    let Some(form) = keras_form(out) else { return Ok(()) };
+    if source.and_then(keras_form) != Some(form) {
+        bail!(
+            "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
+             that ends in .safetensors",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Which of Keras's files a name stands for.
+pub fn keras_form(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()? {
+        "keras" => Some(".keras"),
+        "h5" | "hdf5" => Some(".h5"),
+        _ => None,
+    }
+}
+
+/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
+/// else as safetensors.
+pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
+    match source.filter(|_| keras_form(out).is_some()) {
+        Some(source) => {
+            for note in weights::keras::save(state, source, out)? {
+                eprintln!("note: {}: {note}", out.display());
+            }
+        }
+        None => state.save(out)?,
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
-use super::args::policy_help;
+use super::args::{self, policy_help};
 use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
-use super::training::{Images, TrainingArgs};
+use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
@@ -11,7 +11,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
-use thawline::models;
 use thawline::plan::Input;
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
@@ -97,7 +96,7 @@ pub fn run(args: Args) -> Result<()> {
             let saved = &setup.settings;
             let data = args.training.data.as_ref().unwrap_or(&saved.data);
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
-            let weights = weights.map(StateDict::load).transpose()?;
+            let weights = weights.map(|file| args::read_weights(file)).transpose()?;
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
@@ -141,7 +140,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
-    let settings = args.training.settings(None, images, model.spec, size, first)?;
+    let settings = args.training.settings(None, images, &model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
     let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
     let (data, folder) = (images.data.clone(), &images.folder);
@@ -159,7 +158,7 @@ fn bench<'a>(
     weights: Option<StateDict>,
 ) -> Result<Bench<'a>> {
     let settings = &setup.settings;
-    let spec = models::spec(&settings.model)?;
+    let spec = training::spec(settings)?;
     let size = (settings.transform.height as usize, settings.transform.width as usize);
     let network = spec.build(settings.batch, size, settings.classes.len())?;
     let input = Input::Bytes { mean: spec.mean, std: spec.std };

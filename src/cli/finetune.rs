@@ -1,8 +1,8 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
-use super::args::{Size, policy_help};
+use super::args::{self, Size, policy_help};
 use super::output;
-use super::training::{Images, TrainingArgs};
+use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,14 +14,14 @@ use thawline::data::Transform;
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::lab::{in_words, of_words};
-use thawline::models::{self, Spec};
+use thawline::models::Spec;
 use thawline::policy::{self, Policy, Rule};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::train::{
     BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
     best,
 };
-use thawline::weights;
+use thawline::weights::{self, StateDict};
 
 /// Fine-tune a network on a folder of images
 ///
@@ -122,9 +122,9 @@ fn start(args: &Args) -> Result<Run> {
     };
     let policy = policy.with_last_rules(&args.rules)?;
     let size = model.size(training.size.size);
-    let mut settings = training.settings(None, &images, model.spec, size, in_words(&policy))?;
+    let mut settings = training.settings(None, &images, &model.spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
-    let stages = stages(&settings, model.spec, &policy)?;
+    let stages = stages(&settings, &model.spec, &policy)?;
     let network = &stages[0];
     let device = args.training.device.open()?;
 
@@ -151,7 +151,7 @@ fn start(args: &Args) -> Result<Run> {
         _ => weights::initialise(network, settings.seed),
     };
     announce(&settings, &stages, &device)?;
-    Ok(images.job(&device, stages, model.spec, settings).start(&tensors, out)?)
+    Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
 
 /// Goes on with the run in `folder`.
@@ -159,7 +159,10 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
     let training = &args.training;
     let images = Images::open(training, Some(&saved), training.data.as_ref().unwrap_or(&saved.data))?;
-    let spec = models::spec(training.model.as_ref().unwrap_or(&saved.model))?;
+    let spec = match &training.model {
+        Some(model) => args::spec(model)?,
+        None => training::spec(&saved)?,
+    };
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
     let policy = match &args.policy {
@@ -172,11 +175,11 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
             if saved.policy.rules.ends_with(&given) { policy } else { policy.with_last_rules(&given)? }
         }
     };
-    let mut settings = training.settings(Some(&saved), &images, spec, size, in_words(&policy))?;
+    let mut settings = training.settings(Some(&saved), &images, &spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);
-    let stages = stages(&settings, spec, &policy)?;
+    let stages = stages(&settings, &spec, &policy)?;
     let device = args.training.device.open()?;
-    let run = images.job(&device, stages.clone(), spec, settings).resume(folder)?;
+    let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
     announce(run.settings(), &stages, &device)?;
     output::line(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
     Ok(run)
@@ -321,8 +324,27 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
+/// Beside each weights file of the run a copy of the Keras file that it came from, if it did, with the new weights.
+fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
+    let Some(source) = run.settings().weights.as_deref().filter(|source| args::keras_form(source).is_some()) else {
+        return Ok(Vec::new());
+    };
+    let extension = source.extension().unwrap_or_default();
+    let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+    files
+        .into_iter()
+        .filter(|file| file.exists())
+        .map(|file| {
+            let out = file.with_extension(extension);
+            args::save_weights(&StateDict::load(&file)?, Some(source), &out)?;
+            Ok(out)
+        })
+        .collect()
+}
+
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
+    let for_keras = write_keras(run)?;
     let history = run.history();
     let file = |name: &str| run.folder().join(name).display().to_string();
     let accuracy = |metrics: &EpochMetrics| metrics.val.map(|val| percent(val.accuracy()));
@@ -340,6 +362,9 @@ fn summarise(run: &Run) -> Result<()> {
     output::line(format_args!("last weights: {}", file(LAST_FILE)))?;
     if run.settings().then == Some(Then::Recalibrate) {
         output::line(format_args!("recalibrated: {}", file(RECALIBRATED_FILE)))?;
+    }
+    for file in for_keras {
+        output::line(format_args!("for Keras:    {}", file.display()))?;
     }
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))
 }

@@ -31,8 +31,8 @@ pub struct Args {
     /// The trained network: a safetensors or PyTorch file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// The network's name, if the file does not tell
-    #[arg(long, value_name = "NAME")]
+    /// The network, if the file does not tell
+    #[arg(long, value_name = "NAME|FILE.json")]
     model: Option<String>,
     /// Where the result goes; the ending decides what it is
     #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]
@@ -70,7 +70,7 @@ impl Format {
 
 /// How far folding may move the logits, as a share of the largest of them. Rounding moves them by about 1e-6; a thousand
 /// times that is a broken file.
-const TOLERANCE: f32 = 1e-3;
+pub(super) const TOLERANCE: f32 = 1e-3;
 
 /// Images that are compared.
 const IMAGES: usize = 4;
@@ -92,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
         bail!("{file} is folded already");
     }
     let size = model.size(args.size.size);
-    let mut metadata = model.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let mut metadata = model.metadata(size)?;
     let network = model.network(IMAGES, size)?;
     let tensors = model.tensors(&network)?;
 
@@ -107,13 +107,14 @@ pub fn run(args: Args) -> Result<()> {
     match format {
         Format::Safetensors => {
             let mut state = weights::to_state(&result.network, &result.tensors);
-            metadata.extend([("model", model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+            metadata
+                .extend([("model", &*model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
             state.metadata = metadata;
             state.save(&args.out)?;
         }
         Format::Onnx => {
             let about = About {
-                model: model.spec.name,
+                model: &model.spec.name,
                 mean: model.spec.mean,
                 std: model.spec.std,
                 classes: model.class_names.as_deref(),
@@ -186,9 +187,7 @@ fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Out
     let after = logits(&folding.graph, |images, _| {
         Ok(Evaluator::new(device, &folding.graph, &folded, Input::Values)?.logits(images)?)
     })?;
-    let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
-    let apart = largest(&mut before.iter().zip(&after).map(|(before, after)| before - after));
-    let difference = apart / largest(&mut before.iter().copied()).max(f32::MIN_POSITIVE);
+    let difference = apart(&before, &after);
     if difference > TOLERANCE {
         bail!(
             "the logits would change by {difference:.1e} of the largest, more than {TOLERANCE:e}; running variances \
@@ -199,8 +198,15 @@ fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Out
     Ok(Outcome { network, tensors: folded, folded: gone, kept, difference: Some(difference) })
 }
 
+/// How far logits are from those of before, as a share of the largest.
+pub(super) fn apart(before: &[f32], after: &[f32]) -> f32 {
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
+    let apart = largest(&mut before.iter().zip(after).map(|(before, after)| before - after));
+    apart / largest(&mut before.iter().copied()).max(f32::MIN_POSITIVE)
+}
+
 /// What `run` makes of random images, the same at every call; they have no labels.
-fn logits(network: &Graph, run: impl FnOnce(Images<'_>, &[u32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+pub(super) fn logits(network: &Graph, run: impl FnOnce(Images<'_>, &[u32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     let [n, h, w, c] = network.input_shape().context("the network has no input")?.0;
     let mut rng = Rng::new(0);
     let images: Vec<f32> = (0..n * c * h * w).map(|_| rng.range(-2.0, 2.0) as f32).collect();

@@ -14,11 +14,11 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors or PyTorch file
+    /// A safetensors, PyTorch or Keras file
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
     /// The network, if the file does not tell
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME|FILE.json")]
     pub model: Option<String>,
     #[command(flatten)]
     pub data: DataArgs,
@@ -33,8 +33,8 @@ pub struct SubjectArgs {
 
 /// A network with its weights, a device and a folder of images.
 pub struct Subject {
-    pub spec: &'static Spec,
-    /// The weights file as it is.
+    pub spec: Spec,
+    /// The weights file as it is, and the graph in its metadata if the network has no name.
     pub file: StateDict,
     pub network: Graph,
     pub tensors: Vec<HostTensor>,
@@ -59,8 +59,7 @@ impl SubjectArgs {
             classes: None,
             seed: self.seed,
         };
-        let file = StateDict::load(&self.weights)?;
-        let mut model = model.of(Some(file.clone()))?;
+        let mut model = model.read()?;
         let mut folder = self.data.open(self.seed)?;
         // Statistics need no labels: images of other classes will do.
         let labels = model.labels(&folder, &self.data.data);
@@ -73,10 +72,12 @@ impl SubjectArgs {
         }
         let size = model.size(self.size.size);
         let network = model.network(1, size)?;
+        let metadata = model.metadata(size)?;
+        let file = model.state.as_ref().map(|state| StateDict { metadata, ..state.clone() }).unwrap_or_default();
         Ok(Subject {
+            tensors: model.tensors(&network)?,
             spec: model.spec,
             file,
-            tensors: model.tensors(&network)?,
             network,
             size,
             trained_size: model.trained_size,

@@ -1,20 +1,27 @@
 //! Networks by name, with the parameter names of the framework that their weights come from.
 
 mod efficientnet;
+mod file;
 mod inverted;
+pub mod keras;
 mod mobilenet;
 mod resnet;
 
-use crate::graph::{Averaging, Builder, Graph, GraphError, NodeId, Role};
-use crate::nearest::suggestion;
-use std::collections::HashMap;
+pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
-/// A network that [`build`] knows.
+use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
+use crate::nearest::suggestion;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A network: one that [`build`] knows, or one that a [`GraphFile`] describes.
 ///
 /// Where frameworks differ in names, padding, constants or preprocessing, each has a network of its own. torchvision's have
 /// torchvision's names; timm's have timm's, with `timm_` before those that torchvision has too; Keras's begin with `keras_`.
+#[derive(Clone)]
 pub struct Spec {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Height and width of the images it is made for, in pixels. Any other size works too.
     pub default_size: usize,
     /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
@@ -31,9 +38,11 @@ struct BatchNorms {
     averaging: Averaging,
 }
 
+#[derive(Clone)]
 enum Network {
     ResNet(&'static resnet::Config),
     Inverted(&'static inverted::Layout, &'static inverted::Variant),
+    File(Arc<GraphFile>),
 }
 
 use Network::{Inverted, ResNet};
@@ -56,7 +65,7 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
     Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
-    Spec::imagenet("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY)).normalised([0.5; 3], [0.5; 3]),
+    Spec::normalised("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY), [0.5; 3], [0.5; 3]),
     Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
     Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
     Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
@@ -85,12 +94,22 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("tf_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TIMM_TF)),
     Spec::imagenet("tf_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM_TF)),
     Spec::imagenet("tf_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnetv2_s", 300, Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF))
-        .normalised([0.5; 3], [0.5; 3]),
+    Spec::normalised(
+        "tf_efficientnetv2_s",
+        300,
+        Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF),
+        [0.5; 3],
+        [0.5; 3],
+    ),
     Spec::imagenet("mobilenetv2_100", 224, Inverted(&mobilenet::V2, &efficientnet::TIMM)),
     Spec::imagenet("mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM)),
-    Spec::imagenet("tf_mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF))
-        .normalised([0.5; 3], [0.5; 3]),
+    Spec::normalised(
+        "tf_mobilenetv3_large_100",
+        224,
+        Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF),
+        [0.5; 3],
+        [0.5; 3],
+    ),
     // Keras's own preprocessing: EfficientNet's `Normalization` as its ImageNet weights have it, V2's and MobileNetV3's
     // `Rescaling`, MobileNetV2's mode `tf`, ResNet's mode `caffe`.
     Spec::imagenet("keras_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::KERAS_V1)),
@@ -101,15 +120,24 @@ pub static MODELS: &[Spec] = &[
     Spec::imagenet("keras_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::KERAS_V1)),
     Spec::imagenet("keras_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::KERAS_V1)),
     Spec::imagenet("keras_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2))
-        .normalised([128.0 / 255.0; 3], [128.0 / 255.0; 3]),
-    Spec::imagenet("keras_mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2))
-        .normalised([0.5; 3], [0.5; 3]),
-    Spec::imagenet("keras_mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3))
-        .normalised([0.5; 3], [0.5; 3]),
-    Spec::imagenet("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
-    Spec::imagenet("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
-    Spec::imagenet("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152)).normalised(CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised(
+        "keras_efficientnet_v2_s",
+        384,
+        Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2),
+        [128.0 / 255.0; 3],
+        [128.0 / 255.0; 3],
+    ),
+    Spec::normalised("keras_mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2), [0.5; 3], [0.5; 3]),
+    Spec::normalised(
+        "keras_mobilenet_v3_large",
+        224,
+        Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3),
+        [0.5; 3],
+        [0.5; 3],
+    ),
+    Spec::normalised("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50), CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101), CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152), CAFFE_MEAN, [1.0 / 255.0; 3]),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -125,22 +153,67 @@ pub enum ModelError {
     )]
     Unknown { name: String },
     #[error("{model} cannot have {classes} classes: it takes 1 to {MAX_CLASSES}")]
-    Classes { model: &'static str, classes: usize },
+    Classes { model: String, classes: usize },
     #[error("{model} cannot take {batch} images of {height}×{width} pixels: {error}", height = size.0, width = size.1)]
-    Input { model: &'static str, batch: usize, size: (usize, usize), error: GraphError },
+    Input { model: String, batch: usize, size: (usize, usize), error: GraphError },
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().map(|spec| spec.name)
+    MODELS.iter().map(|spec| spec.name.as_ref())
 }
 
 impl Spec {
     const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
-        Self { name, default_size, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+        Self::normalised(name, default_size, network, IMAGENET_MEAN, IMAGENET_STD)
     }
 
-    const fn normalised(self, mean: [f32; 3], std: [f32; 3]) -> Self {
-        Self { mean, std, ..self }
+    const fn normalised(
+        name: &'static str,
+        default_size: usize,
+        network: Network,
+        mean: [f32; 3],
+        std: [f32; 3],
+    ) -> Self {
+        Self { name: Cow::Borrowed(name), default_size, mean, std, network }
+    }
+
+    /// The network that `file` describes.
+    pub fn of_file(file: GraphFile) -> Self {
+        Self {
+            name: Cow::Owned(file.name().to_owned()),
+            default_size: file.size().0,
+            mean: file.mean(),
+            std: file.std(),
+            network: Network::File(Arc::new(file)),
+        }
+    }
+
+    /// The file that describes the network, if it is none of [`MODELS`].
+    pub fn file(&self) -> Option<&GraphFile> {
+        match &self.network {
+            Network::File(file) => Some(file),
+            ResNet(_) | Inverted(..) => None,
+        }
+    }
+
+    /// Height and width of the images it is made for, in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.file().map_or((self.default_size, self.default_size), GraphFile::size)
+    }
+
+    /// The network as a graph file, made for images of `size` = (height, width) pixels.
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build).
+    pub fn describe(&self, size: (usize, usize), classes: usize) -> Result<GraphFile, ModelError> {
+        let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
+        match &self.network {
+            Network::File(file) => file.with(size, classes).map_err(wrong),
+            network => {
+                let about = GraphAbout { name: self.name.to_string(), size, mean: self.mean, std: self.std };
+                GraphFile::of(about, |size| network.build(1, size, classes)).map_err(wrong)
+            }
+        }
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels.
@@ -150,25 +223,30 @@ impl Spec {
     /// 1 to [`MAX_CLASSES`].
     pub fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, ModelError> {
         if !(1..=MAX_CLASSES).contains(&classes) {
-            return Err(ModelError::Classes { model: self.name, classes });
+            return Err(ModelError::Classes { model: self.name.to_string(), classes });
         }
-        let graph = || {
-            let mut b = Builder::new();
-            let images = b.input(batch, size.0, size.1, 3)?;
-            let logits = self.network.add_to(&mut b, images, classes)?;
-            b.finish(logits)
-        };
-        graph().map_err(|error| ModelError::Input { model: self.name, batch, size, error })
+        let graph = self.network.build(batch, size, classes);
+        graph.map_err(|error| ModelError::Input { model: self.name.to_string(), batch, size, error })
     }
 }
 
 impl Network {
-    /// From images `[N, H, W, 3]` to logits `[N, 1, 1, classes]`.
-    fn add_to(&self, b: &mut Builder, images: NodeId, classes: usize) -> Result<NodeId, GraphError> {
-        match self {
-            ResNet(config) => config.network(b, images, classes),
-            Inverted(layout, variant) => layout.network(variant, b, images, classes),
-        }
+    /// The network for `batch` images of `size` = (height, width) pixels.
+    fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
+        let mut b = Builder::new();
+        let mut images = || b.input(batch, size.0, size.1, 3);
+        let logits = match self {
+            Self::File(file) => return file.build(batch, size, classes),
+            ResNet(config) => {
+                let images = images()?;
+                config.network(&mut b, images, classes)?
+            }
+            Inverted(layout, variant) => {
+                let images = images()?;
+                layout.network(variant, &mut b, images, classes)?
+            }
+        };
+        b.finish(logits)
     }
 }
 
@@ -188,17 +266,37 @@ pub fn build(name: &str, batch: usize, size: (usize, usize), classes: usize) -> 
     spec(name)?.build(batch, size, classes)
 }
 
+/// The network that timm calls `architecture`, which is also what the `config.json` beside its files calls it.
+pub fn of_timm(architecture: &str) -> Option<&'static Spec> {
+    let own = MODELS.iter().find(|spec| spec.name.strip_prefix("timm_") == Some(architecture));
+    own.or_else(|| MODELS.iter().find(|spec| spec.name == architecture))
+}
+
+/// What [`recognise`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recognised {
+    /// One network, or several that differ in nothing that a file tells: timm's with and without `tf_`, which have other
+    /// paddings and constants.
+    pub models: Vec<&'static str>,
+    pub classes: usize,
+}
+
 /// Which network a weights file is for, and its number of classes, from the names and shapes of the file's tensors
 /// (shapes as PyTorch writes them). A file that lacks a few tensors is still recognised, so that loading it can say
 /// which they are.
-pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<(&'static str, usize)> {
+pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<Recognised> {
     // Weights of convolutions and linear layers have two or more dimensions, all other tensors fewer.
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
-    let scored = MODELS.iter().filter_map(|spec| {
-        let (differences, classes) = compare(spec, &file)?;
-        Some((differences, spec.name, classes))
-    });
-    scored.min_by_key(|&(differences, ..)| differences).map(|(_, name, classes)| (name, classes))
+    let scored: Vec<(usize, &str, usize)> = MODELS
+        .iter()
+        .filter_map(|spec| {
+            let (differences, classes) = compare(spec, &file)?;
+            Some((differences, spec.name.as_ref(), classes))
+        })
+        .collect();
+    let &(fewest, _, classes) = scored.iter().min_by_key(|&(differences, ..)| differences)?;
+    let best = scored.iter().filter(|&&(differences, ..)| differences == fewest);
+    Some(Recognised { models: best.map(|&(_, name, _)| name).collect(), classes })
 }
 
 /// How many weights the file and the network do not share, unless they are too many; and the file's classes.
@@ -214,13 +312,15 @@ fn compare(spec: &Spec, file: &HashMap<&str, &[usize]>) -> Option<(usize, usize)
         let in_file = file.get(format!("{layer}.weight").as_str()).copied();
         let same = match param.role {
             Role::ConvWeight | Role::DepthwiseWeight => in_file == Some(&[cout, param.channels, kh, kw]),
-            Role::LinearWeight => match in_file {
-                Some(&[rows, columns]) if columns == param.channels => {
+            Role::LinearWeight if cout == 1 => match in_file {
+                // Keras's MobileNetV3 ends in a convolution.
+                Some(&[rows, columns] | &[rows, columns, 1, 1]) if columns == param.channels => {
                     classes = Some(rows);
                     true
                 }
                 _ => false,
             },
+            Role::LinearWeight => in_file == Some(&[cout, param.channels]),
             Role::Bias | Role::Affine | Role::Moments => continue,
         };
         shared += usize::from(same);

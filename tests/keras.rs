@@ -1,0 +1,331 @@
+//! Keras's files, small ones of every kind that `tests/golden/generate_keras.py` writes, read and written back.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+use thawline::gpu::{Device, DeviceOptions};
+use thawline::graph::{Affine, Graph};
+use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
+use thawline::plan::Input;
+use thawline::policy::{self, Policy};
+use thawline::rng::Rng;
+use thawline::train::{Evaluator, Images};
+use thawline::weights::{self, FileTensor, StateDict, TensorData};
+use zip::ZipArchive;
+
+/// The files, each with the name of what is known of it.
+const FILES: [(&str, &str); 19] = [
+    ("efficient.keras", "efficient"),
+    ("efficient.h5", "efficient"),
+    ("efficient.weights.h5", "efficient"),
+    ("resnet.keras", "resnet"),
+    ("mobilenet.keras", "mobilenet"),
+    ("mobilenet.h5", "mobilenet"),
+    ("transfer.keras", "transfer"),
+    ("transfer.h5", "transfer"),
+    ("transfer.weights.h5", "transfer"),
+    ("sequential.keras", "sequential"),
+    ("sequential.h5", "sequential"),
+    ("efficient_tf.keras", "efficient_tf"),
+    ("efficient_tf.h5", "efficient_tf"),
+    ("efficient_tf_weights.h5", "efficient_tf"),
+    ("resnet_tf.h5", "resnet_tf"),
+    ("transfer_tf.keras", "transfer_tf"),
+    ("transfer_tf.h5", "transfer_tf"),
+    ("sequential_tf.keras", "sequential_tf"),
+    ("sequential_tf.h5", "sequential_tf"),
+];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/keras").join(name)
+}
+
+/// What Keras says of a model.
+fn record(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(golden(&format!("{name}.json"))).unwrap()).unwrap()
+}
+
+fn load(name: &str) -> StateDict {
+    StateDict::load(golden(name)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn floats(tensor: &FileTensor) -> &[f32] {
+    match &tensor.data {
+        TensorData::F32(values) => values,
+        TensorData::I64(_) => panic!("floats were expected"),
+    }
+}
+
+/// A variable of Keras's under the name that its tensor has here, with the shape that it has here.
+fn ours(layer: &str, class: &str, label: &str, shape: &[usize]) -> Option<(String, Vec<usize>)> {
+    let (layer, part, shape) = match (class, label, shape) {
+        ("Normalization", ..) => return None,
+        ("SeparableConv2D", "depthwise_kernel", &[h, w, c, 1]) => {
+            (format!("{layer}.depthwise"), "weight", vec![c, 1, h, w])
+        }
+        ("SeparableConv2D", "pointwise_kernel", &[h, w, i, o]) => {
+            (format!("{layer}.pointwise"), "weight", vec![o, i, h, w])
+        }
+        ("SeparableConv2D", "bias", _) => (format!("{layer}.pointwise"), "bias", shape.to_vec()),
+        ("DepthwiseConv2D", "kernel" | "depthwise_kernel", &[h, w, c, 1]) => {
+            (layer.to_owned(), "weight", vec![c, 1, h, w])
+        }
+        ("Conv2D", "kernel", &[h, w, i, o]) => (layer.to_owned(), "weight", vec![o, i, h, w]),
+        ("Dense", "kernel", &[i, o]) => (layer.to_owned(), "weight", vec![o, i]),
+        (_, "bias" | "beta", _) => (layer.to_owned(), "bias", shape.to_vec()),
+        (_, "gamma", _) => (layer.to_owned(), "weight", shape.to_vec()),
+        (_, "moving_mean", _) => (layer.to_owned(), "running_mean", shape.to_vec()),
+        (_, "moving_variance", _) => (layer.to_owned(), "running_var", shape.to_vec()),
+        _ => panic!("{class} {label} {shape:?}"),
+    };
+    Some((format!("{layer}.{part}"), shape))
+}
+
+#[test]
+fn every_variable_of_keras_is_found_under_its_layer() {
+    for (file, known) in FILES {
+        let state = load(file);
+        let mut expected = BTreeMap::new();
+        for layer in record(known)["layers"].as_array().unwrap() {
+            for weight in layer["weights"].as_array().unwrap() {
+                let shape: Vec<usize> =
+                    weight[1].as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
+                let [name, class] = ["name", "class"].map(|key| layer[key].as_str().unwrap());
+                if let Some((name, shape)) = ours(name, class, weight[0].as_str().unwrap(), &shape) {
+                    expected.insert(name, (shape, weight[2].as_f64().unwrap()));
+                }
+            }
+        }
+        assert!(!expected.is_empty());
+        for (name, (shape, sum)) in &expected {
+            let tensor = state.tensors.get(name).unwrap_or_else(|| panic!("{file} has no {name}"));
+            assert_eq!(&tensor.shape, shape, "{file}: {name}");
+            let found: f64 = floats(tensor).iter().map(|&value| f64::from(value)).sum();
+            assert!((found - sum).abs() < 1e-4 * (1.0 + sum.abs()), "{file}: {name} sums up to {found}, not {sum}");
+        }
+        // Of a batch norm without gamma or beta, they are there as what has no effect.
+        for (name, tensor) in state.tensors.iter().filter(|(name, _)| !expected.contains_key(*name)) {
+            let neutral = if name.ends_with(".weight") { 1.0 } else { 0.0 };
+            assert!(floats(tensor).iter().all(|&value| value == neutral), "{file}: {name}");
+        }
+    }
+}
+
+/// The network of a file that describes one.
+fn imported(state: &StateDict) -> Result<Imported, KerasError> {
+    let keras = state.keras.as_ref().expect("a Keras file");
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let config = keras.config.as_ref().expect("a whole model");
+    import(KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization })
+}
+
+/// All numbers in lists within lists.
+fn numbers(value: &Value) -> Vec<f32> {
+    match value.as_array() {
+        Some(values) => values.iter().flat_map(numbers).collect(),
+        None => vec![value.as_f64().unwrap() as f32],
+    }
+}
+
+#[test]
+fn networks_compute_what_keras_computes() {
+    const PIXELS: usize = 12 * 12;
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    for (file, known) in FILES {
+        let state = load(file);
+        if state.keras.as_ref().unwrap().config.is_none() {
+            continue;
+        }
+        let graph = imported(&state).unwrap_or_else(|error| panic!("{file}: {error}")).graph;
+        assert_eq!((graph.size(), graph.classes()), ((12, 12), 5), "{file}");
+        let (mean, std) = (graph.mean(), graph.std());
+        let network = graph.build(3, (12, 12), 5).unwrap();
+        let tensors = weights::from_state(&network, state, 0).unwrap_or_else(|error| panic!("{file}: {error}")).tensors;
+        let known = record(known);
+        let mut images = Vec::with_capacity(3 * PIXELS * 4);
+        for pixel in numbers(&known["images"]).chunks_exact(3) {
+            images.extend([0, 1, 2].map(|channel| (pixel[channel] / 255.0 - mean[channel]) / std[channel]));
+            images.push(0.0);
+        }
+        let mut evaluator = Evaluator::new(&device, &network, &tensors, Input::Values).unwrap();
+        let ours = evaluator.logits(Images::Values(&images)).unwrap();
+        let theirs = numbers(&known["logits"]);
+        let largest = theirs.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+        assert_eq!(ours.len(), theirs.len(), "{file}");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!((ours - theirs).abs() <= 1e-4 * largest, "{file}: {ours} where Keras has {theirs}");
+        }
+    }
+}
+
+fn network(file: &str) -> Graph {
+    imported(&load(file)).unwrap().graph.build(2, (12, 12), 5).unwrap()
+}
+
+/// The layers of which something trains, by the names that Keras has for them, each once.
+fn trainable(graph: &Graph) -> Vec<&str> {
+    let trains = |layer: &&thawline::graph::Layer| {
+        layer.setting.weights || layer.setting.batch_norm.is_some_and(|mode| mode.affine != Affine::None)
+    };
+    graph.layers().iter().filter(trains).map(|layer| layer.name.as_str()).collect()
+}
+
+/// The question that started this project: `for layer in model.layers[:idx]: layer.trainable = False`, and then
+/// `for layer in model.layers: if isinstance(layer, BatchNormalization): layer.trainable = True`.
+#[test]
+fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
+    for (file, known) in
+        [("efficient.keras", "efficient"), ("efficient_tf.h5", "efficient_tf"), ("resnet.keras", "resnet")]
+    {
+        let record = record(known);
+        let layers = record["layers"].as_array().unwrap();
+        for index in 0..layers.len() {
+            let trains = |(number, layer): &(usize, &Value)| {
+                let has_weights = !layer["weights"].as_array().unwrap().is_empty() && layer["class"] != "Normalization";
+                has_weights && (*number >= index || layer["class"] == "BatchNormalization")
+            };
+            let expected: Vec<&str> =
+                layers.iter().enumerate().filter(trains).map(|(_, layer)| layer["name"].as_str().unwrap()).collect();
+            let rules = [
+                format!("index:{index}.. & !kind:bn -> weights=train"),
+                "kind:bn -> stats=batch, update=ema(0.99), affine=both".to_owned(),
+            ];
+            // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
+            let policy = Policy::recipe("head").unwrap().with_rules(&["last:linear -> weights=frozen"]).unwrap();
+            let Ok(with_both) = policy.with_rules(&rules).map(|policy| policy::resolve(&policy, network(file))) else {
+                panic!("{rules:?}")
+            };
+            let resolved = with_both.unwrap_or_else(|error| panic!("{file} {index}: {error}"));
+            assert_eq!(trainable(&resolved.graph), expected, "{file} from {index}");
+        }
+    }
+}
+
+#[test]
+fn layers_within_models_have_two_names() {
+    let graph = network("transfer.keras");
+    let find =
+        |name: &str| graph.layers().iter().find(|layer| layer.name == name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(find("base/stem_conv").alias.as_deref(), Some("stem_conv"));
+    // Two are called so.
+    assert_eq!(find("base/top_bn").alias, None);
+    assert_eq!(find("top_bn").alias, None);
+    // By the number in `model.layers`, a model within the model is one layer.
+    assert_eq!((find("base/stem_conv").position, find("predictions").position), (Some(2), Some(7)));
+}
+
+#[test]
+fn what_a_batch_norm_lacks_never_trains() {
+    for file in ["sequential.keras", "sequential_tf.h5"] {
+        let resolved = policy::resolve(&Policy::recipe("full").unwrap(), network(file)).unwrap();
+        let affine = |layer: &thawline::graph::Layer| layer.setting.batch_norm.map(|mode| mode.affine);
+        let found: Vec<Affine> = resolved.graph.layers().iter().filter_map(affine).collect();
+        assert_eq!(found, [Affine::Beta, Affine::Gamma, Affine::None], "{file}");
+    }
+}
+
+/// The content of an archive by entry, or of a file.
+fn contents(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(path).unwrap();
+    if !bytes.starts_with(b"PK") {
+        return [(String::new(), bytes)].into();
+    }
+    let mut archive = ZipArchive::new(Cursor::new(bytes)).unwrap();
+    (0..archive.len())
+        .map(|index| {
+            let mut entry = archive.by_index(index).unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            (entry.name().unwrap().into_owned(), content)
+        })
+        .collect()
+}
+
+#[test]
+fn what_does_not_change_keeps_every_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, _) in FILES {
+        let out = folder.path().join(file);
+        weights::keras::save(&load(file), &golden(file), &out).unwrap();
+        assert!(contents(&out) == contents(&golden(file)), "{file}");
+    }
+}
+
+#[test]
+fn what_changes_is_all_that_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, _) in FILES {
+        let before = load(file);
+        let out = folder.path().join(file);
+        let mut after = before.clone();
+        // What the file lacks cannot be written.
+        let lacking = |name: &str, tensor: &FileTensor| {
+            let neutral = if name.ends_with(".weight") { 1.0 } else { 0.0 };
+            floats(tensor).iter().all(|&value| value == neutral)
+        };
+        for (name, tensor) in after.tensors.iter_mut().filter(|(name, tensor)| !lacking(name, tensor)) {
+            let TensorData::F32(values) = &mut tensor.data else { panic!("{name}") };
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        weights::keras::save(&after, &golden(file), &out).unwrap();
+        let read = StateDict::load(&out).unwrap();
+        assert_eq!(read.tensors, after.tensors, "{file}");
+        assert_eq!(read.keras, before.keras, "{file}");
+        let (old, new) = (contents(&golden(file)), contents(&out));
+        for (entry, content) in &old {
+            let differing = content.iter().zip(&new[entry]).filter(|(a, b)| a != b).count();
+            let values: usize = after.tensors.values().map(|tensor| tensor.data.len()).sum();
+            assert_eq!(content.len(), new[entry].len(), "{file}: {entry}");
+            assert!(differing <= 4 * values, "{file}: {entry}");
+            assert!(entry.is_empty() || entry.ends_with(".h5") || differing == 0, "{file}: {entry}");
+        }
+    }
+}
+
+/// Damages a file: a run of bytes, a number that becomes huge, or the end cut off.
+fn damaged(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    match rng.below(4) {
+        0 => bytes.truncate(rng.below(bytes.len())),
+        1 => {
+            for _ in 0..8 {
+                let at = rng.below(bytes.len());
+                bytes[at] = rng.below(256) as u8;
+            }
+        }
+        2 => {
+            let at = rng.below(bytes.len() - 8);
+            let huge = [u64::MAX, u64::MAX / 2, 1 << 40, bytes.len() as u64, 0][rng.below(5)];
+            bytes[at..at + 8].copy_from_slice(&huge.to_le_bytes());
+        }
+        // A reference to another part, which makes cycles.
+        _ => {
+            let [to, from] = [(); 2].map(|()| 8 * rng.below(bytes.len() / 8 - 1));
+            bytes.copy_within(from..from + 8, to);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn damaged_files_are_read_or_refused() {
+    const MUTATIONS: usize = 120;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged");
+    let mut refused = 0;
+    for (index, (file, _)) in FILES.iter().enumerate() {
+        let bytes = fs::read(golden(file)).unwrap();
+        let mut rng = Rng::keyed(5, &[index as u64]);
+        for _ in 0..MUTATIONS {
+            fs::write(&path, damaged(&bytes, &mut rng)).unwrap();
+            if let Err(error) = StateDict::load(&path) {
+                let message = error.to_string();
+                assert!(message.contains(path.to_str().unwrap()) && message.lines().count() == 1, "{message}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > FILES.len() * MUTATIONS / 4, "{refused}");
+}
