@@ -1,13 +1,14 @@
-//! Training agrees with PyTorch: no result is further from PyTorch's f64 than five times its own f32 is, over a floor.
-//! So do the statistics that forward passes estimate, to 1e-5.
+//! Training agrees with PyTorch and Keras: no result is further from their f64 than five times their own f32 is, over a
+//! floor. So do the logits of networks that are not trained here, and the statistics that forward passes estimate, to 1e-5.
 //! `tests/golden/README.md` says how the goldens are made and what is compared.
 
 #[path = "common/golden.rs"]
 mod golden;
 
-use golden::{Case, GRAD_FLOOR, STATE_FLOOR};
-use std::collections::BTreeMap;
+use golden::{Case, GRAD_FLOOR, Golden, Inference, Inferences, STATE_FLOOR, Statistics};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::{Augment, Loader, LoaderOptions, Mode, Sample, Transform};
@@ -22,10 +23,10 @@ use thawline::weights::{self, FileTensor, StateDict, TensorData, layout};
 fn check(model: &str) {
     let device = Device::open(&DeviceOptions::default()).expect("a device");
     let mut failures = String::new();
-    for case in golden::load(model).cases {
+    for case in golden::load::<Golden>(model).cases {
         run(&device, model, &case, &mut failures);
     }
-    assert!(failures.is_empty(), "further from PyTorch's f64 than allowed:\n{failures}");
+    assert!(failures.is_empty(), "further from f64 than allowed:\n{failures}");
 }
 
 fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
@@ -33,10 +34,9 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
     let network = thawline::models::build(model, micro, (case.h, case.w), case.classes).expect("the model");
     let policy = Policy::recipe(&case.policy).expect("the recipe").with_rules(&case.sets).expect("the rules");
     let network = resolve(&policy, network).expect("the policy").graph;
-    let start = initial(&network);
+    let start = initial(&network, &case.values);
     let tensors = weights::from_state(&network, start.clone(), 0).expect("every tensor").tensors;
-    let file = golden::images(case);
-    let images = layout::images_to_device(&file, [case.n, 3, case.h, case.w]);
+    let images = Batch::new(model, case);
     let labels = golden::labels(case);
     let optimizer = match case.optimizer {
         golden::Optimizer::Sgd { momentum, nesterov, weight_decay, .. } => {
@@ -56,7 +56,7 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
         export_gradients: true,
         seed: 0,
     };
-    let mut session = Session::new(device, network.clone(), &tensors, Input::Values, options).expect("a session");
+    let mut session = Session::new(device, network.clone(), &tensors, images.input(), options).expect("a session");
     let mut compare = |what: &str, distance: f64, allowed: f64| {
         // Not a number must fail, too.
         if !matches!(distance.partial_cmp(&allowed), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
@@ -64,16 +64,15 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
         }
     };
 
-    let logits = logits(device, &network, &tensors, case, &images);
+    let logits = logits(device, &network, &tensors, &images);
     let (distance, allowed) = case.logits_before.distance(&logits);
     compare("logits before", distance, allowed);
 
-    let image = images.len() / case.n;
     for step in 0..case.steps {
         let mut loss = 0.0;
         for part in 0..case.accumulate {
             let range = part * micro..(part + 1) * micro;
-            let images = Images::Values(&images[range.start * image..range.end * image]);
+            let images = images.samples(range.clone());
             loss += session.step(images, &labels[range], f64::from(lr)).expect("a step").mean_loss();
         }
         let (distance, allowed) = case.loss.distance(step, (loss / case.accumulate as f64) as f32);
@@ -100,7 +99,7 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
         let count = &state.tensors[&format!("{name}.num_batches_tracked")].data;
         assert_eq!(*count, TensorData::I64(vec![case.steps as i64]), "{model}/{}: {name}", case.name);
     }
-    let logits = self::logits(device, &network, &trained, case, &images);
+    let logits = self::logits(device, &network, &trained, &images);
     let (distance, allowed) = case.logits_after.distance(&logits);
     compare("logits after", distance, allowed);
 }
@@ -112,12 +111,17 @@ fn values(tensor: &FileTensor) -> &[f32] {
     }
 }
 
-fn initial(network: &Graph) -> StateDict {
+fn initial(network: &Graph, values: &golden::Values) -> StateDict {
     let mut state = StateDict::default();
+    let batch_norms: HashSet<&str> =
+        network.layers().iter().filter(|l| l.kind == LayerKind::Bn).map(|l| l.name.as_str()).collect();
     for expected in weights::expected(network) {
         let tensor = match expected.kind {
             weights::ExpectedKind::Float => {
-                FileTensor::f32(expected.shape.clone(), golden::initial(&expected.name, &expected.shape))
+                let layer = expected.name.rsplit_once('.').expect("a tensor is named layer.role").0;
+                let batch_norm = batch_norms.contains(layer);
+                let initial = golden::initial(&expected.name, &expected.shape, batch_norm, values);
+                FileTensor::f32(expected.shape.clone(), initial)
             }
             weights::ExpectedKind::Counter => FileTensor::i64(vec![], vec![0]),
         };
@@ -126,10 +130,72 @@ fn initial(network: &Graph) -> StateDict {
     state
 }
 
-fn logits(device: &Device, network: &Graph, tensors: &[HostTensor], case: &Case, images: &[f32]) -> Vec<f32> {
-    let network = network.with_batch(case.n).expect("the batch");
-    let mut evaluator = Evaluator::new(device, &network, tensors, Input::Values).expect("an evaluator");
-    evaluator.logits(Images::Values(images)).expect("the logits")
+/// A case's images, in the device's layout.
+enum Batch {
+    Values { n: usize, images: Vec<f32> },
+    /// RGBX, and the model's mean and deviation.
+    Bytes { n: usize, images: Vec<u8>, mean: [f32; 3], std: [f32; 3] },
+}
+
+impl Batch {
+    fn new(model: &str, case: &Case) -> Self {
+        if !case.bytes {
+            return Self::values(&case.images, [case.n, case.h, case.w]);
+        }
+        let spec = thawline::models::spec(model).expect("the model");
+        let planes = golden::pixels(&case.images, [case.n, case.h, case.w]);
+        let plane = case.h * case.w;
+        let rgbx = |image: &[u8]| {
+            (0..plane).flat_map(|p| [image[p], image[plane + p], image[2 * plane + p], 255]).collect::<Vec<u8>>()
+        };
+        let images = planes.chunks_exact(3 * plane).flat_map(rgbx).collect();
+        Self::Bytes { n: case.n, images, mean: spec.mean, std: spec.std }
+    }
+
+    fn values(stream: &str, [n, h, w]: [usize; 3]) -> Self {
+        Self::Values { n, images: layout::images_to_device(&golden::images(stream, [n, h, w]), [n, 3, h, w]) }
+    }
+
+    fn len(&self) -> usize {
+        match *self {
+            Self::Values { n, .. } | Self::Bytes { n, .. } => n,
+        }
+    }
+
+    fn input(&self) -> Input {
+        match *self {
+            Self::Values { .. } => Input::Values,
+            Self::Bytes { mean, std, .. } => Input::Bytes { mean, std, bgr: false },
+        }
+    }
+
+    fn samples(&self, range: Range<usize>) -> Images<'_> {
+        let part = |length: usize| range.start * length / self.len()..range.end * length / self.len();
+        match self {
+            Self::Values { images, .. } => Images::Values(&images[part(images.len())]),
+            Self::Bytes { images, .. } => Images::Bytes(&images[part(images.len())]),
+        }
+    }
+}
+
+fn logits(device: &Device, network: &Graph, tensors: &[HostTensor], images: &Batch) -> Vec<f32> {
+    let network = network.with_batch(images.len()).expect("the batch");
+    let mut evaluator = Evaluator::new(device, &network, tensors, images.input()).expect("an evaluator");
+    evaluator.logits(images.samples(0..images.len())).expect("the logits")
+}
+
+/// Compares the logits of `model`, a case of `file`.
+fn infer(file: &str, model: &str) {
+    let cases = golden::load::<Inferences>(file).cases;
+    let case = cases.into_iter().find(|case| case.model == model).expect("a case");
+    let Inference { classes, n, h, w, .. } = case;
+    let network = thawline::models::build(model, n, (h, w), classes).expect("the model");
+    let tensors = weights::from_state(&network, initial(&network, &case.values), 0).expect("every tensor").tensors;
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let logits = logits(&device, &network, &tensors, &Batch::values(&case.images, [n, h, w]));
+    let (distance, allowed) = case.logits.distance(&logits);
+    println!("{model}: {distance:.1e} from f64, {allowed:.1e} allowed");
+    assert!(distance <= allowed, "{model}: logits: {distance:.2e} > {allowed:.2e}");
 }
 
 #[test]
@@ -153,8 +219,83 @@ fn wide_resnet50_2() {
 }
 
 #[test]
+fn efficientnet_b0() {
+    check("efficientnet_b0");
+}
+
+#[test]
+fn mobilenet_v2() {
+    check("mobilenet_v2");
+}
+
+#[test]
+fn mobilenet_v3_large() {
+    check("mobilenet_v3_large");
+}
+
+#[test]
+fn keras_efficientnet_b0() {
+    check("keras_efficientnet_b0");
+}
+
+#[test]
+fn efficientnet_b1() {
+    infer("inference", "efficientnet_b1");
+}
+
+#[test]
+fn efficientnet_b2() {
+    infer("inference", "efficientnet_b2");
+}
+
+#[test]
+fn efficientnet_b3() {
+    infer("inference", "efficientnet_b3");
+}
+
+#[test]
+fn efficientnet_b4() {
+    infer("inference", "efficientnet_b4");
+}
+
+#[test]
+fn efficientnet_b5() {
+    infer("inference", "efficientnet_b5");
+}
+
+#[test]
+fn efficientnet_b6() {
+    infer("inference", "efficientnet_b6");
+}
+
+#[test]
+fn efficientnet_b7() {
+    infer("inference", "efficientnet_b7");
+}
+
+#[test]
+fn efficientnet_v2_s() {
+    infer("inference", "efficientnet_v2_s");
+}
+
+#[test]
+fn resnext50_32x4d() {
+    infer("inference", "resnext50_32x4d");
+}
+
+#[test]
+fn keras_mobilenet_v2() {
+    infer("keras_inference", "keras_mobilenet_v2");
+}
+
+#[test]
+fn keras_resnet50() {
+    infer("keras_inference", "keras_resnet50");
+}
+
+#[test]
 fn recalibrated_statistics() {
-    let golden = golden::statistics();
+    let golden: Statistics = golden::load("statistics");
     let network = thawline::models::build(&golden.model, golden.batches[0], (golden.h, golden.w), golden.classes);
     let network = network.expect("the model");
     let dir = tempfile::tempdir().expect("a folder");
@@ -163,7 +304,7 @@ fn recalibrated_statistics() {
     let layers = policy::select("kind:bn", LayerKind::Bn, &network).expect("batch norms");
     let device = Device::open(&DeviceOptions::default()).expect("a device");
     for (name, method) in [("precise", Method::Precise), ("update-bn", Method::UpdateBn), ("adabn", Method::AdaBn)] {
-        let mut tensors = weights::from_state(&network, initial(&network), 0).expect("every tensor").tensors;
+        let mut tensors = weights::from_state(&network, initial(&network, &vec![]), 0).expect("every tensor").tensors;
         let what = Recalibration { layers: &layers, method, var: Variance::Unbiased };
         recalibrate(&device, &network, &mut tensors, input, &loader, &what).expect("statistics");
         let state = weights::to_state(&network, &tensors);
@@ -187,9 +328,9 @@ fn recalibrated_statistics() {
 }
 
 /// The images of the statistics' golden as files in `dir`.
-fn images(dir: &Path, golden: &golden::Statistics) -> Loader {
+fn images(dir: &Path, golden: &Statistics) -> Loader {
     let (count, plane): (usize, _) = (golden.batches.iter().sum(), golden.h * golden.w);
-    let planes = golden::pixels(count * 3 * plane);
+    let planes = golden::pixels("pixels", [count, golden.h, golden.w]);
     let sample = |(i, image): (usize, &[u8])| {
         let path = dir.join(format!("{i:03}.png"));
         let interleaved: Vec<u8> =

@@ -1,12 +1,14 @@
-//! Reads the PyTorch parity goldens, and computes the values that both sides start from.
+//! Reads the PyTorch and Keras parity goldens, and computes the values that both sides start from.
 //!
-//! `tests/golden/README.md` gives the formulas, and `tests/golden/generate.py` is the other side.
+//! `tests/golden/README.md` gives the formulas, and `tests/golden/common.py` is the other side.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use globset::Glob;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-/// What a result may be away from f64, as a multiple of PyTorch's own f32, and the floors under that.
+/// What a result may be away from f64, as a multiple of the framework's own f32, and the floors under that.
 pub const ALLOWED: f64 = 5.0;
 pub const STATE_FLOOR: f64 = 2e-5;
 pub const GRAD_FLOOR: f64 = 5e-5;
@@ -18,7 +20,7 @@ pub struct Golden {
     pub cases: Vec<Case>,
 }
 
-/// One training run: how to repeat it, and what PyTorch got.
+/// One training run: how to repeat it, and what the framework got.
 #[derive(Deserialize)]
 pub struct Case {
     pub name: String,
@@ -28,6 +30,7 @@ pub struct Case {
     pub w: usize,
     pub policy: String,
     pub sets: Vec<String>,
+    pub values: Values,
     pub optimizer: Optimizer,
     /// Optimiser steps, each on the same batch.
     pub steps: usize,
@@ -36,6 +39,9 @@ pub struct Case {
     pub label_smoothing: f32,
     /// The stream that the images are drawn from.
     pub images: String,
+    /// The images are bytes, and the network normalises them.
+    #[serde(default)]
+    pub bytes: bool,
     pub loss: Losses,
     pub logits_before: Logits,
     pub logits_after: Logits,
@@ -47,6 +53,30 @@ pub struct Case {
     pub stats: BTreeMap<String, Summary>,
     /// Everything else in the file: must not have changed by a bit.
     pub frozen: Vec<String>,
+}
+
+/// Initial values that differ from those of [`initial`]: a pattern of names, and the offset and scale of the tensors that it
+/// is the first to match.
+pub type Values = Vec<(String, f64, f64)>;
+
+/// Networks of which only the logits are compared: one file a framework.
+#[derive(Deserialize)]
+pub struct Inferences {
+    pub cases: Vec<Inference>,
+}
+
+/// The logits of a network in its initial state, in inference mode.
+#[derive(Deserialize)]
+pub struct Inference {
+    pub model: String,
+    pub classes: usize,
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+    pub values: Values,
+    /// The stream that the images are drawn from.
+    pub images: String,
+    pub logits: Logits,
 }
 
 #[derive(Deserialize)]
@@ -70,17 +100,18 @@ pub struct Logits {
     pub err32: f64,
 }
 
-/// A tensor in f64, by its norm and projections, and how far PyTorch's f32 is from it, in relative norm.
+/// A tensor in f64, by its projections, and how far the framework's f32 is from it, relative to `norm`.
 #[derive(Deserialize)]
 pub struct Summary {
     pub shape: Vec<usize>,
+    /// The tensor's, or that of its layer's weight's gradient if it is a gradient that vanishes.
     pub norm: f64,
     pub proj: Vec<f64>,
     pub err32: f64,
 }
 
 impl Summary {
-    /// The estimated distance ‖ours − f64‖ / ‖f64‖; `ours` in the file's own layout.
+    /// The estimated distance ‖ours − f64‖ / norm; `ours` in the file's own layout.
     pub fn distance(&self, ours: &[f32]) -> f64 {
         assert_eq!(ours.len(), self.shape.iter().product::<usize>(), "a tensor of shape {:?}", self.shape);
         let squares: f64 = self.proj.iter().enumerate().map(|(k, p)| (project(k, ours) - p).powi(2)).sum();
@@ -112,9 +143,9 @@ impl Losses {
     }
 }
 
-/// Reads `tests/golden/<model>.json`.
-pub fn load(model: &str) -> Golden {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{model}.json"));
+/// Reads `tests/golden/<name>.json`.
+pub fn load<T: DeserializeOwned>(name: &str) -> T {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.json"));
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -139,13 +170,6 @@ pub struct Estimate {
     pub var: Vec<f64>,
 }
 
-/// Reads `tests/golden/statistics.json`.
-pub fn statistics() -> Statistics {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/statistics.json");
-    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
 /// SplitMix64, seeded with the FNV-1a hash of the stream's name.
 fn stream(name: &str) -> impl Iterator<Item = u64> + use<> {
     let seed = name
@@ -164,38 +188,39 @@ fn uniform(name: &str) -> impl Iterator<Item = f64> + use<> {
     stream(name).map(|bits| (bits >> 40) as f64 / f64::from(1 << 23) - 1.0)
 }
 
-/// The initial values of the tensor `name`, in the file's layout (OIHW). Counters (no dimensions) start at zero.
-pub fn initial(name: &str, shape: &[usize]) -> Vec<f32> {
+/// The initial values of the tensor `name`, in the file's layout (OIHW). `batch_norm` says whether its layer is one.
+pub fn initial(name: &str, shape: &[usize], batch_norm: bool, values: &Values) -> Vec<f32> {
     let (layer, role) = name.rsplit_once('.').expect("a tensor is named layer.role");
-    let value: Box<dyn Fn(f64) -> f64> = match (shape, role) {
-        (&[_, i, kh, kw], "weight") => {
+    let matches = |pattern: &str| Glob::new(pattern).expect("a pattern").compile_matcher().is_match(name);
+    let value: Box<dyn Fn(f64) -> f64> = match (values.iter().find(|(pattern, ..)| matches(pattern)), shape, role) {
+        (Some(&(_, offset, scale)), ..) => Box::new(move |u| offset + scale * u),
+        (None, &[_, i, kh, kw], "weight") => {
             let bound = (6.0 / (i * kh * kw) as f64).sqrt();
             Box::new(move |u| u * bound)
         }
-        (&[_, i], "weight") => {
+        (None, &[_, i], "weight") => {
             let root = (i as f64).sqrt();
             Box::new(move |u| u / root)
         }
-        (&[_], "bias") if layer == "fc" => Box::new(|u| 0.1 * u),
-        (&[_], "weight") if layer.ends_with(".bn3") => Box::new(|u| 0.1 + 0.05 * u),
-        (&[_], "weight") => Box::new(|u| 0.7 + 0.2 * u),
-        (&[_], "bias") => Box::new(|u| 0.2 * u),
-        (&[_], "running_mean") => Box::new(|u| 0.1 * u),
-        (&[_], "running_var") => Box::new(|u| 1.0 + 0.5 * u),
-        (&[], "num_batches_tracked") => Box::new(|_| 0.0),
+        (None, &[_], "bias") if !batch_norm => Box::new(|u| 0.1 * u),
+        (None, &[_], "weight") if layer.ends_with(".bn3") => Box::new(|u| 0.1 + 0.05 * u),
+        (None, &[_], "weight") => Box::new(|u| 0.7 + 0.2 * u),
+        (None, &[_], "bias") => Box::new(|u| 0.2 * u),
+        (None, &[_], "running_mean") => Box::new(|u| 0.1 * u),
+        (None, &[_], "running_var") => Box::new(|u| 1.0 + 0.5 * u),
         _ => panic!("no initial value for {name} of shape {shape:?}"),
     };
     uniform(name).take(shape.iter().product()).map(|u| value(u) as f32).collect()
 }
 
-/// A case's images, `[n][3][h][w]`.
-pub fn images(case: &Case) -> Vec<f32> {
-    uniform(&case.images).take(case.n * 3 * case.h * case.w).map(|u| (2.0 * u) as f32).collect()
+/// Images as values, `[n][3][h][w]`.
+pub fn images(stream: &str, [n, h, w]: [usize; 3]) -> Vec<f32> {
+    uniform(stream).take(n * 3 * h * w).map(|u| (2.0 * u) as f32).collect()
 }
 
-/// The bytes of the images of `statistics.json`, NCHW.
-pub fn pixels(count: usize) -> Vec<u8> {
-    stream("pixels").take(count).map(|bits| (bits >> 56) as u8).collect()
+/// Images as bytes, `[n][3][h][w]`.
+pub fn pixels(stream: &str, [n, h, w]: [usize; 3]) -> Vec<u8> {
+    self::stream(stream).take(n * 3 * h * w).map(|bits| (bits >> 56) as u8).collect()
 }
 
 /// A case's labels, `[n]`.
@@ -216,7 +241,7 @@ fn project(k: usize, values: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    // The expected values were printed by generate.py's own functions.
+    // The expected values were printed by the scripts' own functions.
 
     #[test]
     fn streams_are_the_scripts() {
@@ -226,6 +251,7 @@ mod tests {
 
     #[test]
     fn initial_values_are_the_scripts_to_the_bit() {
+        let values: Values = vec![("*.1.bias".into(), 2.5, 1.0), ("features.?.[1-9]*.weight".into(), 0.3, 0.1)];
         for (name, shape, first) in [
             (
                 "layer1.0.conv1.weight",
@@ -239,20 +265,25 @@ mod tests {
             ("bn1.running_mean", &[4], [0.046889983117580414, 0.020123731344938278, 0.008419489488005638]),
             ("bn1.running_var", &[4], [1.1423075199127197, 1.2867534160614014, 1.4707788228988647]),
             ("layer1.0.bn3.weight", &[4], [0.06314092129468918, 0.14881916344165802, 0.14581942558288574]),
+            ("features.0.1.bias", &[4], [1.5249830484390259, 2.9034547805786133, 3.1333744525909424]),
+            ("features.2.1.block.3.1.weight", &[4], [0.22278240323066711, 0.214187353849411, 0.33864501118659973]),
+            ("features.2.0.block.2.fc1.bias", &[4], [0.08336649090051651, 0.08479020744562149, -0.07576928287744522]),
         ] {
-            let values = initial(name, shape);
+            let batch_norm = !name.starts_with("fc") && !name.ends_with("fc1.bias");
+            let values = initial(name, shape, batch_norm, &values);
             assert_eq!(values.len(), shape.iter().product::<usize>());
             assert_eq!(values[..3], first.map(|v| v as f32), "{name}");
         }
-        assert_eq!(initial("bn1.num_batches_tracked", &[]), [0.0]);
     }
 
     #[test]
     fn images_and_labels_are_the_scripts() {
-        let mut case = load("resnet_tiny").cases.swap_remove(0);
-        (case.n, case.h, case.w, case.classes, case.images) = (6, 2, 2, 10, "images:3".into());
-        assert_eq!(images(&case)[..3], [-1.869864, 1.1272578, -0.5445223]);
-        assert_eq!(images(&case).len(), 72);
+        let images = images("images:3", [6, 2, 2]);
+        assert_eq!(images[..3], [-1.869864, 1.1272578, -0.5445223]);
+        assert_eq!(images.len(), 72);
+        assert_eq!(pixels("pixels", [6, 2, 2])[..3], [82, 215, 64]);
+        let mut case = load::<Golden>("resnet_tiny").cases.swap_remove(0);
+        (case.n, case.classes) = (6, 10);
         assert_eq!(labels(&case), [9, 4, 9, 9, 4, 2]);
     }
 
@@ -275,8 +306,17 @@ mod tests {
 
     #[test]
     fn files_hold_whole_cases() {
-        for model in ["resnet_tiny", "resnet18", "resnet50", "wide_resnet50_2"] {
-            let golden = load(model);
+        for model in [
+            "resnet_tiny",
+            "resnet18",
+            "resnet50",
+            "wide_resnet50_2",
+            "efficientnet_b0",
+            "mobilenet_v2",
+            "mobilenet_v3_large",
+            "keras_efficientnet_b0",
+        ] {
+            let golden: Golden = load(model);
             assert_eq!(golden.model, model);
             assert!(!golden.cases.is_empty());
             for case in &golden.cases {

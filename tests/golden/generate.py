@@ -5,7 +5,7 @@ Usage: generate.py [--only SUBSTRING | --missing]    (README.md says what is in 
 
 Each case is trained three times from the same f32 values: in f64 (the truth), in f32 as PyTorch does it (the
 yardstick), and in f32 with other kernels and another memory layout (a stand-in for a foreign implementation, see
-`acceptable`).
+`common.foreign_share`).
 """
 
 import argparse
@@ -16,91 +16,24 @@ import sys
 import time
 from pathlib import Path
 
+import common
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock, resnet18, resnet50, wide_resnet50_2
+from torchvision import models
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import StochasticDepth
 
-PROJECTIONS = 4
-# What a reader may allow: no further from f64 than 5x PyTorch's f32 is, over these floors in relative norm.
-ALLOWED, STATE_FLOOR, GRAD_FLOOR = 5.0, 2e-5, 5e-5
-# A ReLU input (or the gap between the two largest values under a max pool) nearer to zero than this many times the
-# f32 error around it may fall on either side of the kink in another f32 implementation. One such element moves a
-# gradient by far more than rounding does, so the images are chosen to keep clear of it.
+from common import case, distance, estimated_distance, results, sgd
+
+# An activation's input nearer to a kink (or the gap between the two largest values under a max pool nearer to zero) than
+# this many times the f32 error around it may fall on either side of it in another f32 implementation. One such element
+# moves a gradient by far more than rounding does, so the images are chosen to keep clear of it.
 MARGIN = 6.0
+KINKS = {nn.ReLU: [0.0], nn.ReLU6: [0.0, 6.0], nn.Hardswish: [-3.0, 3.0], nn.Hardsigmoid: [-3.0, 3.0]}
 IMAGE_STREAMS = 2000
-
-
-# ---- Values that both sides compute ----------------------------------------------------------------------------------
-
-
-def splitmix(name, count):
-    """The first `count` 64-bit outputs of the stream `name`: SplitMix64 seeded with the name's FNV-1a hash."""
-    seed = 0xCBF29CE484222325
-    for byte in name.encode():
-        seed = ((seed ^ byte) * 0x100000001B3) % 2**64
-    z = np.arange(1, count + 1, dtype=np.uint64)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z += np.uint64(seed)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def uniform(name, shape):
-    """Multiples of 2^-23 in [-1, 1), so exact in f32, as f64."""
-    count = int(np.prod(shape))
-    return ((splitmix(name, count) >> np.uint64(40)).astype(np.float64) * 2.0**-23 - 1.0).reshape(shape)
-
-
-def initial(name, module, shape):
-    """The tensor `name` of `module`, computed in f64 and rounded once to f32."""
-    u = uniform(name, shape)
-    role = name.rsplit(".", 1)[1]
-    if isinstance(module, nn.Conv2d):
-        value = u * np.sqrt(6.0 / np.prod(shape[1:]))
-    elif isinstance(module, nn.Linear):
-        value = u / np.sqrt(shape[1]) if role == "weight" else 0.1 * u
-    elif name.endswith(".bn3.weight"):
-        # Under batch statistics a random bottleneck network multiplies rounding errors a hundredfold by its last layer,
-        # unless its branches are weak, as training leaves them.
-        value = 0.1 + 0.05 * u
-    else:
-        value = {
-            "weight": 0.7 + 0.2 * u,
-            "bias": 0.2 * u,
-            "running_mean": 0.1 * u,
-            "running_var": 1.0 + 0.5 * u,
-        }[role]
-    return torch.from_numpy(value.astype(np.float32))
-
-
-def images(stream, n, h, w):
-    return torch.from_numpy((2.0 * uniform(stream, (n, 3, h, w))).astype(np.float32))
-
-
-def labels(n, classes):
-    return torch.from_numpy(((splitmix("labels", n) >> np.uint64(33)) % np.uint64(classes)).astype(np.int64))
-
-
-class Signs:
-    """The rows of +1 and -1 that tensors are projected on, cut from the longest one seen so far."""
-
-    rows = np.zeros((PROJECTIONS, 0), np.int8)
-
-    @classmethod
-    def get(cls, count):
-        if count > cls.rows.shape[1]:
-            bits = [splitmix(f"proj:{k}", count) >> np.uint64(63) for k in range(PROJECTIONS)]
-            cls.rows = np.stack([1 - 2 * b.astype(np.int8) for b in bits])
-        return cls.rows[:, :count]
-
-
-def project(tensor):
-    t = tensor.detach().double().contiguous().numpy().reshape(-1)
-    return np.array([np.dot(row.astype(np.float64), t) for row in Signs.get(t.size)]) / np.sqrt(t.size)
 
 
 # ---- Models ----------------------------------------------------------------------------------------------------------
@@ -113,10 +46,9 @@ class PolicyBatchNorm(nn.Module):
     window's micro-batches and of their ghost batches, each of which was normalised by its own.
     """
 
-    eps = 1e-5
-
-    def __init__(self, channels):
+    def __init__(self, channels, eps):
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -132,6 +64,8 @@ class PolicyBatchNorm(nn.Module):
         return torch.cat([self.normalise(part) for part in x.split(int(ghost[1]) if ghost else len(x))])
 
     def normalise(self, x):
+        if (self.axes["stats"], self.axes["update"]) == ("running", "off"):
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         # With a momentum of 1 PyTorch's kernel leaves the batch's own mean and unbiased variance in these two.
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
@@ -183,25 +117,22 @@ def row(vector):
 class ResNetTiny(nn.Module):
     """Three stages of two basic blocks, 16/32/64 channels, a 3x3 stem and no max pool: 15 batch norms."""
 
-    def __init__(self, num_classes, norm_layer):
+    def __init__(self, num_classes):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = norm_layer(16)
+        self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
-        self.layer1 = self.stage(16, 16, 1, norm_layer)
-        self.layer2 = self.stage(16, 32, 2, norm_layer)
-        self.layer3 = self.stage(32, 64, 2, norm_layer)
+        self.layer1 = self.stage(16, 16, 1)
+        self.layer2 = self.stage(16, 32, 2)
+        self.layer3 = self.stage(32, 64, 2)
         self.fc = nn.Linear(64, num_classes)
 
     @staticmethod
-    def stage(inputs, channels, stride, norm_layer):
+    def stage(inputs, channels, stride):
         downsample = None
         if stride != 1:
-            downsample = nn.Sequential(nn.Conv2d(inputs, channels, 1, stride, bias=False), norm_layer(channels))
-        return nn.Sequential(
-            BasicBlock(inputs, channels, stride, downsample, norm_layer=norm_layer),
-            BasicBlock(channels, channels, norm_layer=norm_layer),
-        )
+            downsample = nn.Sequential(nn.Conv2d(inputs, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        return nn.Sequential(BasicBlock(inputs, channels, stride, downsample), BasicBlock(channels, channels))
 
     def forward(self, x):
         x = self.relu(self.bn1(self.conv1(x)))
@@ -209,36 +140,50 @@ class ResNetTiny(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-MODELS = {
-    "resnet_tiny": ResNetTiny,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "wide_resnet50_2": wide_resnet50_2,
-}
+def make(model, classes, norm_layer):
+    """The network with `norm_layer` for its batch norms, and with nothing that drops at random."""
+    net = ResNetTiny(classes) if model == "resnet_tiny" else getattr(models, model)(num_classes=classes)
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, norm_layer(module.num_features, module.eps))
+        elif isinstance(module, (nn.Dropout, StochasticDepth)):
+            module.p = 0.0
+    return net
+
+
 INITIAL_STATES = {}
 NETS = {}
 
 
-def build(model, classes, norm_layer, dtype, layout):
+def initial_state(net, model, classes, values):
+    key = (model, classes, json.dumps(values))
+    if key not in INITIAL_STATES:
+        state = net.state_dict()
+
+        def initial(name, value):
+            if name.endswith("num_batches_tracked"):
+                return torch.zeros_like(value)
+            batch_norm = f"{name.rsplit('.', 1)[0]}.running_mean" in state
+            return torch.from_numpy(common.initial(name, batch_norm, tuple(value.shape), values))
+
+        INITIAL_STATES[key] = {name: initial(name, value) for name, value in state.items()}
+    return INITIAL_STATES[key]
+
+
+def build(model, classes, values, norm_layer, dtype, layout):
     """The network in its initial state. The same one is handed out each time: most of the cost is in making it."""
     key = (model, classes, norm_layer, dtype, layout)
     if key not in NETS:
-        NETS[key] = MODELS[model](num_classes=classes, norm_layer=norm_layer).to(dtype=dtype, memory_format=layout)
+        NETS[key] = make(model, classes, norm_layer).to(dtype=dtype, memory_format=layout)
     net = NETS[key]
-    if (model, classes) not in INITIAL_STATES:
-        modules = dict(net.named_modules())
-        INITIAL_STATES[model, classes] = {
-            name: torch.zeros_like(value) if name.endswith("num_batches_tracked") else
-            initial(name, modules[name.rsplit(".", 1)[0]], tuple(value.shape))
-            for name, value in net.state_dict().items()
-        }
-    net.load_state_dict(INITIAL_STATES[model, classes])
+    net.load_state_dict(initial_state(net, model, classes, values))
     return net
 
 
 # ---- Policies --------------------------------------------------------------------------------------------------------
 
-RECIPES = {  # weights of convolutions, stats, update, affine
+RECIPES = {  # weights of all but the last linear layer, stats, update, affine
     "full": ("train", "batch", "ema(0.9)", "both"),
     "full-frozen-bn": ("train", "running", "off", "none"),
     "keras-guide": ("train", "running", "off", "both"),
@@ -255,7 +200,14 @@ FURTHER_RECIPES = {  # those that nn.BatchNorm2d has no word for; the last is th
 
 
 def layers_of(net):
-    kinds = {nn.Conv2d: "conv", nn.Linear: "linear", PolicyBatchNorm: "bn", nn.BatchNorm2d: "bn"}
+    kinds = {
+        nn.Conv2d: "conv",
+        nn.Linear: "linear",
+        PolicyBatchNorm: "bn",
+        nn.BatchNorm2d: "bn",
+        nn.Dropout: "dropout",
+        StochasticDepth: "stochastic_depth",
+    }
     return {name: kind for name, m in net.named_modules() for cls, kind in kinds.items() if isinstance(m, cls)}
 
 
@@ -282,11 +234,14 @@ def resolve(policy, sets, layers):
     """The axes of every layer. An axis that a layer's kind does not have is ignored there."""
     weights, stats, update, affine, domain = FURTHER_RECIPES.get(policy) or (*RECIPES[policy], "batch")
     axes = {}
+    head = [name for name, kind in layers.items() if kind == "linear"][-1]
     for name, kind in layers.items():
-        if kind == "bn":
+        if kind in ("dropout", "stochastic_depth"):
+            axes[name] = {"dropout": "on"}
+        elif kind == "bn":
             axes[name] = {"stats": stats, "update": update, "affine": affine, "var": "unbiased", "domain": domain}
         else:
-            axes[name] = {"weights": "train" if kind == "linear" else weights, "lr": "1"}
+            axes[name] = {"weights": "train" if name == head else weights, "lr": "1"}
     for rule in sets:
         selector, values = rule.split(" -> ")
         for name in selected(selector, layers):
@@ -294,6 +249,7 @@ def resolve(policy, sets, layers):
                 (a, v) for a, v in (pair.split("=") for pair in values.split(", ")) if a in axes[name]
             )
     for name, a in axes.items():
+        assert a.get("dropout") != "on", f"{name} drops at random"
         stale = a.get("stats", "").startswith(("batch", "renorm")) and a["update"] == "off"
         assert not stale, f"{name}: stats={a['stats']}, update=off is refused"
     return axes
@@ -308,9 +264,10 @@ class Run:
     def __init__(self, case, stream, dtype, other=False, norm_layer=PolicyBatchNorm):
         self.case, self.other = case, other
         layout = torch.channels_last if other else torch.contiguous_format
-        self.net = build(case["model"], case["classes"], norm_layer, dtype, layout)
-        self.images = images(stream, case["n"], case["h"], case["w"]).to(dtype=dtype, memory_format=layout)
-        self.labels = labels(case["n"], case["classes"])
+        self.net = build(case["model"], case["classes"], case["values"], norm_layer, dtype, layout)
+        images = torch.from_numpy(common.images(stream, case["n"], case["h"], case["w"]))
+        self.images = images.to(dtype=dtype, memory_format=layout)
+        self.labels = torch.from_numpy(common.labels(case["n"], case["classes"]))
         self.axes = resolve(case["policy"], case["sets"], layers_of(self.net))
         self.losses, self.kinks = [], []
         groups = []
@@ -343,8 +300,8 @@ class Run:
         self.kinks = []
         hooks = []
         for module in self.net.modules():
-            if isinstance(module, nn.ReLU):
-                hooks.append(module.register_forward_pre_hook(self.watch_relu))
+            if type(module) in KINKS:
+                hooks.append(module.register_forward_pre_hook(self.watch_activation))
             elif isinstance(module, nn.MaxPool2d):
                 hooks.append(module.register_forward_pre_hook(self.watch_max_pool))
             elif isinstance(module, PolicyBatchNorm):
@@ -377,12 +334,13 @@ class Run:
     def first_forward(self):
         """What the kinks of the first forward pass depend on."""
         trainable = next(name for name, p in self.net.named_parameters() if p.requires_grad)
-        shape = (self.case["model"], self.case["classes"], self.case["accumulate"], tuple(self.images.shape))
+        values = json.dumps(self.case["values"])
+        shape = (self.case["model"], self.case["classes"], values, self.case["accumulate"], tuple(self.images.shape))
         return (*shape, trainable, tuple((a["stats"], a["domain"]) for a in self.axes.values() if "stats" in a))
 
-    def watch_relu(self, _, inputs):
+    def watch_activation(self, activation, inputs):
         if inputs[0].requires_grad:
-            self.kinks.append(inputs[0].detach().clone().contiguous())
+            self.kinks.extend(inputs[0].detach().double() - kink for kink in KINKS[type(activation)])
 
     def watch_max_pool(self, pool, inputs):
         """The gap between the two largest values of each window; windows of zeros pass no gradient below the ReLU."""
@@ -409,50 +367,21 @@ class Run:
                 self.frozen.append(name)
             elif role != "num_batches_tracked":
                 self.stats[name] = b
-        start = INITIAL_STATES[self.case["model"], self.case["classes"]]
+        start = initial_state(self.net, self.case["model"], self.case["classes"], self.case["values"])
         state = self.net.state_dict()
         for name in self.frozen:
             assert torch.equal(state[name].double(), start[name].double()), f"{name} moved"
         assert np.isfinite(self.losses).all() and torch.isfinite(self.logits_after).all()
 
 
-def distance(a, truth):
-    """||a - truth|| / ||truth||"""
-    norm = truth.double().norm()
-    return ((a.double() - truth.double()).norm() / norm).item()
-
-
-def estimated_distance(a, truth):
-    """The same from the projections alone, as a reader of the files estimates it."""
-    n = truth.numel()
-    return (np.sqrt(np.mean((project(a) - project(truth)) ** 2) * n) / truth.double().norm()).item()
-
-
 def margin(truth, single):
     """How many times the f32 error around it the nearest kink is away."""
     least = np.inf
     for z64, z32 in zip(truth.kinks, single.kinks):
-        error = (z32.double() - z64).square().mean((0, 2, 3)).sqrt().clamp_min(1e-300)
-        least = min(least, (z64.abs().amin((0, 2, 3)) / error).min().item())
+        others = [0, *range(2, z64.dim())]
+        error = (z32.double() - z64).square().mean(others).sqrt().clamp_min(1e-300)
+        least = min(least, (z64.abs().amin(others) / error).min().item())
     return least
-
-
-def results(run):
-    yield from ((f"grad {n}", t, GRAD_FLOOR) for n, t in run.grads.items())
-    yield from ((f"param {n}", t, STATE_FLOOR) for n, t in run.params.items())
-    yield from ((f"stat {n}", t, STATE_FLOOR) for n, t in run.stats.items())
-    yield "logits before", run.logits_before, STATE_FLOOR
-    yield "logits after", run.logits_after, STATE_FLOOR
-    yield from ((f"loss {i}", torch.tensor([x]), STATE_FLOOR) for i, x in enumerate(run.losses))
-
-
-def acceptable(truth, single, foreign):
-    """The worst share of what is allowed that the foreign f32 run uses up, and where."""
-    worst = (0.0, "")
-    for (name, t64, floor), (_, t32, _), (_, other, _) in zip(results(truth), results(single), results(foreign)):
-        allowed = max(ALLOWED * distance(t32, t64), floor)
-        worst = max(worst, (max(distance(other, t64), estimated_distance(other, t64)) / allowed, name))
-    return worst
 
 
 FIRST_MARGINS = {}
@@ -480,11 +409,26 @@ def train(case, stream):
         foreign.step()
     for run in (truth, single, foreign):
         run.finish()
-    used, where = acceptable(truth, single, foreign)
-    if used > 0.6:
+    used, where = common.foreign_share(truth, single, foreign)
+    if used > common.FOREIGN:
         print(f"    {stream}: the foreign run uses {used:.2f} of what is allowed, {where}", flush=True)
         return None
     return truth, single, least, used
+
+
+def infer(model, values):
+    case = {"model": model, "classes": 10, "n": 2, "h": 48, "w": 40, "values": values, "images": "images"}
+    x = torch.from_numpy(common.images("images", 2, 48, 40))
+
+    def logits(dtype, layout=torch.contiguous_format, onednn=True):
+        net = build(model, case["classes"], values, PolicyBatchNorm, dtype, layout).eval()
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=onednn):
+            return net(x.to(dtype=dtype, memory_format=layout))
+
+    runs = logits(torch.float64), logits(torch.float32), logits(torch.float32, torch.channels_last, onednn=False)
+    NETS.clear()  # they are large, and not needed again
+    INITIAL_STATES.clear()
+    return common.inference_record(case, *runs)
 
 
 def check_against_batch_norm_2d():
@@ -496,8 +440,8 @@ def check_against_batch_norm_2d():
         def train(self, mode=True):
             return super().train(mode and (self.axes is None or self.axes["stats"] == "batch"))
 
-    def cumulative(channels):
-        return Plain(channels, momentum=None)
+    def cumulative(channels, eps):
+        return Plain(channels, eps, momentum=None)
 
     checks = [(policy, [], Plain) for policy in RECIPES] + [("full", ["kind:bn -> update=cumulative"], cumulative)]
     for policy, sets, norm in checks:
@@ -538,32 +482,8 @@ def check_against_the_plain_modes():
 # ---- Cases -----------------------------------------------------------------------------------------------------------
 
 
-def sgd(lr=0.05, momentum=0.9, nesterov=False, weight_decay=1e-3):
-    return {"kind": "sgd", "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-
-
 def adamw(lr=1e-3, weight_decay=0.05):
     return {"kind": "adamw", "lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": weight_decay}
-
-
-def case(model, classes, n, h, w, policy, steps, sets=(), optimizer=None, tag=None, smoothing=0.0, accumulate=1):
-    optimizer = optimizer or sgd()
-    name = "-".join([policy] + ([tag] if tag else []) + [optimizer["kind"], str(steps)])
-    return {
-        "name": name,
-        "model": model,
-        "classes": classes,
-        "n": n,
-        "h": h,
-        "w": w,
-        "policy": policy,
-        "sets": list(sets),
-        "optimizer": optimizer,
-        "steps": steps,
-        "accumulate": accumulate,
-        "label_smoothing": smoothing,
-        "optional": accumulate > 1,  # PyTorch itself has no word on how a window's statistics are committed
-    }
 
 
 def tiny(policy, steps, n=6, h=13, w=11, **rest):
@@ -578,6 +498,54 @@ def eighteen(policy, steps, n=3, h=33, w=35, **rest):
 def deep(model, policy):
     return case(model, 6, 2, 33, 40, policy, 1, optimizer=sgd(lr=0.01))
 
+
+def small(model, policy, n, sets, values, lr):
+    return case(model, 10, n, 32, 36, policy, 5, sets=sets, values=values, optimizer=sgd(lr=lr))
+
+
+# What the initial values must do. Under running statistics, that are not the network's own, the signal must neither die
+# out nor blow up on its way: gamma is about 1 where nothing is added, and less at the end of a residual branch, and gates
+# are half open. ReLU6 and hard-swish bend at two points that thousands of the million inputs of a step would come too near
+# to: where batch norms normalise by the batch, a beta of about half the way between the bends keeps most of them clear, and
+# still leaves a few per cent beyond.
+NO_DROPOUT = ["kind:dropout -> dropout=off"]
+NO_DROPS = [*NO_DROPOUT, "kind:stochastic_depth -> dropout=off"]
+KEEP_99 = ["kind:bn -> update=ema(0.99)"]
+
+
+def efficientnet_values(gamma):
+    return [
+        ["classifier.1.weight", 0.0, 0.1],
+        ["features.*.fc2.bias", 1.0, 0.5],
+        ["features.?.[1-9]*.block.3.1.weight", 0.3, 0.1],
+        ["*.1.weight", gamma, 0.2],
+    ]
+
+
+EFFICIENTNET_V2 = [
+    ["classifier.1.weight", 0.0, 0.1],
+    ["features.*.fc2.bias", 1.0, 0.5],
+    ["features.?.[1-9]*.block.[13].1.weight", 0.3, 0.1],
+    ["features.1.?.block.0.1.weight", 0.3, 0.1],
+    ["*.1.weight", 0.93, 0.2],
+]
+MOBILENET_V2_BATCH = [
+    ["classifier.1.weight", 0.0, 0.1],
+    ["features.0.1.bias", 2.5, 1.0],
+    ["features.*.conv.?.1.bias", 2.5, 1.0],
+]
+MOBILENET_V2_RUNNING = [
+    ["classifier.1.weight", 0.0, 0.05],
+    ["features.*.conv.3.weight", 0.8, 0.2],
+    ["features.*.1.weight", 0.95, 0.2],
+]
+MOBILENET_V3 = [
+    ["classifier.3.weight", 0.0, 0.1],
+    ["features.[1-6].block.?.1.bias", 1.0, 0.5],
+    ["features.*.fc2.bias", 1.0, 0.5],
+    ["features.*.1.weight", 0.87, 0.2],
+]
+RESNEXT = [["fc.weight", 0.0, 0.1], ["*.bn3.weight", 0.5, 0.05]]
 
 FROZEN_LAYER1 = [
     "name:layer1.* -> weights=frozen",
@@ -636,60 +604,28 @@ CASES = [
     deep("resnet50", "bn-only"),
     deep("wide_resnet50_2", "full"),
     deep("wide_resnet50_2", "keras-guide"),
+    small("efficientnet_b0", "full", 8, NO_DROPS, efficientnet_values(1.05), 0.002),
+    small("efficientnet_b0", "keras-guide", 8, NO_DROPS, efficientnet_values(1.05), 0.001),
+    small("efficientnet_b0", "bn-only", 8, NO_DROPS, efficientnet_values(1.05), 0.005),
+    small("mobilenet_v2", "full", 8, NO_DROPOUT, MOBILENET_V2_BATCH, 0.0005),
+    small("mobilenet_v2", "keras-guide", 2, NO_DROPOUT, MOBILENET_V2_RUNNING, 0.0002),
+    small("mobilenet_v2", "bn-only", 4, NO_DROPOUT, MOBILENET_V2_BATCH, 0.002),
+    small("mobilenet_v3_large", "full", 8, NO_DROPOUT + KEEP_99, MOBILENET_V3, 0.001),
+    small("mobilenet_v3_large", "keras-guide", 4, NO_DROPOUT, MOBILENET_V3, 0.0005),
+    small("mobilenet_v3_large", "bn-only", 8, NO_DROPOUT + KEEP_99, MOBILENET_V3, 0.005),
+]
+
+INFERENCE = [  # model, initial values
+    *((f"efficientnet_b{i}", efficientnet_values(1.05 if i < 4 else 1.0)) for i in range(1, 8)),
+    ("efficientnet_v2_s", EFFICIENTNET_V2),
+    ("resnext50_32x4d", RESNEXT),
 ]
 
 
+TRAINED = list(dict.fromkeys(c["model"] for c in CASES))  # a file each
+
+
 # ---- Files -----------------------------------------------------------------------------------------------------------
-
-
-def digits(value, count):
-    return float(f"{value:.{count}g}")
-
-
-def summary(truth, single):
-    """One tensor: its shape, the norm and projections of the f64 result, and PyTorch's own f32 distance from it."""
-    return {
-        "shape": list(truth.shape),
-        "norm": digits(truth.double().norm().item(), 10),
-        "proj": [digits(p, 10) for p in project(truth)],
-        "err32": digits(distance(single, truth), 3),
-    }
-
-
-def record(case, stream, truth, single, least):
-    def logits(t64, t32):
-        return {"f64": [digits(x, 10) for x in t64.flatten().tolist()], "err32": digits(distance(t32, t64), 3)}
-
-    def summaries(t64, t32):
-        return {name: summary(t64[name], t32[name]) for name in t64}
-
-    return {
-        **case,
-        "images": stream,
-        "labels": "labels",
-        "margin": None if np.isinf(least) else digits(least, 3),
-        "loss": {"f64": [digits(x, 12) for x in truth.losses], "f32": [digits(x, 10) for x in single.losses]},
-        "logits_before": logits(truth.logits_before, single.logits_before),
-        "logits_after": logits(truth.logits_after, single.logits_after),
-        "grads": summaries(truth.grads, single.grads),
-        "params": summaries(truth.params, single.params),
-        "stats": summaries(truth.stats, single.stats),
-        "frozen": truth.frozen,
-    }
-
-
-def write(path, header, records):
-    """JSON with a line a tensor and a line for any other field, so that differences can be read."""
-
-    def field(key, value):
-        if key in ("grads", "params", "stats") and value:
-            rows = ",\n".join(f"    {json.dumps(n)}: {json.dumps(t, separators=(',', ':'))}" for n, t in value.items())
-            return f'   "{key}": {{\n{rows}\n   }}'
-        return f'   "{key}": {json.dumps(value, separators=(",", ":"))}'
-
-    cases = ",\n".join("  {\n" + ",\n".join(field(k, v) for k, v in r.items()) + "\n  }" for r in records)
-    head = "".join(f' "{k}": {json.dumps(v)},\n' for k, v in header.items())
-    path.write_text(f'{{\n{head} "cases": [\n{cases}\n ]\n}}\n')
 
 
 def main():
@@ -699,7 +635,7 @@ def main():
     only, missing = (args := parser.parse_args()).only, args.missing
     header = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
     present = {}  # the images that the present files use are tried first: finding them took most of the time
-    for model in MODELS:
+    for model in TRAINED:
         path = Path(__file__).with_name(f"{model}.json")
         if path.exists():
             golden = json.loads(path.read_text())
@@ -710,7 +646,7 @@ def main():
     check_against_the_plain_modes()
     print("PolicyBatchNorm agrees with nn.BatchNorm2d", flush=True)
 
-    records = {model: [] for model in MODELS}
+    records = {model: [] for model in TRAINED}
     ratios = []
     for c in CASES:
         label = f"{c['model']}/{c['name']}"
@@ -728,25 +664,29 @@ def main():
         else:
             sys.exit(f"{label}: no images keep clear of every kink")
         truth, single, least, used = outcome
-        records[c["model"]].append(record(c, stream, truth, single, least))
-        errors = [distance(b, a) for (_, a, _), (_, b, _) in zip(results(truth), results(single))]
-        for (_, a, _), (_, b, _) in zip(results(truth), results(single)):
-            if a.numel() > 1 and (full := distance(b, a)) > 0:
-                ratios.append(estimated_distance(b, a) / full)
+        records[c["model"]].append(common.record(c, stream, truth, single, least))
+        pairs = [(a, b, norm) for (_, a, _, norm), (_, b, *_) in zip(results(truth), results(single))]
+        errors = [distance(b, a, norm) for a, b, norm in pairs]
+        for a, b, norm in pairs:
+            if np.size(a) > 1 and (full := distance(b, a, norm)) > 0:
+                ratios.append(estimated_distance(b, a, norm) / full)
         print(
             f"{label}: {stream}, margin {least:.1f}, loss {truth.losses[0]:.4f} -> {truth.losses[-1]:.4f}, "
             f"f32 error median {np.median(errors):.1e} max {max(errors):.1e}, foreign {used:.2f}, "
             f"{time.time() - start:.0f} s",
             flush=True,
         )
-    r = np.array(ratios)
-    print(
-        f"estimated / full distance of f32 over {r.size} tensors: rms {np.sqrt((r**2).mean()):.3f}, "
-        f"1 % {np.quantile(r, 0.01):.2f}, median {np.median(r):.2f}, 99 % {np.quantile(r, 0.99):.2f}, max {r.max():.2f}"
-    )
+    inference = [infer(model, values) for model, values in INFERENCE if only in f"inference/{model}"]
+    if ratios:
+        r = np.array(ratios)
+        print(
+            f"estimated / full distance of f32 over {r.size} tensors: rms {np.sqrt((r**2).mean()):.3f}, "
+            f"1 % {np.quantile(r, 0.01):.2f}, median {np.median(r):.2f}, 99 % {np.quantile(r, 0.99):.2f}, max {r.max():.2f}"
+        )
     if not only:
         for model, rows in records.items():
-            write(Path(__file__).with_name(f"{model}.json"), {"model": model, **header}, rows)
+            common.write(Path(__file__).with_name(f"{model}.json"), {"model": model, **header}, rows)
+        common.write(Path(__file__).with_name("inference.json"), header, inference)
 
 
 if __name__ == "__main__":

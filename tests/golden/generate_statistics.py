@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import generate
-from generate import digits, splitmix
+from common import digits, splitmix
 
 CLASSES, HEIGHT, WIDTH = 10, 13, 11
 BATCHES = [6, 6, 4]  # the last one is not full
@@ -27,7 +27,7 @@ def batches():
 
 
 def network():
-    return generate.build("resnet_tiny", CLASSES, nn.BatchNorm2d, torch.float64, torch.contiguous_format)
+    return generate.build("resnet_tiny", CLASSES, [], nn.BatchNorm2d, torch.float64, torch.contiguous_format)
 
 
 def norms(net):
