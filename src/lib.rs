@@ -47,13 +47,16 @@
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good and
 //! writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
-//! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
+//! The feature `cli`, on by default, is for the binary, and `hub`, on by default, for fetching weights by name; a library
+//! user sets `default-features = false`, and adds `hub` where it is wanted.
 
 pub mod compile;
 pub mod data;
 pub mod export;
 pub mod gpu;
 pub mod graph;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod kernels;
 pub mod lab;
 pub mod models;

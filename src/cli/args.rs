@@ -1,5 +1,6 @@
 //! Arguments that several commands share, and what they stand for.
 
+use super::source::{self, HubArgs};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fmt;
@@ -65,16 +66,18 @@ pub fn side(pixels: usize) -> Result<u32> {
     u32::try_from(pixels).with_context(|| format!("an image cannot have {pixels} pixels a side"))
 }
 
-/// `--model`, `--weights`, `--classes`, `--seed`.
+/// `--model`, `--weights`, `--offline`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
     /// the weights file holds]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file [default: random weights]
-    #[arg(long, value_name = "FILE")]
+    /// Start from this safetensors or PyTorch file, or one of a Hugging Face hub [default: random weights]
+    #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
@@ -308,7 +311,7 @@ pub struct Model {
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.weights.as_ref().map(StateDict::load).transpose()?)
+        self.of(self.weights.as_ref().map(|name| source::load(name, self.hub)).transpose()?)
     }
 
     /// As [`read`](Self::read), with the weights file's content.
@@ -327,7 +330,8 @@ impl ModelArgs {
         {
             bail!("{file} holds the weights of {found}, not of {}", named.name);
         }
-        let told = state.metadata.get("model").and_then(|name| models::spec(name).ok());
+        let told = ["model", "architecture"].iter().filter_map(|key| state.metadata.get(*key));
+        let told = told.filter_map(|name| models::spec(name).ok()).next();
         let spec = match recognised {
             Some((name, _)) => models::spec(name)?,
             None => named.or(told).with_context(|| {
@@ -393,6 +397,11 @@ impl Model {
             None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
         };
         folder.classes.iter().map(label).collect()
+    }
+
+    /// The name by which the weights are found again, if there are any.
+    pub fn name(&self) -> Result<Option<PathBuf>> {
+        Ok(self.state.as_ref().map(source::name).transpose()?.flatten())
     }
 
     /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.

@@ -1,5 +1,6 @@
 use super::args::{self, ModelArgs, Size};
 use super::output;
+use super::source::{self, HubArgs};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
@@ -14,11 +15,14 @@ use thawline::weights::{self, StateDict, TensorData};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline inspect resnet18.pth
+  thawline inspect hf:timm/resnet18.a1_in1k
   thawline inspect --model resnet50 --size 192x256 --json")]
 pub struct Args {
-    /// A safetensors or PyTorch file
+    /// A safetensors or PyTorch file, or one of a Hugging Face hub: hf:OWNER/NAME
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// A model's name instead of a file
     #[arg(long, conflicts_with = "file")]
     model: Option<String>,
@@ -50,7 +54,7 @@ struct LayerRow {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let state = args.file.as_ref().map(StateDict::load).transpose()?;
+    let state = args.file.as_ref().map(|name| source::load(name, args.hub)).transpose()?;
     let file = state.as_ref().map(FileFacts::of);
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file)) = (&state, &file)
@@ -58,7 +62,8 @@ pub fn run(args: Args) -> Result<()> {
     {
         return unknown(state, file, args.json);
     }
-    let model = ModelArgs { model: args.model, weights: args.file, classes: args.classes, seed: 0 }.of(state)?;
+    let model = ModelArgs { model: args.model, weights: args.file, hub: args.hub, classes: args.classes, seed: 0 };
+    let model = model.of(state)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
     let (name, classes) = (model.spec.name, model.classes);

@@ -1,6 +1,7 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
+use super::source::{self, HubArgs};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
@@ -14,9 +15,11 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors or PyTorch file
-    #[arg(long, value_name = "FILE")]
+    /// A safetensors or PyTorch file, or one of a Hugging Face hub
+    #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: PathBuf,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -56,10 +59,11 @@ impl SubjectArgs {
         let model = ModelArgs {
             model: self.model.clone(),
             weights: Some(self.weights.clone()),
+            hub: self.hub,
             classes: None,
             seed: self.seed,
         };
-        let file = StateDict::load(&self.weights)?;
+        let file = source::load(&self.weights, self.hub)?;
         let mut model = model.of(Some(file.clone()))?;
         let mut folder = self.data.open(self.seed)?;
         // Statistics need no labels: images of other classes will do.
