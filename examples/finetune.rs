@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tensors = weights::from_state(&network, state, 0)?.tensors;
 
     let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
-    let options = Options { optimizer: sgd, label_smoothing: 0.0, accumulate: 1, export_gradients: false };
+    let options = Options { optimizer: sgd, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
     let (device, input) = (Device::open(&DeviceOptions::default())?, Input::Bytes { mean: spec.mean, std: spec.std });
     let mut session = Session::new(&device, network, &tensors, input, options)?;
     let mut evaluator = session.evaluator(BATCH)?;

@@ -3,7 +3,8 @@
 struct Params {
     pixels: u32,
     quads: u32,
-    relu: u32,
+    channels: u32,
+    act: u32,
     mask: u32,
 }
 
@@ -30,8 +31,10 @@ fn activation(
     for (var i = 0u; i < count; i++) {
         let at = (first + i) * p.quads + quad;
         let y = x[at];
-        bits |= sign_bits(y, i);
-        z[at] = select(y, relu(y), p.relu != 0u);
+        bits |= pass_bits(y, p.act, i);
+        // The padding channels stay 0 even where the activation of 0 is not.
+        let padding = vec4<u32>(0u, 1u, 2u, 3u) + 4u * quad >= vec4<u32>(p.channels);
+        z[at] = select(activate(y, p.act), vec4<f32>(), padding);
     }
     if p.mask != 0u {
         mask[index] = bits;

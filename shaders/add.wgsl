@@ -3,7 +3,7 @@
 struct Params {
     pixels: u32,
     quads: u32,
-    relu: u32,
+    act: u32,
     mask: u32,
 }
 
@@ -31,8 +31,8 @@ fn add(
     for (var i = 0u; i < count; i++) {
         let at = (first + i) * p.quads + quad;
         let y = a[at] + b[at];
-        bits |= sign_bits(y, i);
-        z[at] = select(y, relu(y), p.relu != 0u);
+        bits |= pass_bits(y, p.act, i);
+        z[at] = activate(y, p.act);
     }
     if p.mask != 0u {
         mask[index] = bits;

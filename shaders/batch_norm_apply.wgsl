@@ -5,7 +5,7 @@ struct Params {
     domain: u32,
     quads: u32,
     eps: f32,
-    relu: u32,
+    act: u32,
     residual: u32,
     mask: u32,
 }
@@ -55,8 +55,8 @@ fn batch_norm_apply(
             if p.residual != 0u {
                 y += residual[at];
             }
-            bits |= sign_bits(y, pixel - first);
-            z[at] = select(y, relu(y), p.relu != 0u);
+            bits |= pass_bits(y, p.act, pixel - first);
+            z[at] = activate(y, p.act);
         }
         if !cut || pixel == end {
             break;

@@ -1,4 +1,4 @@
-// dx = γr(g − Σg/M − x̂·Σ(g·x̂)/M), g being dz behind the mask, over the domain's M pixels. One invocation: four
+// dx = γr(g − Σg/M − x̂·Σ(g·x̂)/M), g being dz behind the activation, over the domain's M pixels. One invocation: four
 // channels of eight consecutive pixels.
 
 struct Params {
@@ -6,7 +6,7 @@ struct Params {
     domain: u32,
     quads: u32,
     eps: f32,
-    mask: u32,
+    act: u32,
 }
 
 // Whether the batch is cut into several domains, one of which may end within a tile.
@@ -36,8 +36,9 @@ fn batch_norm_grad_batch(
     }
     let end = min(first + 8u, p.pixels);
     let gamma = affine[quad];
+    let beta = affine[p.quads + quad];
     var word = 0xffffffffu;
-    if p.mask != 0u {
+    if p.act != 0u && !is_smooth {
         word = mask[index];
     }
     var pixel = first;
@@ -52,11 +53,16 @@ fn batch_norm_grad_batch(
         let mean = moments[row];
         let r = 1.0 / sqrt(moments[row + p.quads] + p.eps);
         let scale = gamma * r;
-        let slope = r * sums[row] / f32(p.domain);
+        let rise = r * sums[row] / f32(p.domain);
         let offset = sums[row + p.quads] / f32(p.domain);
         for (; pixel < stop; pixel++) {
             let at = pixel * p.quads + quad;
-            dx[at] = scale * (masked(dz[at], word, pixel - first) - offset - (x[at] - mean) * slope);
+            let centred = x[at] - mean;
+            var g = masked(dz[at], word, pixel - first);
+            if is_smooth {
+                g *= slope(centred * scale + beta, p.act);
+            }
+            dx[at] = scale * (g - offset - centred * rise);
         }
         if !cut || pixel == end {
             break;

@@ -1,18 +1,19 @@
-// dx = γr·g, g being dz behind the mask. One invocation: four channels of eight consecutive pixels.
+// dx = γr·g, g being dz behind the activation. One invocation: four channels of eight consecutive pixels.
 
 struct Params {
     pixels: u32,
     quads: u32,
     eps: f32,
-    mask: u32,
+    act: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dz: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> moments: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> affine: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> mask: array<u32>;
-@group(0) @binding(5) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> moments: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> affine: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> mask: array<u32>;
+@group(0) @binding(6) var<storage, read_write> dx: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn batch_norm_grad_running(
@@ -30,11 +31,15 @@ fn batch_norm_grad_running(
     let count = min(8u, p.pixels - first);
     let scale = affine[quad] * (1.0 / sqrt(moments[p.quads + quad] + p.eps));
     var word = 0xffffffffu;
-    if p.mask != 0u {
+    if p.act != 0u && !is_smooth {
         word = mask[index];
     }
     for (var i = 0u; i < count; i++) {
         let at = (first + i) * p.quads + quad;
-        dx[at] = scale * masked(dz[at], word, i);
+        var g = masked(dz[at], word, i);
+        if is_smooth {
+            g *= slope((x[at] - moments[quad]) * scale + affine[p.quads + quad], p.act);
+        }
+        dx[at] = scale * g;
     }
 }

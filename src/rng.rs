@@ -66,6 +66,21 @@ impl Rng {
     }
 }
 
+/// Philox4x32-10 (Salmon, Moraes, Dror & Shaw 2011): 128 random bits for each counter and key. 32-bit integers are all
+/// it needs, so shaders compute the same bits.
+pub(crate) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    let product = |a: u32, b: u32| {
+        let wide = u64::from(a) * u64::from(b);
+        ((wide >> 32) as u32, wide as u32)
+    };
+    for _ in 0..10 {
+        let ((a_high, a_low), (b_high, b_low)) = (product(0xd251_1f53, counter[0]), product(0xcd9e_8d57, counter[2]));
+        counter = [b_high ^ counter[1] ^ key[0], b_low, a_high ^ counter[3] ^ key[1], a_low];
+        key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
+    }
+    counter
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +91,23 @@ mod tests {
         let mut rng = Rng::new(1234567);
         let published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431];
         assert_eq!(published.map(|_| rng.next_u64()), published);
+    }
+
+    /// The test vectors of Random123, where Philox was published.
+    #[test]
+    fn philox_is_philox() {
+        let cases = [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0],
+                [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+            ),
+        ];
+        for (counter, key, published) in cases {
+            assert_eq!(philox(counter, key), published);
+        }
     }
 
     #[test]

@@ -184,9 +184,11 @@ fn version_and_devices() {
 #[test]
 fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
     let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
-    assert_eq!(keys(&model), ["classes", "layers", "model", "parameters", "size"]);
+    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "size"]);
     let layers = model["layers"].as_array().unwrap();
-    assert_eq!(keys(&layers[0]), ["block", "index", "kind", "name", "parameters", "shape", "tensors"]);
+    assert_eq!(keys(&layers[0]), ["alias", "block", "index", "kind", "name", "parameters", "shape", "tensors"]);
+    assert_eq!(model["blocks"][5], "layer3.1");
+    assert!(stdout(&["inspect", "--model", "resnet_tiny"]).contains("5 layer3.1"));
     let sum: u64 = layers.iter().map(|layer| layer["parameters"].as_u64().unwrap()).sum();
     assert_eq!(model["parameters"], sum);
     // 3 input channels, not the four of the device; the moments do not count.

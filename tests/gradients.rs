@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Affine, Builder, Domain, Graph, Op, Phase, Role, Sgd, Stats, Window};
+use thawline::graph::{Act, Affine, Builder, Domain, Graph, Groups, Op, Phase, Role, Sgd, Stats, Window};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::plan::{Input, Plan, Storage};
@@ -19,7 +19,7 @@ const CLASSES: usize = 5;
 const BATCH: usize = 4;
 const SMOOTHING: f32 = 0.1;
 
-/// Every op, stride 1 and 2, windows 1, 3 and 7, uneven padding, both kinds of pooling, a biased convolution under a
+/// Every op of residual networks, stride 1 and 2, windows 1, 3 and 7, uneven padding, both kinds of pooling, a biased convolution under a
 /// batch norm, a plain residual and one with a projection.
 fn network() -> Graph {
     let mut b = Builder::new();
@@ -45,6 +45,54 @@ fn network() -> Graph {
     let x = b.add("b.add", y, z).expect("add");
     let x = b.avg_pool("avg", x, Window::square(2, 1, 0)).expect("pool");
     let x = b.global_avg_pool("global", x).expect("pool");
+    let logits = b.linear("fc", x, CLASSES).expect("fc");
+    b.finish(logits).expect("a network")
+}
+
+/// What mobile networks add: depthwise and grouped convolutions, every activation, behind a batch norm and behind a
+/// convolution, squeeze-and-excitation, a gate that is no excitation, stochastic depth and dropout.
+fn mobile() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(BATCH, 12, 10, 3).expect("an input");
+    let same = Window { kernel: [3, 3], stride: [2, 2], padding: [0, 0, 1, 1] };
+    let x = b.conv2d("stem", x, 8, same, false).expect("conv");
+    let x = b.batch_norm("stem.bn", x, 1e-3).expect("bn");
+    let x = b.activation("stem.act", x, Act::Silu).expect("act");
+
+    let y = b.conv2d("a.expand", x, 12, Window::square(1, 1, 0), false).expect("conv");
+    let y = b.batch_norm("a.bn0", y, 1e-3).expect("bn");
+    let y = b.activation("a.act0", y, Act::HardSwish).expect("act");
+    let y = b.grouped_conv2d("a.depthwise", y, 12, Window::square(5, 1, 2), 12, false).expect("conv");
+    let y = b.batch_norm("a.bn1", y, 1e-3).expect("bn");
+    let y = b.activation("a.act1", y, Act::Silu).expect("act");
+    let s = b.global_avg_pool("a.se.pool", y).expect("pool");
+    let s = b.conv2d("a.se.fc1", s, 3, Window::square(1, 1, 0), true).expect("conv");
+    let s = b.activation("a.se.act", s, Act::Silu).expect("act");
+    let s = b.conv2d("a.se.fc2", s, 12, Window::square(1, 1, 0), true).expect("conv");
+    let s = b.activation("a.se.gate", s, Act::Sigmoid).expect("act");
+    let y = b.scale("a.se.scale", y, s).expect("scale");
+    let y = b.conv2d("a.project", y, 8, Window::square(1, 1, 0), false).expect("conv");
+    let y = b.batch_norm("a.bn2", y, 1e-3).expect("bn");
+    let y = b.stochastic_depth("a.drop", y, 0.5).expect("drop");
+    let x = b.add("a.add", y, x).expect("add");
+
+    let uneven = Window { kernel: [3, 3], stride: [2, 2], padding: [0, 1, 1, 0] };
+    let y = b.grouped_conv2d("b.depthwise", x, 8, uneven, 8, true).expect("conv");
+    let y = b.batch_norm("b.bn1", y, 1e-5).expect("bn");
+    let y = b.activation("b.act1", y, Act::Relu6).expect("act");
+    let y = b.grouped_conv2d("b.grouped", y, 16, Window::square(3, 1, 1), 2, false).expect("conv");
+    let y = b.batch_norm("b.bn2", y, 1e-5).expect("bn");
+    // A gate from elsewhere, of channels that are no multiple of four on its way.
+    let g = b.global_avg_pool("b.pool", x).expect("pool");
+    let g = b.conv2d("b.fc1", g, 6, Window::square(1, 1, 0), true).expect("conv");
+    let g = b.activation("b.act2", g, Act::HardSigmoid).expect("act");
+    let g = b.conv2d("b.fc2", g, 16, Window::square(1, 1, 0), true).expect("conv");
+    let x = b.scale("b.scale", y, g).expect("scale");
+
+    let x = b.global_avg_pool("pool", x).expect("pool");
+    let x = b.conv2d("last", x, 10, Window::square(1, 1, 0), true).expect("conv");
+    let x = b.activation("last.act", x, Act::HardSwish).expect("act");
+    let x = b.dropout("dropout", x, 0.3).expect("dropout");
     let logits = b.linear("fc", x, CLASSES).expect("fc");
     b.finish(logits).expect("a network")
 }
@@ -78,9 +126,18 @@ fn loss(
                 let ((x, xs), (w, _)) = (input(0), input(1));
                 for_each(out, |[n, oy, ox, co], at| {
                     let mut sum = if conv.bias { input(2).0[co] } else { 0.0 };
+                    // The input channels of the output channel's group, and the rows of the weights for each.
+                    let (channels, rows) = match conv.groups {
+                        Groups::One => (0..xs.c(), xs.stored_c()),
+                        Groups::Several(groups) => {
+                            let (each, group) = (xs.c() / groups, co / (out.c() / groups));
+                            (group * each..(group + 1) * each, each)
+                        }
+                        Groups::Depthwise => (co..co + 1, 1),
+                    };
                     each_tap(conv.window, xs, oy, ox, |ky, kx, iy, ix| {
-                        for ci in 0..xs.c() {
-                            let tap = (ky * conv.window.kernel[1] + kx) * xs.stored_c() + ci;
+                        for (row, ci) in channels.clone().enumerate() {
+                            let tap = (ky * conv.window.kernel[1] + kx) * rows + row;
                             sum += x[index(xs, n, iy, ix, ci)] * w[tap * out.stored_c() + co];
                         }
                     });
@@ -132,7 +189,27 @@ fn loss(
                     }
                 }
             }
-            Op::Activation { act: Act::Relu, .. } => z = input(0).0.iter().map(|v| v.max(0.0)).collect(),
+            Op::Activation { act, .. } => {
+                let (x, shape) = input(0);
+                for_each(shape, |_, at| z[at] = activate(act, x[at]));
+            }
+            Op::Scale { .. } => {
+                let ((x, shape), (gate, gates)) = (input(0), input(1));
+                for_each(shape, |[n, _, _, c], at| z[at] = x[at] * gate[index(gates, n, 0, 0, c)]);
+            }
+            Op::Dropout { rate, whole, stream, .. } => {
+                let ((x, shape), setting) = (input(0), graph.layers()[node.layer.expect("a layer").index()].setting);
+                for_each(shape, |[n, ..], at| {
+                    let lane = if whole { 0 } else { at % 4 };
+                    let word = if whole { n } else { at / 4 };
+                    let drawn = f64::from(philox([word as u32, DRAW, stream, 0], SEED)[lane]) / 2f64.powi(32);
+                    z[at] = match setting.dropout {
+                        false => x[at],
+                        true if drawn < f64::from(rate) => 0.0,
+                        true => x[at] / (1.0 - f64::from(rate)),
+                    };
+                });
+            }
             Op::Add { .. } => z = input(0).0.iter().zip(input(1).0).map(|(a, b)| a + b).collect(),
             Op::MaxPool { window, .. } => {
                 let (x, xs) = input(0);
@@ -164,6 +241,32 @@ fn loss(
         (1.0 - smoothing) * (log_sum - row[label as usize]) + smoothing * mean
     };
     (logits.chunks(8).zip(labels).map(row).sum::<f64>() / labels.len() as f64, corrections)
+}
+
+fn activate(act: Act, y: f64) -> f64 {
+    let sigmoid = 1.0 / (1.0 + (-y).exp());
+    match act {
+        Act::Identity => y,
+        Act::Relu => y.max(0.0),
+        Act::Relu6 => y.clamp(0.0, 6.0),
+        Act::Silu => y * sigmoid,
+        Act::HardSwish => y * (y + 3.0).clamp(0.0, 6.0) / 6.0,
+        Act::HardSigmoid => (y + 3.0).clamp(0.0, 6.0) / 6.0,
+        Act::Sigmoid => sigmoid,
+    }
+}
+
+const DRAW: u32 = 5;
+const SEED: [u32; 2] = [77, 0x8000_0001];
+
+/// Philox4x32-10, from its paper.
+fn philox([mut a, mut b, mut c, mut d]: [u32; 4], [mut k, mut l]: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let (left, right) = (u64::from(a) * 0xd251_1f53, u64::from(c) * 0xcd9e_8d57);
+        (a, b, c, d) = ((right >> 32) as u32 ^ b ^ k, right as u32, (left >> 32) as u32 ^ d ^ l, left as u32);
+        (k, l) = (k.wrapping_add(0x9e37_79b9), l.wrapping_add(0xbb67_ae85));
+    }
+    [a, b, c, d]
 }
 
 fn index(shape: Shape, n: usize, y: usize, x: usize, c: usize) -> usize {
@@ -206,7 +309,7 @@ fn initial(graph: &Graph, index: usize, rng: &mut Rng) -> Vec<f32> {
         let u = rng.range(-1.0, 1.0);
         *value = match (param.role, row) {
             _ if padding => 0.0,
-            (Role::ConvWeight | Role::LinearWeight, _) => u * 0.4,
+            (Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight, _) => u * 0.4,
             // One gamma next to zero: nothing may divide by it.
             (Role::Affine, 0) if channel == 1 => 1e-6,
             (Role::Affine, 0) => 1.0 + 0.5 * u,
@@ -225,11 +328,20 @@ fn is_padding_row(graph: &Graph, index: usize, row: usize) -> bool {
 }
 
 fn check(policy: &str, rules: &[&str]) {
+    check_on(network(), policy, rules);
+}
+
+fn check_on(network: Graph, policy: &str, rules: &[&str]) {
     let policy = Policy::recipe(policy).expect("a recipe").with_rules(rules).expect("rules");
-    let network = resolve(&policy, network()).expect("a policy").graph;
+    let network = resolve(&policy, network).expect("a policy").graph;
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.1, decoupled: false };
-    let options =
-        Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: SMOOTHING, accumulate: 1, export_gradients: true };
+    let options = Options {
+        optimizer: Optimizer::Sgd(sgd),
+        label_smoothing: SMOOTHING,
+        accumulate: 1,
+        export_gradients: true,
+        seed: 0,
+    };
     let step = compile::training(network.clone(), &options).expect("a step");
     let plan = Plan::new(step, Input::Values, Variant::Direct);
 
@@ -250,7 +362,8 @@ fn check(policy: &str, rules: &[&str]) {
             // Nothing may rest on scratch memory being zero.
             Storage::Scratch => memory.fill(f32::NAN),
             Storage::Step => {
-                let scalars = StepScalars { lr: 0.1, inv_count: 1.0 / BATCH as f32, ..Default::default() };
+                let inv_count = 1.0 / BATCH as f32;
+                let scalars = StepScalars { lr: 0.1, inv_count, draw: DRAW, seed: SEED, ..Default::default() };
                 memory[..8].copy_from_slice(bytemuck::cast_slice(&[scalars]));
             }
             _ => {}
@@ -302,7 +415,9 @@ fn trained_rows(graph: &Graph, index: usize) -> Option<std::ops::Range<usize>> {
     let param = &graph.params()[index];
     let setting = graph.layers()[param.layer.index()].setting;
     match param.role {
-        Role::ConvWeight | Role::LinearWeight | Role::Bias => setting.weights.then_some(0..param.shape.pixels()),
+        Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight | Role::Bias => {
+            setting.weights.then_some(0..param.shape.pixels())
+        }
         Role::Affine => match setting.batch_norm?.affine {
             Affine::None => None,
             Affine::Gamma => Some(0..1),
@@ -347,6 +462,18 @@ fn modes_mix_within_one_network() {
     check("full", &["name:a.* -> stats=running, update=off", "name:b.bn1 -> affine=beta"]);
     check("keras-guide", &["name:a.conv1 -> weights=frozen", "name:b.down -> weights=frozen"]);
     check("full", &["name:stem* -> stats=running, update=ema(0.8)"]);
+}
+
+#[test]
+fn mobile_networks_train() {
+    for recipe in ["full", "full-frozen-bn", "keras-guide", "bn-only", "bn-affine", "head", "head-adapt", "full-renorm"]
+    {
+        check_on(mobile(), recipe, &[]);
+    }
+    // A gate that trains without the squeeze below it, and one that does not while what it gates does.
+    check_on(mobile(), "head", &["name:a.se.fc2 -> weights=train"]);
+    check_on(mobile(), "full", &["name:a.se.* -> weights=frozen", "name:b.fc* -> weights=frozen"]);
+    check_on(mobile(), "full", &["kind:bn -> domain=ghost(2)"]);
 }
 
 #[test]

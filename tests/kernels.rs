@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use thawline::gpu::{Device, DeviceOptions, Limits};
+use thawline::graph::Act;
 use thawline::kernels::conv2d::{Epilogue, Variant};
 use thawline::kernels::*;
 use thawline::tensor::{Shape, pad4};
@@ -127,7 +128,8 @@ const STEP: StepScalars = StepScalars {
     correction2: 0.003,
     inv_count: 0.125,
     accumulate: 1.0,
-    padding: [0.0; 3],
+    draw: 3,
+    seed: [0xffff_ffff, 7],
 };
 
 /// One call with its buffers. Buffers that are only written start untouched.
@@ -238,23 +240,63 @@ fn assert_near(context: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
+/// Every activation, and with the mask that a backward pass wants of those that keep one.
+fn activations() -> impl Iterator<Item = (Act, bool)> {
+    let kept = [(Act::Relu, true), (Act::Relu6, true)];
+    Act::ALL.into_iter().map(|act| (act, false)).chain(kept)
+}
+
 fn elementwise() -> Vec<Case> {
     let rng = &mut Rng(1);
     let mut cases = vec![];
     for x in shapes(rng) {
-        for (relu, mask) in [(false, false), (true, false), (true, true)] {
-            let what = format!("{x}, relu {relu}, mask {mask}");
+        for (act, mask) in activations() {
+            let what = format!("{x}, {act:?}, mask {mask}");
             let words = x.pixels().div_ceil(TILE) * x.stored_c() / 4;
-            let dispatch = activation::forward(x, relu, mask);
-            let buffers = vec![rng.tensor(x), untouched(x.stored_len()), when(mask, || untouched(words))];
-            cases.push(Case::new(&what, dispatch, buffers, 0.0).padded("z", x));
-            let dispatch = add::forward(x, relu, mask);
-            let (a, b) = (rng.tensor(x), rng.tensor(x));
+            // An exponential is allowed to be a few units in the last place off.
+            let tolerance = if act.is_smooth() { 1e-5 } else { 0.0 };
+            let dispatch = activation::forward(x, act, mask);
+            let values = rng.tensor_between(x, -8.0, 8.0);
+            let buffers = vec![values, untouched(x.stored_len()), when(mask, || untouched(words))];
+            cases.push(Case::new(&what, dispatch, buffers, tolerance).padded("z", x));
+            if act == Act::Identity {
+                continue;
+            }
+            let smooth = act.is_smooth();
+            let (bits, y) = (when(!smooth, || rng.mask(x)), when(smooth, || rng.tensor_between(x, -8.0, 8.0)));
+            let buffers = vec![bits, y, rng.tensor(x)];
+            cases.push(Case::new(&what, activation::grad(x, act), buffers, tolerance).padded("dz", x));
+            // Their value at 0 is not 0, so they are not fused where that would show in the padding.
+            if [Act::Sigmoid, Act::HardSigmoid].contains(&act) {
+                continue;
+            }
+            let dispatch = add::forward(x, act, mask);
+            let (a, b) = (rng.tensor_between(x, -4.0, 4.0), rng.tensor_between(x, -4.0, 4.0));
             let buffers = vec![a, b, untouched(x.stored_len()), when(mask, || untouched(words))];
-            cases.push(Case::new(&what, dispatch, buffers, 0.0).padded("z", x));
+            cases.push(Case::new(&what, dispatch, buffers, tolerance).padded("z", x));
         }
-        let buffers = vec![rng.mask(x), rng.tensor(x)];
-        cases.push(Case::new(x, activation::grad(x), buffers, 0.0).padded("dz", x));
+        for residual in [false, true] {
+            for (rate, whole) in [(0.0, false), (0.3, false), (0.5, true)] {
+                let dispatch = dropout::forward(x, rate, whole, 11, residual);
+                let buffers =
+                    vec![rng.tensor(x), step_buffer(STEP), when(residual, || rng.tensor(x)), untouched(x.stored_len())];
+                let what = format!("{x}, rate {rate}, whole {whole}, residual {residual}");
+                // A fused multiplication and addition rounds once.
+                let tolerance = if residual { 1e-6 } else { 0.0 };
+                cases.push(Case::new(what, dispatch, buffers, tolerance).padded("z", x));
+            }
+        }
+        let rows = Shape::nhwc(x.n(), 1, 1, x.c());
+        for mean in [false, true] {
+            let buffers =
+                vec![rng.tensor(x), rng.tensor(rows), when(mean, || rng.tensor(rows)), untouched(x.stored_len())];
+            cases.push(Case::new(x, scale::forward(x, mean), buffers, 1e-6).padded("z", x));
+        }
+        let partials = Shape([image_sum::partials_count(x), 1, x.n(), x.c()]);
+        for (dispatch, product) in [(image_sum::mean(x), false), (image_sum::products(x), true)] {
+            let buffers = vec![rng.tensor(x), when(product, || rng.tensor(x)), untouched(partials.stored_len())];
+            cases.push(Case::new(x, dispatch, buffers, 1e-5).padded("partials", partials));
+        }
     }
     cases
 }
@@ -265,10 +307,19 @@ fn elementwise_kernels_match_their_references() {
 }
 
 #[test]
-fn relu_hands_nan_on() {
+fn activations_hand_nan_on() {
     let x = Shape::nhwc(1, 1, 1, 4);
     let values = vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0];
-    Case::new("NaN", activation::forward(x, true, true), vec![values, untouched(4), untouched(1)], 0.0).check();
+    for act in Act::ALL {
+        let mask = matches!(act, Act::Relu | Act::Relu6);
+        let buffers = vec![values.clone(), untouched(4), when(mask, || untouched(1))];
+        // −∞·σ(−∞) is no number on the host; on a device the exponential is bounded.
+        if act != Act::Silu {
+            Case::new("NaN", activation::forward(x, act, mask), buffers.clone(), 1e-6).check();
+        }
+        let found = on(&devices()[1], &activation::forward(x, act, mask), buffers);
+        assert!(found[1][0].is_nan(), "{act:?} drops a NaN");
+    }
 }
 
 /// Every shape whole, and cut into an image a domain and into halves.
@@ -296,7 +347,13 @@ fn batch_norm() -> Vec<Case> {
         cases.push(Case::new(&what, batch_norm_stats::merge(x, domains), buffers, 1e-5).padded("moments", moments));
 
         let words = x.pixels().div_ceil(TILE) * x.stored_c() / 4;
-        for (relu, residual, mask) in [(false, false, false), (true, false, true), (true, true, true)] {
+        for (act, residual, mask) in [
+            (Act::Identity, false, false),
+            (Act::Relu, false, true),
+            (Act::Relu6, true, true),
+            (Act::Silu, false, false),
+            (Act::HardSwish, true, false),
+        ] {
             let buffers = vec![
                 rng.tensor(x),
                 rng.domains(x.c(), domains),
@@ -305,32 +362,33 @@ fn batch_norm() -> Vec<Case> {
                 untouched(x.stored_len()),
                 when(mask, || untouched(words)),
             ];
-            let what = format!("{what}, relu {relu}, residual {residual}, mask {mask}");
-            let dispatch = batch_norm_apply::forward(x, domains, EPS, relu, residual, mask);
-            cases.push(Case::new(what, dispatch, buffers, 2e-6).padded("z", x));
+            let what = format!("{what}, {act:?}, residual {residual}, mask {mask}");
+            let dispatch = batch_norm_apply::forward(x, domains, EPS, act, residual, mask);
+            cases.push(Case::new(what, dispatch, buffers, if act.is_smooth() { 1e-5 } else { 2e-6 }).padded("z", x));
         }
 
-        for mask in [false, true] {
-            let what = format!("{what}, mask {mask}");
+        for act in Act::ALL {
+            let what = format!("{what}, {act:?}");
             let (dz, values, own) = (rng.tensor(x), rng.tensor(x), rng.domains(x.c(), domains));
             let affine = rng.tensor(Shape::rows(2, x.c()));
             let sums = rng.tensor(moments);
-            let bits = when(mask, || rng.mask(x));
+            let bits = when(matches!(act, Act::Relu | Act::Relu6), || rng.mask(x));
+            let by = |values: &[f32]| when(act.is_smooth(), || values.to_vec());
             let len = batch_norm_grad::reduce_partials_len(x, domains);
             let count = batch_norm_grad::reduce_partials_count(x, domains);
-            let dispatch = batch_norm_grad::reduce(x, domains, EPS, mask);
+            let dispatch = batch_norm_grad::reduce(x, domains, EPS, act);
             let partials = untouched(len * count);
-            let buffers = vec![dz.clone(), values.clone(), own.clone(), bits.clone(), partials];
+            let buffers = vec![dz.clone(), values.clone(), own.clone(), by(&affine), bits.clone(), partials];
             let rows = Shape::rows(2 * domains * count, x.c());
             cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("partials", rows));
 
             let dx = untouched(x.stored_len());
-            let dispatch = batch_norm_grad::running(x, EPS, mask);
-            let buffers = vec![dz.clone(), own.clone(), affine.clone(), bits.clone(), dx.clone()];
-            cases.push(Case::new(&what, dispatch, buffers, 2e-6).padded("dx", x));
-            let dispatch = batch_norm_grad::batch(x, domains, EPS, mask);
+            let dispatch = batch_norm_grad::running(x, EPS, act);
+            let buffers = vec![dz.clone(), by(&values), own.clone(), affine.clone(), bits.clone(), dx.clone()];
+            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("dx", x));
+            let dispatch = batch_norm_grad::batch(x, domains, EPS, act);
             let buffers = vec![dz, values, own, affine, sums, bits, dx];
-            cases.push(Case::new(&what, dispatch, buffers, 5e-6).padded("dx", x));
+            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("dx", x));
         }
 
         let c = x.c();
@@ -706,10 +764,13 @@ fn convolution() -> Vec<Case> {
         }
         let what = format!("{}: {x} → {out}, {g:?}", variant.name());
         let words = out.pixels().div_ceil(TILE) * out.stored_c() / 4;
-        for (bias, residual, relu, mask) in
-            [(false, false, false, false), (true, false, true, true), (true, true, true, true)]
-        {
-            let epilogue = Epilogue { bias, residual, relu, mask };
+        for (bias, residual, act, mask) in [
+            (false, false, Act::Identity, false),
+            (true, false, Act::Relu, true),
+            (true, true, Act::Relu6, true),
+            (true, true, Act::Silu, false),
+        ] {
+            let epilogue = Epilogue { bias, residual, act, mask };
             let buffers = vec![
                 rng.tensor(x),
                 values.clone(),
@@ -736,6 +797,85 @@ fn convolution() -> Vec<Case> {
     cases
 }
 
+/// Depthwise and grouped convolutions: the shapes of [`windows`] where channels allow it, and those of mobile networks.
+fn grouped_convolution() -> Vec<Case> {
+    let rng = &mut Rng(31);
+    let mut cases = vec![];
+    let square = |kernel: usize, stride: usize, padding: [usize; 4]| Geometry {
+        kernel: [kernel; 2],
+        stride: [stride; 2],
+        padding,
+    };
+    let geometries = [
+        square(3, 1, [1; 4]),
+        square(3, 2, [1; 4]),
+        square(3, 2, [0, 0, 1, 1]),
+        square(5, 1, [2; 4]),
+        square(5, 2, [1, 2, 2, 1]),
+        square(7, 2, [3, 3, 3, 3]),
+        square(1, 2, [0; 4]),
+        Geometry { kernel: [2, 4], stride: [3, 2], padding: [0, 3, 2, 0] },
+    ];
+    for g in geometries {
+        for (n, h, w) in [(2, 11, 9), (1, 8, 14), (3, 1, 1), (1, 2, 5)] {
+            let side = |size: usize, axis: usize| {
+                let padded = size + g.padding[axis] + g.padding[axis + 2];
+                (padded >= g.kernel[axis]).then(|| (padded - g.kernel[axis]) / g.stride[axis] + 1)
+            };
+            let (Some(oh), Some(ow)) = (side(h, 0), side(w, 1)) else { continue };
+            // One channel a group, and several: groups, channels in and out.
+            let depthwise = 1 + rng.below(13);
+            for (groups, cin, cout) in [(depthwise, depthwise, depthwise), (3, 12, 24), (2, 16, 8)] {
+                let (x, out) = (Shape::nhwc(n, h, w, cin), Shape::nhwc(n, oh, ow, cout));
+                let own = groups == cin;
+                let rows = if own { 1 } else { cin / groups };
+                let values = rng.tensor(Shape([g.kernel[0], g.kernel[1], rows, cout]));
+                let what = format!("{x} → {out} in {groups}, {g:?}");
+                for (bias, residual, act) in
+                    [(false, false, Act::Identity), (true, false, Act::Relu6), (true, true, Act::Silu)]
+                {
+                    let epilogue = Epilogue { bias, residual, act, mask: false };
+                    let buffers = vec![
+                        rng.tensor(x),
+                        values.clone(),
+                        when(bias, || rng.tensor(Shape::rows(1, cout))),
+                        when(residual, || rng.tensor(out)),
+                        untouched(out.stored_len()),
+                    ];
+                    let dispatch = match own {
+                        true => depthwise::forward(x, out, g, epilogue),
+                        false => grouped::forward(x, out, g, groups, epilogue),
+                    };
+                    cases.push(Case::new(format!("{what}, {epilogue:?}"), dispatch, buffers, 1e-5).padded("z", out));
+                }
+                for accumulate in [false, true] {
+                    let dx = if accumulate { rng.tensor(x) } else { untouched(x.stored_len()) };
+                    let buffers = vec![rng.tensor(out), values.clone(), dx];
+                    let dispatch = match own {
+                        true => depthwise::input_grad(x, out, g, accumulate),
+                        false => grouped::input_grad(x, out, g, groups, accumulate),
+                    };
+                    let what = format!("{what}, accumulate {accumulate}");
+                    cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("dx", x));
+                }
+                let (splits, dispatch) = match own {
+                    true => (depthwise::weight_grad_splits(x, out, g), depthwise::weight_grad(x, out, g)),
+                    false => (grouped::weight_grad_splits(x, out, g, groups), grouped::weight_grad(x, out, g, groups)),
+                };
+                let partials = Shape([splits * g.kernel[0], g.kernel[1], rows, cout]);
+                let buffers = vec![rng.tensor(x), rng.tensor(out), untouched(partials.stored_len())];
+                cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("partials", partials));
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn grouped_convolution_kernels_match_their_references() {
+    grouped_convolution().into_iter().for_each(Case::check);
+}
+
 #[test]
 fn convolution_kernels_match_their_references() {
     convolution().into_iter().for_each(Case::check);
@@ -743,8 +883,18 @@ fn convolution_kernels_match_their_references() {
 
 #[test]
 fn every_kernel_has_cases() {
-    let families =
-        [elementwise(), batch_norm(), sums(), folding(), pooling(), loss(), optimisers(), input(), convolution()];
+    let families = [
+        elementwise(),
+        batch_norm(),
+        sums(),
+        folding(),
+        pooling(),
+        loss(),
+        optimisers(),
+        input(),
+        convolution(),
+        grouped_convolution(),
+    ];
     let covered: BTreeSet<_> = families.iter().flatten().map(|case| case.dispatch.kernel.name).collect();
     let all: BTreeSet<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
     assert_eq!(covered, all);
@@ -786,10 +936,10 @@ fn batch_moments(x: Shape, domains: usize, values: &[f32]) -> Vec<f32> {
     host(batch_norm_stats::merge(x, domains), vec![partials, vec![0.0; domains * 2 * x.stored_c()]], 1)
 }
 
-fn normalised(x: Shape, values: &[f32], moments: &[f32], affine: &[f32]) -> Vec<f32> {
+fn normalised(x: Shape, act: Act, values: &[f32], moments: &[f32], affine: &[f32]) -> Vec<f32> {
     let (values, domains) = (values.to_vec(), moments.len() / x.stored_c() / 2);
     let buffers = vec![values, moments.to_vec(), affine.to_vec(), unused(), vec![0.0; x.stored_len()], unused()];
-    host(batch_norm_apply::forward(x, domains, EPS, false, false, false), buffers, 4)
+    host(batch_norm_apply::forward(x, domains, EPS, act, false, false), buffers, 4)
 }
 
 /// What normalises, for [`batch_norm_gradients_are_slopes`].
@@ -809,15 +959,19 @@ fn batch_norm_gradients_are_slopes() {
     // Neither Σg nor Σ g·x̂ is small, or what passes through the moments would drown.
     let dz: Vec<f32> = rng.tensor_between(x, -0.5, 1.5).iter().zip(&values).map(|(g, x)| g + x).collect();
     let affine = rng.tensor(Shape::rows(2, x.c()));
-    for (kind, domains) in [
-        (Moments::Running, 1),
-        (Moments::Batch, 1),
-        (Moments::Batch, 3),
-        (Moments::Blend, 1),
-        (Moments::Blend, 3),
-        (Moments::Renorm, 1),
-        (Moments::Renorm, 3),
+    for (kind, domains, act) in [
+        (Moments::Running, 1, Act::Identity),
+        (Moments::Running, 1, Act::Silu),
+        (Moments::Batch, 1, Act::Identity),
+        (Moments::Batch, 1, Act::Silu),
+        (Moments::Batch, 3, Act::Identity),
+        (Moments::Batch, 3, Act::Sigmoid),
+        (Moments::Blend, 1, Act::Identity),
+        (Moments::Blend, 3, Act::Silu),
+        (Moments::Renorm, 1, Act::Silu),
+        (Moments::Renorm, 3, Act::Identity),
     ] {
+        let by = |values: &[f32]| when(act.is_smooth(), || values.to_vec());
         let c = x.c();
         let rows = Shape::rows(2 * domains, c);
         let given = rng.moments(c);
@@ -850,20 +1004,20 @@ fn batch_norm_gradients_are_slopes() {
         let own = moments(&values);
         let len = batch_norm_grad::reduce_partials_len(x, domains);
         let count = batch_norm_grad::reduce_partials_count(x, domains);
-        let buffers = vec![dz.clone(), values.clone(), own.clone(), unused(), vec![0.0; len * count]];
-        let partials = host(batch_norm_grad::reduce(x, domains, EPS, false), buffers, 4);
+        let buffers = vec![dz.clone(), values.clone(), own.clone(), by(&affine), unused(), vec![0.0; len * count]];
+        let partials = host(batch_norm_grad::reduce(x, domains, EPS, act), buffers, 5);
         let sums = host(sum_partials::forward(len, count), vec![partials, vec![0.0; len]], 1);
         let total = host(sum_partials::forward(len / domains, domains), vec![sums.clone(), vec![0.0; len]], 1);
         assert_gradient(rng, Shape::rows(2, c), &affine, &total, |affine| {
-            dot(&dz, &normalised(x, &values, &own[..rows.stored_len()], affine))
+            dot(&dz, &normalised(x, act, &values, &own[..rows.stored_len()], affine))
         });
 
         let through = |dispatch| host(dispatch, vec![sums.clone(), batch.clone(), own.clone(), vec![0.0; len]], 3);
         let dx = vec![0.0; x.stored_len()];
         let dx = match kind {
             Moments::Running => {
-                let buffers = vec![dz.clone(), own, affine.clone(), unused(), dx];
-                host(batch_norm_grad::running(x, EPS, false), buffers, 4)
+                let buffers = vec![dz.clone(), by(&values), own, affine.clone(), unused(), dx];
+                host(batch_norm_grad::running(x, EPS, act), buffers, 5)
             }
             Moments::Batch | Moments::Blend | Moments::Renorm => {
                 let sums = match kind {
@@ -872,11 +1026,11 @@ fn batch_norm_gradients_are_slopes() {
                     Moments::Batch | Moments::Running => sums,
                 };
                 let buffers = vec![dz.clone(), values.clone(), own, affine.clone(), sums, unused(), dx];
-                host(batch_norm_grad::batch(x, domains, EPS, false), buffers, 6)
+                host(batch_norm_grad::batch(x, domains, EPS, act), buffers, 6)
             }
         };
         assert_gradient(rng, x, &values, &dx, |values| {
-            dot(&dz, &normalised(x, values, &moments(values)[..rows.stored_len()], &affine))
+            dot(&dz, &normalised(x, act, values, &moments(values)[..rows.stored_len()], &affine))
         });
     }
 }

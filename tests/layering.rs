@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 /// Each module of the library and what it may use; a module may use only what stands above it, so there are no cycles.
 const LAYERS: &[(&str, &[&str])] = &[
+    ("act", &[]),
     ("nearest", &[]),
     ("rng", &[]),
     ("tensor", &[]),
-    ("graph", &["tensor"]),
+    ("graph", &["act", "tensor"]),
     ("policy", &["graph", "nearest"]),
     ("models", &["graph", "nearest"]),
     // Not the policy: it has left its settings in the graph.
     ("compile", &["graph", "tensor"]),
-    ("kernels", &["tensor"]),
+    ("kernels", &["act", "rng", "tensor"]),
     ("plan", &["graph", "kernels", "tensor"]),
     ("reference", &["graph", "kernels", "plan"]),
     ("gpu", &["graph", "kernels", "plan", "tensor"]),

@@ -12,7 +12,7 @@ fn state_dict(graph: &Graph) -> Vec<(String, Vec<usize>)> {
         let c = param.channels;
         let mut push = |tensor: &str, shape: &[usize]| tensors.push((format!("{layer}.{tensor}"), shape.to_vec()));
         match param.role {
-            Role::ConvWeight => push("weight", &[cout, c, kh, kw]),
+            Role::ConvWeight | Role::DepthwiseWeight => push("weight", &[cout, c, kh, kw]),
             Role::LinearWeight => push("weight", &[cout, c]),
             Role::Bias => push("bias", &[cout]),
             Role::Affine => ["weight", "bias"].iter().for_each(|tensor| push(tensor, &[c])),

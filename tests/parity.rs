@@ -54,6 +54,7 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
         label_smoothing: case.label_smoothing,
         accumulate: case.accumulate,
         export_gradients: true,
+        seed: 0,
     };
     let mut session = Session::new(device, network.clone(), &tensors, Input::Values, options).expect("a session");
     let mut compare = |what: &str, distance: f64, allowed: f64| {

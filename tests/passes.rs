@@ -1,13 +1,13 @@
 //! What the compiler makes of the recipes: which nodes there are, and which there are not.
 
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Builder, Graph, Layer, LayerKind, Op, Phase, Sgd, Stats, Window};
+use thawline::graph::{Act, Builder, Graph, Layer, LayerKind, Node, Op, Phase, Sgd, Stats, Window};
 use thawline::models;
 use thawline::policy::{Policy, resolve};
 
 fn options() -> Options {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };
-    Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: 0.0, accumulate: 1, export_gradients: false }
+    Options { optimizer: Optimizer::Sgd(sgd), label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 }
 }
 
 fn resolved(model: &str, policy: &str, rules: &[&str]) -> Graph {
@@ -263,4 +263,84 @@ fn inference_needs_no_policy() {
     assert!(!graph.nodes().any(|(_, node)| node.op.name() == "batch_norm_apply"), "every batch norm is folded");
     let other = compile::inference(resolved, false).expect("inference");
     assert!(graph.nodes().map(|(_, node)| &node.op).eq(other.nodes().map(|(_, node)| &node.op)));
+}
+
+/// An inverted residual block with squeeze-and-excitation, as EfficientNet has it.
+fn inverted_residual() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(4, 8, 8, 8).expect("an input");
+    let y = b.conv2d("expand", x, 16, Window::square(1, 1, 0), false).expect("a convolution");
+    let y = b.batch_norm("bn0", y, 1e-3).expect("a batch norm");
+    let y = b.activation("act0", y, Act::Silu).expect("an activation");
+    let y = b.grouped_conv2d("depthwise", y, 16, Window::square(3, 1, 1), 16, false).expect("a convolution");
+    let y = b.batch_norm("bn1", y, 1e-3).expect("a batch norm");
+    let y = b.activation("act1", y, Act::Silu).expect("an activation");
+    let s = b.global_avg_pool("squeeze", y).expect("a pool");
+    let s = b.conv2d("fc1", s, 4, Window::square(1, 1, 0), true).expect("a convolution");
+    let s = b.activation("fc1.act", s, Act::Silu).expect("an activation");
+    let s = b.conv2d("fc2", s, 16, Window::square(1, 1, 0), true).expect("a convolution");
+    let s = b.activation("gate", s, Act::Sigmoid).expect("an activation");
+    let y = b.scale("scale", y, s).expect("a gate");
+    let y = b.conv2d("project", y, 8, Window::square(1, 1, 0), false).expect("a convolution");
+    let y = b.batch_norm("bn2", y, 1e-3).expect("a batch norm");
+    let y = b.stochastic_depth("drop", y, 0.2).expect("stochastic depth");
+    let y = b.add("add", y, x).expect("an addition");
+    let y = b.global_avg_pool("pool", y).expect("a pool");
+    let y = b.dropout("dropout", y, 0.2).expect("dropout");
+    let logits = b.linear("fc", y, 3).expect("a head");
+    b.finish(logits).expect("a network")
+}
+
+fn mobile_training(policy: &str, rules: &[&str]) -> Graph {
+    let policy = Policy::recipe(policy).and_then(|policy| policy.with_rules(rules)).expect("a recipe");
+    let network = resolve(&policy, inverted_residual()).expect("a policy").graph;
+    compile::training(network, &options()).expect("a step")
+}
+
+#[test]
+fn squeeze_and_excitation_takes_few_passes() {
+    let step = mobile_training("full", &[]);
+    // Behind a batch norm the activation costs no pass and keeps nothing.
+    let fused = |op: &Op| matches!(op, Op::BatchNormApply(apply) if apply.act == Act::Silu && !apply.mask);
+    assert_eq!(count(&step, fused), 2);
+    // Those behind the two small convolutions stay apart, for what they see is kept.
+    assert_eq!(count(&step, |op| matches!(op, Op::Activation { .. })), 2);
+    // Forward the gate; backward one pass for what was gated and averaged, and one for the gate.
+    assert_eq!(count(&step, |op| matches!(op, Op::Scale { mean: false })), 1);
+    assert_eq!(count(&step, |op| matches!(op, Op::Scale { mean: true })), 1);
+    assert_eq!(count(&step, |op| matches!(op, Op::ScaleGateGrad)), 1);
+    // The other mean is the head's.
+    assert_eq!(count(&step, |op| matches!(op, Op::AvgPoolGrad { .. })), 1);
+    assert_eq!(count(&step, |op| matches!(op, Op::Add { .. })), 0, "no gradient and no residual is added by itself");
+}
+
+#[test]
+fn inference_of_an_inverted_residual_is_convolutions_and_a_gate() {
+    let graph = compile::inference(inverted_residual(), false).expect("inference");
+    let forward = |n: &Node| n.phase == Phase::Forward && !matches!(n.op, Op::Param(_));
+    let names: Vec<_> = graph.nodes().filter(|(_, n)| forward(n)).map(|(_, n)| n.op.name()).collect();
+    let expected =
+        ["input", "conv2d", "conv2d", "avg_pool", "conv2d", "conv2d", "scale", "conv2d", "avg_pool", "conv2d"];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn dropout_acts_where_the_policy_lets_it() {
+    let drops = |graph: &Graph, phase| {
+        let of_phase = graph.nodes().filter(|(_, n)| n.phase == phase);
+        of_phase.filter(|(_, n)| matches!(n.op, Op::Dropout { .. })).count()
+    };
+    let full = mobile_training("full", &[]);
+    assert_eq!((drops(&full, Phase::Forward), drops(&full, Phase::Backward)), (2, 2));
+    // The residual is added in the same pass.
+    assert_eq!(count(&full, |op| matches!(op, Op::Dropout { whole: true, residual: true, .. })), 1);
+    // Nothing trains below the head's dropout, so it has no gradient; the frozen block runs as inference.
+    let head = mobile_training("head", &[]);
+    assert_eq!((drops(&head, Phase::Forward), drops(&head, Phase::Backward)), (1, 0));
+    let off = mobile_training("full", &["kind:dropout -> dropout=off", "kind:stochastic_depth -> dropout=off"]);
+    assert_eq!(drops(&off, Phase::Forward), 0);
+    // An image takes what it takes alone up to the dropout: the rest can be kept.
+    let split = compile::split(&head, &compile::changing(&head)).expect("a cut").expect("a frozen prefix");
+    assert_eq!(count(&split.prefix, |op| matches!(op, Op::Dropout { .. })), 0);
+    assert_eq!(count(&split.rest, |op| matches!(op, Op::Conv2d(_))), 1);
 }

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use thawline::graph::{
-    Affine, BatchNormMode, Builder, Domain, Graph, Layer, LayerKind, Stats, StatsUpdate, Variance, Window,
+    Act, Affine, BatchNormMode, Builder, Domain, Graph, Layer, LayerId, LayerKind, NodeId, Stats, StatsUpdate,
+    Variance, Window,
 };
 use thawline::models;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved, Rule, Warning, describe};
@@ -196,19 +197,24 @@ fn resolving_forgets_an_earlier_policy() {
 
 #[test]
 fn malformed_rules_are_explained() {
-    let write = "write kind:…, last:…, name:…, index:…, from:…";
-    let axes = "the axes are weights, lr, stats, update, affine, var, domain";
+    let write = "write kind:…, last:…, name:…, index:…, block:…, from:…";
+    let axes = "the axes are weights, lr, stats, update, affine, var, domain, dropout";
     let cases = [
         ("kind:bn", "there is no `->`; write SELECTOR -> axis=value, axis=value".to_owned()),
         ("-> lr=1", format!("a selector is missing; {write}")),
         ("kind:bn & -> lr=1", format!("a selector is missing; {write}")),
         ("bn -> lr=1", format!("`bn` is not a selector; {write}")),
         ("kynd:bn -> lr=1", format!("unknown selector `kynd:` in `kynd:bn` (did you mean `kind`?); {write}")),
-        ("kind: -> lr=1", "`kind:` is incomplete: after `kind:` comes a kind of layer, such as kind:bn".into()),
+        (
+            "kind: -> lr=1",
+            "`kind:` is incomplete: after `kind:` comes a kind of layer, such as kind:bn, or kind:dropout? where there \
+             may be none"
+                .into(),
+        ),
         (
             "kind:linaer -> lr=1",
-            "unknown kind `linaer` (did you mean `linear`?); the kinds are conv, bn, linear, relu, add, \
-             max_pool, avg_pool"
+            "unknown kind `linaer` (did you mean `linear`?); the kinds are conv, bn, linear, relu, relu6, silu, \
+             hard_swish, hard_sigmoid, sigmoid, add, scale, dropout, stochastic_depth, max_pool, avg_pool"
                 .into(),
         ),
         ("name:[a -> lr=1", "bad pattern `[a`: unclosed character class; missing ']'".into()),
@@ -222,12 +228,26 @@ fn malformed_rules_are_explained() {
         ),
         ("index:5..2 -> lr=1", "`index:5..2` is an empty range".into()),
         ("index:3..3 -> lr=1", "`index:3..3` is an empty range".into()),
+        (
+            "index:-1 -> lr=1",
+            "`-1` in `index:-1` is not a range of layer numbers, such as index:10..20, index:10.. or index:3".into(),
+        ),
+        ("block:5..2 -> lr=1", "`block:5..2` is an empty range".into()),
+        ("block:-1..-1 -> lr=1", "`block:-1..-1` is an empty range".into()),
+        ("from:block:-1..0 -> lr=1", "`block:-1..0` is an empty range".into()),
+        (
+            "block: -> lr=1",
+            "`block:` is incomplete: after `block:` comes a range of block numbers or a pattern, such as block:2..5, \
+             block:-1 or block:layer3.*"
+                .into(),
+        ),
         ("kind:bn ->", format!("an axis is missing; write axis=value, where {axes}")),
         ("kind:bn -> lr=1,", format!("an axis is missing; write axis=value, where {axes}")),
         ("kind:bn -> frozen", format!("`frozen` has no `=`; write axis=value, where {axes}")),
         ("kind:bn -> stat=batch", format!("unknown axis `stat` in `stat=batch` (did you mean `stats`?); {axes}")),
         ("kind:bn -> weights=yes", "`weights=yes`: weights is train or frozen, not `yes`".into()),
         ("kind:bn -> affine=all", "`affine=all`: affine is none, gamma, beta or both, not `all`".into()),
+        ("kind:dropout -> dropout=0.2", "`dropout=0.2`: dropout is on or off, not `0.2`".into()),
         ("kind:bn -> var=none", "`var=none`: var is biased or unbiased, not `none`".into()),
         ("kind:bn -> lr=-1", "`lr=-1`: lr is a multiplier, a number of at least 0, not `-1`".into()),
         ("kind:bn -> lr=inf", "`lr=inf`: lr is a multiplier, a number of at least 0, not `inf`".into()),
@@ -289,6 +309,26 @@ fn rules_that_miss_the_network_are_errors() {
             format!("`index:900..` matches no layer: the network's layers are numbered 0 to {last}"),
         ),
         (
+            "block:8 -> lr=1",
+            "`block:8` matches no layer: the network has 8 blocks, numbered 0 to 7: layer1.0, layer1.1, layer2.0, \
+             layer2.1, layer3.0, layer3.1, layer4.0, layer4.1"
+                .into(),
+        ),
+        (
+            "from:block:layer5.0 -> lr=1",
+            "`from:block:layer5.0` matches no layer: the network has 8 blocks, numbered 0 to 7 (did you mean \
+             `layer1.0`?): layer1.0, layer1.1, layer2.0, layer2.1, layer3.0, layer3.1, layer4.0, layer4.1"
+                .into(),
+        ),
+        (
+            "kind:dropout -> dropout=on",
+            "`kind:dropout` matches no layer: the network has no layer of kind dropout".into(),
+        ),
+        (
+            "kind:conv & name:conv1 -> dropout=on",
+            "`dropout=on` is for dropout and stochastic_depth layers, but the rule selects conv1".into(),
+        ),
+        (
             "kind:bn & from:layr3.0.conv1 -> lr=1",
             "`from:layr3.0.conv1`: the network has no layer `layr3.0.conv1` (did you mean `layer3.0.conv1`?)".into(),
         ),
@@ -320,6 +360,7 @@ fn rules_that_miss_the_network_are_errors() {
     let reason = |rule| resolve(rule).unwrap_err().to_string();
     assert!(reason("kind:bn -> lr=1").ends_with("`kind:bn` matches no layer: the network has no layer of kind bn"));
     assert!(reason("last:linear -> lr=1").ends_with("the network has no layer of kind linear"));
+    assert!(reason("block:0 -> lr=1").ends_with("the network has no blocks that are named"));
     assert!(resolve("!kind:bn -> weights=train").unwrap().trains());
 }
 
@@ -412,10 +453,15 @@ fn half_frozen_blocks_draw_a_warning() {
     assert_eq!(
         warning.to_string(),
         "half of the residual block layer4.0 is frozen: layer4.0.conv2, layer4.0.downsample.0 train but \
-         layer4.0.conv1 do not"
+         layer4.0.conv1 do not; `block:6` selects all of it, and `from:block:6` what follows, too"
     );
+    assert_eq!(resolve(&["from:block:6 -> weights=train"]).unwrap().warnings, []);
+    // A range has two ends.
+    assert_eq!(resolve(&["index:5..30 -> weights=train"]).unwrap().warnings.len(), 2);
     assert_eq!(resolve(&["from:layer4 -> weights=train"]).unwrap().warnings, []);
-    assert_eq!(resolve(&["name:*.conv2 -> weights=train"]).unwrap().warnings.len(), 8);
+    // One convolution of every block is meant; of two blocks, it may not be.
+    assert_eq!(resolve(&["name:*.conv2 -> weights=train"]).unwrap().warnings, []);
+    assert_eq!(resolve(&["name:layer4.*.conv2 -> weights=train"]).unwrap().warnings.len(), 2);
 }
 
 #[test]
@@ -440,6 +486,218 @@ fn a_keep_that_looks_like_a_momentum_draws_a_warning() {
     assert_eq!(resolve(&set[..2]).unwrap().warnings.len(), 2);
 }
 
+// ---- Dropout, gates, and the names and numbers of a file ----
+
+/// A small network as Keras's EfficientNet is: a stem, `blocks` inverted residual blocks with squeeze-and-excitation whose
+/// images may skip them, and a head. Layers have Keras's names, and with one block their places in `model.layers`.
+fn keras_network(blocks: usize) -> Graph {
+    let mut b = Builder::new();
+    let place = |b: &mut Builder, name: &str| {
+        b.position(KERAS_LAYERS.iter().position(|(keras, _)| *keras == name).filter(|_| blocks == 1));
+        name.to_owned()
+    };
+    let conv = |b: &mut Builder, name: String, x: NodeId, channels: usize| {
+        b.conv2d(&name, x, channels, Window::square(1, 1, 0), false).unwrap()
+    };
+    let mut x = b.input(8, 8, 8, 3).unwrap();
+    let name = place(&mut b, "stem_conv");
+    x = b.conv2d(&name, x, 8, Window { kernel: [3, 3], stride: [2, 2], padding: [0, 0, 1, 1] }, false).unwrap();
+    let name = place(&mut b, "stem_bn");
+    x = b.batch_norm(&name, x, 1e-3).unwrap();
+    let name = place(&mut b, "stem_activation");
+    x = b.activation(&name, x, Act::Silu).unwrap();
+    for block in 0..blocks {
+        let block = format!("block1{}", char::from(b'a' + block as u8));
+        b.block(Some(&block));
+        let named = |layer: &str| format!("{block}_{layer}");
+        let skip = x;
+        let name = place(&mut b, &named("dwconv"));
+        let window = Window::square(3, 1, 1);
+        let mut y = b.grouped_conv2d(&name, x, 8, window, 8, false).unwrap();
+        let name = place(&mut b, &named("bn"));
+        y = b.batch_norm(&name, y, 1e-3).unwrap();
+        let name = place(&mut b, &named("activation"));
+        y = b.activation(&name, y, Act::Silu).unwrap();
+        let name = place(&mut b, &named("se_squeeze"));
+        let mut gate = b.global_avg_pool(&name, y).unwrap();
+        let name = place(&mut b, &named("se_reduce"));
+        gate = conv(&mut b, name.clone(), gate, 4);
+        // Keras's layer has its activation inside: one place there, two layers here.
+        gate = b.activation(&format!("{name}/activation"), gate, Act::Silu).unwrap();
+        let name = place(&mut b, &named("se_expand"));
+        gate = conv(&mut b, name.clone(), gate, 8);
+        gate = b.activation(&format!("{name}/activation"), gate, Act::Sigmoid).unwrap();
+        let name = place(&mut b, &named("se_excite"));
+        y = b.scale(&name, y, gate).unwrap();
+        let name = place(&mut b, &named("project_conv"));
+        y = conv(&mut b, name, y, 8);
+        let name = place(&mut b, &named("project_bn"));
+        y = b.batch_norm(&name, y, 1e-3).unwrap();
+        let name = place(&mut b, &named("drop"));
+        y = b.stochastic_depth(&name, y, 0.1).unwrap();
+        let name = place(&mut b, &named("add"));
+        x = b.add(&name, y, skip).unwrap();
+    }
+    b.block(None);
+    let name = place(&mut b, "avg_pool");
+    x = b.global_avg_pool(&name, x).unwrap();
+    let name = place(&mut b, "top_dropout");
+    x = b.dropout(&name, x, 0.2).unwrap();
+    let name = place(&mut b, "predictions");
+    let logits = b.linear(&name, x, 3).unwrap();
+    b.finish(logits).unwrap()
+}
+
+/// `model.layers` of a Keras model with one block: names, and the class of each.
+const KERAS_LAYERS: [(&str, &str); 22] = [
+    ("input_1", "InputLayer"),
+    ("rescaling", "Rescaling"),
+    ("normalization", "Normalization"),
+    ("stem_conv_pad", "ZeroPadding2D"),
+    ("stem_conv", "Conv2D"),
+    ("stem_bn", "BatchNormalization"),
+    ("stem_activation", "Activation"),
+    ("block1a_dwconv", "DepthwiseConv2D"),
+    ("block1a_bn", "BatchNormalization"),
+    ("block1a_activation", "Activation"),
+    ("block1a_se_squeeze", "GlobalAveragePooling2D"),
+    ("block1a_se_reshape", "Reshape"),
+    ("block1a_se_reduce", "Conv2D"),
+    ("block1a_se_expand", "Conv2D"),
+    ("block1a_se_excite", "Multiply"),
+    ("block1a_project_conv", "Conv2D"),
+    ("block1a_project_bn", "BatchNormalization"),
+    ("block1a_drop", "Dropout"),
+    ("block1a_add", "Add"),
+    ("avg_pool", "GlobalAveragePooling2D"),
+    ("top_dropout", "Dropout"),
+    ("predictions", "Dense"),
+];
+
+/// The seed's answer, over a Keras file: `for layer in model.layers[:idx]: layer.trainable = False`, then `for layer in
+/// model.layers: if isinstance(layer, BatchNormalization): layer.trainable = True`.
+#[test]
+fn index_counts_as_the_keras_file_does() {
+    let network = keras_network(1);
+    for idx in 0..KERAS_LAYERS.len() {
+        let mut trainable = [true; KERAS_LAYERS.len()];
+        trainable[..idx].fill(false);
+        for (trainable, (_, class)) in trainable.iter_mut().zip(KERAS_LAYERS) {
+            *trainable |= class == "BatchNormalization";
+        }
+        let has_weights = ["Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization"];
+        let theirs: Vec<&str> = KERAS_LAYERS
+            .iter()
+            .zip(trainable)
+            .filter(|((_, class), trainable)| *trainable && has_weights.contains(class))
+            .map(|((name, _), _)| *name)
+            .collect();
+
+        let policy = rules(&[
+            &format!("index:{idx}.. -> weights=train"),
+            "kind:bn -> stats=batch, update=ema(0.99), affine=both",
+        ]);
+        let resolved = policy::resolve(&policy, network.clone()).unwrap();
+        let trains = |l: &&Layer| l.setting.weights || l.setting.batch_norm.is_some_and(|m| m.affine == Affine::Both);
+        let ours: Vec<&str> = resolved.graph.layers().iter().filter(trains).map(|l| l.name.as_str()).collect();
+        assert_eq!(ours, theirs, "idx = {idx}");
+    }
+    let select = |selector: &str| {
+        let rule: Rule = format!("{selector} -> lr=1").parse().unwrap();
+        let selected = rule.select(&network).map_err(|error| error.to_string())?;
+        Ok::<_, String>(selected.iter().map(|id| network.layers()[id.index()].name.clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(select("index:12").unwrap(), ["block1a_se_reduce", "block1a_se_reduce/activation"]);
+    assert_eq!(select("index:10..=11").unwrap(), ["block1a_se_squeeze"]);
+    // Behind what shares its place.
+    assert_eq!(select("from:block1a_se_expand/activation & index:..14").unwrap(), ["block1a_se_expand/activation"]);
+    let error = "rule `index:1..4 -> lr=1`: `index:1..4` matches no layer: the network's layers are numbered 4 to 21, as \
+                 in their file, but for those that compute nothing here";
+    assert_eq!(select("index:1..4").unwrap_err(), error);
+}
+
+#[test]
+fn an_alias_is_as_good_as_a_name() {
+    let mut network = keras_network(1);
+    let layer = |name: &str| LayerId::new(network.layers().iter().position(|l| l.name == name).unwrap());
+    let (conv, bn) = (layer("block1a_project_conv"), layer("block1a_project_bn"));
+    network.set_alias(conv, "features.1.0.block.2.0").unwrap();
+    network.set_alias(bn, "features.1.0.block.2.1").unwrap();
+    network.set_alias(bn, "features.1.0.block.2.1").unwrap();
+    for taken in ["features.1.0.block.2.0", "stem_conv", ""] {
+        let error = network.set_alias(bn, taken).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("block1a_project_bn: alias `{taken}`: ")), "{error}");
+    }
+    let select = |selector: &str| format!("{selector} -> lr=1").parse::<Rule>().unwrap().select(&network);
+    for name in ["block1a_project_conv", "features.1.0.block.2.0"] {
+        assert_eq!(select(&format!("name:{name}")).unwrap(), [conv]);
+        assert_eq!(select(&format!("from:{name}")).unwrap(), select("from:block1a_project_conv").unwrap());
+    }
+    assert_eq!(select("name:features.*").unwrap(), [conv, bn]);
+    assert_eq!(select("from:features.1.0").unwrap()[0], conv);
+    // The names of what is inside a Keras layer follow a slash.
+    assert_eq!(
+        select("from:block1a_se_expand").unwrap().len(),
+        1 + select("from:block1a_se_expand/activation").unwrap().len()
+    );
+    let error = select("name:features.1.0.block.2.2").unwrap_err().to_string();
+    assert!(error.contains("did you mean `features.1.0.block.2."), "{error}");
+}
+
+#[test]
+fn recipes_drop_as_what_they_stand_for_does() {
+    for recipe in RECIPES {
+        let stages = policy::resolve_stages(&Policy::recipe(recipe.name).unwrap(), &keras_network(2)).unwrap();
+        let keras = ["head", "keras-guide"].contains(&recipe.name);
+        for (from, stage) in stages {
+            let depth = !keras && (recipe.name != "head-then-full" || from > 0.0);
+            let words = |layer: &str| setting(&stage, layer);
+            assert_eq!(words("top_dropout"), "dropout=on", "{} {from}", recipe.name);
+            let expected = if depth { "dropout=on" } else { "dropout=off" };
+            assert_eq!([words("block1a_drop"), words("block1b_drop")], [expected; 2], "{} {from}", recipe.name);
+            assert_eq!(words("block1a_add"), "");
+            assert!(!stage.warnings.iter().any(|w| matches!(w, Warning::HalfFrozenBlock { .. })), "{}", recipe.name);
+        }
+    }
+    let off = policy::resolve(
+        &Policy::recipe("full").unwrap().with_rules(&["!kind:conv -> dropout=off"]).unwrap(),
+        keras_network(1),
+    )
+    .unwrap();
+    assert_eq!(count(&off, |l| l.setting.dropout), 0);
+    assert_eq!(setting(&off, "top_dropout"), "dropout=off");
+    // That there may be none is said by a question mark, and no more than that.
+    let absent = rules(&["kind:max_pool? & from:stem_bn -> dropout=on", "kind:dropout? -> lr=2"]);
+    let error = policy::resolve(&absent, keras_network(1)).unwrap_err().to_string();
+    assert!(error.contains("`lr=2` is for layers with parameters, but the rule selects top_dropout"), "{error}");
+    let error = policy::select("kind:dropout?", LayerKind::Bn, &keras_network(1)).unwrap_err().to_string();
+    assert!(error.ends_with("none of the layers that it selects is of kind bn"), "{error}");
+}
+
+#[test]
+fn half_frozen_gates_draw_a_warning() {
+    let warnings = |blocks: usize, set: &str| {
+        let resolved = policy::resolve(&rules(&[set]), keras_network(blocks)).unwrap();
+        resolved.warnings.iter().map(Warning::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        warnings(4, "from:block1c_se_expand -> weights=train"),
+        [
+            "half of the residual block block1c is frozen: block1c_se_expand, block1c_project_conv train but \
+             block1c_dwconv, block1c_se_reduce do not; `block:2` selects all of it, and `from:block:2` what follows, too",
+            "half of the squeeze-and-excitation that ends at block1c_se_excite is frozen: block1c_se_expand train but \
+             block1c_se_reduce do not; they are one gate, so let all of them train, or none",
+        ]
+    );
+    assert!(warnings(4, "from:block:2 -> weights=train").is_empty());
+    // The gate is whole where the cut is elsewhere in the block, and one that is meant throughout is no cut.
+    assert_eq!(warnings(4, "from:block1c_project_conv -> weights=train").len(), 1);
+    assert!(warnings(4, "name:*_se_reduce -> weights=train").is_empty());
+    assert_eq!(warnings(4, "name:block1[ab]_se_reduce -> weights=train").len(), 4);
+    // Other pools and convolutions are no part of one.
+    assert!(warnings(1, "last:linear -> weights=train").is_empty());
+}
+
 // ---- Files ----
 
 #[test]
@@ -455,9 +713,14 @@ fn policy_files() {
     assert_eq!(policy.name, "mine");
     assert_eq!(
         policy.rules.iter().map(Rule::to_string).collect::<Vec<_>>(),
-        ["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.95)", "last:linear -> lr=10"]
+        [
+            "last:linear -> weights=train",
+            "kind:dropout? -> dropout=on",
+            "kind:bn -> stats=batch, update=ema(0.95)",
+            "last:linear -> lr=10"
+        ]
     );
-    assert_eq!(load("base = 'full'").unwrap().rules.len(), 2);
+    assert_eq!(load("base = 'bn-affine'").unwrap().rules.len(), 4);
     assert_eq!(load("rules = ['kind:bn -> affine=both']").unwrap().rules.len(), 1);
 
     let file = path.display();
@@ -503,7 +766,11 @@ enum Term {
     Last(&'static str),
     Name(String),
     Index(usize, usize, Form),
+    /// Numbers from the start, or as many from the end.
+    Block(usize, usize, Form, bool),
+    BlockName(String),
     From(prop::sample::Index),
+    FromBlock(usize),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -526,7 +793,21 @@ impl Term {
             Self::Index(a, _, Form::Start) => format!("index:{a}.."),
             Self::Index(_, b, Form::End) => format!("index:..{b}"),
             Self::Index(a, _, Form::One) => format!("index:{a}"),
+            Self::Block(a, b, form, back) => {
+                let text = |n: usize| if *back { format!("-{}", n + 1) } else { n.to_string() };
+                // Backwards the larger number comes first.
+                let (a, b) = if *back { (text(*b), text(*a)) } else { (text(*a), text(*b)) };
+                match form {
+                    Form::Half => format!("block:{a}..{b}"),
+                    Form::Closed => format!("block:{a}..={b}"),
+                    Form::Start => format!("block:{a}.."),
+                    Form::End => format!("block:..{b}"),
+                    Form::One => format!("block:{a}"),
+                }
+            }
+            Self::BlockName(glob) => format!("block:{glob}"),
             Self::From(start) => format!("from:{}", start.get(layers).name),
+            Self::FromBlock(n) => format!("from:block:{n}"),
         }
     }
 
@@ -541,9 +822,34 @@ impl Term {
             Self::Index(a, _, Form::Start) => i >= *a,
             Self::Index(_, b, Form::End) => i < *b,
             Self::Index(a, _, Form::One) => i == *a,
+            Self::Block(a, b, form, back) => {
+                let count = BLOCKS.len();
+                // A place that lies before the first is below 0.
+                let place = |n: usize| if *back { count as isize - 1 - n as isize } else { n as isize };
+                let (a, b) = if *back { (place(*b), place(*a)) } else { (place(*a), place(*b)) };
+                let Some(n) = block_of(&layers[i]).map(|n| n as isize) else { return false };
+                match form {
+                    Form::Half => n >= a && n < b,
+                    Form::Closed => n >= a && n <= b,
+                    Form::Start => n >= a,
+                    Form::End => n < b,
+                    Form::One => n == a,
+                }
+            }
+            Self::BlockName(glob) => {
+                layers[i].block.as_ref().is_some_and(|name| glob_matches(glob.as_bytes(), name.as_bytes()))
+            }
             Self::From(start) => i >= start.index(layers.len()),
+            Self::FromBlock(n) => layers[..=i].iter().any(|layer| block_of(layer) == Some(*n)),
         }
     }
+}
+
+/// Those of `resnet_tiny`.
+const BLOCKS: [&str; 6] = ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"];
+
+fn block_of(layer: &Layer) -> Option<usize> {
+    BLOCKS.iter().position(|block| layer.block.as_deref() == Some(*block))
 }
 
 fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
@@ -569,7 +875,12 @@ fn term() -> impl Strategy<Value = Term> {
             a + n,
             form
         )),
+        (0usize..8, 1usize..4, prop::sample::select(forms.to_vec()), any::<bool>())
+            .prop_map(|(a, n, form, back)| Term::Block(a, a + n, form, back)),
+        prop::sample::select(vec!["*", "layer2.*", "*.0", "layer?.1", "layer3.0", "x*"])
+            .prop_map(|glob| Term::BlockName(glob.into())),
         any::<prop::sample::Index>().prop_map(Term::From),
+        (0usize..8).prop_map(Term::FromBlock),
     ]
 }
 
@@ -595,8 +906,9 @@ fn assignments() -> impl Strategy<Value = String> {
         one_of(&["none", "gamma", "beta", "both"]),
         one_of(&["biased", "unbiased"]),
         prop::option::of(domain),
+        one_of(&["on", "off"]),
     )
-        .prop_filter_map("a rule sets something", |(weights, lr, stats, update, affine, var, domain)| {
+        .prop_filter_map("a rule sets something", |(weights, lr, stats, update, affine, var, domain, dropout)| {
             let set = [
                 weights.map(|v| format!("weights={v}")),
                 lr.map(|v| format!("lr={v}")),
@@ -605,6 +917,7 @@ fn assignments() -> impl Strategy<Value = String> {
                 affine.map(|v| format!("affine={v}")),
                 var.map(|v| format!("var={v}")),
                 domain.map(|v| format!("domain={v}")),
+                dropout.map(|v| format!("dropout={v}")),
             ];
             let set: Vec<String> = set.into_iter().flatten().collect();
             (!set.is_empty()).then(|| set.join(", "))

@@ -62,7 +62,7 @@ fn network(policy: &Policy, batch: usize) -> Graph {
 }
 
 fn options(optimizer: Optimizer, accumulate: usize) -> Options {
-    Options { optimizer, label_smoothing: 0.0, accumulate, export_gradients: false }
+    Options { optimizer, label_smoothing: 0.0, accumulate, export_gradients: false, seed: 0 }
 }
 
 /// Random RGBX pixels and labels.
@@ -135,7 +135,7 @@ fn a_step_computes_what_the_oracle_computes() {
             correction2: (1.0 - ADAMW.beta2) as f32,
             inv_count: 1.0 / BATCH as f32,
             accumulate: 0.0,
-            padding: [0.0; 3],
+            ..Default::default()
         };
         fill(oracle.slot_mut(slot(Storage::Step)), bytemuck::cast_slice(bytemuck::bytes_of(&scalars)));
         oracle.run(&[Phase::Forward, Phase::Backward, Phase::Update]);

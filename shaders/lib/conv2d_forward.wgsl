@@ -15,7 +15,7 @@ struct Params {
     pad_left: i32,
     has_bias: u32,
     has_residual: u32,
-    relu: u32,
+    act: u32,
     has_mask: u32,
 }
 
@@ -63,6 +63,6 @@ fn finish(sum: vec4<f32>, first: u32, i: u32, quad: u32) -> u32 {
     if p.has_residual != 0u {
         y += residual[at];
     }
-    z[at] = select(y, relu(y), p.relu != 0u);
-    return sign_bits(y, i);
+    z[at] = activate(y, p.act);
+    return pass_bits(y, p.act, i);
 }

@@ -1,10 +1,6 @@
 
-// A mask word holds one bit a value, for four channels of eight consecutive pixels: bit 4·pixel + channel is set
-// where the value is positive. Word `tile · quads + quad` belongs to pixels 8·tile … 8·tile + 7.
-fn sign_bits(y: vec4<f32>, pixel: u32) -> u32 {
-    let bits = select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), y > vec4<f32>());
-    return (bits.x | bits.y | bits.z | bits.w) << (4u * pixel);
-}
+// A mask word holds one bit a value, for four channels of eight consecutive pixels: bit 4·pixel + channel says whether
+// the gradient passes. Word `tile · quads + quad` belongs to pixels 8·tile … 8·tile + 7.
 
 // `x` where the pixel's bits are set, else 0.
 fn masked(x: vec4<f32>, word: u32, pixel: u32) -> vec4<f32> {

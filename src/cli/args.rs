@@ -247,7 +247,13 @@ impl OptimizerArgs {
                 Optimizer::AdamW(AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay })
             }
         };
-        Ok(Options { optimizer, label_smoothing: self.label_smoothing, accumulate: 1, export_gradients: false })
+        Ok(Options {
+            optimizer,
+            label_smoothing: self.label_smoothing,
+            accumulate: 1,
+            export_gradients: false,
+            seed: 0,
+        })
     }
 }
 

@@ -6,9 +6,9 @@ use serde::Serialize;
 use serde_json::json;
 use std::path::PathBuf;
 use thawline::gpu::Device;
-use thawline::graph::{Graph, LayerKind, Op};
+use thawline::graph::{Graph, Groups, LayerKind, Op};
 use thawline::kernels::conv2d::{self, Epilogue};
-use thawline::kernels::{Geometry, sum_partials};
+use thawline::kernels::{Geometry, depthwise, grouped, sum_partials};
 use thawline::lab::{Grid, LabError};
 use thawline::plan::Roofline;
 use thawline::policy::Policy;
@@ -322,6 +322,15 @@ struct ConvResult {
     output: [usize; 4],
     kernel: [usize; 2],
     stride: [usize; 2],
+    groups: usize,
+    #[serde(flatten)]
+    speeds: Speeds,
+    /// Of a depthwise convolution the same by the grouped kernels, each channel the first of a group of four.
+    by_groups: Option<Speeds>,
+}
+
+#[derive(Serialize)]
+struct Speeds {
     forward: Speed,
     input_grad: Speed,
     /// With the sum over its parts.
@@ -333,6 +342,17 @@ struct Speed {
     ms: f64,
     /// 10⁹ floating-point operations a second; padding is not counted as work.
     gflops: f64,
+    /// 10⁹ bytes of input, output and weights a second, each counted once.
+    gbytes: f64,
+}
+
+/// A convolution of a network as its kernels see it.
+#[derive(Clone, Copy, PartialEq)]
+struct Convolution {
+    x: Shape,
+    out: Shape,
+    geometry: Geometry,
+    groups: Groups,
 }
 
 fn convolutions(mut args: Args) -> Result<()> {
@@ -348,8 +368,8 @@ fn convolutions(mut args: Args) -> Result<()> {
     let network = model.network(batch, model.size(args.size))?;
     let device = args.device.open()?;
     let mut results = Vec::new();
-    for (layers, x, out, geometry) in distinct_convolutions(&network) {
-        results.push(measure_convolution(&device, layers, [x, out], geometry, args.repeat)?);
+    for (layers, convolution) in distinct_convolutions(&network) {
+        results.push(measure_convolution(&device, layers, convolution, args.repeat)?);
     }
     let (variant, device) = (device.variant()?.name(), device.info().name.clone());
     if args.json {
@@ -358,13 +378,22 @@ fn convolutions(mut args: Args) -> Result<()> {
     output::line(format_args!("convolutions of {}, {variant} kernels, on {device}", model.spec.name))?;
     let rows = results.iter().map(|r| {
         let [n, h, w, cin] = r.input;
-        let speed = |s: &Speed| format!("{:.1} GFLOP/s", s.gflops);
+        // What a depthwise convolution takes is the way to memory, not the arithmetic.
+        let speed = |speed: fn(&Speeds) -> &Speed| match &r.by_groups {
+            None => format!("{:.1} GFLOP/s", speed(&r.speeds).gflops),
+            Some(grouped) => format!(
+                "{:.1} GB/s, {:.1} times grouped",
+                speed(&r.speeds).gbytes,
+                speed(grouped).ms / speed(&r.speeds).ms
+            ),
+        };
+        let groups = if r.groups > 1 { format!(" in {}", r.groups) } else { String::new() };
         vec![
-            format!("{}×{} {cin}→{} stride {}", r.kernel[0], r.kernel[1], r.output[3], r.stride[0]),
+            format!("{}×{} {cin}→{}{groups} stride {}", r.kernel[0], r.kernel[1], r.output[3], r.stride[0]),
             format!("{n}×{h}×{w}"),
-            speed(&r.forward),
-            speed(&r.input_grad),
-            speed(&r.weight_grad),
+            speed(|s| &s.forward),
+            speed(|s| &s.input_grad),
+            speed(|s| &s.weight_grad),
             match r.layers.len() {
                 1 => r.layers[0].clone(),
                 more => format!("{} and {} more", r.layers[0], more - 1),
@@ -374,59 +403,97 @@ fn convolutions(mut args: Args) -> Result<()> {
     output::line(output::table(&["convolution", ">input", ">forward", ">input grad", ">weight grad", "layers"], rows))
 }
 
-/// Layers, input, output and window of each kind of convolution in the network; the 3×3 ones first.
-fn distinct_convolutions(network: &Graph) -> Vec<(Vec<String>, Shape, Shape, Geometry)> {
-    let mut found: Vec<(Vec<String>, Shape, Shape, Geometry)> = Vec::new();
+/// Each kind of convolution in the network and the layers that are one; the 3×3 ones first.
+fn distinct_convolutions(network: &Graph) -> Vec<(Vec<String>, Convolution)> {
+    let mut found: Vec<(Vec<String>, Convolution)> = Vec::new();
     for (_, node) in network.nodes() {
         let (Op::Conv2d(conv), Some(layer)) = (node.op, node.layer) else { continue };
         let layer = &network.layers()[layer.index()];
         if layer.kind != LayerKind::Conv {
             continue;
         }
-        let (x, out) = (network.node(node.inputs[0]).shape, node.shape);
         let window = conv.window;
         let geometry = Geometry { kernel: window.kernel, stride: window.stride, padding: window.padding };
-        match found.iter_mut().find(|(_, a, b, g)| (*a, *b, *g) == (x, out, geometry)) {
-            Some((layers, ..)) => layers.push(layer.name.clone()),
-            None => found.push((vec![layer.name.clone()], x, out, geometry)),
+        let x = network.node(node.inputs[0]).shape;
+        let convolution = Convolution { x, out: node.shape, geometry, groups: conv.groups };
+        match found.iter_mut().find(|(_, known)| *known == convolution) {
+            Some((layers, _)) => layers.push(layer.name.clone()),
+            None => found.push((vec![layer.name.clone()], convolution)),
         }
     }
-    found.sort_by_key(|(.., geometry)| geometry.kernel != [3, 3]);
+    found.sort_by_key(|(_, convolution)| convolution.geometry.kernel != [3, 3]);
     found
 }
 
 fn measure_convolution(
     device: &Device,
     layers: Vec<String>,
-    [x, out]: [Shape; 2],
-    geometry: Geometry,
+    convolution: Convolution,
     repeat: usize,
 ) -> Result<ConvResult> {
-    let variant = device.variant()?;
-    let [kh, kw] = geometry.kernel;
-    let flops = 2.0 * (out.pixels() * out.c() * x.c() * kh * kw) as f64;
-    let speed = |ms: f64| Speed { ms, gflops: flops / ms / 1e6 };
-    let weights = kh * kw * x.stored_c() * out.stored_c();
-    let (input, output) = (x.stored_len(), out.stored_len());
-    // Bias, residual and mask are bound, but not used.
-    let words = [input, weights, 4, 4, output, 4];
-    let forward = device.time(&conv2d::forward(variant, x, out, geometry, Epilogue::default()), &words, repeat)?;
-    let input_grad =
-        device.time(&conv2d::input_grad(variant, x, out, geometry, false), &[output, weights, input], repeat)?;
-    let splits = conv2d::weight_grad_splits(variant, x, out, geometry);
-    let mut weight_grad =
-        device.time(&conv2d::weight_grad(variant, x, out, geometry), &[input, output, weights * splits], repeat)?;
-    if splits > 1 {
-        weight_grad += device.time(&sum_partials::forward(weights, splits), &[weights * splits, weights], repeat)?;
-    }
+    let Convolution { x, out, geometry, groups } = convolution;
+    // Four channels a group, three of them empty: the work of the convolution and what the grouped kernels add to it.
+    let widened = |shape: Shape| Shape::nhwc(shape.n(), shape.h(), shape.w(), shape.c() * 4);
+    let by_groups = match groups {
+        Groups::Depthwise => {
+            let wide = Convolution { x: widened(x), out: widened(out), groups: Groups::Several(x.c()), ..convolution };
+            Some(measure_kernels(device, wide, repeat)?)
+        }
+        Groups::One | Groups::Several(_) => None,
+    };
     Ok(ConvResult {
         layers,
         input: x.0,
         output: out.0,
         kernel: geometry.kernel,
         stride: geometry.stride,
-        forward: speed(forward),
-        input_grad: speed(input_grad),
-        weight_grad: speed(weight_grad),
+        groups: groups.count(out.c()),
+        speeds: measure_kernels(device, convolution, repeat)?,
+        by_groups,
     })
+}
+
+fn measure_kernels(device: &Device, convolution: Convolution, repeat: usize) -> Result<Speeds> {
+    let Convolution { x, out, geometry: g, groups } = convolution;
+    let (variant, epilogue) = (device.variant()?, Epilogue::default());
+    let [kh, kw] = g.kernel;
+    let (rows, channels) = match groups {
+        Groups::One => (x.stored_c(), x.c()),
+        Groups::Several(groups) => (x.c() / groups, x.c() / groups),
+        Groups::Depthwise => (1, 1),
+    };
+    let weights = kh * kw * rows * out.stored_c();
+    let (input, output) = (x.stored_len(), out.stored_len());
+    let flops = 2.0 * (out.pixels() * out.c() * channels * kh * kw) as f64;
+    let bytes = 4.0 * (input + output + weights) as f64;
+    let speed = |ms: f64| Speed { ms, gflops: flops / ms / 1e6, gbytes: bytes / ms / 1e6 };
+    let (forward, input_grad, splits, weight_grad) = match groups {
+        Groups::One => (
+            conv2d::forward(variant, x, out, g, epilogue),
+            conv2d::input_grad(variant, x, out, g, false),
+            conv2d::weight_grad_splits(variant, x, out, g),
+            conv2d::weight_grad(variant, x, out, g),
+        ),
+        Groups::Several(groups) => (
+            grouped::forward(x, out, g, groups, epilogue),
+            grouped::input_grad(x, out, g, groups, false),
+            grouped::weight_grad_splits(x, out, g, groups),
+            grouped::weight_grad(x, out, g, groups),
+        ),
+        Groups::Depthwise => (
+            depthwise::forward(x, out, g, epilogue),
+            depthwise::input_grad(x, out, g, false),
+            depthwise::weight_grad_splits(x, out, g),
+            depthwise::weight_grad(x, out, g),
+        ),
+    };
+    // Bias, residual and mask are bound, but not used.
+    let words = [input, weights, 4, 4, output, 4];
+    let forward_ms = device.time(&forward, &words[..forward.kernel.bindings.len()], repeat)?;
+    let input_grad_ms = device.time(&input_grad, &[output, weights, input], repeat)?;
+    let mut weight_grad_ms = device.time(&weight_grad, &[input, output, weights * splits], repeat)?;
+    if splits > 1 {
+        weight_grad_ms += device.time(&sum_partials::forward(weights, splits), &[weights * splits, weights], repeat)?;
+    }
+    Ok(Speeds { forward: speed(forward_ms), input_grad: speed(input_grad_ms), weight_grad: speed(weight_grad_ms) })
 }

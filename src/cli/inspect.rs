@@ -6,10 +6,10 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use thawline::graph::Graph;
+use thawline::graph::{Graph, LayerId};
 use thawline::weights::{self, StateDict, TensorData};
 
-/// List the layers of a network: the numbers and names that policies select by.
+/// List the layers of a network: the numbers, names and blocks that policies select by.
 ///
 /// Give a weights file, whose network is recognised and whose tensors are checked, or a model's name.
 #[derive(clap::Args)]
@@ -32,7 +32,8 @@ pub struct Args {
     /// Image size that shapes are shown for, N or HxW [default: the file's or the model's own]
     #[arg(long, value_name = "N|HxW")]
     size: Option<Size>,
-    /// Print JSON: {model, classes, size, parameters, layers: [{index, name, kind, block, shape, parameters, tensors}]},
+    /// Print JSON: {model, classes, size, parameters, layers: [{index, name, alias, kind, block, shape,
+    /// parameters, tensors}], blocks: their names in order},
     /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
     json: bool,
@@ -40,8 +41,11 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct LayerRow {
+    /// The number that `index:` selectors know it by.
     index: usize,
     name: String,
+    /// Another name that selectors know it by.
+    alias: Option<String>,
     kind: &'static str,
     /// The residual block.
     block: Option<String>,
@@ -80,6 +84,7 @@ pub fn run(args: Args) -> Result<()> {
             "size": [size.height, size.width],
             "parameters": parameters,
             "layers": layers,
+            "blocks": graph.blocks(),
         });
         if let Some(file) = file {
             report["file"] = serde_json::to_value(file)?;
@@ -89,13 +94,26 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(file) = &file {
         file.print()?;
     }
+    // A second name is rare.
+    let aliased = layers.iter().any(|l| l.alias.is_some());
+    let blocks = graph.blocks();
+    let numbered = |name: &str| blocks.iter().position(|block| *block == name).map(|number| format!("{number} {name}"));
     let rows = layers.iter().map(|l| {
         let parameters = output::or_blank(l.parameters as u64, |n| n.to_string());
         let [_, h, w, c] = l.shape;
-        let block = l.block.clone().unwrap_or_default();
-        vec![l.index.to_string(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block]
+        let block = l.block.as_deref().and_then(numbered).unwrap_or_default();
+        let mut row =
+            vec![l.index.to_string(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block];
+        if aliased {
+            row.insert(2, l.alias.clone().unwrap_or_default());
+        }
+        row
     });
-    output::line(output::table(&[">index", "name", "kind", ">output", ">parameters", "block"], rows))?;
+    let mut titles = vec![">index", "name", "kind", ">output", ">parameters", "block"];
+    if aliased {
+        titles.insert(2, "alias");
+    }
+    output::line(output::table(&titles, rows))?;
     output::line(format_args!(
         "{name}, {classes} classes, {size} px: {} layers, {} parameters",
         layers.len(),
@@ -105,14 +123,15 @@ pub fn run(args: Args) -> Result<()> {
 
 fn layers(graph: &Graph) -> Vec<LayerRow> {
     let in_file = weights::expected(graph);
-    let layers = graph.layers().iter().enumerate();
+    let layers = (0..).map(LayerId::new).zip(graph.layers());
     layers
-        .map(|(index, layer)| {
+        .map(|(id, layer)| {
             let tensors = || in_file.iter().filter(|t| t.name.rsplit_once('.').is_some_and(|(of, _)| of == layer.name));
             let trains = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
             LayerRow {
-                index,
+                index: graph.number(id),
                 name: layer.name.clone(),
+                alias: layer.alias.clone(),
                 kind: layer.kind.name(),
                 block: layer.block.clone(),
                 shape: layer.shape.0,

@@ -130,7 +130,7 @@ fn roles(kernels: &[&str]) -> String {
     let mut roles: Vec<String> = Vec::new();
     for kernel in kernels.iter().filter(|name| **name != "sum_partials" && !name.ends_with("_merge")) {
         let role = kernel.trim_start_matches("conv2d_").trim_start_matches("batch_norm_");
-        let role = role.trim_end_matches("_step").trim_end_matches("_cut");
+        let role = role.trim_end_matches("_step");
         let role = if role.starts_with("grad") { "grad".into() } else { role.replace('_', " ") };
         if !roles.contains(&role) {
             roles.push(role);
@@ -182,9 +182,6 @@ mod tests {
         assert_eq!(roles(&kernels), "forward, weight grad, sgd");
         let kernels = ["batch_norm_stats", "batch_norm_stats_merge", "batch_norm_grad_reduce", "batch_norm_grad_batch"];
         assert_eq!(roles(&kernels), "stats, grad");
-        assert_eq!(
-            roles(&["batch_norm_apply_cut", "batch_norm_grad_batch_cut", "batch_norm_grad_blend"]),
-            "apply, grad"
-        );
+        assert_eq!(roles(&["batch_norm_apply", "batch_norm_grad_batch", "batch_norm_grad_blend"]), "apply, grad");
     }
 }

@@ -5,15 +5,20 @@
 //! would have kept alive dies early. An optimiser's step follows as soon as its gradient is complete, so that
 //! gradients, too, share memory.
 //!
-//! ReLU keeps one bit a value, whatever happens to its output. Formulas: Ioffe & Szegedy 2015 for batch norm; for one
+//! ReLU keeps one bit a value, whatever happens to its output; a smooth activation keeps what it saw, which behind a
+//! batch norm is computed anew from what that keeps. Formulas: Ioffe & Szegedy 2015 for batch norm; for one
 //! folded into its convolution the chain rule through `w·γr` and `β − μγr`, see [`Op::FoldAffineGrad`].
 
 use super::{Optimizer, Options};
-use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op, ParamId, Phase, StateKind, domains};
+use crate::graph::{
+    Act, Conv2d, Graph, GraphError, LayerId, Node, NodeId, Op, ParamId, Phase, StateKind, domains, keeps_bits,
+    takes_mean,
+};
 
 pub(super) fn differentiate(graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     let forward = graph.nodes.len();
-    let mut walk = Walk { needs: needs_gradient(&graph), gradients: vec![None; forward], graph, options };
+    let mut walk =
+        Walk { needs: needs_gradient(&graph), gradients: vec![None; forward], gated: Vec::new(), graph, options };
     for index in (0..forward).rev() {
         let id = NodeId(index as u32);
         if walk.needs[index] {
@@ -24,7 +29,7 @@ pub(super) fn differentiate(graph: Graph, options: &Options) -> Result<Graph, Gr
 }
 
 /// For each node, whether a trainable parameter stands behind it.
-fn needs_gradient(graph: &Graph) -> Vec<bool> {
+pub(super) fn needs_gradient(graph: &Graph) -> Vec<bool> {
     let mut needs = vec![false; graph.nodes.len()];
     for (id, node) in graph.nodes() {
         needs[id.index()] = match node.op {
@@ -41,6 +46,14 @@ struct Walk<'a> {
     needs: Vec<bool>,
     /// The gradient of each forward node as far as it has been summed.
     gradients: Vec<Option<NodeId>>,
+    /// Gates whose operand's gradient waits for that of the mean over the same operand.
+    gated: Vec<Gated>,
+}
+
+struct Gated {
+    x: NodeId,
+    gate: NodeId,
+    gradient: NodeId,
 }
 
 impl Walk<'_> {
@@ -62,7 +75,7 @@ impl Walk<'_> {
                     self.contribute(inputs[inputs.len() - 1], g)?;
                 }
                 if self.needs(inputs[1]) {
-                    let op = Op::Conv2dWeightGrad { window: conv.window };
+                    let op = Op::Conv2dWeightGrad { window: conv.window, groups: conv.groups };
                     let dw = self.push(op, vec![inputs[0], g], layer)?;
                     self.contribute(inputs[1], dw)?;
                 }
@@ -71,7 +84,7 @@ impl Walk<'_> {
                     self.contribute(inputs[2], db)?;
                 }
                 if self.needs(inputs[0]) {
-                    self.input_gradient(inputs[0], inputs[1], g, conv.window, layer)?;
+                    self.input_gradient(inputs[0], inputs[1], g, conv, layer)?;
                 }
                 Ok(())
             }
@@ -103,22 +116,24 @@ impl Walk<'_> {
             }
             Op::BatchNormApply(apply) => {
                 let [x, moments, affine] = [inputs[0], inputs[1], inputs[2]];
-                let mut g = gradient;
+                let (mut g, mut act) = (gradient, apply.act);
                 let mut mask = None;
                 if apply.residual {
-                    g = self.through_act(id, g, apply.act)?;
+                    g = self.through_act(id, g, act)?;
+                    act = Act::Identity;
                     self.contribute(inputs[3], g)?;
-                } else if apply.act == Act::Relu {
+                } else if keeps_bits(act) {
                     mask = Some(self.side_output(id)?);
                 }
+                let smooth = |operand| act.is_smooth().then_some(operand);
                 let source = self.graph.node(moments).clone();
                 // Running moments are a parameter; all others depend on x.
                 let batch = !matches!(source.op, Op::Param(_));
-                let (eps, masked) = (apply.eps, mask.is_some());
+                let eps = apply.eps;
                 let mut sums = None;
                 if self.needs(affine) || (batch && self.needs(x)) {
-                    let op = Op::BatchNormGradReduce { eps, mask: masked };
-                    let operands = [g, x, moments].into_iter().chain(mask).collect();
+                    let op = Op::BatchNormGradReduce { eps, act };
+                    let operands = [g, x, moments].into_iter().chain(mask).chain(smooth(affine)).collect();
                     sums = Some(self.push(op, operands, layer)?);
                 }
                 if self.needs(affine)
@@ -141,13 +156,14 @@ impl Walk<'_> {
                             if let Some(op) = through {
                                 sums = self.push(op, vec![sums, source.inputs[0], moments], layer)?;
                             }
-                            let op = Op::BatchNormGradBatch { eps, mask: masked };
+                            let op = Op::BatchNormGradBatch { eps, act };
                             let operands = [g, x, moments, affine, sums].into_iter().chain(mask).collect();
                             self.push(op, operands, layer)?
                         }
                         _ => {
-                            let op = Op::BatchNormGradRunning { eps, mask: masked };
-                            self.push(op, [g, moments, affine].into_iter().chain(mask).collect(), layer)?
+                            let op = Op::BatchNormGradRunning { eps, act };
+                            let operands = [g, moments, affine].into_iter().chain(mask).chain(smooth(x)).collect();
+                            self.push(op, operands, layer)?
                         }
                     };
                     self.contribute(x, dx)?;
@@ -163,6 +179,31 @@ impl Walk<'_> {
                 self.contribute(inputs[0], g)?;
                 self.contribute(inputs[1], g)
             }
+            Op::Dropout { residual, .. } => {
+                if residual {
+                    self.contribute(inputs[1], gradient)?;
+                }
+                if self.needs(inputs[0]) {
+                    let dx = self.push(without_residual(node.op), vec![gradient], layer)?;
+                    self.contribute(inputs[0], dx)?;
+                }
+                Ok(())
+            }
+            Op::Scale { .. } => {
+                let [x, gate] = [inputs[0], inputs[1]];
+                if self.needs(gate) {
+                    let d_gate = self.push(Op::ScaleGateGrad, vec![gradient, x], layer)?;
+                    self.contribute(gate, d_gate)?;
+                }
+                // Squeeze-and-excitation gates what it takes the mean of: one pass gives the gradients of both.
+                if self.needs(gate) && self.needs(x) && self.mean_of(x, id) {
+                    self.gated.push(Gated { x, gate, gradient });
+                } else if self.needs(x) {
+                    let dx = self.push(Op::Scale { mean: false }, vec![gradient, gate], layer)?;
+                    self.contribute(x, dx)?;
+                }
+                Ok(())
+            }
             Op::MaxPool { window, .. } => {
                 let argmax = self.side_output(id)?;
                 let input = self.graph.node(inputs[0]).shape;
@@ -170,9 +211,17 @@ impl Walk<'_> {
                 self.contribute(inputs[0], dx)
             }
             Op::AvgPool { window } => {
-                let input = self.graph.node(inputs[0]).shape;
+                let x = inputs[0];
+                if let Some(waiting) = self.gated.iter().position(|gated| gated.x == x)
+                    && takes_mean(&self.graph, id)
+                {
+                    let Gated { gate, gradient: gated, .. } = self.gated.swap_remove(waiting);
+                    let dx = self.push(Op::Scale { mean: true }, vec![gated, gate, gradient], layer)?;
+                    return self.contribute(x, dx);
+                }
+                let input = self.graph.node(x).shape;
                 let dx = self.push(Op::AvgPoolGrad { window, input }, vec![gradient], layer)?;
-                self.contribute(inputs[0], dx)
+                self.contribute(x, dx)
             }
             op => Err(GraphError { node: self.graph.label(id), reason: format!("{} has no gradient", op.name()) }),
         }
@@ -204,21 +253,54 @@ impl Walk<'_> {
         let layer = self.graph.node(id).layer;
         match act {
             Act::Identity => Ok(gradient),
-            Act::Relu => {
-                let mask = self.side_output(id)?;
+            act => {
+                let by = match act.is_smooth() {
+                    false => self.side_output(id)?,
+                    true => self.before_act(id)?,
+                };
                 // In place, unless another node still waits for the same gradient.
                 let own = match self.waited_for(gradient) {
                     false => gradient,
                     true => self.push(Op::Activation { act: Act::Identity, mask: false }, vec![gradient], layer)?,
                 };
-                self.push(Op::ActivationGrad, vec![own, mask], layer)
+                self.push(Op::ActivationGrad { act }, vec![own, by], layer)
             }
         }
     }
 
+    /// What the smooth activation of the forward node `id` saw.
+    fn before_act(&self, id: NodeId) -> Result<NodeId, GraphError> {
+        match self.graph.node(id) {
+            Node { op: Op::Activation { .. }, inputs, .. } => Ok(inputs[0]),
+            // The pass `fuse` leaves it apart where it has a gradient.
+            _ => Err(GraphError { node: self.graph.label(id), reason: "what its activation saw is lost".into() }),
+        }
+    }
+
+    /// Whether a mean over the images of `x` still awaits its visit, having come before the node `gate` in the graph.
+    fn mean_of(&self, x: NodeId, gate: NodeId) -> bool {
+        let before = (x.index() + 1..gate.index()).map(|index| NodeId(index as u32));
+        before.into_iter().any(|id| {
+            // It must get a gradient: the gate follows from it.
+            self.graph.node(id).inputs == [x]
+                && takes_mean(&self.graph, id)
+                && self.leads_to(id, self.graph.node(gate).inputs[1])
+        })
+    }
+
+    /// Whether the forward node `to` follows from `from`.
+    fn leads_to(&self, from: NodeId, to: NodeId) -> bool {
+        let mut follows = vec![false; to.index() + 1];
+        follows[from.index()] = true;
+        for index in from.index() + 1..=to.index() {
+            follows[index] = self.graph.nodes[index].inputs.iter().any(|input| follows[input.index()]);
+        }
+        follows[to.index()]
+    }
+
     /// Whether some forward node's gradient is still `gradient`.
     fn waited_for(&self, gradient: NodeId) -> bool {
-        self.gradients.contains(&Some(gradient))
+        self.gradients.contains(&Some(gradient)) || self.gated.iter().any(|gated| gated.gradient == gradient)
     }
 
     /// Adds `gradient` to that of the forward node `to`, if anything trainable stands behind it.
@@ -243,14 +325,14 @@ impl Walk<'_> {
         x: NodeId,
         weight: NodeId,
         g: NodeId,
-        window: crate::graph::Window,
+        Conv2d { window, groups, .. }: Conv2d,
         layer: Option<LayerId>,
     ) -> Result<(), GraphError> {
         let input = self.graph.node(x).shape;
         let sum = self.gradients[x.index()].take();
         // The kernel overwrites what it adds to; nobody else may wait for it, nor may it be the gradient it reads.
         let into = sum.filter(|&sum| !self.waited_for(sum) && sum != g);
-        let op = Op::Conv2dInputGrad { window, input, accumulate: into.is_some() };
+        let op = Op::Conv2dInputGrad { window, groups, input, accumulate: into.is_some() };
         let dx = self.push(op, [g, weight].into_iter().chain(into).collect(), layer)?;
         self.gradients[x.index()] = if into.is_some() { None } else { sum };
         self.contribute(x, dx)
@@ -288,5 +370,13 @@ impl Walk<'_> {
             }
         };
         self.graph.push(op, inputs, layer, Phase::Update).map(|_| ())
+    }
+}
+
+/// The gradient of a dropout is the same dropout.
+fn without_residual(op: Op) -> Op {
+    match op {
+        Op::Dropout { rate, whole, stream, .. } => Op::Dropout { rate, whole, stream, residual: false },
+        op => op,
     }
 }

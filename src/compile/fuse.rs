@@ -1,6 +1,10 @@
 //! Residual additions and activations move into the pass that computes their operand.
+//!
+//! A smooth activation that has a gradient stays apart, or what it saw would be lost; only a batch norm without residual
+//! takes it all the same, since there that is computed anew from what the batch norm keeps.
 
-use crate::graph::{Act, Graph, GraphError, LayerId, NodeId, Op};
+use super::differentiate::needs_gradient;
+use crate::graph::{Act, BatchNormApply, Conv2d, Graph, GraphError, Groups, LayerId, NodeId, Op};
 
 /// An operation that waits for the one reader that absorbs it.
 struct Pending {
@@ -11,6 +15,7 @@ struct Pending {
 
 pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
     let readers = graph.readers();
+    let differentiated = needs_gradient(&graph);
     let sole_reader = |id: NodeId| match readers[id.index()][..] {
         [reader] if !graph.outputs.iter().any(|(_, output)| *output == id) => Some(reader),
         _ => None,
@@ -46,7 +51,11 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             }
         };
         let absorbed = sole_reader(id).is_some_and(|reader| match graph.node(reader).op {
-            Op::Activation { act: Act::Relu, .. } => takes_act(merged.op),
+            Op::Activation { act, .. } => {
+                let keeps_padding = act.apply(0.0) == 0.0 || node.shape.c().is_multiple_of(4);
+                let forgets = differentiated[id.index()] && !remembers(merged.op, act);
+                takes_act(merged.op) && keeps_padding && !forgets
+            }
             Op::Add { .. } => {
                 // Of two candidates the one that is computed first is absorbed: the sum needs the other.
                 let &[a, b] = &graph.node(reader).inputs[..] else { return false };
@@ -77,8 +86,20 @@ fn takes_act(op: Op) -> bool {
     }
 }
 
+/// Whether what the gradient of `act` asks for is still known when `op` takes it along: by a mask, or because it is
+/// computed anew.
+fn remembers(op: Op, act: Act) -> bool {
+    match op {
+        Op::BatchNormApply(BatchNormApply { residual: false, .. }) => true,
+        // Their kernels keep no mask.
+        Op::Conv2d(Conv2d { groups: Groups::Several(_) | Groups::Depthwise, .. }) => false,
+        _ => !act.is_smooth(),
+    }
+}
+
 fn takes_residual(op: Op) -> bool {
     match op {
+        Op::Dropout { residual, .. } => !residual,
         Op::Conv2d(conv) => !conv.residual && conv.act == Act::Identity,
         Op::BatchNormApply(apply) => !apply.residual && apply.act == Act::Identity,
         _ => false,
@@ -87,8 +108,8 @@ fn takes_residual(op: Op) -> bool {
 
 fn with_act(op: Op, act: Act) -> Op {
     match op {
-        Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { act, ..conv }),
-        Op::BatchNormApply(apply) => Op::BatchNormApply(crate::graph::BatchNormApply { act, ..apply }),
+        Op::Conv2d(conv) => Op::Conv2d(Conv2d { act, ..conv }),
+        Op::BatchNormApply(apply) => Op::BatchNormApply(BatchNormApply { act, ..apply }),
         Op::Add { mask, .. } => Op::Add { act, mask },
         op => op,
     }
@@ -96,8 +117,9 @@ fn with_act(op: Op, act: Act) -> Op {
 
 fn with_residual(op: Op) -> Op {
     match op {
-        Op::Conv2d(conv) => Op::Conv2d(crate::graph::Conv2d { residual: true, ..conv }),
-        Op::BatchNormApply(apply) => Op::BatchNormApply(crate::graph::BatchNormApply { residual: true, ..apply }),
+        Op::Dropout { rate, whole, stream, .. } => Op::Dropout { rate, whole, stream, residual: true },
+        Op::Conv2d(conv) => Op::Conv2d(Conv2d { residual: true, ..conv }),
+        Op::BatchNormApply(apply) => Op::BatchNormApply(BatchNormApply { residual: true, ..apply }),
         op => op,
     }
 }

@@ -35,6 +35,8 @@ pub struct Options {
     pub accumulate: usize,
     /// Keep the gradients of all trainable parameters readable after the step, as outputs `grad:<param index>`.
     pub export_gradients: bool,
+    /// Of the random numbers by which dropout and stochastic depth drop.
+    pub seed: u64,
 }
 
 /// A pass left a graph that does not hold together.
@@ -56,6 +58,7 @@ type Pass = fn(Graph, &Options) -> Result<Graph, GraphError>;
 /// The passes of a training step, in order.
 const TRAINING: &[(&str, Pass)] = &[
     ("resolve", |graph, _| Ok(resolve(graph))),
+    ("drop", |graph, _| Ok(drop_nothing(graph))),
     ("loss", |graph, options| loss(graph, options.label_smoothing)),
     ("fold", |graph, _| fold::fold(graph)),
     ("fuse", |graph, _| fuse::fuse(graph)),
@@ -115,7 +118,7 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
             var: Variance::Unbiased,
             domain: Domain::Batch,
         });
-        layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
+        layer.setting = Setting { weights: false, dropout: false, batch_norm, ..layer.setting };
     }
     let passes: Vec<(&str, Pass)> = TRAINING
         .iter()
@@ -145,7 +148,7 @@ pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result
             domain: Domain::Batch,
         };
         let batch_norm = (layer.kind == LayerKind::Bn).then_some(observed);
-        layer.setting = Setting { weights: false, batch_norm, ..layer.setting };
+        layer.setting = Setting { weights: false, dropout: false, batch_norm, ..layer.setting };
     }
     let passes = TRAINING.iter().filter(|(name, _)| *name != "differentiate");
     let passes: Vec<(&str, Pass)> = passes
@@ -163,6 +166,7 @@ const FORWARD_ONLY: Options = Options {
     label_smoothing: 0.0,
     accumulate: 1,
     export_gradients: false,
+    seed: 0,
 };
 
 fn run(mut graph: Graph, passes: &[(&'static str, Pass)], options: &Options) -> Result<Graph, CompileError> {
@@ -181,7 +185,9 @@ fn resolve(mut graph: Graph) -> Graph {
     for param in &mut graph.params {
         let setting = graph.layers[param.layer.index()].setting;
         let rows = match param.role {
-            Role::ConvWeight | Role::LinearWeight => setting.weights.then_some([0, param.shape.pixels()]),
+            Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight => {
+                setting.weights.then_some([0, param.shape.pixels()])
+            }
             Role::Bias => setting.weights.then_some([0, 1]),
             Role::Affine => match setting.batch_norm.map_or(Affine::None, |mode| mode.affine) {
                 Affine::None => None,
@@ -191,10 +197,30 @@ fn resolve(mut graph: Graph) -> Graph {
             },
             Role::Moments => None,
         };
-        let decay = matches!(param.role, Role::ConvWeight | Role::LinearWeight);
+        let decay = matches!(param.role, Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight);
         param.update = rows.map(|rows| Update { lr: setting.lr, decay, rows });
     }
     graph
+}
+
+/// Takes away dropout and stochastic depth where the policy has them not act, or where their rate is 0.
+fn drop_nothing(mut graph: Graph) -> Graph {
+    let mut map: Vec<NodeId> = (0..graph.nodes.len() as u32).map(NodeId).collect();
+    for index in 0..graph.nodes.len() {
+        let node = &mut graph.nodes[index];
+        for input in &mut node.inputs {
+            *input = map[input.index()];
+        }
+        if let Op::Dropout { rate, .. } = node.op
+            && (rate == 0.0 || !node.layer.is_some_and(|layer| graph.layers[layer.index()].setting.dropout))
+        {
+            map[index] = node.inputs[0];
+        }
+    }
+    for (_, output) in &mut graph.outputs {
+        *output = map[output.index()];
+    }
+    eliminate::eliminate(graph)
 }
 
 /// Ends the network with the loss.

@@ -104,6 +104,7 @@ fn is_imagewise(op: &Op) -> bool {
             | Op::BatchNormApply(_)
             | Op::Activation { .. }
             | Op::Add { .. }
+            | Op::Scale { mean: false }
             | Op::MaxPool { .. }
             | Op::AvgPool { .. }
     )

@@ -120,7 +120,7 @@ impl Folding {
             let new = match node.op {
                 // The builder adds parameters with their layer.
                 Op::Param(_) => continue,
-                Op::Conv2d(Conv2d { window, bias, residual: false, act: Act::Identity, mask: false }) => {
+                Op::Conv2d(Conv2d { window, groups, bias, residual: false, act: Act::Identity, mask: false }) => {
                     let norm = absorbed.get(&id);
                     match norm {
                         None => sources.extend(same()),
@@ -133,7 +133,14 @@ impl Folding {
                     }
                     match layer.kind {
                         LayerKind::Linear => b.linear(name, operand(0), node.shape.c())?,
-                        _ => b.conv2d(name, operand(0), node.shape.c(), window, bias || norm.is_some())?,
+                        _ => b.grouped_conv2d(
+                            name,
+                            operand(0),
+                            node.shape.c(),
+                            window,
+                            groups.count(node.shape.c()),
+                            bias || norm.is_some(),
+                        )?,
                     }
                 }
                 Op::BatchNorm { eps } => match products[&id] {
@@ -144,7 +151,10 @@ impl Folding {
                         b.batch_norm(name, operand(0), eps)?
                     }
                 },
-                Op::Activation { act: Act::Relu, mask: false } => b.relu(name, operand(0))?,
+                Op::Activation { act, mask: false } => b.activation(name, operand(0), act)?,
+                Op::Scale { mean: false } => b.scale(name, operand(0), operand(1))?,
+                Op::Dropout { rate, whole: false, residual: false, .. } => b.dropout(name, operand(0), rate)?,
+                Op::Dropout { rate, whole: true, residual: false, .. } => b.stochastic_depth(name, operand(0), rate)?,
                 Op::Add { act: Act::Identity, mask: false } => b.add(name, operand(0), operand(1))?,
                 Op::MaxPool { window, argmax: false } => b.max_pool(name, operand(0), window)?,
                 Op::AvgPool { window } => b.avg_pool(name, operand(0), window)?,

@@ -76,7 +76,7 @@ fn random(network: &Graph) -> Vec<HostTensor> {
                 fill(0, -1.0, 1.0);
                 fill(1, 0.2, 2.0);
             }
-            Role::ConvWeight | Role::LinearWeight | Role::Bias => {}
+            Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight | Role::Bias => {}
         }
     }
     tensors

@@ -106,6 +106,9 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// A kernel's name, and the constants of it that are not its own, as bits.
+type PipelineKey = (&'static str, Vec<(&'static str, u64)>);
+
 /// An open device with its compiled kernels. Cheap to clone; clones share everything but what
 /// [`with_variant`](Self::with_variant) decides.
 #[derive(Clone)]
@@ -120,7 +123,7 @@ pub(super) struct Inner {
     pub queue: wgpu::Queue,
     pub info: DeviceInfo,
     checked: bool,
-    pipelines: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     variant: OnceLock<Variant>,
 }
 
@@ -240,19 +243,27 @@ impl Device {
         }
     }
 
-    /// The compiled form of a kernel; compiled at the first call.
-    pub(super) fn pipeline(&self, kernel: &'static Kernel) -> Result<Arc<Pipeline>, GpuError> {
+    /// The compiled form of a kernel, with other values of some of its constants; compiled at the first call.
+    pub(super) fn pipeline(
+        &self,
+        kernel: &'static Kernel,
+        constants: &[(&'static str, f64)],
+    ) -> Result<Arc<Pipeline>, GpuError> {
+        let bits = constants.iter().map(|&(name, value)| (name, value.to_bits()));
+        let key = (kernel.name, bits.collect());
         let mut pipelines = self.inner.pipelines.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(pipeline) = pipelines.get(kernel.name) {
+        if let Some(pipeline) = pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(self.guard(&format!("compiling {}", kernel.name), || self.compile(kernel))?);
-        pipelines.insert(kernel.name, pipeline.clone());
+        let pipeline = Arc::new(self.guard(&format!("compiling {}", kernel.name), || self.compile(kernel, constants))?);
+        pipelines.insert(key, pipeline.clone());
         Ok(pipeline)
     }
 
     #[expect(unsafe_code, reason = "modules without bounds checks are trusted, not checked, by wgpu")]
-    fn compile(&self, kernel: &'static Kernel) -> Pipeline {
+    fn compile(&self, kernel: &'static Kernel, constants: &[(&'static str, f64)]) -> Pipeline {
+        let own = kernel.overrides.iter().filter(|(name, _)| constants.iter().all(|(other, _)| other != name));
+        let constants: Vec<_> = own.chain(constants).copied().collect();
         let device = &self.inner.device;
         let label = Some(kernel.name);
         let source = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.source.into()) };
@@ -297,7 +308,7 @@ impl Device {
             module: &module,
             entry_point: Some(kernel.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
-                constants: kernel.overrides,
+                constants: &constants,
                 zero_initialize_workgroup_memory: false,
             },
             cache: None,
@@ -322,7 +333,7 @@ impl Device {
 
     /// Uploads and binds what one kernel needs, without a plan.
     pub(super) fn stand_alone(&self, dispatch: &Dispatch, buffers: &[Vec<f32>]) -> Result<StandAlone, GpuError> {
-        let pipeline = self.pipeline(dispatch.kernel)?;
+        let pipeline = self.pipeline(dispatch.kernel, &dispatch.constants)?;
         let device = &self.inner.device;
         self.guard(&format!("preparing {}", dispatch.kernel.name), || {
             let init = |contents: &[u8], usage| {

@@ -411,7 +411,7 @@ fn bind(
     textures: &[Option<Texture>],
     uniforms: &wgpu::Buffer,
 ) -> Result<Bound, GpuError> {
-    let pipeline = device.pipeline(call.kernel)?;
+    let pipeline = device.pipeline(call.kernel, &call.constants)?;
     let size = wgpu::BufferSize::new(call.kernel.params_size().next_multiple_of(16) as u64);
     let uniform = wgpu::BufferBinding { buffer: uniforms, offset: 0, size };
     let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(uniform) }];

@@ -1,6 +1,7 @@
 //! Timing single kernels, and with them the device.
 
 use super::{Device, GpuError};
+use crate::graph::Act;
 use crate::kernels::conv2d::{self, Epilogue};
 use crate::kernels::{Dispatch, Geometry, add};
 use crate::plan::Roofline;
@@ -31,7 +32,7 @@ impl Device {
     pub fn roofline(&self) -> Result<Roofline, GpuError> {
         const CALLS: usize = 64;
         let nothing = Shape::nhwc(1, 1, 1, 4);
-        let (call, words) = (add::forward(nothing, false, false), [4; 4]);
+        let (call, words) = (add::forward(nothing, Act::Identity, false), [4; 4]);
         let one = self.time_row(&call, &words, 1, 4 * REPEAT)?;
         let many = self.time_row(&call, &words, CALLS, 4 * REPEAT)?;
         let call_ms = (many - one).max(0.0) / (CALLS - 1) as f64;
@@ -46,7 +47,7 @@ impl Device {
 
         let shape = Shape::nhwc(4, 112, 112, 64);
         let len = shape.stored_len();
-        let memory_ms = self.time_long(&add::forward(shape, false, false), &[len, len, len, 4])?;
+        let memory_ms = self.time_long(&add::forward(shape, Act::Identity, false), &[len, len, len, 4])?;
         Ok(Roofline {
             flops_per_s: flops as f64 / arithmetic_ms * 1e3,
             bytes_per_s: (3 * len * 4) as f64 / memory_ms * 1e3,

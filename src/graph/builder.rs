@@ -1,8 +1,8 @@
 //! Building a network layer by layer.
 
 use super::{
-    Act, Conv2d, Graph, GraphError, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId, Phase,
-    Role, Setting, Window,
+    Act, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId,
+    Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
 
@@ -31,6 +31,7 @@ const MAX_CHANNELS: usize = 1 << 24;
 pub struct Builder {
     graph: Graph,
     block: Option<String>,
+    position: Option<usize>,
 }
 
 impl Builder {
@@ -62,6 +63,12 @@ impl Builder {
         self.block = name.map(str::to_owned);
     }
 
+    /// Says what number the layers added from now on have in the list of the file that they are read from; `None` where
+    /// that list is the graph's own. See [`Layer::position`].
+    pub fn position(&mut self, number: Option<usize>) {
+        self.position = number;
+    }
+
     /// A convolution to `channels` outputs.
     ///
     /// # Errors
@@ -74,7 +81,29 @@ impl Builder {
         window: Window,
         bias: bool,
     ) -> Result<NodeId, GraphError> {
-        self.product(name, LayerKind::Conv, x, channels, window, bias)
+        self.product(name, LayerKind::Conv, x, channels, window, Groups::One, bias)
+    }
+
+    /// A convolution whose input and output channels are cut into `groups`, each group seeing its own inputs only. As
+    /// many groups as channels make it depthwise; otherwise the channels of a group are multiples of four.
+    ///
+    /// # Errors
+    /// The window does not fit the image, the channels cannot be cut so, or the name is taken.
+    pub fn grouped_conv2d(
+        &mut self,
+        name: &str,
+        x: NodeId,
+        channels: usize,
+        window: Window,
+        groups: usize,
+        bias: bool,
+    ) -> Result<NodeId, GraphError> {
+        let groups = match groups {
+            1 => Groups::One,
+            n if n == channels && n == self.graph.node(x).shape.c() => Groups::Depthwise,
+            n => Groups::Several(n),
+        };
+        self.product(name, LayerKind::Conv, x, channels, window, groups, bias)
     }
 
     /// A linear layer with bias on `[N, 1, 1, C]` features.
@@ -89,9 +118,10 @@ impl Builder {
                 reason: format!("a linear layer takes [N, 1, 1, C]; pool the input {shape} first"),
             });
         }
-        self.product(name, LayerKind::Linear, x, features, Window::square(1, 1, 0), true)
+        self.product(name, LayerKind::Linear, x, features, Window::square(1, 1, 0), Groups::One, true)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that tells one product from another")]
     fn product(
         &mut self,
         name: &str,
@@ -99,6 +129,7 @@ impl Builder {
         x: NodeId,
         channels: usize,
         window: Window,
+        groups: Groups,
         bias: bool,
     ) -> Result<NodeId, GraphError> {
         let layer = self.layer(name, kind)?;
@@ -107,13 +138,19 @@ impl Builder {
             let reason = format!("needs 1 to {MAX_CHANNELS} output channels, not {channels}");
             return Err(GraphError { node: name.into(), reason });
         }
-        let role = if kind == LayerKind::Linear { Role::LinearWeight } else { Role::ConvWeight };
-        let weight = Shape([window.kernel[0], window.kernel[1], pad4(cin), channels]);
+        let (role, cin) = match groups {
+            Groups::Depthwise => (Role::DepthwiseWeight, 1),
+            _ if kind == LayerKind::Linear => (Role::LinearWeight, cin),
+            Groups::One => (Role::ConvWeight, cin),
+            Groups::Several(groups) => (Role::ConvWeight, cin.checked_div(groups).unwrap_or(0)),
+        };
+        let rows = if role == Role::DepthwiseWeight { 1 } else { pad4(cin) };
+        let weight = Shape([window.kernel[0], window.kernel[1], rows, channels]);
         let mut inputs = vec![x, self.param(layer, role, weight, cin)?];
         if bias {
             inputs.push(self.param(layer, Role::Bias, Shape::rows(1, channels), channels)?);
         }
-        let conv = Conv2d { window, bias, residual: false, act: Act::Identity, mask: false };
+        let conv = Conv2d { window, groups, bias, residual: false, act: Act::Identity, mask: false };
         self.node(Op::Conv2d(conv), inputs, layer)
     }
 
@@ -135,8 +172,52 @@ impl Builder {
     /// # Errors
     /// The name is taken.
     pub fn relu(&mut self, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
-        let layer = self.layer(name, LayerKind::Relu)?;
-        self.node(Op::Activation { act: Act::Relu, mask: false }, vec![x], layer)
+        self.activation(name, x, Act::Relu)
+    }
+
+    /// # Errors
+    /// The activation is the identity, or the name is taken.
+    pub fn activation(&mut self, name: &str, x: NodeId, act: Act) -> Result<NodeId, GraphError> {
+        if act == Act::Identity {
+            return Err(GraphError { node: name.into(), reason: "an activation layer does something".into() });
+        }
+        let layer = self.layer(name, LayerKind::Activation(act))?;
+        self.node(Op::Activation { act, mask: false }, vec![x], layer)
+    }
+
+    /// Each channel of each image of `x` times the gate's value for it: the end of squeeze-and-excitation.
+    ///
+    /// # Errors
+    /// The gate is not `[N, 1, 1, C]`, or the name is taken.
+    pub fn scale(&mut self, name: &str, x: NodeId, gate: NodeId) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Scale)?;
+        self.node(Op::Scale { mean: false }, vec![x, gate], layer)
+    }
+
+    /// Drops a share `rate` of the values in training, where the policy lets it, and scales the others up.
+    ///
+    /// # Errors
+    /// The rate is not in `[0, 1)`, or the name is taken.
+    pub fn dropout(&mut self, name: &str, x: NodeId, rate: f32) -> Result<NodeId, GraphError> {
+        self.dropping(name, LayerKind::Dropout, x, rate)
+    }
+
+    /// Drops a share `rate` of the images in training, where the policy lets it, and scales the others up: what a
+    /// residual block adds, so that those images skip it.
+    ///
+    /// # Errors
+    /// The rate is not in `[0, 1)`, or the name is taken.
+    pub fn stochastic_depth(&mut self, name: &str, x: NodeId, rate: f32) -> Result<NodeId, GraphError> {
+        self.dropping(name, LayerKind::StochasticDepth, x, rate)
+    }
+
+    fn dropping(&mut self, name: &str, kind: LayerKind, x: NodeId, rate: f32) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, kind)?;
+        if !(0.0..1.0).contains(&rate) {
+            return Err(GraphError { node: name.into(), reason: format!("the rate must be in [0, 1), not {rate}") });
+        }
+        let whole = kind == LayerKind::StochasticDepth;
+        self.node(Op::Dropout { rate, whole, stream: layer.0, residual: false }, vec![x], layer)
     }
 
     /// The sum of two tensors of one shape.
@@ -206,11 +287,13 @@ impl Builder {
         }
         self.graph.layers.push(Layer {
             name: name.into(),
+            alias: None,
+            position: self.position,
             kind,
             block: self.block.clone(),
             shape: Shape([0; 4]),
             params: Vec::new(),
-            setting: Setting { weights: false, lr: 1.0, batch_norm: None },
+            setting: Setting { weights: false, lr: 1.0, dropout: false, batch_norm: None },
         });
         Ok(LayerId(self.graph.layers.len() as u32 - 1))
     }

@@ -9,9 +9,10 @@ mod dump;
 mod op;
 mod verify;
 
+pub use crate::act::Act;
 pub use builder::Builder;
-pub(crate) use op::domains;
-pub use op::{Act, AdamW, BatchNormApply, Conv2d, MOMENT_ROWS, Op, Sgd, Update, Window, mask_shape};
+pub use op::{AdamW, BatchNormApply, Conv2d, Groups, MOMENT_ROWS, Op, Sgd, Update, Window, mask_shape};
+pub(crate) use op::{domains, keeps_bits, takes_mean};
 
 use crate::tensor::Shape;
 
@@ -51,23 +52,45 @@ pub enum LayerKind {
     Conv,
     Bn,
     Linear,
-    Relu,
+    /// Never the identity.
+    Activation(Act),
     Add,
+    Scale,
+    Dropout,
+    StochasticDepth,
     MaxPool,
     AvgPool,
 }
 
 impl LayerKind {
-    pub const ALL: [Self; 7] =
-        [Self::Conv, Self::Bn, Self::Linear, Self::Relu, Self::Add, Self::MaxPool, Self::AvgPool];
+    pub const ALL: [Self; 15] = [
+        Self::Conv,
+        Self::Bn,
+        Self::Linear,
+        Self::Activation(Act::Relu),
+        Self::Activation(Act::Relu6),
+        Self::Activation(Act::Silu),
+        Self::Activation(Act::HardSwish),
+        Self::Activation(Act::HardSigmoid),
+        Self::Activation(Act::Sigmoid),
+        Self::Add,
+        Self::Scale,
+        Self::Dropout,
+        Self::StochasticDepth,
+        Self::MaxPool,
+        Self::AvgPool,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Conv => "conv",
             Self::Bn => "bn",
             Self::Linear => "linear",
-            Self::Relu => "relu",
+            Self::Activation(act) => act.name(),
             Self::Add => "add",
+            Self::Scale => "scale",
+            Self::Dropout => "dropout",
+            Self::StochasticDepth => "stochastic_depth",
             Self::MaxPool => "max_pool",
             Self::AvgPool => "avg_pool",
         }
@@ -79,6 +102,11 @@ impl LayerKind {
 pub struct Layer {
     /// The framework's own module name, such as `layer1.0.conv1`.
     pub name: String,
+    /// Another name that selectors know it by, which no other layer has.
+    pub alias: Option<String>,
+    /// Its number in the list of the file that it was read from, where that list has layers that this graph has not, such
+    /// as Keras's `InputLayer`. What is one layer there may be several here.
+    pub position: Option<usize>,
     pub kind: LayerKind,
     /// The residual block that the layer belongs to, such as `layer1.0`.
     pub block: Option<String>,
@@ -179,6 +207,8 @@ pub struct Setting {
     pub weights: bool,
     /// Multiplies the learning rate of whatever trains in this layer.
     pub lr: f32,
+    /// Whether dropout or stochastic depth acts in training. False for every other kind.
+    pub dropout: bool,
     /// Present for batch norms only.
     pub batch_norm: Option<BatchNormMode>,
 }
@@ -186,8 +216,10 @@ pub struct Setting {
 /// What a parameter is to its layer. Each role has one shape and one set of tensors in a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// `[KH][KW][Cin padded][Cout]`, in a PyTorch file `[Cout, Cin, KH, KW]`.
+    /// `[KH][KW][Cin of a group, padded][Cout]`, in a PyTorch file `[Cout, Cin of a group, KH, KW]`.
     ConvWeight,
+    /// `[KH][KW][1][C]`, in a PyTorch file `[C, 1, KH, KW]`.
+    DepthwiseWeight,
     /// `[1][1][Cin padded][Cout]`, in a PyTorch file `[Cout, Cin]`.
     LinearWeight,
     /// One row.
@@ -204,7 +236,7 @@ pub struct Param {
     pub layer: LayerId,
     pub role: Role,
     pub shape: Shape,
-    /// Input channels before padding, for weights; for the other roles the channels.
+    /// Input channels of a group before padding, for weights; for the other roles the channels.
     pub channels: usize,
     /// How the optimiser changes it; `None` when it is frozen.
     pub update: Option<Update>,
@@ -293,9 +325,42 @@ impl Graph {
         &self.nodes[id.index()]
     }
 
-    /// The layers in graph order: the list that `index:` and `from:` selectors count in.
+    /// The layers in graph order.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// The number that `index:` selectors know a layer by: that of its file where it has one, or else its place in
+    /// [`layers`](Self::layers).
+    pub fn number(&self, layer: LayerId) -> usize {
+        self.layers[layer.index()].position.unwrap_or(layer.index())
+    }
+
+    /// The names of the blocks, in the order of their first layers: the list that `block:` selectors count in.
+    pub fn blocks(&self) -> Vec<&str> {
+        let mut blocks = Vec::new();
+        for block in self.layers.iter().filter_map(|layer| layer.block.as_deref()) {
+            if !blocks.contains(&block) {
+                blocks.push(block);
+            }
+        }
+        blocks
+    }
+
+    /// Gives a layer a second name that selectors know it by.
+    ///
+    /// # Errors
+    /// The name is empty, or another layer has it.
+    pub fn set_alias(&mut self, layer: LayerId, alias: &str) -> Result<(), GraphError> {
+        let has_it = |other: &Layer| other.name == alias || other.alias.as_deref() == Some(alias);
+        let taken = (0..).map(LayerId).zip(&self.layers).any(|(id, other)| id != layer && has_it(other));
+        let layer = &mut self.layers[layer.index()];
+        if taken || alias.is_empty() {
+            let reason = if taken { "another layer has that name" } else { "an alias needs a name" };
+            return Err(GraphError { node: layer.name.clone(), reason: format!("alias `{alias}`: {reason}") });
+        }
+        layer.alias = Some(alias.to_owned());
+        Ok(())
     }
 
     pub fn params(&self) -> &[Param] {
@@ -340,6 +405,16 @@ impl Graph {
             Op::BatchNorm { eps } if node.layer == Some(layer) => Some(eps),
             _ => None,
         })
+    }
+
+    /// Into how many groups a convolution cuts its channels; 1 for other layers.
+    pub fn groups(&self, layer: LayerId) -> usize {
+        let of_layer = self.nodes.iter().filter(|node| node.layer == Some(layer));
+        let groups = of_layer.filter_map(|node| match node.op {
+            Op::Conv2d(conv) => Some(conv.groups.count(node.shape.c())),
+            _ => None,
+        });
+        groups.max().unwrap_or(1)
     }
 
     /// How messages call a node: its layer and its operation.

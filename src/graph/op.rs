@@ -1,15 +1,8 @@
 //! The closed set of operations, their operands and their shape rules.
 
 use super::{ParamId, StateId};
+use crate::act::Act;
 use crate::tensor::Shape;
-
-/// An activation function.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Act {
-    #[default]
-    Identity,
-    Relu,
-}
 
 /// The sliding window of a convolution or a pooling.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -48,14 +41,54 @@ impl Window {
     }
 }
 
+/// Which input channels an output channel of a convolution sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Groups {
+    /// All.
+    #[default]
+    One,
+    /// Those of its group, of so many consecutive groups; input and output channels of a group are multiples of four.
+    Several(usize),
+    /// Its own.
+    Depthwise,
+}
+
+impl Groups {
+    /// How many, in a convolution of so many output channels.
+    pub fn count(self, channels: usize) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Several(groups) => groups,
+            Self::Depthwise => channels,
+        }
+    }
+
+    /// The third dimension of the weights, for an input `x` and so many output channels.
+    fn weight_rows(self, x: Shape, channels: usize) -> Result<usize, String> {
+        match self {
+            Self::One => Ok(x.stored_c()),
+            Self::Depthwise if x.c() == channels => Ok(1),
+            Self::Depthwise => Err(format!("a depthwise convolution of {} channels cannot have {channels}", x.c())),
+            Self::Several(groups) => {
+                let each =
+                    |channels: usize| channels.checked_div(groups).filter(|n| n * groups == channels && n % 4 == 0);
+                each(channels).and(each(x.c())).ok_or_else(|| {
+                    format!("{} and {channels} channels cannot be cut into {groups} groups of multiples of four", x.c())
+                })
+            }
+        }
+    }
+}
+
 /// What a convolution (or a linear layer, which is a 1×1 convolution of a 1×1 image) does after the product.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Conv2d {
     pub window: Window,
+    pub groups: Groups,
     pub bias: bool,
     pub residual: bool,
     pub act: Act,
-    /// Whether a backward pass wants the sign bits of the output; see [`Op::SideOutput`].
+    /// Whether a backward pass wants the mask of the activation; see [`Op::SideOutput`].
     pub mask: bool,
 }
 
@@ -65,7 +98,7 @@ pub struct BatchNormApply {
     pub eps: f32,
     pub residual: bool,
     pub act: Act,
-    /// Whether a backward pass wants the sign bits of the output; see [`Op::SideOutput`].
+    /// Whether a backward pass wants the mask of the activation; see [`Op::SideOutput`].
     pub mask: bool,
 }
 
@@ -152,6 +185,18 @@ pub enum Op {
         act: Act,
         mask: bool,
     },
+    /// `[x, gate, mean?]` → `x·gate + mean/HW`, the gate and the mean being `[N, 1, 1, C]`
+    Scale {
+        mean: bool,
+    },
+    /// `[x, residual?]` → `x·kept/(1 − rate) + residual`; values are dropped each by itself, or each image as a whole.
+    Dropout {
+        rate: f32,
+        whole: bool,
+        /// Tells the layers' random numbers apart.
+        stream: u32,
+        residual: bool,
+    },
     /// `[x]`; with `argmax` the side output holds, for each four channels, the position in the window as four bytes.
     MaxPool {
         window: Window,
@@ -165,30 +210,38 @@ pub enum Op {
     SoftmaxCrossEntropy {
         smoothing: f32,
     },
-    /// `[producer]` → the producer's second result: sign bits, argmax or folded bias.
+    /// `[producer]` → the producer's second result: one bit a value that says where the gradient passes the activation,
+    /// argmax or folded bias.
     SideOutput,
 
     // Backward.
     /// `[dy, weight, accumulator?]` → gradient of the convolution's input, added in place to the accumulator.
     Conv2dInputGrad {
         window: Window,
+        groups: Groups,
         input: Shape,
         accumulate: bool,
     },
     /// `[x, dy]`
     Conv2dWeightGrad {
         window: Window,
+        groups: Groups,
     },
     /// `[dy]` → sum over pixels: the gradient of a bias.
     ChannelSum,
-    /// `[dz, mask]` → `dz` where the forward output was positive, else 0, in place.
-    ActivationGrad,
+    /// `[dz, mask]`, or `[dz, y]` where the activation of `y` is smooth → `dz·act'(y)`, in place.
+    ActivationGrad {
+        act: Act,
+    },
+    /// `[dz, x]` → the sum of their product over the pixels of each image, `[N, 1, 1, C]`.
+    ScaleGateGrad,
     /// `[rows]`, two a domain → their sum over the domains, two rows.
     DomainSum,
-    /// `[dz, x, moments, mask?]` → gradients of gamma (row 0) and beta (row 1), the share of each domain.
+    /// `[dz, x, moments, mask?]`, the last `affine` where the activation is smooth → gradients of gamma (row 0) and beta
+    /// (row 1), the share of each domain.
     BatchNormGradReduce {
         eps: f32,
-        mask: bool,
+        act: Act,
     },
     /// `[sums, batch moments, blended moments]` → sums for `BatchNormGradBatch`, by which the gradient passes through
     /// the blending.
@@ -201,15 +254,16 @@ pub enum Op {
     BatchNormGradRenorm {
         eps: f32,
     },
-    /// `[dz, x, moments, affine, sums, mask?]` → `dx` under batch statistics.
+    /// `[dz, x, moments, affine, sums, mask?]` → `dx` under batch statistics; the mask where the activation is not
+    /// smooth.
     BatchNormGradBatch {
         eps: f32,
-        mask: bool,
+        act: Act,
     },
-    /// `[dz, moments, affine, mask?]` → `dx` under running statistics.
+    /// `[dz, moments, affine, mask?]`, the last `x` where the activation is smooth → `dx` under running statistics.
     BatchNormGradRunning {
         eps: f32,
-        mask: bool,
+        act: Act,
     },
     /// `[d_folded, moments, affine]` → gradient of the unfolded weights.
     FoldWeightGrad {
@@ -252,6 +306,20 @@ pub enum Op {
     },
 }
 
+/// Whether a node takes the mean over all pixels of each image.
+pub(crate) fn takes_mean(graph: &super::Graph, id: super::NodeId) -> bool {
+    let node = graph.node(id);
+    matches!(node.op, Op::AvgPool { window } if {
+        let x = graph.node(node.inputs[0]).shape;
+        window.kernel == [x.h(), x.w()]
+    })
+}
+
+/// Whether the gradient of `act` is by one bit a value.
+pub(crate) fn keeps_bits(act: Act) -> bool {
+    act != Act::Identity && !act.is_smooth()
+}
+
 /// How many values [`super::Role::Moments`] stores a channel: mean, variance and the number of updates.
 pub const MOMENT_ROWS: usize = 3;
 
@@ -282,6 +350,8 @@ impl Op {
             Self::BatchNormApply(_) => "batch_norm_apply",
             Self::FoldBatchNorm { .. } => "fold_batch_norm",
             Self::Activation { .. } => "activation",
+            Self::Scale { .. } => "scale",
+            Self::Dropout { .. } => "dropout",
             Self::Add { .. } => "add",
             Self::MaxPool { .. } => "max_pool",
             Self::AvgPool { .. } => "avg_pool",
@@ -291,7 +361,8 @@ impl Op {
             Self::Conv2dWeightGrad { .. } => "conv2d_weight_grad",
             Self::ChannelSum => "channel_sum",
             Self::DomainSum => "domain_sum",
-            Self::ActivationGrad => "activation_grad",
+            Self::ActivationGrad { .. } => "activation_grad",
+            Self::ScaleGateGrad => "scale_gate_grad",
             Self::BatchNormGradReduce { .. } => "batch_norm_grad_reduce",
             Self::BatchNormGradBatch { .. } => "batch_norm_grad_batch",
             Self::BatchNormGradBlend { .. } => "batch_norm_grad_blend",
@@ -313,7 +384,7 @@ impl Op {
     pub fn in_place(&self) -> Option<usize> {
         match self {
             Self::Conv2dInputGrad { accumulate: true, .. } => Some(2),
-            Self::ActivationGrad | Self::Accumulate => Some(0),
+            Self::ActivationGrad { .. } | Self::Accumulate => Some(0),
             _ => None,
         }
     }
@@ -374,11 +445,18 @@ impl Op {
                 if [kh, kw] != conv.window.kernel {
                     return Err(format!("the window is {:?} but the weights are {}", conv.window.kernel, x[1]));
                 }
-                if cin != x[0].stored_c() {
+                if cin != conv.groups.weight_rows(x[0], cout)? {
                     return Err(format!(
-                        "the weights take {cin} channels (padded to four) but the input {} has {}",
+                        "the weights take {cin} channels a group (padded to four) but the input {} has {} for {:?}",
                         x[0],
-                        x[0].c()
+                        x[0].c(),
+                        conv.groups
+                    ));
+                }
+                if conv.groups == Groups::Depthwise && (conv.window.kernel[1] > 7 || conv.window.stride[1] > 2) {
+                    return Err(format!(
+                        "a depthwise convolution takes windows of at most 7 columns at a stride of at most 2, not {} at {}",
+                        conv.window.kernel[1], conv.window.stride[1]
                     ));
                 }
                 let [oh, ow] = conv.window.output(x[0].h(), x[0].w())?;
@@ -424,6 +502,22 @@ impl Op {
                 Ok(x[0])
             }
             Self::Activation { .. } => arity(1).map(|()| x[0]),
+            Self::Scale { mean } => {
+                arity(2 + usize::from(mean))?;
+                let rows = Shape::nhwc(x[0].n(), 1, 1, x[0].c());
+                is(1, rows, "gate")?;
+                if mean {
+                    is(2, rows, "mean")?;
+                }
+                Ok(x[0])
+            }
+            Self::Dropout { residual, .. } => {
+                arity(1 + usize::from(residual))?;
+                if residual {
+                    same(0, 1)?;
+                }
+                Ok(x[0])
+            }
             Self::Add { .. } => {
                 arity(2)?;
                 same(0, 1)?;
@@ -461,7 +555,7 @@ impl Op {
                     _ => Ok(x[0]),
                 }
             }
-            Self::Conv2dInputGrad { window, input, accumulate } => {
+            Self::Conv2dInputGrad { window, input, accumulate, .. } => {
                 arity(2 + usize::from(accumulate))?;
                 let [oh, ow] = window.output(input.h(), input.w())?;
                 is(0, Shape::nhwc(input.n(), oh, ow, x[1].c()), "output gradient")?;
@@ -470,20 +564,28 @@ impl Op {
                 }
                 Ok(input)
             }
-            Self::Conv2dWeightGrad { window } => {
+            Self::Conv2dWeightGrad { window, groups } => {
                 arity(2)?;
                 let [oh, ow] = window.output(x[0].h(), x[0].w())?;
                 is(1, Shape::nhwc(x[0].n(), oh, ow, x[1].c()), "output gradient")?;
-                Ok(Shape([window.kernel[0], window.kernel[1], x[0].stored_c(), x[1].c()]))
+                Ok(Shape([window.kernel[0], window.kernel[1], groups.weight_rows(x[0], x[1].c())?, x[1].c()]))
             }
             Self::ChannelSum => arity(1).map(|()| Shape::rows(1, x[0].c())),
-            Self::ActivationGrad => {
+            Self::ActivationGrad { act } => {
                 arity(2)?;
-                is(1, mask_shape(x[0]), "mask")?;
+                match act.is_smooth() {
+                    true => same(0, 1)?,
+                    false => is(1, mask_shape(x[0]), "mask")?,
+                }
                 Ok(x[0])
             }
-            Self::BatchNormGradReduce { mask, .. } => {
-                arity(3 + usize::from(mask))?;
+            Self::ScaleGateGrad => {
+                arity(2)?;
+                same(0, 1)?;
+                Ok(Shape::nhwc(x[0].n(), 1, 1, x[0].c()))
+            }
+            Self::BatchNormGradReduce { act, .. } => {
+                arity(3 + usize::from(act != Act::Identity))?;
                 same(0, 1)?;
                 Ok(Shape::rows(2 * domains(x[2]), x[0].c()))
             }
@@ -493,13 +595,13 @@ impl Op {
                 same(0, 2)?;
                 Ok(x[0])
             }
-            Self::BatchNormGradBatch { mask, .. } => {
-                arity(5 + usize::from(mask))?;
+            Self::BatchNormGradBatch { act, .. } => {
+                arity(5 + usize::from(keeps_bits(act)))?;
                 same(0, 1)?;
                 same(2, 4)?;
                 Ok(x[0])
             }
-            Self::BatchNormGradRunning { mask, .. } => arity(3 + usize::from(mask)).map(|()| x[0]),
+            Self::BatchNormGradRunning { act, .. } => arity(3 + usize::from(act != Act::Identity)).map(|()| x[0]),
             Self::FoldWeightGrad { .. } => arity(3).map(|()| x[0]),
             Self::FoldAffineGrad { .. } => {
                 arity(4)?;

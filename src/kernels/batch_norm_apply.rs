@@ -4,7 +4,8 @@
 //! ones, or something between, one pair for each domain of the batch; ε must be greater than 0, or the padding
 //! channels, whose variance is 0, would not stay 0.
 
-use super::{Args, Dispatch, Kernel, LINEAR, TILE, linear_groups, mask, params, read, relu, shader, write};
+use super::{Args, Dispatch, Kernel, LINEAR, TILE, linear_groups, mask, params, read, shader, write};
+use crate::act::Act;
 use crate::tensor::Shape;
 
 params! {
@@ -14,16 +15,16 @@ params! {
         domain: u32,
         quads: u32,
         eps: f32,
-        relu: u32,
+        act: u32,
         residual: u32,
         mask: u32,
     }
 }
 
-/// The normalised tensor, and the sign bits of what the activation sees when a backward pass wants them.
+/// The normalised tensor, and the mask of what the activation sees when a backward pass wants it.
 pub static FORWARD: Kernel = Kernel {
     name: "batch_norm_apply",
-    source: shader!("batch_norm_apply", "index", "mask", "relu"),
+    source: shader!("batch_norm_apply", "act", "index"),
     entry: "batch_norm_apply",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -33,28 +34,26 @@ pub static FORWARD: Kernel = Kernel {
     reference,
 };
 
-/// The same for a batch of several domains. To find a pixel's domain costs a tenth of the pass on a CPU driver.
-pub static FORWARD_CUT: Kernel = Kernel { name: "batch_norm_apply_cut", overrides: &[("cut", 1.0)], ..FORWARD };
-
 /// Normalises a tensor of shape `x`, each of `domains` equal parts of its images by moments of its own.
-pub fn forward(x: Shape, domains: usize, eps: f32, relu: bool, residual: bool, mask: bool) -> Dispatch {
+pub fn forward(x: Shape, domains: usize, eps: f32, act: Act, residual: bool, mask: bool) -> Dispatch {
     let quads = x.stored_c() / 4;
     let params = Params {
         pixels: x.pixels() as u32,
         domain: (x.pixels() / domains) as u32,
         quads: quads as u32,
         eps,
-        relu: relu.into(),
+        act: act.code(),
         residual: residual.into(),
         mask: mask.into(),
     };
-    let kernel = if domains > 1 { &FORWARD_CUT } else { &FORWARD };
-    Dispatch::new(kernel, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
+    let dispatch = Dispatch::new(&FORWARD, params, linear_groups(x.pixels().div_ceil(TILE) * quads));
+    // To find a pixel's domain costs a tenth of the pass on a CPU driver.
+    dispatch.activating(act).with(domains > 1, "cut")
 }
 
 fn reference(args: Args<'_>) {
     let (p, [x, moments, affine, residual, z, mask]) = args.unpack::<Params, 6>();
-    let channels = p.quads as usize * 4;
+    let (channels, act) = (p.quads as usize * 4, Act::of_code(p.act));
     let (gamma, beta) = affine.split_at(channels);
     if p.mask != 0 {
         mask::clear(mask, p.pixels as usize, channels);
@@ -69,9 +68,9 @@ fn reference(args: Args<'_>) {
                 y += residual[at];
             }
             if p.mask != 0 {
-                mask::set(mask, channels, pixel, c, y > 0.0);
+                mask::set(mask, channels, pixel, c, act.passes(y));
             }
-            z[at] = if p.relu != 0 { relu(y) } else { y };
+            z[at] = act.apply(y);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Gradients of batch norm and of the activation behind it.
 //!
-//! With g = dz where the forward output was positive (dz everywhere without a mask), r = 1/√(v + ε), x̂ = (x − μ)·r
+//! With g = dz·act'(y), by a mask or for a smooth activation by y = γx̂ + β computed anew, r = 1/√(v + ε), x̂ = (x − μ)·r
 //! and M pixels in a domain (Ioffe & Szegedy, 2015):
 //!
 //! ```text
@@ -14,6 +14,7 @@
 
 use super::chunks::{self, Chunks};
 use super::{Args, Dispatch, Kernel, LINEAR, TILE, linear_groups, mask, params, read, shader, write};
+use crate::act::Act;
 use crate::tensor::Shape;
 
 params! {
@@ -25,7 +26,7 @@ params! {
         chunk: u32,
         chunks: u32,
         eps: f32,
-        mask: u32,
+        act: u32,
     }
 }
 
@@ -36,7 +37,7 @@ params! {
         domain: u32,
         quads: u32,
         eps: f32,
-        mask: u32,
+        act: u32,
     }
 }
 
@@ -45,7 +46,7 @@ params! {
         pixels: u32,
         quads: u32,
         eps: f32,
-        mask: u32,
+        act: u32,
     }
 }
 
@@ -53,11 +54,11 @@ params! {
 /// domain, and so on.
 pub static REDUCE: Kernel = Kernel {
     name: "batch_norm_grad_reduce",
-    source: shader!("batch_norm_grad_reduce", "index", "mask"),
+    source: shader!("batch_norm_grad_reduce", "act", "index", "mask"),
     entry: "batch_norm_grad_reduce",
     workgroup: [LINEAR, 1, 1],
     params: ReduceParams::FIELDS,
-    bindings: &[read("dz"), read("x"), read("moments"), read("mask"), write("partials")],
+    bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("mask"), write("partials")],
     overrides: &[],
     subgroups: false,
     reference: reduce_reference,
@@ -66,7 +67,7 @@ pub static REDUCE: Kernel = Kernel {
 /// `dx` where the moments were taken over `x`.
 pub static BATCH: Kernel = Kernel {
     name: "batch_norm_grad_batch",
-    source: shader!("batch_norm_grad_batch", "index", "mask"),
+    source: shader!("batch_norm_grad_batch", "act", "index", "mask"),
     entry: "batch_norm_grad_batch",
     workgroup: [LINEAR, 1, 1],
     params: BatchParams::FIELDS,
@@ -76,17 +77,14 @@ pub static BATCH: Kernel = Kernel {
     reference: batch_reference,
 };
 
-/// The same for a batch of several domains.
-pub static BATCH_CUT: Kernel = Kernel { name: "batch_norm_grad_batch_cut", overrides: &[("cut", 1.0)], ..BATCH };
-
 /// `dx` where the moments do not depend on `x`.
 pub static RUNNING: Kernel = Kernel {
     name: "batch_norm_grad_running",
-    source: shader!("batch_norm_grad_running", "index", "mask"),
+    source: shader!("batch_norm_grad_running", "act", "index", "mask"),
     entry: "batch_norm_grad_running",
     workgroup: [LINEAR, 1, 1],
     params: RunningParams::FIELDS,
-    bindings: &[read("dz"), read("moments"), read("affine"), read("mask"), write("dx")],
+    bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("mask"), write("dx")],
     overrides: &[],
     subgroups: false,
     reference: running_reference,
@@ -103,7 +101,7 @@ pub fn reduce_partials_count(x: Shape, domains: usize) -> usize {
 }
 
 /// Reduces the chunks of a tensor of shape `x`, whose images are `domains` equal parts.
-pub fn reduce(x: Shape, domains: usize, eps: f32, mask: bool) -> Dispatch {
+pub fn reduce(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
     let domain = x.pixels() / domains;
     let chunks = Chunks::of(domain);
     let quads = x.stored_c() / 4;
@@ -114,34 +112,35 @@ pub fn reduce(x: Shape, domains: usize, eps: f32, mask: bool) -> Dispatch {
         chunk: chunks.rows as u32,
         chunks: chunks.count as u32,
         eps,
-        mask: mask.into(),
+        act: act.code(),
     };
-    Dispatch::new(&REDUCE, params, linear_groups(domains * chunks.count * quads))
+    Dispatch::new(&REDUCE, params, linear_groups(domains * chunks.count * quads)).activating(act)
 }
 
-/// The gradient of a tensor of shape `x` under its domains' own moments. `sums` are what [`reduce`] gives.
-pub fn batch(x: Shape, domains: usize, eps: f32, mask: bool) -> Dispatch {
+/// The gradient of a tensor of shape `x`, with `act` behind its batch norm, under its domains' own moments. `sums` are what [`reduce`] gives.
+pub fn batch(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
     let quads = x.stored_c() / 4;
     let params = BatchParams {
         pixels: x.pixels() as u32,
         domain: (x.pixels() / domains) as u32,
         quads: quads as u32,
         eps,
-        mask: mask.into(),
+        act: act.code(),
     };
-    let kernel = if domains > 1 { &BATCH_CUT } else { &BATCH };
-    Dispatch::new(kernel, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
+    let dispatch = Dispatch::new(&BATCH, params, linear_groups(x.pixels().div_ceil(TILE) * quads));
+    dispatch.activating(act).with(domains > 1, "cut")
 }
 
 /// The gradient of a tensor of shape `x` under given moments.
-pub fn running(x: Shape, eps: f32, mask: bool) -> Dispatch {
+pub fn running(x: Shape, eps: f32, act: Act) -> Dispatch {
     let quads = x.stored_c() / 4;
-    let params = RunningParams { pixels: x.pixels() as u32, quads: quads as u32, eps, mask: mask.into() };
-    Dispatch::new(&RUNNING, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
+    let params = RunningParams { pixels: x.pixels() as u32, quads: quads as u32, eps, act: act.code() };
+    Dispatch::new(&RUNNING, params, linear_groups(x.pixels().div_ceil(TILE) * quads)).activating(act)
 }
 
 fn reduce_reference(args: Args<'_>) {
-    let (p, [dz, x, moments, mask, partials]) = args.unpack::<ReduceParams, 5>();
+    let (p, [dz, x, moments, affine, mask, partials]) = args.unpack::<ReduceParams, 6>();
+    let act = Act::of_code(p.act);
     let channels = p.quads as usize * 4;
     for partial in 0..(p.chunks * p.domains) as usize {
         let domain = partial % p.domains as usize;
@@ -150,10 +149,11 @@ fn reduce_reference(args: Args<'_>) {
             let (mut products, mut sum) = (0.0, 0.0);
             for pixel in chunks::of_domain(partial, p.chunk, p.domain, p.domains) {
                 let at = pixel * channels + c;
-                if p.mask == 0 || mask::get(mask, channels, pixel, c) {
-                    products += dz[at] * (x[at] - mean[c]);
-                    sum += dz[at];
-                }
+                let r = 1.0 / (var[c] + p.eps).sqrt();
+                let y = || (x[at] - mean[c]) * (affine[c] * r) + affine[channels + c];
+                let g = behind(act, dz[at], y, || mask::get(mask, channels, pixel, c));
+                products += g * (x[at] - mean[c]);
+                sum += g;
             }
             partials[partial * 2 * channels + c] = products * (1.0 / (var[c] + p.eps).sqrt());
             partials[(partial * 2 + 1) * channels + c] = sum;
@@ -163,7 +163,7 @@ fn reduce_reference(args: Args<'_>) {
 
 fn batch_reference(args: Args<'_>) {
     let (p, [dz, x, moments, affine, sums, mask, dx]) = args.unpack::<BatchParams, 7>();
-    let channels = p.quads as usize * 4;
+    let (channels, act) = (p.quads as usize * 4, Act::of_code(p.act));
     for pixel in 0..p.pixels as usize {
         let first = pixel / p.domain as usize * 2 * channels;
         let (mean, var) = moments[first..].split_at(channels);
@@ -171,7 +171,8 @@ fn batch_reference(args: Args<'_>) {
         for c in 0..channels {
             let at = pixel * channels + c;
             let r = 1.0 / (var[c] + p.eps).sqrt();
-            let g = if p.mask == 0 || mask::get(mask, channels, pixel, c) { dz[at] } else { 0.0 };
+            let y = || (x[at] - mean[c]) * (affine[c] * r) + affine[channels + c];
+            let g = behind(act, dz[at], y, || mask::get(mask, channels, pixel, c));
             let (slope, offset) = (r * d_gamma[c] / p.domain as f32, d_beta[c] / p.domain as f32);
             dx[at] = affine[c] * r * (g - offset - (x[at] - mean[c]) * slope);
         }
@@ -179,13 +180,24 @@ fn batch_reference(args: Args<'_>) {
 }
 
 fn running_reference(args: Args<'_>) {
-    let (p, [dz, moments, affine, mask, dx]) = args.unpack::<RunningParams, 5>();
-    let channels = p.quads as usize * 4;
+    let (p, [dz, x, moments, affine, mask, dx]) = args.unpack::<RunningParams, 6>();
+    let (channels, act) = (p.quads as usize * 4, Act::of_code(p.act));
     for pixel in 0..p.pixels as usize {
         for c in 0..channels {
             let at = pixel * channels + c;
-            let g = if p.mask == 0 || mask::get(mask, channels, pixel, c) { dz[at] } else { 0.0 };
-            dx[at] = affine[c] * (1.0 / (moments[channels + c] + p.eps).sqrt()) * g;
+            let scale = affine[c] * (1.0 / (moments[channels + c] + p.eps).sqrt());
+            let y = || (x[at] - moments[c]) * scale + affine[channels + c];
+            dx[at] = scale * behind(act, dz[at], y, || mask::get(mask, channels, pixel, c));
         }
+    }
+}
+
+/// The gradient in front of the activation: by the value `y` that it saw, or by its bit of the mask.
+fn behind(act: Act, dz: f32, y: impl Fn() -> f32, bit: impl Fn() -> bool) -> f32 {
+    match act {
+        Act::Identity => dz,
+        act if act.is_smooth() => dz * act.derivative(y()),
+        _ if bit() => dz,
+        _ => 0.0,
     }
 }

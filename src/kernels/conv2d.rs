@@ -2,7 +2,8 @@
 //!
 //! A linear layer is a 1×1 convolution of a 1×1 image and uses the same kernels.
 
-use super::{Args, Dispatch, Geometry, Kernel, mask, params, read, relu, shader, texture, write};
+use super::{Args, Dispatch, Geometry, Kernel, mask, params, read, shader, texture, write};
+use crate::act::Act;
 use crate::tensor::Shape;
 
 /// How the product is computed. All variants of a kernel have the same parameters, bindings and reference; which one is
@@ -99,15 +100,15 @@ params! {
         pad_left: i32,
         has_bias: u32,
         has_residual: u32,
-        relu: u32,
+        act: u32,
         has_mask: u32,
     }
 }
 
-/// `z = act(x ∗ weight + bias + residual)`, and the sign bits of the sum when a backward pass wants them.
+/// `z = act(x ∗ weight + bias + residual)`, and the mask of the sum when a backward pass wants it.
 pub static FORWARD: Kernel = Kernel {
     name: "conv2d_forward",
-    source: shader!("conv2d_forward", "conv2d_forward", "mask", "relu"),
+    source: shader!("conv2d_forward", "conv2d_forward", "act"),
     entry: "conv2d_forward",
     workgroup: WORKGROUP,
     params: ForwardParams::FIELDS,
@@ -120,7 +121,7 @@ pub static FORWARD: Kernel = Kernel {
 /// [`FORWARD`] through workgroup memory.
 pub static FORWARD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_forward_workgroup",
-    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "mask", "relu"),
+    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "act"),
     entry: "conv2d_forward",
     workgroup: [8, 8, 1],
     params: ForwardParams::FIELDS,
@@ -133,7 +134,7 @@ pub static FORWARD_WORKGROUP: Kernel = Kernel {
 /// [`FORWARD`] for subgroups.
 pub static FORWARD_SUBGROUP: Kernel = Kernel {
     name: "conv2d_forward_subgroup",
-    source: shader!("conv2d_forward_subgroup", "conv2d_forward", "mask", "relu"),
+    source: shader!("conv2d_forward_subgroup", "conv2d_forward", "act"),
     entry: "conv2d_forward",
     workgroup: [super::SUBGROUP, 1, 1],
     params: ForwardParams::FIELDS,
@@ -148,7 +149,7 @@ pub static FORWARD_SUBGROUP: Kernel = Kernel {
 pub struct Epilogue {
     pub bias: bool,
     pub residual: bool,
-    pub relu: bool,
+    pub act: Act,
     pub mask: bool,
 }
 
@@ -170,10 +171,10 @@ pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Ep
         pad_left: g.padding[1] as i32,
         has_bias: epilogue.bias.into(),
         has_residual: epilogue.residual.into(),
-        relu: epilogue.relu.into(),
+        act: epilogue.act.code(),
         has_mask: epilogue.mask.into(),
     };
-    Dispatch::new(variant.forward(), params, variant.groups(out.stored_c(), out.pixels(), 1))
+    Dispatch::new(variant.forward(), params, variant.groups(out.stored_c(), out.pixels(), 1)).activating(epilogue.act)
 }
 
 fn quads(x: Shape) -> u32 {
@@ -182,7 +183,7 @@ fn quads(x: Shape) -> u32 {
 
 fn forward_reference(args: Args<'_>) {
     let (p, [x, weight, bias, residual, z, mask]) = args.unpack::<ForwardParams, 6>();
-    let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
+    let (cin, cout, act) = (p.in_quads as usize * 4, p.out_quads as usize * 4, Act::of_code(p.act));
     if p.has_mask != 0 {
         mask::clear(mask, p.pixels as usize, cout);
     }
@@ -213,9 +214,9 @@ fn forward_reference(args: Args<'_>) {
                 sum += residual[at];
             }
             if p.has_mask != 0 {
-                mask::set(mask, cout, pixel, co, sum > 0.0);
+                mask::set(mask, cout, pixel, co, act.passes(sum));
             }
-            z[at] = if p.relu != 0 { relu(sum) } else { sum };
+            z[at] = act.apply(sum);
         }
     }
 }

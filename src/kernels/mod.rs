@@ -22,13 +22,20 @@ pub mod batch_norm_update;
 pub mod channel_sum;
 mod chunks;
 pub mod conv2d;
+pub mod depthwise;
+pub mod dropout;
 pub mod fold_batch_norm;
+pub mod grouped;
+pub mod image_sum;
 pub mod input_normalize;
 mod mask;
 pub mod pool;
+pub mod scale;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod sum_partials;
+
+use crate::act::Act;
 
 /// Invocations of a one-dimensional workgroup.
 pub const LINEAR: u32 = 64;
@@ -116,7 +123,7 @@ pub struct Kernel {
     pub params: &'static [(&'static str, usize)],
     /// Storage buffers, from binding 1 on.
     pub bindings: &'static [Binding],
-    /// Values of the module's `override` constants.
+    /// Values of the module's `override` constants, unless a dispatch has others.
     pub overrides: &'static [(&'static str, f64)],
     /// Whether it needs subgroups of exactly [`SUBGROUP`] invocations.
     pub subgroups: bool,
@@ -143,12 +150,27 @@ pub struct Dispatch {
     pub kernel: &'static Kernel,
     /// The uniform's bytes.
     pub params: Vec<u8>,
+    /// Values of `override` constants that are not the kernel's: the dispatch has a pipeline of its own.
+    pub constants: Vec<(&'static str, f64)>,
     pub workgroups: [u32; 3],
 }
 
 impl Dispatch {
     pub(crate) fn new<P: bytemuck::NoUninit>(kernel: &'static Kernel, params: P, workgroups: [u32; 3]) -> Self {
-        Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), workgroups }
+        Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), constants: Vec::new(), workgroups }
+    }
+
+    /// With what `shaders/lib/act.wgsl` needs for `act`.
+    pub(crate) fn activating(self, act: Act) -> Self {
+        self.with(act.is_smooth(), "is_smooth")
+    }
+
+    /// With an `override` constant that is on, if it is `wanted`.
+    pub(crate) fn with(mut self, wanted: bool, constant: &'static str) -> Self {
+        if wanted {
+            self.constants.push((constant, 1.0));
+        }
+        self
     }
 }
 
@@ -158,11 +180,6 @@ pub(crate) fn linear_groups(invocations: usize) -> [u32; 3] {
     let groups = invocations.div_ceil(LINEAR as usize).max(1) as u32;
     let rows = groups.div_ceil(MAX_GROUPS);
     [groups.div_ceil(rows), rows, 1]
-}
-
-/// 0 where `y` is negative; a NaN stays one, as in the shaders.
-pub(crate) fn relu(y: f32) -> f32 {
-    if y <= 0.0 { 0.0 } else { y }
 }
 
 /// Declares a kernel's uniform struct, and the names and offsets that the contract test compares with the shader.
@@ -206,7 +223,10 @@ pub struct StepScalars {
     pub inv_count: f32,
     /// 0 on the first micro-batch of a window, which replaces what was accumulated; 1 on the others.
     pub accumulate: f32,
-    pub padding: [f32; 3],
+    /// Numbers the forward passes of a training run; with the seed it gives the random numbers of this one.
+    pub draw: u32,
+    /// The low and the high word of the run's seed.
+    pub seed: [u32; 2],
 }
 
 impl StepScalars {
@@ -227,11 +247,9 @@ pub static KERNELS: &[&Kernel] = &[
     &adamw::STEP,
     &add::FORWARD,
     &batch_norm_apply::FORWARD,
-    &batch_norm_apply::FORWARD_CUT,
     &batch_norm_blend::FORWARD,
     &batch_norm_blend::GRAD,
     &batch_norm_grad::BATCH,
-    &batch_norm_grad::BATCH_CUT,
     &batch_norm_grad::REDUCE,
     &batch_norm_grad::RUNNING,
     &batch_norm_renorm::FORWARD,
@@ -249,15 +267,24 @@ pub static KERNELS: &[&Kernel] = &[
     &conv2d::WEIGHT_GRAD,
     &conv2d::WEIGHT_GRAD_WORKGROUP,
     &conv2d::WEIGHT_GRAD_SUBGROUP,
+    &depthwise::FORWARD,
+    &depthwise::INPUT_GRAD,
+    &depthwise::WEIGHT_GRAD,
+    &dropout::FORWARD,
     &fold_batch_norm::AFFINE_GRAD,
     &fold_batch_norm::AFFINE_GRAD_MERGE,
     &fold_batch_norm::FORWARD,
     &fold_batch_norm::WEIGHT_GRAD,
+    &grouped::FORWARD,
+    &grouped::INPUT_GRAD,
+    &grouped::WEIGHT_GRAD,
+    &image_sum::PARTIAL,
     &input_normalize::FORWARD,
     &pool::AVG_FORWARD,
     &pool::AVG_GRAD,
     &pool::MAX_FORWARD,
     &pool::MAX_GRAD,
+    &scale::FORWARD,
     &sgd::STEP,
     &softmax_cross_entropy::FORWARD,
     &softmax_cross_entropy::GRAD,

@@ -215,7 +215,7 @@ mod tests {
             thaw: thaw.iter().map(|layer| layer.map(str::to_owned)).collect(),
             rules: Vec::new(),
             networks: batches.iter().map(|&n| models::build("resnet_tiny", n, (side, side), 10).unwrap()).collect(),
-            options: Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false },
+            options: Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 },
             repeat: 1,
         }
     }

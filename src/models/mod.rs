@@ -131,7 +131,7 @@ fn compare(spec: &Spec, file: &HashMap<&str, &[usize]>) -> Option<(usize, usize)
         let layer = &graph.layers()[param.layer.index()].name;
         let in_file = file.get(format!("{layer}.weight").as_str()).copied();
         let same = match param.role {
-            Role::ConvWeight => in_file == Some(&[cout, param.channels, kh, kw]),
+            Role::ConvWeight | Role::DepthwiseWeight => in_file == Some(&[cout, param.channels, kh, kw]),
             Role::LinearWeight => match in_file {
                 Some(&[rows, columns]) if columns == param.channels => {
                     classes = Some(rows);

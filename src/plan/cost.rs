@@ -1,7 +1,7 @@
 //! The price of a plan, known before it runs: floating-point operations, bytes moved, bytes kept for backward.
 
 use super::lower::{Lowered, Value};
-use crate::graph::{Graph, NodeId, Op, Phase};
+use crate::graph::{Graph, Groups, NodeId, Op, Phase};
 use crate::kernels::Access;
 
 /// What a call, one phase of a layer, or the plan costs.
@@ -124,11 +124,16 @@ fn phase(layer: &mut LayerCost, phase: Phase) -> &mut PhaseCost {
 fn flops(graph: &Graph, id: NodeId) -> u64 {
     let node = graph.node(id);
     let shape = |operand: usize| graph.node(node.inputs[operand]).shape;
-    let (window, cin, out) = match node.op {
-        Op::Conv2d(conv) => (conv.window, shape(0).c(), node.shape),
-        Op::Conv2dInputGrad { window, input, .. } => (window, input.c(), shape(0)),
-        Op::Conv2dWeightGrad { window } => (window, shape(0).c(), shape(1)),
+    let (window, groups, cin, out) = match node.op {
+        Op::Conv2d(conv) => (conv.window, conv.groups, shape(0).c(), node.shape),
+        Op::Conv2dInputGrad { window, groups, input, .. } => (window, groups, input.c(), shape(0)),
+        Op::Conv2dWeightGrad { window, groups } => (window, groups, shape(0).c(), shape(1)),
         _ => return 0,
+    };
+    let cin = match groups {
+        Groups::One => cin,
+        Groups::Several(groups) => cin / groups,
+        Groups::Depthwise => 1,
     };
     2 * (out.pixels() * out.c() * cin * window.kernel[0] * window.kernel[1]) as u64
 }

@@ -1,11 +1,14 @@
 //! Lowering: each node becomes calls of kernels on values. A value is what later gets a slot.
 
 use super::{Input, Storage};
-use crate::graph::{Act, Graph, MOMENT_ROWS, Node, NodeId, Op, Phase, StatsUpdate, Variance, Window, domains};
+use crate::graph::{
+    Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, StatsUpdate, Variance, Window, domains, keeps_bits,
+    takes_mean,
+};
 use crate::kernels::{
     Dispatch, Geometry, StepScalars, accumulate, activation, adamw, add, batch_norm_apply, batch_norm_blend,
-    batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update, channel_sum, conv2d, fold_batch_norm,
-    input_normalize, pool, sgd, softmax_cross_entropy, sum_partials,
+    batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update, channel_sum, conv2d, depthwise, dropout,
+    fold_batch_norm, grouped, image_sum, input_normalize, pool, scale, sgd, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 
@@ -113,7 +116,6 @@ impl Lowering<'_> {
         let value = |operand: usize| Some(self.out.value(node.inputs[operand]));
         let optional = |present: bool, operand: usize| if present { value(operand) } else { None };
         let out = Some(self.out.value(id));
-        let relu = |act| act == Act::Relu;
         match node.op {
             Op::Labels | Op::Param(_) | Op::State(_) | Op::Feature(_) | Op::SideOutput => {}
             Op::Input => {
@@ -123,23 +125,24 @@ impl Lowering<'_> {
                 }
             }
             Op::Conv2d(conv) => {
-                let epilogue = conv2d::Epilogue {
-                    bias: conv.bias,
-                    residual: conv.residual,
-                    relu: relu(conv.act),
-                    mask: conv.mask,
-                };
+                let epilogue =
+                    conv2d::Epilogue { bias: conv.bias, residual: conv.residual, act: conv.act, mask: conv.mask };
                 let residual = optional(conv.residual, node.inputs.len() - 1);
-                let bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out, self.side(id)];
-                self.call(
-                    id,
-                    conv2d::forward(self.variant, shape(0), node.shape, geometry(conv.window), epilogue),
-                    bindings,
-                );
+                let mut bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out];
+                let (x, g) = (shape(0), geometry(conv.window));
+                let dispatch = match conv.groups {
+                    Groups::One => {
+                        bindings.push(self.side(id));
+                        conv2d::forward(self.variant, x, node.shape, g, epilogue)
+                    }
+                    Groups::Several(groups) => grouped::forward(x, node.shape, g, groups, epilogue),
+                    Groups::Depthwise => depthwise::forward(x, node.shape, g, epilogue),
+                };
+                self.call(id, dispatch, bindings);
             }
             // Of a graph that was not compiled: inference, unfused.
             Op::BatchNorm { eps } => {
-                let dispatch = batch_norm_apply::forward(shape(0), 1, eps, false, false, false);
+                let dispatch = batch_norm_apply::forward(shape(0), 1, eps, Act::Identity, false, false);
                 self.call(id, dispatch, vec![value(0), value(2), value(1), None, out, None]);
             }
             Op::BatchNormStats { domains } => {
@@ -159,8 +162,7 @@ impl Lowering<'_> {
             }
             Op::BatchNormApply(apply) => {
                 let (x, domains) = (shape(0), domains(shape(1)));
-                let dispatch =
-                    batch_norm_apply::forward(x, domains, apply.eps, relu(apply.act), apply.residual, apply.mask);
+                let dispatch = batch_norm_apply::forward(x, domains, apply.eps, apply.act, apply.residual, apply.mask);
                 let residual = optional(apply.residual, 3);
                 self.call(id, dispatch, vec![value(0), value(1), value(2), residual, out, self.side(id)]);
             }
@@ -169,16 +171,30 @@ impl Lowering<'_> {
                 self.call(id, fold_batch_norm::forward(shape(0), eps, bias), bindings);
             }
             Op::Activation { act, mask } => {
-                let dispatch = activation::forward(shape(0), relu(act), mask);
+                let dispatch = activation::forward(shape(0), act, mask);
                 self.call(id, dispatch, vec![value(0), out, self.side(id)]);
             }
             Op::Add { act, mask } => {
-                let dispatch = add::forward(shape(0), relu(act), mask);
+                let dispatch = add::forward(shape(0), act, mask);
                 self.call(id, dispatch, vec![value(0), value(1), out, self.side(id)]);
+            }
+            Op::Scale { mean } => {
+                let bindings = vec![value(0), value(1), optional(mean, 2), out];
+                self.call(id, scale::forward(shape(0), mean), bindings);
+            }
+            Op::Dropout { rate, whole, stream, residual } => {
+                let operands = [value(0), optional(residual, 1)];
+                let step = Some(self.step(id));
+                let dispatch = dropout::forward(node.shape, rate, whole, stream, residual);
+                self.call(id, dispatch, vec![operands[0], step, operands[1], out]);
             }
             Op::MaxPool { window, argmax } => {
                 let dispatch = pool::max_forward(shape(0), node.shape, geometry(window), argmax);
                 self.call(id, dispatch, vec![value(0), out, self.side(id)]);
+            }
+            Op::AvgPool { .. } if takes_mean(self.graph, id) => {
+                let x = shape(0);
+                self.reduce(id, node.shape, image_sum::partials_count(x), image_sum::mean(x), vec![value(0), None]);
             }
             Op::AvgPool { window } => {
                 self.call(id, pool::avg_forward(shape(0), node.shape, geometry(window)), vec![value(0), out]);
@@ -186,15 +202,28 @@ impl Lowering<'_> {
             Op::SoftmaxCrossEntropy { smoothing } => {
                 self.call(id, softmax_cross_entropy::forward(shape(0), smoothing), vec![value(0), value(1), out]);
             }
-            Op::Conv2dInputGrad { window, input, accumulate } => {
-                let dispatch = conv2d::input_grad(self.variant, input, shape(0), geometry(window), accumulate);
+            Op::Conv2dInputGrad { window, groups, input, accumulate } => {
+                let (dy, g) = (shape(0), geometry(window));
+                let dispatch = match groups {
+                    Groups::One => conv2d::input_grad(self.variant, input, dy, g, accumulate),
+                    Groups::Several(groups) => grouped::input_grad(input, dy, g, groups, accumulate),
+                    Groups::Depthwise => depthwise::input_grad(input, dy, g, accumulate),
+                };
                 self.call(id, dispatch, vec![value(0), value(1), out]);
             }
-            Op::Conv2dWeightGrad { window } => {
+            Op::Conv2dWeightGrad { window, groups } => {
                 let (x, dy, g) = (shape(0), shape(1), geometry(window));
-                let dispatch = conv2d::weight_grad(self.variant, x, dy, g);
-                let operands = vec![value(0), value(1)];
-                self.reduce(id, node.shape, conv2d::weight_grad_splits(self.variant, x, dy, g), dispatch, operands);
+                let (splits, dispatch) = match groups {
+                    Groups::One => (
+                        conv2d::weight_grad_splits(self.variant, x, dy, g),
+                        conv2d::weight_grad(self.variant, x, dy, g),
+                    ),
+                    Groups::Several(groups) => {
+                        (grouped::weight_grad_splits(x, dy, g, groups), grouped::weight_grad(x, dy, g, groups))
+                    }
+                    Groups::Depthwise => (depthwise::weight_grad_splits(x, dy, g), depthwise::weight_grad(x, dy, g)),
+                };
+                self.reduce(id, node.shape, splits, dispatch, vec![value(0), value(1)]);
             }
             Op::ChannelSum => {
                 let dispatch = channel_sum::partial(shape(0));
@@ -204,12 +233,20 @@ impl Lowering<'_> {
                 let dispatch = sum_partials::forward(node.shape.stored_len(), domains(shape(0)));
                 self.call(id, dispatch, vec![value(0), out]);
             }
-            Op::ActivationGrad => self.call(id, activation::grad(node.shape), vec![value(1), out]),
-            Op::BatchNormGradReduce { eps, mask } => {
+            Op::ActivationGrad { act } => {
+                let (mask, y) = (optional(!act.is_smooth(), 1), optional(act.is_smooth(), 1));
+                self.call(id, activation::grad(node.shape, act), vec![mask, y, out]);
+            }
+            Op::ScaleGateGrad => {
+                let (dy, operands) = (shape(0), vec![value(0), value(1)]);
+                self.reduce(id, node.shape, image_sum::partials_count(dy), image_sum::products(dy), operands);
+            }
+            Op::BatchNormGradReduce { eps, act } => {
                 let (x, domains) = (shape(1), domains(node.shape));
-                let operands = vec![value(0), value(1), value(2), optional(mask, 3)];
+                let (affine, mask) = (optional(act.is_smooth(), 3), optional(keeps_bits(act), 3));
+                let operands = vec![value(0), value(1), value(2), affine, mask];
                 let count = batch_norm_grad::reduce_partials_count(x, domains);
-                self.reduce(id, node.shape, count, batch_norm_grad::reduce(x, domains, eps, mask), operands);
+                self.reduce(id, node.shape, count, batch_norm_grad::reduce(x, domains, eps, act), operands);
             }
             Op::BatchNormGradBlend { eps, alpha } => {
                 let dispatch = batch_norm_blend::grad(node.shape.c(), domains(node.shape), eps, alpha);
@@ -219,13 +256,15 @@ impl Lowering<'_> {
                 let dispatch = batch_norm_renorm::grad(node.shape.c(), domains(node.shape), eps);
                 self.call(id, dispatch, vec![value(0), value(1), value(2), out]);
             }
-            Op::BatchNormGradBatch { eps, mask } => {
-                let bindings = vec![value(0), value(1), value(2), value(3), value(4), optional(mask, 5), out];
-                self.call(id, batch_norm_grad::batch(node.shape, domains(shape(2)), eps, mask), bindings);
+            Op::BatchNormGradBatch { eps, act } => {
+                let mask = optional(keeps_bits(act), 5);
+                let bindings = vec![value(0), value(1), value(2), value(3), value(4), mask, out];
+                self.call(id, batch_norm_grad::batch(node.shape, domains(shape(2)), eps, act), bindings);
             }
-            Op::BatchNormGradRunning { eps, mask } => {
-                let bindings = vec![value(0), value(1), value(2), optional(mask, 3), out];
-                self.call(id, batch_norm_grad::running(node.shape, eps, mask), bindings);
+            Op::BatchNormGradRunning { eps, act } => {
+                let (x, mask) = (optional(act.is_smooth(), 3), optional(keeps_bits(act), 3));
+                let bindings = vec![value(0), x, value(1), value(2), mask, out];
+                self.call(id, batch_norm_grad::running(node.shape, eps, act), bindings);
             }
             Op::FoldWeightGrad { eps } => {
                 let bindings = vec![value(0), value(1), value(2), out];

@@ -86,6 +86,8 @@ pub struct Call {
     pub kernel: &'static Kernel,
     /// Offset of the call's parameters in [`Plan::uniforms`].
     pub uniform: u32,
+    /// Values of the kernel's `override` constants that differ from its own.
+    pub constants: Vec<(&'static str, f64)>,
     pub workgroups: [u32; 3],
     /// The slots bound to the kernel's storage bindings.
     pub bindings: Vec<SlotId>,
@@ -136,6 +138,7 @@ impl Plan {
             calls.push(Call {
                 kernel: call.dispatch.kernel,
                 uniform,
+                constants: call.dispatch.constants.clone(),
                 workgroups: call.dispatch.workgroups,
                 words: call.bindings.iter().map(|v| v.map_or(0, |v| lowered.values[v].words)).collect(),
                 bindings,

@@ -27,10 +27,12 @@ pub enum Assignment {
     /// moments follow the mean over the ghost batches, once a step; or the samples of all micro-batches of an optimiser
     /// step, which then have to be computed together, in the memory of one batch of that size.
     Domain(Domain),
+    /// `dropout=on|off`: whether dropout or stochastic depth acts in training.
+    Dropout(bool),
 }
 
 /// The axes and what each accepts.
-const AXES: [(&str, &str); 7] = [
+const AXES: [(&str, &str); 8] = [
     ("weights", "train or frozen"),
     ("lr", "a multiplier, a number of at least 0"),
     ("stats", "running, batch, blend(<alpha>) with 0 < alpha < 1, or renorm(<rmax>,<dmax>) with rmax ≥ 1 and dmax ≥ 0"),
@@ -38,6 +40,7 @@ const AXES: [(&str, &str); 7] = [
     ("affine", "none, gamma, beta or both"),
     ("var", "biased or unbiased"),
     ("domain", "batch, ghost(<k>) with k samples, at least 1, or accumulated"),
+    ("dropout", "on or off"),
 ];
 
 /// Where every layer of `kind` starts: nothing trains and nothing moves.
@@ -49,10 +52,10 @@ pub(super) fn frozen(kind: LayerKind) -> Setting {
         var: Variance::Unbiased,
         domain: Domain::Batch,
     };
-    Setting { weights: false, lr: 1.0, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
+    Setting { weights: false, lr: 1.0, dropout: false, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
 }
 
-/// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without parameters. `lr=1` and
+/// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without axes. `lr=1` and
 /// `domain=batch` go without saying.
 pub fn describe(layer: &Layer) -> String {
     let mut words = match layer.setting.batch_norm {
@@ -67,6 +70,7 @@ pub fn describe(layer: &Layer) -> String {
             always.into_iter().chain(cut).collect()
         }
         None if has_weights(layer) => vec![Assignment::Weights(layer.setting.weights)],
+        None if drops(layer) => vec![Assignment::Dropout(layer.setting.dropout)],
         None => return String::new(),
     };
     if layer.setting.lr != 1.0 {
@@ -84,6 +88,10 @@ pub(super) fn has_weights(layer: &Layer) -> bool {
     matches!(layer.kind, LayerKind::Conv | LayerKind::Linear)
 }
 
+fn drops(layer: &Layer) -> bool {
+    matches!(layer.kind, LayerKind::Dropout | LayerKind::StochasticDepth)
+}
+
 impl Assignment {
     pub const fn axis(self) -> &'static str {
         AXES[self.index()].0
@@ -98,6 +106,7 @@ impl Assignment {
             Self::Affine(_) => 4,
             Self::Var(_) => 5,
             Self::Domain(_) => 6,
+            Self::Dropout(_) => 7,
         }
     }
 
@@ -107,12 +116,13 @@ impl Assignment {
             Self::Weights(_) => "conv and linear layers",
             Self::Lr(_) => "layers with parameters",
             Self::Stats(_) | Self::Update(_) | Self::Affine(_) | Self::Var(_) | Self::Domain(_) => "batch norms",
+            Self::Dropout(_) => "dropout and stochastic_depth layers",
         }
     }
 
     /// Sets the axis where the layer has it, and says whether it does.
     pub(super) fn apply(self, layer: &mut Layer) -> bool {
-        let weights = has_weights(layer);
+        let (weights, drops) = (has_weights(layer), drops(layer));
         let setting = &mut layer.setting;
         match (self, &mut setting.batch_norm) {
             (Self::Weights(train), _) if weights => setting.weights = train,
@@ -122,6 +132,7 @@ impl Assignment {
             (Self::Affine(affine), Some(mode)) => mode.affine = affine,
             (Self::Var(var), Some(mode)) => mode.var = var,
             (Self::Domain(domain), Some(mode)) => mode.domain = domain,
+            (Self::Dropout(on), _) if drops => setting.dropout = on,
             _ => return false,
         }
         true
@@ -160,6 +171,11 @@ impl Assignment {
                 _ => None,
             },
             "domain" => domain(value).map(Self::Domain),
+            "dropout" => match value {
+                "on" => Some(Self::Dropout(true)),
+                "off" => Some(Self::Dropout(false)),
+                _ => None,
+            },
             _ => None,
         };
         parsed.ok_or_else(|| format!("`{text}`: {axis} is {accepted}, not `{value}`"))
@@ -222,6 +238,7 @@ impl fmt::Display for Assignment {
             Self::Affine(affine) => affine.fmt(f),
             Self::Var(var) => var.fmt(f),
             Self::Domain(domain) => domain.fmt(f),
+            Self::Dropout(on) => f.write_str(if *on { "on" } else { "off" }),
         }
     }
 }

@@ -1,16 +1,20 @@
 //! What trains, what moves and what stays: ordered rules that give every layer of a network its setting.
 //!
 //! Everything starts frozen (`weights=frozen, lr=1`; batch norms `stats=running, update=off, affine=none, var=unbiased,
-//! domain=batch`). Rules apply in order, and the last one that speaks of an axis of a layer wins. A rule reads
+//! domain=batch`; `dropout=off`). Rules apply in order, and the last one that speaks of an axis of a layer wins. A rule reads
 //! `SELECTOR -> axis=value, axis=value`:
 //!
 //! | selector | layers |
 //! |---|---|
-//! | `kind:bn` | of a kind: `conv`, `bn`, `linear`, `relu`, `add`, `max_pool`, `avg_pool` |
+//! | `kind:bn` | of a [kind](LayerKind::ALL) |
+//! | `kind:dropout?` | the same, where that there is none is no error |
 //! | `last:linear` | the last one of a kind |
-//! | `name:layer4.*` | whose name matches a glob; `*` matches dots too |
-//! | `index:10..20` | by number in graph order; also `10..`, `..20`, `10..=19`, `10` |
-//! | `from:layer3` | the layer, or the first layer of the module, of that name, and all after it |
+//! | `name:layer4.*` | whose name or alias matches a glob; `*` matches dots too |
+//! | `index:10..20` | by [number](Graph::number); also `10..`, `..20`, `10..=19`, `10` |
+//! | `block:2..5` | of the [blocks](Graph::blocks) of these numbers; `-1` is the last, and so on |
+//! | `block:layer3.*` | of the blocks whose name matches a glob |
+//! | `from:layer3` | the layer, or the first layer of the module, of that name or alias, and all after it in graph order |
+//! | `from:block:5` | the first layer of what `block:5` selects, and all after it |
 //! | `!kind:bn` | those that are not |
 //! | `kind:bn & from:layer3` | that are both |
 //!
@@ -133,7 +137,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 /// The text is no selector, or it matches no such layer.
 pub fn select(selector: &str, kind: LayerKind, graph: &Graph) -> Result<Vec<LayerId>, PolicyError> {
     let fail = |reason| PolicyError::Selector { selector: selector.trim().into(), reason };
-    let selected = Selector::parse(selector.trim()).and_then(|s| s.select(graph.layers())).map_err(fail)?;
+    let selected = Selector::parse(selector.trim()).and_then(|s| s.select(graph)).map_err(fail)?;
     let layers = (0..).map(LayerId).zip(graph.layers()).zip(selected);
     let of_kind = |((_, layer), selected): &((LayerId, &Layer), bool)| *selected && layer.kind == kind;
     let layers: Vec<LayerId> = layers.filter(of_kind).map(|((id, _), _)| id).collect();
@@ -148,12 +152,12 @@ impl Rule {
         &self.assignments
     }
 
-    /// The layers that the rule is about, in graph order: at least one.
+    /// The layers that the rule is about, in graph order: at least one, unless the selector says `kind:…?`.
     ///
     /// # Errors
     /// The selector matches nothing.
     pub fn select(&self, graph: &Graph) -> Result<Vec<LayerId>, PolicyError> {
-        let selected = self.selector.select(graph.layers()).map_err(|reason| self.error(reason))?;
+        let selected = self.selector.select(graph).map_err(|reason| self.error(reason))?;
         Ok((0..).map(LayerId).zip(selected).filter(|(_, selected)| *selected).map(|(id, _)| id).collect())
     }
 

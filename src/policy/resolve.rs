@@ -2,7 +2,7 @@
 
 use super::axes::{frozen, has_weights};
 use super::{Policy, PolicyError};
-use crate::graph::{Affine, BatchNormMode, Domain, Graph, Layer, Stats, StatsUpdate};
+use crate::graph::{Affine, BatchNormMode, Domain, Graph, Layer, LayerId, NodeId, Op, Stats, StatsUpdate};
 use std::fmt;
 
 /// A network whose layers have their settings.
@@ -22,7 +22,14 @@ pub const FEW_VALUES: usize = 16;
 #[derive(Clone, PartialEq, Debug)]
 pub enum Warning {
     /// Some weights of a residual block train and others do not.
-    HalfFrozenBlock { block: String, trains: Vec<String>, frozen: Vec<String> },
+    HalfFrozenBlock { block: String, number: usize, trains: Vec<String>, frozen: Vec<String> },
+    /// Some weights of a squeeze-and-excitation train and others do not.
+    HalfFrozenGate {
+        /// The layer that multiplies by what they give.
+        scale: String,
+        trains: Vec<String>,
+        frozen: Vec<String>,
+    },
     /// Batch norms that take the statistics of a batch over fewer than [`FEW_VALUES`] values a channel.
     FewValues {
         layers: Vec<String>,
@@ -40,9 +47,21 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::HalfFrozenBlock { block, trains, frozen } => {
+            Self::HalfFrozenBlock { block, number, trains, frozen } => {
                 let (trains, frozen) = (list(trains), list(frozen));
-                write!(f, "half of the residual block {block} is frozen: {trains} train but {frozen} do not")
+                write!(
+                    f,
+                    "half of the residual block {block} is frozen: {trains} train but {frozen} do not; `block:{number}` \
+                     selects all of it, and `from:block:{number}` what follows, too"
+                )
+            }
+            Self::HalfFrozenGate { scale, trains, frozen } => {
+                let (trains, frozen) = (list(trains), list(frozen));
+                write!(
+                    f,
+                    "half of the squeeze-and-excitation that ends at {scale} is frozen: {trains} train but {frozen} do \
+                     not; they are one gate, so let all of them train, or none"
+                )
             }
             Self::FewValues { layers, values } => write!(
                 f,
@@ -107,7 +126,7 @@ pub fn resolve(policy: &Policy, mut graph: Graph) -> Result<Resolved, PolicyErro
         for &assignment in rule.assignments() {
             let fits: usize =
                 selected.iter().map(|id| usize::from(assignment.apply(&mut graph.layers[id.index()]))).sum();
-            if fits == 0 {
+            if fits == 0 && !selected.is_empty() {
                 let layers: Vec<&str> = selected.iter().map(|id| graph.layers[id.index()].name.as_str()).collect();
                 let (layers, meant_for) = (list(&layers), assignment.meant_for());
                 return Err(rule.error(format!("`{assignment}` is for {meant_for}, but the rule selects {layers}")));
@@ -117,6 +136,7 @@ pub fn resolve(policy: &Policy, mut graph: Graph) -> Result<Resolved, PolicyErro
 
     check_statistics(&graph)?;
     let mut warnings = half_frozen_blocks(&graph);
+    warnings.extend(half_frozen_gates(&graph));
     warnings.extend(few_values(&graph));
     let still = |mode: BatchNormMode| matches!(mode.stats, Stats::Blend { .. }) && mode.update == StatsUpdate::Off;
     let layers = batch_norms(&graph, |_, mode| still(mode));
@@ -205,20 +225,65 @@ fn batch_norms(graph: &Graph, holds: impl Fn(&Layer, BatchNormMode) -> bool) -> 
 }
 
 fn half_frozen_blocks(graph: &Graph) -> Vec<Warning> {
-    let same_block = |a: &Layer, b: &Layer| a.block == b.block;
-    let mut warnings = Vec::new();
-    for layers in graph.layers.chunk_by(same_block) {
-        let Some(block) = &layers[0].block else { continue };
-        let names = |trains: bool| -> Vec<String> {
-            let layers = layers.iter().filter(|l| has_weights(l) && l.setting.weights == trains);
-            layers.map(|l| l.name.clone()).collect()
-        };
-        let (trains, frozen) = (names(true), names(false));
-        if !trains.is_empty() && !frozen.is_empty() {
-            warnings.push(Warning::HalfFrozenBlock { block: block.clone(), trains, frozen });
-        }
+    let parts = graph.blocks().into_iter().map(|block| {
+        let layers = graph.layers.iter().filter(|layer| layer.block.as_deref() == Some(block));
+        halves(layers)
+    });
+    let cut = cut(parts.collect());
+    let blocks = (0..).zip(graph.blocks()).zip(cut);
+    let warning = |((number, block), halves): ((usize, &str), Option<Halves>)| {
+        let [trains, frozen] = halves?;
+        Some(Warning::HalfFrozenBlock { block: block.to_owned(), number, trains, frozen })
+    };
+    blocks.filter_map(warning).collect()
+}
+
+fn half_frozen_gates(graph: &Graph) -> Vec<Warning> {
+    let gates: Vec<(LayerId, NodeId)> = graph
+        .nodes()
+        .filter_map(|(_, node)| match node.op {
+            Op::Scale { .. } => Some((node.layer?, node.inputs[1])),
+            _ => None,
+        })
+        .collect();
+    let cut = cut(gates.iter().map(|&(_, gate)| halves(excitation(graph, gate).into_iter())).collect());
+    let warning = |(&(scale, _), halves): (&(LayerId, NodeId), Option<Halves>)| {
+        let [trains, frozen] = halves?;
+        Some(Warning::HalfFrozenGate { scale: graph.layers[scale.index()].name.clone(), trains, frozen })
+    };
+    gates.iter().zip(cut).filter_map(warning).collect()
+}
+
+/// The layers between a pooled image and the gate that is made of it; none where it is made of something else.
+fn excitation(graph: &Graph, gate: NodeId) -> Vec<&Layer> {
+    let mut layers = Vec::new();
+    let mut node = graph.node(gate);
+    while let Op::Conv2d(_) | Op::BatchNorm { .. } | Op::Activation { .. } = node.op {
+        layers.extend(node.layer.map(|layer| &graph.layers[layer.index()]));
+        node = graph.node(node.inputs[0]);
     }
-    warnings
+    match node.op {
+        Op::AvgPool { .. } => layers.into_iter().rev().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The names of a part's layers whose weights train, and of those whose weights do not.
+type Halves = [Vec<String>; 2];
+
+fn halves<'a>(layers: impl Iterator<Item = &'a Layer>) -> Halves {
+    let (trains, frozen): (Vec<&Layer>, _) = layers.filter(|l| has_weights(l)).partition(|l| l.setting.weights);
+    [trains, frozen].map(|half| half.iter().map(|l| l.name.clone()).collect())
+}
+
+/// The parts that a policy cuts in two. One that cuts every part means it: it goes by what layers are, not where. A range
+/// of layers has two ends, so it cuts two parts at most.
+fn cut(parts: Vec<Halves>) -> Vec<Option<Halves>> {
+    let is_cut = |[trains, frozen]: &Halves| !trains.is_empty() && !frozen.is_empty();
+    let with_weights = parts.iter().filter(|[trains, frozen]| !trains.is_empty() || !frozen.is_empty()).count();
+    let cuts = parts.iter().filter(|part| is_cut(part)).count();
+    let meant = cuts > 2 && cuts == with_weights;
+    parts.into_iter().map(|part| (is_cut(&part) && !meant).then_some(part)).collect()
 }
 
 /// One warning for each `keep` below a half, in graph order.

@@ -1,6 +1,6 @@
 //! Which layers a rule is about.
 
-use crate::graph::{Layer, LayerKind};
+use crate::graph::{Graph, Layer, LayerId, LayerKind};
 use crate::nearest::suggestion;
 use globset::{Glob, GlobMatcher};
 use std::fmt;
@@ -19,23 +19,44 @@ struct Term {
 
 #[derive(Clone, Debug)]
 enum Test {
-    Kind(LayerKind),
+    Kind {
+        kind: LayerKind,
+        /// That there is none is no slip of the pen.
+        if_any: bool,
+    },
     /// The last layer of a kind.
     Last(LayerKind),
     Name(GlobMatcher),
-    /// From the first to before the second, where there is one.
-    Index(usize, Option<usize>),
+    Index(Range),
+    Block(Blocks),
     /// The layer or the first layer of the module of that name, and all after it.
     From(String),
+    /// The first layer of these blocks, and all after it.
+    FromBlock(Blocks),
+}
+
+/// Which blocks.
+#[derive(Clone, Debug)]
+enum Blocks {
+    Number(Range),
+    Name(GlobMatcher),
+}
+
+/// From `start` to before `end`, where there is one. Numbers below zero count from the end: −1 is the last.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    start: isize,
+    end: Option<isize>,
 }
 
 /// Forms, and what follows the colon in each.
-const FORMS: [(&str, &str); 5] = [
-    ("kind", "a kind of layer, such as kind:bn"),
+const FORMS: [(&str, &str); 6] = [
+    ("kind", "a kind of layer, such as kind:bn, or kind:dropout? where there may be none"),
     ("last", "a kind of layer, such as last:linear for the last linear layer"),
     ("name", "a pattern, such as name:layer4.*"),
     ("index", "a range of layer numbers, such as index:10..20, index:10.. or index:3"),
-    ("from", "a layer's name, such as from:layer3.0.conv1"),
+    ("block", "a range of block numbers or a pattern, such as block:2..5, block:-1 or block:layer3.*"),
+    ("from", "a layer's or a block's name, such as from:layer3.0.conv1 or from:block:5"),
 ];
 
 /// Keeps the automaton that a pattern compiles to small.
@@ -49,23 +70,28 @@ impl Selector {
         Ok(Self { terms })
     }
 
-    /// Which of the layers are selected.
+    /// Which of the network's layers are selected.
     ///
     /// # Errors
-    /// None is; or a term other than a negated `kind:` finds nothing by itself, which is a slip of the pen.
-    pub(super) fn select(&self, layers: &[Layer]) -> Result<Vec<bool>, String> {
-        let mut selected = vec![true; layers.len()];
+    /// None is, though none of the terms is a `kind:…?` that finds nothing; or a term other than such a one and a negated
+    /// `kind:` finds nothing by itself, which is a slip of the pen.
+    pub(super) fn select(&self, graph: &Graph) -> Result<Vec<bool>, String> {
+        let mut selected = vec![true; graph.layers().len()];
+        let mut absent = false;
         for term in &self.terms {
-            let found = term.test.find(layers)?;
-            let may_be_absent = term.negated && matches!(term.test, Test::Kind(_));
-            if !may_be_absent && !found.contains(&true) {
-                return Err(format!("`{}` matches no layer: {}", term.test, term.test.why_nothing(layers)));
+            let found = term.test.find(graph)?;
+            if !found.contains(&true) {
+                match term.test {
+                    Test::Kind { if_any: true, .. } => absent = true,
+                    Test::Kind { .. } if term.negated => {}
+                    _ => return Err(format!("`{}` matches no layer: {}", term.test, term.test.why_nothing(graph))),
+                }
             }
             for (selected, found) in selected.iter_mut().zip(found) {
                 *selected &= found != term.negated;
             }
         }
-        match selected.contains(&true) {
+        match absent || selected.contains(&true) {
             true => Ok(selected),
             false => Err(format!("no layer of the network is `{self}`")),
         }
@@ -97,15 +123,25 @@ impl Test {
             return Err(format!("`{text}` is incomplete: after `{form}:` comes {accepted}"));
         }
         match form {
-            "kind" => kind(argument).map(Self::Kind),
+            "kind" => {
+                let (name, if_any) = match argument.strip_suffix('?') {
+                    Some(name) => (name.trim_end(), true),
+                    None => (argument, false),
+                };
+                Ok(Self::Kind { kind: kind(name)?, if_any })
+            }
             "last" => kind(argument).map(Self::Last),
             "name" => pattern(argument).map(Self::Name),
-            "index" => match range(argument) {
-                Some((start, Some(end))) if end <= start => Err(format!("`{text}` is an empty range")),
-                Some((start, end)) => Ok(Self::Index(start, end)),
+            "index" => match Range::parse(argument).filter(|range| !range.counts_back()) {
+                Some(range) if range.is_empty() => Err(format!("`{text}` is an empty range")),
+                Some(range) => Ok(Self::Index(range)),
                 None => Err(format!("`{argument}` in `{text}` is not {accepted}")),
             },
-            _ => Ok(Self::From(argument.into())),
+            "block" => Blocks::parse(argument).map(Self::Block),
+            _ => match argument.split_once(':').filter(|(form, _)| form.trim_end() == "block") {
+                Some((_, blocks)) => Blocks::parse(blocks.trim_start()).map(Self::FromBlock),
+                None => Ok(Self::From(argument.into())),
+            },
         }
     }
 
@@ -113,37 +149,101 @@ impl Test {
     ///
     /// # Errors
     /// `from:` names no layer.
-    fn find(&self, layers: &[Layer]) -> Result<Vec<bool>, String> {
+    fn find(&self, graph: &Graph) -> Result<Vec<bool>, String> {
+        let layers = graph.layers();
         let range = match self {
-            Self::Kind(kind) => return Ok(layers.iter().map(|l| l.kind == *kind).collect()),
-            Self::Name(glob) => return Ok(layers.iter().map(|l| glob.is_match(&l.name)).collect()),
+            Self::Kind { kind, .. } => return Ok(layers.iter().map(|l| l.kind == *kind).collect()),
+            Self::Name(glob) => return Ok(layers.iter().map(|l| names(l).any(|name| glob.is_match(name))).collect()),
+            Self::Index(range) => {
+                let numbers = numbers(graph);
+                let range = range.of(numbers.iter().max().map_or(0, |last| last + 1));
+                return Ok(numbers.iter().map(|number| range.contains(number)).collect());
+            }
+            Self::Block(blocks) => return Ok(blocks.find(graph)),
             Self::Last(kind) => match layers.iter().rposition(|l| l.kind == *kind) {
                 Some(last) => last..last + 1,
                 None => 0..0,
             },
-            Self::Index(start, end) => *start..end.unwrap_or(usize::MAX),
-            Self::From(name) => {
-                let start = layers.iter().position(|l| l.name == *name);
-                let start = start.or_else(|| {
-                    layers.iter().position(|l| l.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
-                });
-                let near = || suggestion(name, layers.iter().map(|l| l.name.as_str()));
-                start.ok_or_else(|| format!("`{self}`: the network has no layer `{name}`{}", near()))?..usize::MAX
+            Self::From(wanted) => {
+                let inside = |name: &str| name.strip_prefix(wanted).is_some_and(|rest| rest.starts_with(['.', '/']));
+                let start = layers.iter().position(|l| names(l).any(|name| name == wanted));
+                let start = start.or_else(|| layers.iter().position(|l| names(l).any(inside)));
+                let near = || suggestion(wanted, layers.iter().flat_map(names));
+                start.ok_or_else(|| format!("`{self}`: the network has no layer `{wanted}`{}", near()))?..usize::MAX
             }
+            Self::FromBlock(blocks) => match blocks.find(graph).iter().position(|found| *found) {
+                Some(first) => first..usize::MAX,
+                None => 0..0,
+            },
         };
         Ok((0..layers.len()).map(|i| range.contains(&i)).collect())
     }
 
     /// Why none of the layers pass.
-    fn why_nothing(&self, layers: &[Layer]) -> String {
+    fn why_nothing(&self, graph: &Graph) -> String {
         match self {
-            Self::Kind(kind) | Self::Last(kind) => format!("the network has no layer of kind {}", kind.name()),
-            Self::Index(..) => format!("the network's layers are numbered 0 to {}", layers.len().saturating_sub(1)),
+            Self::Kind { kind, .. } | Self::Last(kind) => format!("the network has no layer of kind {}", kind.name()),
+            Self::Index(_) => {
+                let numbers = numbers(graph);
+                let (first, last) = (numbers.iter().min().unwrap_or(&0), numbers.iter().max().unwrap_or(&0));
+                let gaps = match graph.layers().iter().any(|layer| layer.position.is_some()) {
+                    true => ", as in their file, but for those that compute nothing here",
+                    false => "",
+                };
+                format!("the network's layers are numbered {first} to {last}{gaps}")
+            }
             Self::Name(glob) => {
-                let near = suggestion(glob.glob().glob(), layers.iter().map(|l| l.name.as_str()));
+                let near = suggestion(glob.glob().glob(), graph.layers().iter().flat_map(names));
                 format!("the network has no name like it{near}")
             }
+            Self::Block(blocks) | Self::FromBlock(blocks) => blocks.why_nothing(graph),
             Self::From(name) => format!("the network has no layer `{name}`"),
+        }
+    }
+}
+
+/// What a layer is called.
+fn names(layer: &Layer) -> impl Iterator<Item = &str> {
+    [Some(layer.name.as_str()), layer.alias.as_deref()].into_iter().flatten()
+}
+
+fn numbers(graph: &Graph) -> Vec<usize> {
+    (0..graph.layers().len()).map(|index| graph.number(LayerId::new(index))).collect()
+}
+
+impl Blocks {
+    fn parse(text: &str) -> Result<Self, String> {
+        match Range::parse(text) {
+            Some(range) if range.is_empty() => Err(format!("`block:{text}` is an empty range")),
+            Some(range) => Ok(Self::Number(range)),
+            None => pattern(text).map(Self::Name),
+        }
+    }
+
+    /// Which layers belong to them.
+    fn find(&self, graph: &Graph) -> Vec<bool> {
+        let blocks = graph.blocks();
+        let numbers = match self {
+            Self::Number(range) => range.of(blocks.len()),
+            Self::Name(_) => 0..0,
+        };
+        let found = |name: &str| match self {
+            Self::Number(_) => blocks.iter().position(|block| *block == name).is_some_and(|n| numbers.contains(&n)),
+            Self::Name(glob) => glob.is_match(name),
+        };
+        graph.layers().iter().map(|layer| layer.block.as_deref().is_some_and(found)).collect()
+    }
+
+    fn why_nothing(&self, graph: &Graph) -> String {
+        let blocks = graph.blocks();
+        let near = match self {
+            Self::Number(_) => String::new(),
+            Self::Name(glob) => suggestion(glob.glob().glob(), blocks.iter().copied()),
+        };
+        match blocks.len() {
+            0 => "the network has no blocks that are named".into(),
+            1 => format!("the network has one block, {}{near}", blocks[0]),
+            n => format!("the network has {n} blocks, numbered 0 to {}{near}: {}", n - 1, blocks.join(", ")),
         }
     }
 }
@@ -168,22 +268,40 @@ fn pattern(text: &str) -> Result<GlobMatcher, String> {
     Ok(glob.compile_matcher())
 }
 
-/// `a..b`, `a..=b`, `a..`, `..b`, `..=b` or `a`, as start and end.
-fn range(text: &str) -> Option<(usize, Option<usize>)> {
-    let number = |text: &str| text.trim().parse::<usize>().ok();
-    let Some((start, end)) = text.split_once("..") else {
-        let index = number(text)?;
-        return Some((index, Some(index.checked_add(1)?)));
-    };
-    let end = match (end.trim(), end.trim().strip_prefix('=')) {
-        ("", _) => None,
-        (_, Some(last)) => Some(number(last)?.checked_add(1)?),
-        (end, None) => Some(number(end)?),
-    };
-    match start.trim() {
-        "" if end.is_none() => None,
-        "" => Some((0, end)),
-        start => Some((number(start)?, end)),
+impl Range {
+    /// `a..b`, `a..=b`, `a..`, `..b`, `..=b` or `a`.
+    fn parse(text: &str) -> Option<Self> {
+        let number = |text: &str| text.trim().parse::<isize>().ok();
+        // What ends behind the last of all has no end.
+        let behind = |last: isize| last.checked_add(1).map(|end| (last != -1).then_some(end));
+        let Some((start, end)) = text.split_once("..") else {
+            let start = number(text)?;
+            return Some(Self { start, end: behind(start)? });
+        };
+        let end = match (end.trim(), end.trim().strip_prefix('=')) {
+            ("", _) if start.trim().is_empty() => return None,
+            ("", _) => None,
+            (_, Some(last)) => behind(number(last)?)?,
+            (end, None) => Some(number(end)?),
+        };
+        let start = if start.trim().is_empty() { 0 } else { number(start)? };
+        Some(Self { start, end })
+    }
+
+    /// Whether any of its numbers counts from the end.
+    fn counts_back(self) -> bool {
+        self.start < 0 || self.end.is_some_and(|end| end < 0)
+    }
+
+    /// Whether it holds nothing, however many there are.
+    fn is_empty(self) -> bool {
+        self.end.is_some_and(|end| end == 0 || (end <= self.start && (end < 0) == (self.start < 0)))
+    }
+
+    /// The range among `count` things.
+    fn of(self, count: usize) -> std::ops::Range<usize> {
+        let place = |n: isize| if n < 0 { count.saturating_sub(n.unsigned_abs()) } else { n.unsigned_abs() };
+        place(self.start)..self.end.map_or(usize::MAX, place)
     }
 }
 
@@ -199,13 +317,32 @@ impl fmt::Display for Selector {
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kind(kind) => write!(f, "kind:{}", kind.name()),
+            Self::Kind { kind, if_any } => write!(f, "kind:{}{}", kind.name(), if *if_any { "?" } else { "" }),
             Self::Last(kind) => write!(f, "last:{}", kind.name()),
             Self::Name(glob) => write!(f, "name:{}", glob.glob()),
-            Self::Index(start, None) => write!(f, "index:{start}.."),
-            Self::Index(start, Some(end)) if start + 1 == *end => write!(f, "index:{start}"),
-            Self::Index(start, Some(end)) => write!(f, "index:{start}..{end}"),
+            Self::Index(range) => write!(f, "index:{range}"),
+            Self::Block(blocks) => write!(f, "block:{blocks}"),
             Self::From(name) => write!(f, "from:{name}"),
+            Self::FromBlock(blocks) => write!(f, "from:block:{blocks}"),
+        }
+    }
+}
+
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(range) => range.fmt(f),
+            Self::Name(glob) => f.write_str(glob.glob().glob()),
+        }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.end {
+            None => write!(f, "{}..", self.start),
+            Some(end) if self.start.checked_add(1) == Some(end) => write!(f, "{}", self.start),
+            Some(end) => write!(f, "{}..{end}", self.start),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a training step costs under a policy, layer by layer, against inference and full fine-tuning.
 
 use crate::compile::{self, CompileError, Options};
-use crate::graph::{Affine, Graph, Role, StatsUpdate};
+use crate::graph::{Affine, Graph, LayerId, Role, StatsUpdate};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Cost, Input, LayerCost, PhaseCost, Plan};
 use crate::policy::{self, Policy, Resolved};
@@ -32,6 +32,7 @@ pub struct Price {
 /// What one layer costs in a step.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct LayerPrice {
+    /// The number that `index:` selectors know it by.
     pub index: usize,
     pub name: String,
     pub kind: &'static str,
@@ -183,7 +184,9 @@ pub fn trained_values(network: &Graph) -> Trained {
         for param in layer.params.iter().map(|&param| network.param(param)) {
             let [kh, kw, _, out] = param.shape.0;
             let (all, train) = match param.role {
-                Role::ConvWeight | Role::LinearWeight => (kh * kw * param.channels * out, layer.setting.weights),
+                Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight => {
+                    (kh * kw * param.channels * out, layer.setting.weights)
+                }
                 Role::Bias => (out, layer.setting.weights),
                 Role::Affine => {
                     here += vectors * out;
@@ -202,10 +205,10 @@ pub fn trained_values(network: &Graph) -> Trained {
 }
 
 fn layers(graph: &Graph, cost: &Cost) -> Vec<LayerPrice> {
-    let layers = graph.layers().iter().zip(&cost.layers).enumerate();
+    let layers = (0..).map(LayerId::new).zip(graph.layers()).zip(&cost.layers);
     layers
-        .map(|(index, (layer, cost))| LayerPrice {
-            index,
+        .map(|((id, layer), cost)| LayerPrice {
+            index: graph.number(id),
             name: layer.name.clone(),
             kind: layer.kind.name(),
             shape: layer.shape.0,

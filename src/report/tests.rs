@@ -88,7 +88,7 @@ fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
     let policy = policy.unwrap();
     let resolved = policy::resolve(&policy, models::build("resnet_tiny", 32, (16, 16), 10).unwrap()).unwrap();
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false };
+    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
     let (price, _) = price(&resolved, &options, Input::Values).unwrap();
     let recipe = RECIPES.iter().find(|recipe| recipe.name == name);
     let layers = price.layers.iter().filter(|layer| !layer.axes.is_empty());
@@ -415,7 +415,7 @@ fn caveats_follow_from_the_numbers() {
 fn benchmark() -> Benchmark {
     let roofline = Roofline { flops_per_s: 2.1e10, bytes_per_s: 8e9, call_ms: 0.015, run_ms: 0.04 };
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false };
+    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
     let mut rng = Rng::new(5);
     let mut results = Vec::new();
     for name in ["full", "keras-guide", "head", "bn-only"] {

@@ -119,7 +119,7 @@ fn optimizer_name(network: &Graph, kind: StateKind, param: ParamId) -> String {
     };
     let param = network.param(param);
     let role = match param.role {
-        Role::ConvWeight | Role::LinearWeight => "weight",
+        Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight => "weight",
         Role::Bias => "bias",
         Role::Affine => "affine",
         Role::Moments => "moments",

@@ -5,10 +5,12 @@ use super::{
     Evaluator, FeatureCache, ImageSet, Images, Method, PADDING, Probe, Recalibration, Session, Settings, Then, Totals,
     TrainError, recalibrate,
 };
+use crate::compile;
 use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats, Variance};
 use crate::plan::Input;
+use crate::rng::Rng;
 use crate::tensor::HostTensor;
 use crate::weights::{self, StateDict, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -269,7 +271,10 @@ impl Source {
         let cache = cache.as_deref();
         let of_train = cache.map(|cache| (cache, train));
         let network = stages[stage].clone();
-        let session = Session::with_cache(device, network, tensors, *input, settings.options(), of_train)?;
+        // Each stage counts its steps anew, and should not drop what the one before it dropped.
+        let seed = Rng::keyed(settings.seed, &[stage as u64]).next_u64();
+        let options = compile::Options { seed, ..settings.options() };
+        let session = Session::with_cache(device, network, tensors, *input, options, of_train)?;
         let evaluator = |val| session.evaluator_with_cache(settings.batch, tensors, cache.map(|cache| (cache, val)));
         let evaluator = val.as_ref().map(evaluator).transpose()?;
         Ok((session, evaluator))

@@ -305,7 +305,9 @@ impl Session {
             correction2: (1.0 - beta2.powi(t)) as f32,
             inv_count: (1.0 / (counted.iter().sum::<usize>().max(1) * apart) as f64) as f32,
             accumulate: if self.micro < self.gathered { 0.0 } else { 1.0 },
-            padding: [0.0; 3],
+            // A step may have more micro-batches than there are runs; none of them draws as another does.
+            draw: (self.steps as u32).wrapping_mul(window as u32).wrapping_add(self.micro as u32),
+            seed: [self.options.seed as u32, (self.options.seed >> 32) as u32],
         };
         if let Some(slot) = self.slots.step {
             self.executor.write(slot, bytemuck::bytes_of(&scalars))?;

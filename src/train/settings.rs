@@ -159,6 +159,7 @@ impl Settings {
             label_smoothing: self.label_smoothing as f32,
             accumulate: self.accumulate,
             export_gradients: false,
+            seed: self.seed,
         }
     }
 

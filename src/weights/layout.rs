@@ -3,6 +3,7 @@
 //! | tensor | file | device |
 //! |---|---|---|
 //! | convolution | `[O, I, KH, KW]` | `[KH][KW][I₄][O₄]` |
+//! | depthwise convolution | `[C, 1, KH, KW]` | `[KH][KW][C₄]` |
 //! | linear | `[O, I]` | `[1][1][I₄][O₄]` |
 //! | vector | `[C]` | `[C₄]` |
 //! | images | `[N, C, H, W]` | `[N][H][W][C₄]` |
@@ -26,6 +27,16 @@ pub fn conv_to_file(device: &[f32], dims: [usize; 4]) -> Vec<f32> {
     assert_eq!(device.len(), conv_device_len(dims), "a convolution of {dims:?}");
     for_each_conv_weight(dims, |at_file, at_device| file[at_file] = device[at_device]);
     file
+}
+
+/// A depthwise convolution's weights for the device. `dims` is `[C, KH, KW]`.
+pub fn depthwise_to_device(file: &[f32], [c, kh, kw]: [usize; 3]) -> Vec<f32> {
+    images_to_device(file, [1, c, kh, kw])
+}
+
+/// A depthwise convolution's weights for a file. `dims` is `[C, KH, KW]`.
+pub fn depthwise_to_file(device: &[f32], [c, kh, kw]: [usize; 3]) -> Vec<f32> {
+    images_to_file(device, [1, c, kh, kw])
 }
 
 /// A linear layer's weights for the device. `dims` is `[O, I]`.

@@ -19,7 +19,7 @@ fn parts(graph: &Graph, param: &Param) -> Vec<Expected> {
         |part: &str, shape: Vec<usize>| Expected { name: format!("{layer}.{part}"), shape, kind: ExpectedKind::Float };
     let [kh, kw, _, out] = param.shape.0;
     match param.role {
-        Role::ConvWeight => vec![float("weight", vec![out, param.channels, kh, kw])],
+        Role::ConvWeight | Role::DepthwiseWeight => vec![float("weight", vec![out, param.channels, kh, kw])],
         Role::LinearWeight => vec![float("weight", vec![out, param.channels])],
         Role::Bias => vec![float("bias", vec![out])],
         Role::Affine => vec![float("weight", vec![out]), float("bias", vec![out])],
@@ -31,7 +31,7 @@ fn parts(graph: &Graph, param: &Param) -> Vec<Expected> {
     }
 }
 
-/// Fresh parameters, as torchvision initialises them: He normal over the outputs for convolutions (He et al. 2015),
+/// Fresh parameters, as torchvision initialises them: He normal over the outputs of a group for convolutions (He et al. 2015),
 /// uniform within `1/√fan_in` for the linear layer, identity for batch norms. A function of `seed` only.
 pub fn initialise(graph: &Graph, seed: u64) -> Vec<HostTensor> {
     (0..graph.params().len()).map(|index| initialise_param(graph, index, seed)).collect()
@@ -45,10 +45,14 @@ fn initialise_param(graph: &Graph, index: usize, seed: u64) -> HostTensor {
     let c = param.shape.stored_c();
     let fan_in = |g: &Graph| g.layers()[param.layer.index()].params.first().map_or(1, |&p| g.param(p).channels);
     match param.role {
-        Role::ConvWeight => {
-            let std = (2.0 / (out * kh * kw) as f64).sqrt();
+        Role::ConvWeight | Role::DepthwiseWeight => {
+            let groups = graph.groups(param.layer);
+            let std = (2.0 / (out / groups * kh * kw) as f64).sqrt();
             let file: Vec<f32> = (0..out * param.channels * kh * kw).map(|_| (std * normal(&mut rng)) as f32).collect();
-            tensor.data = layout::conv_to_device(&file, [out, param.channels, kh, kw]);
+            tensor.data = match param.role {
+                Role::DepthwiseWeight => layout::depthwise_to_device(&file, [out, kh, kw]),
+                _ => layout::conv_to_device(&file, [out, param.channels, kh, kw]),
+            };
         }
         Role::LinearWeight => {
             let bound = 1.0 / (param.channels as f64).sqrt();
@@ -109,6 +113,7 @@ fn to_device(param: &Param, files: Vec<FileTensor>) -> HostTensor {
             (Role::ConvWeight, TensorData::F32(v)) => {
                 data = layout::conv_to_device(&v, [out, param.channels, kh, kw]);
             }
+            (Role::DepthwiseWeight, TensorData::F32(v)) => data = layout::depthwise_to_device(&v, [out, kh, kw]),
             (Role::LinearWeight, TensorData::F32(v)) => data = layout::linear_to_device(&v, [out, param.channels]),
             (_, TensorData::F32(v)) => data.extend(layout::vector_to_device(&v)),
             (_, TensorData::I64(count)) => {
@@ -144,6 +149,9 @@ pub fn to_file(graph: &Graph, param: &Param, data: &[f32]) -> Vec<(String, FileT
             let tensor = match (param.role, part.kind) {
                 (Role::ConvWeight, _) => {
                     FileTensor::f32(part.shape, layout::conv_to_file(data, [out, param.channels, kh, kw]))
+                }
+                (Role::DepthwiseWeight, _) => {
+                    FileTensor::f32(part.shape, layout::depthwise_to_file(data, [out, kh, kw]))
                 }
                 (Role::LinearWeight, _) => {
                     FileTensor::f32(part.shape, layout::linear_to_file(data, [out, param.channels]))

@@ -18,7 +18,7 @@
 pub(super) mod proto;
 
 use super::{ExportError, layer, logits, unsupported};
-use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Window};
+use crate::graph::{Act, Conv2d, Graph, Groups, LayerKind, Op, Window};
 use crate::tensor::HostTensor;
 use crate::weights::{self, ExpectedKind, TensorData, write_atomically};
 use prost::Message;
@@ -178,7 +178,14 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
         let (op, inputs, attributes, flat) = match node.op {
             // An initialiser.
             Op::Param(_) => continue,
-            Op::Conv2d(Conv2d { window, bias, residual: false, act: Act::Identity, mask: false }) => {
+            Op::Conv2d(Conv2d {
+                window,
+                groups: Groups::One,
+                bias,
+                residual: false,
+                act: Act::Identity,
+                mask: false,
+            }) => {
                 let linear = layer.kind == LayerKind::Linear;
                 let x = if linear { flatten(&mut nodes, operand(0)) } else { image()? };
                 let mut inputs = vec![x, param("weight")];
