@@ -47,12 +47,16 @@ fn hub() -> Server {
 
 fn thawline(server: &Server, home: &Path, args: &[&str]) -> process::Output {
     let mut command = Command::cargo_bin("thawline").unwrap();
-    for name in
-        ["RUST_LOG", "HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"]
-    {
+    for name in ["RUST_LOG", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"] {
         command.env_remove(name);
     }
-    command.env("HF_ENDPOINT", &server.address).env("HF_HOME", home).args(args).output().unwrap()
+    command
+        .env("HF_ENDPOINT", &server.address)
+        .env("HF_HOME", home)
+        .env("HF_TOKEN", "hf_mine")
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 #[track_caller]
@@ -84,7 +88,8 @@ fn weights_are_fetched_once_and_found_offline() {
     let snapshot = home.path().join("hub/models--me--tiny/snapshots").join(COMMIT);
     assert_eq!(fs::read(snapshot.join("model.safetensors")).unwrap(), weights());
 
-    assert!(!server.requests().is_empty());
+    let asked = server.requests();
+    assert!(!asked.is_empty() && asked.iter().all(|request| request.header("authorization") == Some("Bearer hf_mine")));
     let again: Value = serde_json::from_str(&stdout(inspect(&["--offline"]))).unwrap();
     assert_eq!(again, report);
     assert!(server.requests().is_empty());
