@@ -14,7 +14,7 @@ use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::models::{self, Spec};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
-use thawline::weights::{self, StateDict};
+use thawline::weights::{self, Config, StateDict};
 
 /// Height and width of images, in pixels: `N` or `HxW`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -336,7 +336,8 @@ impl ModelArgs {
         {
             bail!("{file} holds the weights of {found}, not of {}", named.name);
         }
-        let told = ["model", "architecture"].iter().filter_map(|key| state.metadata.get(*key));
+        let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
+        let told = [state.metadata.get("model"), config.architecture.as_ref()].into_iter().flatten();
         let told = told.filter_map(|name| models::spec(name).ok()).next();
         let spec = match recognised {
             Some((name, _)) => models::spec(name)?,
@@ -346,13 +347,22 @@ impl ModelArgs {
                 )
             })?,
         };
+        for (what, told, taken) in [("mean", config.mean, spec.mean), ("std", config.std, spec.std)] {
+            if let Some(told) = told.filter(|told| *told != taken) {
+                log::warn!(
+                    "{file} was trained on images with {what} {told:?}, but {} takes {taken:?}: it will do worse",
+                    spec.name
+                );
+            }
+        }
         let in_file = recognised.map(|(_, classes)| classes);
         let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(spec));
+        let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
             classes,
-            trained_size: state.metadata.get("size").and_then(|size| size.parse().ok()),
+            trained_size: told_size.or(config.size.map(|(height, width)| Size { height, width })),
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
@@ -405,9 +415,10 @@ impl Model {
         folder.classes.iter().map(label).collect()
     }
 
-    /// The name by which the weights are found again, if there are any.
-    pub fn name(&self) -> Result<Option<PathBuf>> {
-        Ok(self.state.as_ref().map(source::name).transpose()?.flatten())
+    /// The file that the weights came from, in the hub's cache if they came by name; none if they are random.
+    pub fn origin(&self) -> Result<Option<PathBuf>> {
+        let origin = self.state.as_ref().and_then(|state| state.origin.as_ref());
+        Ok(origin.map(std::path::absolute).transpose()?)
     }
 
     /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.

@@ -142,7 +142,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
-    let settings = args.training.settings(None, model.name()?, images, model.spec, size, first)?;
+    let settings = args.training.settings(None, model.origin()?, images, model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
     let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
     let (data, folder) = (images.data.clone(), &images.folder);

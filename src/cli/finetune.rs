@@ -122,7 +122,7 @@ fn start(args: &Args) -> Result<Run> {
     };
     let policy = policy.with_last_rules(&args.rules)?;
     let size = model.size(training.size.size);
-    let mut settings = training.settings(None, model.name()?, &images, model.spec, size, in_words(&policy))?;
+    let mut settings = training.settings(None, model.origin()?, &images, model.spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
     let stages = stages(&settings, model.spec, &policy)?;
     let network = &stages[0];

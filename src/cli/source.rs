@@ -12,30 +12,18 @@ pub struct HubArgs {
     pub offline: bool,
 }
 
-/// Reads weights by the name of their file, or by hf:owner/name[@revision][:file].
+/// Reads weights by the name of their file, or by hf:owner/name[@revision][:file]. A file may have a name that begins like
+/// this; `./hf:…` is always a file.
 pub fn load(name: &Path, hub: HubArgs) -> Result<StateDict> {
-    match reference(name) {
-        Some(reference) => fetched(reference, hub.offline),
+    match name.to_str().filter(|text| text.starts_with("hf:")) {
+        Some(reference) => Ok(StateDict::load(fetched(reference, hub.offline)?)?),
         None => Ok(StateDict::load(name)?),
     }
 }
 
-/// The name by which these weights are found again from any folder and at any time; none if they are from no file.
-pub fn name(state: &StateDict) -> Result<Option<PathBuf>> {
-    let name = state.origin.as_deref().map(|name| match reference(name) {
-        Some(_) => Ok(name.into()),
-        None => std::path::absolute(name),
-    });
-    Ok(name.transpose()?)
-}
-
-/// A file may have a name that begins like this; `./hf:…` is always a file.
-fn reference(name: &Path) -> Option<&str> {
-    name.to_str().filter(|text| text.starts_with("hf:"))
-}
-
+/// The file in the cache.
 #[cfg(feature = "hub")]
-fn fetched(reference: &str, offline: bool) -> Result<StateDict> {
+fn fetched(reference: &str, offline: bool) -> Result<PathBuf> {
     use indicatif::{ProgressBar, ProgressStyle};
     use thawline::hub::{Hub, Progress};
 
@@ -44,29 +32,21 @@ fn fetched(reference: &str, offline: bool) -> Result<StateDict> {
     let bar = ProgressBar::new(0).with_style(style);
     let fetched = hub.fetch(&reference.parse()?, &mut |Progress { file, done, total }| {
         if bar.message() != file {
-            // What is there already is no sign of speed.
-            bar.reset();
             bar.set_length(total);
             bar.set_message(file.to_owned());
+            // What was there before is no sign of speed.
+            bar.set_position(done);
+            bar.reset_eta();
         }
         bar.set_position(done);
     });
     bar.finish_and_clear();
     let fetched = fetched?;
-    let mut state = StateDict::load(&fetched.path)?;
-    state.origin = Some(fetched.reference.to_string().into());
-    let config = fetched.config.unwrap_or_default();
-    let size = config.size.map(|(height, width)| format!("{height}x{width}"));
-    for (key, value) in [("architecture", config.architecture), ("size", size)] {
-        // What the file itself tells comes first.
-        if let Some(value) = value {
-            state.metadata.entry(key.into()).or_insert(value);
-        }
-    }
-    Ok(state)
+    log::info!("{reference} is {}", fetched.reference);
+    Ok(fetched.path)
 }
 
 #[cfg(not(feature = "hub"))]
-fn fetched(reference: &str, _: bool) -> Result<StateDict> {
+fn fetched(reference: &str, _: bool) -> Result<PathBuf> {
     anyhow::bail!("{reference}: this thawline was built without the feature `hub`; download the file, and name it")
 }

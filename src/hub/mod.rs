@@ -19,7 +19,6 @@ pub use error::HubError;
 use http::{Client, Facts, Failure, Pace, in_words, what};
 pub use reference::{Reference, SCHEME};
 use reference::{is_commit, is_hex, is_relative};
-use serde_json::Value;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::env;
@@ -63,46 +62,10 @@ pub struct Progress<'a> {
 /// What a reference led to.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// The file in the cache.
+    /// The file in the cache; config.json is beside it, if the repository has one.
     pub path: PathBuf,
     /// The reference with the commit and the file: it will mean the same in a year.
     pub reference: Reference,
-    /// What the repository's config.json says, if there is one.
-    pub config: Option<Config>,
-}
-
-/// What timm writes into config.json.
-#[derive(Clone, PartialEq, Default, Debug)]
-pub struct Config {
-    /// The name of the network, as timm calls it.
-    pub architecture: Option<String>,
-    pub classes: Option<usize>,
-    /// What is subtracted from red, green and blue, as values from 0 to 1.
-    pub mean: Option<[f32; 3]>,
-    /// What they are divided by then.
-    pub std: Option<[f32; 3]>,
-    /// Height and width of the images that the network was trained on, in pixels.
-    pub size: Option<(usize, usize)>,
-}
-
-impl Config {
-    /// What there is of it in a config.json; nothing if it is not one of timm's.
-    fn of(json: &Value) -> Self {
-        let numbers = |key: &str| -> Option<[f64; 3]> {
-            let list = json["pretrained_cfg"][key].as_array()?;
-            let numbers: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
-            numbers?.try_into().ok()
-        };
-        let colours = |key| numbers(key).map(|numbers| numbers.map(|x| x as f32));
-        let size = |[_, height, width]: [f64; 3]| (height as usize, width as usize);
-        Self {
-            architecture: json["architecture"].as_str().map(str::to_owned),
-            classes: json["num_classes"].as_u64().and_then(|n| usize::try_from(n).ok()),
-            mean: colours("mean"),
-            std: colours("std"),
-            size: numbers("input_size").map(size).filter(|&(height, width)| height > 0 && width > 0),
-        }
-    }
 }
 
 /// A hub and the cache of what came from it.
@@ -196,13 +159,15 @@ impl Hub {
             }
             Ok(path)
         };
-        let config = if has_config { Some(get(CONFIG, MAX_CONFIG)?) } else { None };
+        if has_config {
+            get(CONFIG, MAX_CONFIG)?;
+        }
         let path = get(&file, MAX_WEIGHTS)?;
         if !snapshot.cached {
             repository.remember(&reference.revision, &snapshot.commit)?;
         }
         let reference = Reference { revision: snapshot.commit, file: Some(file), ..reference.clone() };
-        Ok(Fetched { path, reference, config: config.and_then(|path| read_config(&path)) })
+        Ok(Fetched { path, reference })
     }
 
     /// The commit that the reference's revision stands at, as the hub says, or the cache where it must or may.
@@ -436,22 +401,6 @@ fn choose(reference: &Reference, files: &[String]) -> Result<String, HubError> {
         (Some(one), Some(two)) => {
             let files = named(&mut [one, two].into_iter().chain(candidates));
             Err(HubError::Choice { repository, files })
-        }
-    }
-}
-
-/// The content of a config.json; none if it is no JSON, which is no reason to refuse the weights beside it.
-fn read_config(path: &Path) -> Option<Config> {
-    let parsed = File::open(path).map_err(|error| error.to_string()).and_then(|file| {
-        let mut text = Vec::new();
-        file.take(MAX_CONFIG).read_to_end(&mut text).map_err(|error| error.to_string())?;
-        serde_json::from_slice(&text).map_err(|error| error.to_string())
-    });
-    match parsed {
-        Ok(json) => Some(Config::of(&json)),
-        Err(error) => {
-            log::warn!("{} is left out of account: {error}", path.display());
-            None
         }
     }
 }

@@ -10,6 +10,7 @@
 
 mod atomic;
 mod bind;
+mod config;
 mod convert;
 mod error;
 pub mod layout;
@@ -28,6 +29,7 @@ use memmap2::Mmap;
 pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
+pub use config::Config;
 pub use error::{Mismatch, WeightsError};
 pub use params::{Loaded, expected, from_state, initialise, to_file, to_state};
 

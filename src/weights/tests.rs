@@ -231,6 +231,29 @@ fn what_cannot_be_saved_leaves_the_old_file() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
+#[test]
+fn what_is_beside_the_weights_describes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let beside = |json: &str| {
+        fs::write(folder.path().join("config.json"), json).unwrap();
+        Config::beside(&folder.path().join("model.safetensors"))
+    };
+    let timm = r#"{"architecture": "resnet18", "num_classes": 1000, "num_features": 512, "pretrained_cfg": {"tag": "a1",
+        "input_size": [3, 224, 288], "mean": [0.485, 0.456, 0.406], "std": [0.5, 0.5, 0.25], "pool_size": [7, 7]}}"#;
+    let expected = Config {
+        architecture: Some("resnet18".into()),
+        mean: Some([0.485, 0.456, 0.406]),
+        std: Some([0.5, 0.5, 0.25]),
+        size: Some((224, 288)),
+    };
+    assert_eq!(beside(timm), Some(expected));
+    assert_eq!(beside("{}"), Some(Config::default()));
+    assert_eq!(beside(r#"{"pretrained_cfg": {"input_size": [3, 0, 9]}}"#), Some(Config::default()));
+    for other in ["", "[[[[", "[]", r#"{"architecture": 3}"#, r#"{"pretrained_cfg": {"mean": [1]}}"#] {
+        assert_eq!(beside(other), None, "{other}");
+    }
+}
+
 /// A PyTorch zip with one storage of 8 bytes and this pickle. Checksums are zero, which stands for "none".
 fn zip_bytes(pickle: &[u8]) -> Vec<u8> {
     let (mut bytes, mut directory) = (Vec::new(), Vec::new());
