@@ -44,14 +44,16 @@
 //! [`train::Run`] for whole runs with epochs and checkpoints. A [`train::Probe`] shows what batch norms see;
 //! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
-//! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good and
-//! writes ONNX. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
+//! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
+//! [`onnx`] reads and writes other programs' networks, [`convert`] turns weights over to another framework's variant of
+//! a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary, and `hub`, on by default, for fetching weights by name; a library
 //! user sets `default-features = false`, and adds `hub` where it is wanted.
 
 mod act;
 pub mod compile;
+pub mod convert;
 pub mod data;
 pub mod export;
 pub mod gpu;
@@ -62,6 +64,7 @@ pub mod kernels;
 pub mod lab;
 pub mod models;
 mod nearest;
+pub mod onnx;
 pub mod plan;
 pub mod policy;
 pub mod reference;

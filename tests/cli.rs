@@ -575,6 +575,116 @@ fn fold_writes_nothing_that_is_wrong() {
 }
 
 #[test]
+fn a_graph_file_stands_for_a_network() {
+    let outputs = Outputs::new();
+    let text = stdout(&["inspect", "--model", "resnet_tiny", "--graph"]);
+    let (file, changed) = (outputs.text("same.json"), outputs.text("mine.json"));
+    fs::write(&file, &text).unwrap();
+    let layers = |args: &[&str]| json(&[&["inspect", "--json"], args].concat())["layers"].clone();
+    assert_eq!(layers(&["--model", &file]), layers(&["--model", "resnet_tiny"]));
+    assert_eq!(stdout(&["inspect", "--model", &file, "--graph"]), text);
+    assert_eq!(
+        layers(&["--model", &file, "--size", "24x20", "--classes", "3"]),
+        layers(&["--model", "resnet_tiny", "--size", "24x20", "--classes", "3"])
+    );
+    assert_eq!(stdout(&["inspect", &weights_file(), "--graph"]), text);
+
+    // A network that no name stands for: other activations, names and normalisation.
+    let mine = text.replace("\"act\": \"relu\"", "\"act\": \"relu6\"").replace("\"fc\"", "\"head\"");
+    let mine = mine.replace("\"resnet_tiny\"", "\"mine\"").replace("\"mean\": [0.5, ", "\"mean\": [0.4, ");
+    assert_ne!(mine, text);
+    fs::write(&changed, &mine).unwrap();
+    let (run, data) = (outputs.text("run"), data());
+    let train = ["finetune", "--model", &changed, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
+    assert!(stdout(&train).starts_with("mine at 16 pixels"));
+    let best = outputs.path("run").join("best.safetensors");
+    let best = best.to_str().unwrap();
+    // Its weights need no file beside them.
+    let inspected = json(&["inspect", best, "--json"]);
+    assert_eq!(inspected["model"], "mine");
+    let kinds: Vec<&str> =
+        inspected["layers"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"relu6") && !kinds.contains(&"relu"), "{kinds:?}");
+    assert!(stdout(&["inspect", best]).contains("graph: the network's own; --graph prints it"));
+    assert_eq!(stdout(&["inspect", best, "--graph"]), mine);
+    let eval = |more: &[&str]| json(&[&["eval", "--weights", best, "--data", &data, "--json"], more].concat());
+    assert_eq!(eval(&[])["loss"], eval(&["--model", &changed])["loss"]);
+    assert_ne!(eval(&[])["loss"], json(&["eval", "--weights", &weights_file(), "--data", &data, "--json"])["loss"]);
+    fails(&["eval", "--weights", best, "--data", &data, "--model", "resnet_tiny"], "does not fit the model");
+    assert!(stdout(&["finetune", "--resume", &run, "--epochs", "1"]).contains("mine at 16 pixels"));
+
+    // Every other command that writes weights keeps the graph.
+    let (stepped, again) = (outputs.text("stepped.safetensors"), outputs.text("again.safetensors"));
+    stdout(&["step", "--model", &changed, "--inputs", &inputs_file(), "--out", &stepped]);
+    assert_eq!(json(&["inspect", &stepped, "--json"])["model"], "mine");
+    stdout(&["step", "--weights", &stepped, "--inputs", &inputs_file(), "--out", &again, "--policy", "bn-only"]);
+    assert_eq!(json(&["inspect", &again, "--json"])["layers"], inspected["layers"]);
+    stdout(&["recalibrate", "--weights", best, "--data", &data, "--out", &again, "--batch", "5"]);
+    assert_eq!(json(&["inspect", &again, "--json"])["model"], "mine");
+    stdout(&["fold", "--weights", best, "--out", &again]);
+    let folded = json(&["inspect", &again, "--json"]);
+    assert!(folded["layers"].as_array().unwrap().iter().all(|layer| layer["kind"] != "bn"));
+    assert_eq!(json(&["eval", "--weights", &again, "--data", &data, "--json"])["top1"], eval(&[])["top1"]);
+
+    fails(&["inspect", "--model", &outputs.text("none.json")], "cannot read");
+    fs::write(&file, text.replace("\"layer1.0.conv1\", \"op\"", "\"layer1.0.conv1\", \"po\"")).unwrap();
+    fails(&["plan", "--model", &file], "same.json: layer `layer1.0.conv1`: `op` is missing");
+    fails(&["inspect", "--model", "mine", "--graph"], "unknown model `mine`");
+}
+
+#[test]
+fn onnx_is_read_like_any_weights_file() {
+    let outputs = Outputs::new();
+    let (weights, onnx, data) = (trained_file(), outputs.text("net.onnx"), data());
+    stdout(&["fold", "--weights", &weights, "--out", &onnx, "--no-fold"]);
+    let eval = |weights: &str| json(&["eval", "--weights", weights, "--data", &data, "--json"]);
+    let (of_file, of_onnx) = (eval(&weights), eval(&onnx));
+    assert_eq!((&of_onnx["model"], &of_onnx["top1"]), (&Value::from("net"), &of_file["top1"]));
+    assert_eq!(of_onnx["loss"], of_file["loss"], "the weights are the same, and so is what is done to images");
+    let layers = |file: &str| json(&["inspect", file, "--json"])["layers"].clone();
+    assert_eq!(layers(&onnx), layers(&weights));
+
+    // Trained, it is a file of its own.
+    let run = outputs.text("run");
+    let train = ["finetune", "--weights", &onnx, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
+    stdout(&[&train[..], &["--policy", "keras-guide"]].concat());
+    let last = outputs.path("run").join("last.safetensors");
+    let last = last.to_str().unwrap();
+    assert_eq!(json(&["inspect", last, "--json"])["layers"], layers(&onnx));
+    assert_eq!(eval(last)["model"], "net");
+    let back = outputs.text("back.onnx");
+    stdout(&["fold", "--weights", last, "--out", &back, "--no-fold"]);
+    assert_eq!(eval(&back)["loss"], eval(last)["loss"]);
+
+    // Others' files; one has no batch norms, and both have five classes.
+    let golden = |name: &str| format!("{}/tests/golden/onnx/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    let resnet = golden("resnet");
+    let output = thawline(&["inspect", &resnet, "--json"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("note: ") && stderr.contains("ImageNet's mean"), "{stderr}");
+    let stepped = outputs.text("stepped.safetensors");
+    let step = |file: &str, more: &[&str]| {
+        let args = ["step", "--weights", file, "--inputs", &inputs_file(), "--out", &stepped];
+        stdout(&[&args[..], more].concat())
+    };
+    for policy in ["full", "bn-only", "head", "full-frozen-bn"] {
+        let loss = step(&resnet, &["--classes", "10", "--policy", policy, "--check"]);
+        assert!(loss.contains("\"step\":1"), "{loss}");
+    }
+    assert_eq!(json(&["inspect", &stepped, "--json"])["classes"], 10);
+    step(&golden("resnet_folded"), &["--classes", "10", "--policy", "head"]);
+    step(&golden("mobile"), &["--classes", "10", "--policy", "full"]);
+    // Its graph alone.
+    let seeded = json(&["inspect", "--model", &golden("lenet"), "--json"]);
+    assert_eq!((&seeded["size"], &seeded["classes"]), (&serde_json::json!([18, 18]), &Value::from(5)));
+    fails(&["inspect", "--model", &golden("lenet"), "--size", "32"], "cannot take 1 images of 32×32 pixels");
+
+    fs::write(outputs.path("cut.onnx"), &fs::read(&onnx).unwrap()[..5000]).unwrap();
+    fails(&["eval", "--weights", &outputs.text("cut.onnx"), "--data", &data], "damaged or not a real ONNX file");
+    fails(&["inspect", &outputs.text("none.onnx")], "cannot read");
+}
+
+#[test]
 fn finetune_then_eval() {
     let outputs = Outputs::new();
     let (weights, data, out) = (weights_file(), data(), outputs.text("run"));
@@ -848,7 +958,18 @@ fn bench_prints_what_scripts_read() {
 
     let kernels = json(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1", "--repeat", "1", "--json"]);
     let convolutions = kernels["convolutions"].as_array().unwrap();
-    let expected = ["forward", "input", "input_grad", "kernel", "layers", "output", "stride", "weight_grad"];
+    let expected = [
+        "by_groups",
+        "forward",
+        "groups",
+        "input",
+        "input_grad",
+        "kernel",
+        "layers",
+        "output",
+        "stride",
+        "weight_grad",
+    ];
     assert_eq!(keys(&convolutions[0]), expected);
     assert!(convolutions.iter().all(|c| c["weight_grad"]["gflops"].as_f64() > Some(0.0)));
     fails(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1,2"], "one --batch");

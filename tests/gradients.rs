@@ -469,6 +469,7 @@ fn mobile_networks_train() {
     for recipe in ["full", "full-frozen-bn", "keras-guide", "bn-only", "bn-affine", "head", "head-adapt", "full-renorm"]
     {
         check_on(mobile(), recipe, &[]);
+        check_on(mobile(), recipe, &["kind:dropout -> dropout=off", "kind:stochastic_depth -> dropout=off"]);
     }
     // A gate that trains without the squeeze below it, and one that does not while what it gates does.
     check_on(mobile(), "head", &["name:a.se.fc2 -> weights=train"]);

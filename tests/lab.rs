@@ -39,6 +39,7 @@ impl Fixture {
         let settings = Settings {
             thawline: env!("CARGO_PKG_VERSION").into(),
             model: "resnet_tiny".into(),
+            graph: None,
             weights: None,
             classes: images.classes.clone(),
             batch: BATCH,

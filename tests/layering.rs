@@ -13,6 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("graph", &["act", "tensor"]),
     ("policy", &["graph", "nearest"]),
     ("models", &["graph", "nearest"]),
+    ("convert", &["graph", "tensor"]),
     // Not the policy: it has left its settings in the graph.
     ("compile", &["graph", "tensor"]),
     ("kernels", &["act", "rng", "tensor"]),
@@ -23,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hub", &["weights"]),
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
+    ("onnx", &["export", "graph", "models", "tensor", "weights"]),
     ("data", &["rng", "tensor"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),

@@ -49,7 +49,7 @@ fn parameter_counts() {
         ("wide_resnet50_2", 68_883_240, 320, 53),
         ("resnet_tiny", 239_608, 92, 15),
     ];
-    assert_eq!(MODELS.iter().map(|m| m.name).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
+    assert_eq!(MODELS.iter().map(|m| m.name.as_ref()).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
     for (name, parameters, tensors, batch_norms) in expected {
         let graph = models::build(name, 1, (64, 64), 1000).unwrap();
         let dict = state_dict(&graph);
@@ -96,10 +96,10 @@ fn shapes_are_torchvisions() {
 fn recognises_every_model_by_its_own_tensors() {
     for spec in MODELS {
         let mut tensors = state_dict(&spec.build(1, (32, 32), 37).unwrap());
-        assert_eq!(recognise(&tensors), Some((spec.name, 37)));
+        assert_eq!(recognise(&tensors), Some((spec.name.as_ref(), 37)));
         // One tensor lost is for the loader to complain about.
         tensors.retain(|(name, _)| name != "layer2.0.conv1.weight");
-        assert_eq!(recognise(&tensors), Some((spec.name, 37)));
+        assert_eq!(recognise(&tensors), Some((spec.name.as_ref(), 37)));
         // A file without its head has no number of classes.
         tensors.retain(|(name, _)| name != "fc.weight");
         assert_eq!(recognise(&tensors), None);

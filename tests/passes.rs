@@ -206,7 +206,7 @@ fn accumulation_commits_once_a_window() {
 fn every_recipe_on_every_model_verifies() {
     for spec in models::MODELS {
         for recipe in thawline::policy::RECIPES {
-            let network = resolved(spec.name, recipe.name, &[]);
+            let network = resolved(&spec.name, recipe.name, &[]);
             compile::training(network.clone(), &options()).unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
             compile::inference(network, true).unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
         }

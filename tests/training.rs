@@ -10,7 +10,7 @@ use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::{Device, DeviceOptions};
-use thawline::graph::{AdamW, Affine, Graph, Phase, Role, Sgd, StatsUpdate};
+use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::models::{self, Spec};
@@ -379,6 +379,25 @@ struct Fixture {
     dir: TempDir,
     settings: Settings,
     images: ImageFolder,
+    /// For a batch of so many images.
+    network: fn(usize) -> Graph,
+}
+
+/// A block with stochastic depth and a head with dropout.
+fn dropping(batch: usize) -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(batch, SIZE, SIZE, 3).expect("images");
+    let x = b.conv2d("stem", x, 8, Window::square(3, 2, 1), false).expect("a convolution");
+    let x = b.batch_norm("stem.bn", x, 1e-3).expect("a batch norm");
+    let x = b.activation("stem.act", x, Act::Silu).expect("an activation");
+    let y = b.grouped_conv2d("block.conv", x, 8, Window::square(3, 1, 1), 8, false).expect("a convolution");
+    let y = b.batch_norm("block.bn", y, 1e-3).expect("a batch norm");
+    let y = b.stochastic_depth("block.drop", y, 0.5).expect("stochastic depth");
+    let x = b.add("block.add", x, y).expect("a sum");
+    let x = b.global_avg_pool("pool", x).expect("a pool");
+    let x = b.dropout("dropout", x, 0.2).expect("dropout");
+    let logits = b.linear("fc", x, CLASSES).expect("a head");
+    b.finish(logits).expect("a network")
 }
 
 impl Fixture {
@@ -391,6 +410,7 @@ impl Fixture {
         let settings = Settings {
             thawline: "test".into(),
             model: "resnet_tiny".into(),
+            graph: None,
             weights: None,
             classes: images.classes.clone(),
             batch: BATCH,
@@ -409,7 +429,8 @@ impl Fixture {
             transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip),
             data,
         };
-        Self { dir, settings, images }
+        let network = |batch| spec().build(batch, (SIZE, SIZE), CLASSES).expect("the network");
+        Self { dir, settings, images, network }
     }
 
     fn out(&self, name: &str) -> PathBuf {
@@ -417,15 +438,14 @@ impl Fixture {
     }
 
     fn job<'a>(&'a self, device: &'a Device, settings: &Settings) -> Job<'a> {
-        let graph = spec().build(settings.batch, (SIZE, SIZE), CLASSES).expect("the network");
+        let graph = (self.network)(settings.batch);
         let stages = resolve_stages(&policy(&settings.policy.name, &[]), &graph).expect("the policy suits");
         let stages = stages.into_iter().map(|(_, stage)| stage.graph).collect();
         Job { device, stages, input: input(), images: &self.images, settings: settings.clone(), cache: None }
     }
 
     fn start(&self, settings: &Settings, out: &str) -> Result<Run, TrainError> {
-        let network = network(&policy(&settings.policy.name, &[]), settings.batch);
-        let tensors = weights::initialise(&network, settings.seed);
+        let tensors = weights::initialise(&(self.network)(settings.batch), settings.seed);
         self.job(&device(), settings).start(&tensors, &self.out(out))
     }
 
@@ -523,38 +543,53 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
         ("accumulated", Settings { accumulate: 2, batch: BATCH / 2, policy: accumulated, ..base.clone() }),
         ("stage-at-epoch", Settings { epochs: 5, ..staged(base, "full-then-frozen-bn", adamw) }),
     ] {
-        let whole = format!("{name}-whole");
-        finish(&mut fixture.start(&settings, &whole).expect("a run"));
-        // Twice the same bits, to begin with.
-        let again = format!("{name}-again");
-        finish(&mut fixture.start(&settings, &again).expect("a run"));
-        assert_same_files(&fixture.out(&whole), &fixture.out(&again));
-
-        let parts = format!("{name}-parts");
-        let mut run = fixture.start(&settings, &parts).expect("a run");
-        let per_epoch = settings.steps_per_epoch() as u64;
-        let is_step = |event: &Event<'_>, number: u64| matches!(event, Event::Step(step) if step.step == number);
-        type StopAt<'a> = (&'a str, Box<dyn Fn(&Event<'_>) -> bool + 'a>);
-        let stops: [StopAt<'_>; 5] = [
-            ("before everything", Box::new(|event| matches!(event, Event::Started { .. }))),
-            ("in an epoch", Box::new(|event| is_step(event, 1))),
-            ("in validation", Box::new(|event| matches!(event, Event::Validating { .. }))),
-            ("between epochs", Box::new(|event| matches!(event, Event::Epoch { history, .. } if history.len() == 2))),
-            ("in another epoch", Box::new(|event| is_step(event, per_epoch + 2))),
-        ];
-        let mut within_epochs = 0;
-        for (place, stop_at) in stops {
-            assert_eq!(go(&mut run, stop_at).expect("a run"), Outcome::Stopped, "{name}, {place}");
-            within_epochs += u32::from(!run.step().is_multiple_of(per_epoch));
-            let step = run.step();
-            drop(run);
-            run = fixture.resume(&settings, &parts).expect("it resumes");
-            assert_eq!(run.step(), step, "{name}, {place}");
-        }
-        assert!(within_epochs >= 2, "{name}: stopped within epochs only {within_epochs} times");
-        finish(&mut run);
-        assert_same_files(&fixture.out(&whole), &fixture.out(&parts));
+        resumes_to_the_same_bits(&fixture, name, &settings);
     }
+}
+
+#[test]
+fn a_resumed_run_drops_what_one_that_never_stopped_drops() {
+    let fixture = Fixture { network: dropping, ..Fixture::new() };
+    resumes_to_the_same_bits(&fixture, "dropout", &fixture.settings);
+    resumes_to_the_same_bits(&fixture, "accumulate", &Settings { accumulate: 2, ..fixture.settings.clone() });
+    // Another seed orders the images otherwise and drops other values.
+    let checkpoint = |name: &str| fs::read(fixture.out(name).join(CHECKPOINT_FILE)).expect("a checkpoint");
+    finish(&mut fixture.start(&Settings { seed: 4, ..fixture.settings.clone() }, "seed").expect("a run"));
+    assert!(checkpoint("seed") != checkpoint("dropout-whole"));
+}
+
+fn resumes_to_the_same_bits(fixture: &Fixture, name: &str, settings: &Settings) {
+    let whole = format!("{name}-whole");
+    finish(&mut fixture.start(settings, &whole).expect("a run"));
+    // Twice the same bits, to begin with.
+    let again = format!("{name}-again");
+    finish(&mut fixture.start(settings, &again).expect("a run"));
+    assert_same_files(&fixture.out(&whole), &fixture.out(&again));
+
+    let parts = format!("{name}-parts");
+    let mut run = fixture.start(settings, &parts).expect("a run");
+    let per_epoch = settings.steps_per_epoch() as u64;
+    let is_step = |event: &Event<'_>, number: u64| matches!(event, Event::Step(step) if step.step == number);
+    type StopAt<'a> = (&'a str, Box<dyn Fn(&Event<'_>) -> bool + 'a>);
+    let stops: [StopAt<'_>; 5] = [
+        ("before everything", Box::new(|event| matches!(event, Event::Started { .. }))),
+        ("in an epoch", Box::new(|event| is_step(event, 1))),
+        ("in validation", Box::new(|event| matches!(event, Event::Validating { .. }))),
+        ("between epochs", Box::new(|event| matches!(event, Event::Epoch { history, .. } if history.len() == 2))),
+        ("in another epoch", Box::new(|event| is_step(event, per_epoch + 2))),
+    ];
+    let mut within_epochs = 0;
+    for (place, stop_at) in stops {
+        assert_eq!(go(&mut run, stop_at).expect("a run"), Outcome::Stopped, "{name}, {place}");
+        within_epochs += u32::from(!run.step().is_multiple_of(per_epoch));
+        let step = run.step();
+        drop(run);
+        run = fixture.resume(settings, &parts).expect("it resumes");
+        assert_eq!(run.step(), step, "{name}, {place}");
+    }
+    assert!(within_epochs >= 2, "{name}: stopped within epochs only {within_epochs} times");
+    finish(&mut run);
+    assert_same_files(&fixture.out(&whole), &fixture.out(&parts));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::source::{self, HubArgs};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,7 +12,8 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, Spec};
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec};
+use thawline::onnx::{self, Imported};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, Config, StateDict};
@@ -69,11 +71,11 @@ pub fn side(pixels: usize) -> Result<u32> {
 /// `--model`, `--weights`, `--offline`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
-    /// the weights file holds]
-    #[arg(long, value_name = "NAME")]
+    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny, or a graph file
+    /// as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the weights file holds]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file, or one of a Hugging Face hub [default: random weights]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub [default: random weights]
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
     #[command(flatten)]
@@ -300,7 +302,7 @@ impl Split {
 
 /// The network that the arguments choose, and its weights file if there is one.
 pub struct Model {
-    pub spec: &'static Spec,
+    pub spec: Spec,
     /// `--classes`, else the file's, else the model's.
     pub classes: usize,
     /// The size that the file's run was trained at, if the file tells.
@@ -322,30 +324,47 @@ impl ModelArgs {
 
     /// As [`read`](Self::read), with the weights file's content.
     pub fn of(&self, state: Option<StateDict>) -> Result<Model> {
-        let named = self.model.as_deref().map(models::spec).transpose()?;
+        let named = self.model.as_deref().map(spec).transpose()?;
         let Some(state) = state else {
             let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
-            let classes = self.classes.unwrap_or_else(|| default_classes(spec));
+            let classes = self.classes.unwrap_or_else(|| default_classes(&spec));
             let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
             return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
-        let recognised = recognise(&state);
-        if let (Some(named), Some((found, _))) = (named, recognised)
-            && named.name != found
-        {
-            bail!("{file} holds the weights of {found}, not of {}", named.name);
-        }
         let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
-        let told = [state.metadata.get("model"), config.architecture.as_ref()].into_iter().flatten();
-        let told = told.filter_map(|name| models::spec(name).ok()).next();
-        let spec = match recognised {
-            Some((name, _)) => models::spec(name)?,
-            None => named.or(told).with_context(|| {
-                format!(
-                    "{file} holds the weights of no network that is known; --model NAME says how it differs from one"
-                )
-            })?,
+        let described = match &named {
+            Some(_) => None,
+            None => described(&state)?,
+        };
+        let (spec, in_file) = match (named, described) {
+            // Names and shapes would only tell which named network it is like.
+            (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
+                let classes = spec.file().and_then(|file| classes_of(file, &state));
+                (spec, classes)
+            }
+            (named, _) => {
+                let recognised = recognise(&state);
+                if let (Some(named), Some((found, _))) = (&named, recognised)
+                    && named.name != found
+                {
+                    bail!("{file} holds the weights of {found}, not of {}", named.name);
+                }
+                let told = || {
+                    let mut told = [state.metadata.get("model"), config.architecture.as_ref()].into_iter().flatten();
+                    told.find_map(|name| models::spec(name).ok().cloned())
+                };
+                let spec = match recognised {
+                    Some((name, _)) => models::spec(name)?.clone(),
+                    None => named.or_else(told).with_context(|| {
+                        format!(
+                            "{file} holds the weights of no network that is known; --model NAME says how it differs \
+                             from one, and --model FILE.json describes another"
+                        )
+                    })?,
+                };
+                (spec, recognised.map(|(_, classes)| classes))
+            }
         };
         for (what, told, taken) in [("mean", config.mean, spec.mean), ("std", config.std, spec.std)] {
             if let Some(told) = told.filter(|told| *told != taken) {
@@ -355,8 +374,7 @@ impl ModelArgs {
                 );
             }
         }
-        let in_file = recognised.map(|(_, classes)| classes);
-        let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(spec));
+        let classes = self.classes.or(in_file).unwrap_or_else(|| default_classes(&spec));
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
@@ -371,21 +389,89 @@ impl ModelArgs {
     }
 }
 
+/// The content of a weights file. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
+pub fn read_weights(path: &Path) -> Result<StateDict> {
+    if !has_ending(path, "onnx") {
+        return Ok(StateDict::load(path)?);
+    }
+    let Imported { state, notes, .. } = onnx::load(path)?;
+    for note in notes {
+        eprintln!("note: {}: {note}", path.display());
+    }
+    Ok(state)
+}
+
+/// The network that `--model` asks for.
+pub fn spec(model: &str) -> Result<Spec> {
+    let path = Path::new(model);
+    if has_ending(path, "json") {
+        Ok(Spec::of_file(GraphFile::read(path)?))
+    } else if has_ending(path, "onnx") {
+        Ok(Spec::of_file(onnx::load(path)?.file))
+    } else {
+        Ok(models::spec(model)?.clone())
+    }
+}
+
+/// The number of classes of `file`'s head in a weights file.
+fn classes_of(file: &GraphFile, state: &StateDict) -> Option<usize> {
+    state.tensors.get(&format!("{}.weight", file.head()?))?.shape.first().copied()
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == ending)
+}
+
+/// The network that a weights file describes, if it is none that has a name.
+pub fn described(state: &StateDict) -> Result<Option<Spec>> {
+    let origin = || {
+        let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        format!("the graph in the metadata of {file}")
+    };
+    let file = state.metadata.get(GRAPH).map(|text| GraphFile::parse(text, &origin())).transpose()?;
+    Ok(file.map(Spec::of_file))
+}
+
 /// The network whose weights `state` holds, and its number of classes.
 pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
-/// ImageNet's classes for networks that are made for ImageNet's images.
+/// A graph file's own classes; ImageNet's for networks that are made for ImageNet's images.
 fn default_classes(spec: &Spec) -> usize {
-    if spec.mean == models::IMAGENET_MEAN { 1000 } else { 10 }
+    match spec.file() {
+        Some(file) => file.classes(),
+        None if spec.mean == models::IMAGENET_MEAN => 1000,
+        None => 10,
+    }
 }
 
 impl Model {
     /// The image size: `asked`, else the file's, else the model's.
     pub fn size(&self, asked: Option<Size>) -> Size {
-        let default = Size { height: self.spec.default_size, width: self.spec.default_size };
-        asked.or(self.trained_size).unwrap_or(default)
+        let (height, width) = self.spec.size();
+        asked.or(self.trained_size).unwrap_or(Size { height, width })
+    }
+
+    /// The graph file of the network for images of `size`.
+    pub fn describe(&self, size: Size) -> Result<GraphFile> {
+        if !self.folded {
+            return Ok(self.spec.describe(size.pair(), self.classes)?);
+        }
+        let Spec { name, mean, std, .. } = &self.spec;
+        let about = GraphAbout { name: name.to_string(), size: size.pair(), mean: *mean, std: *std };
+        GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
+    }
+
+    /// What a weights file of this network says of itself: what the one that it came from said, and the graph if it has no
+    /// name.
+    pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
+        let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+        metadata.remove(GRAPH);
+        if self.spec.file().is_some() {
+            metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json());
+        }
+        Ok(metadata)
     }
 
     /// The network for batches of `batch` images, every layer frozen; without its batch norms if the file is folded.

@@ -118,7 +118,7 @@ fn policies(args: Args) -> Result<()> {
     let policies = unique(args.policies, "full".to_owned());
     let thaw = unique(args.thaw, NO_THAW.to_owned());
     let grid = Grid {
-        model: model.spec.name.into(),
+        model: model.spec.name.to_string(),
         policies: policies.iter().map(|policy| Policy::load(policy)).collect::<Result<_, _>>()?,
         thaw: thaw.into_iter().map(|layer| (layer != NO_THAW).then_some(layer)).collect(),
         rules: args.rules,

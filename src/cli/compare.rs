@@ -4,7 +4,7 @@ use super::args::policy_help;
 use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
 use super::source;
-use super::training::{Images, TrainingArgs};
+use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
@@ -12,7 +12,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
-use thawline::models;
 use thawline::plan::Input;
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
@@ -142,7 +141,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
-    let settings = args.training.settings(None, model.origin()?, images, model.spec, size, first)?;
+    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
     let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std };
     let (data, folder) = (images.data.clone(), &images.folder);
@@ -160,7 +159,7 @@ fn bench<'a>(
     weights: Option<StateDict>,
 ) -> Result<Bench<'a>> {
     let settings = &setup.settings;
-    let spec = models::spec(&settings.model)?;
+    let spec = training::spec(settings)?;
     let size = (settings.transform.height as usize, settings.transform.width as usize);
     let network = spec.build(settings.batch, size, settings.classes.len())?;
     let input = Input::Bytes { mean: spec.mean, std: spec.std };

@@ -1,8 +1,8 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
-use super::args::{Size, policy_help};
+use super::args::{self, Size, policy_help};
 use super::output;
-use super::training::{Images, TrainingArgs};
+use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,7 +14,7 @@ use thawline::data::Transform;
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::lab::{in_words, of_words};
-use thawline::models::{self, Spec};
+use thawline::models::Spec;
 use thawline::policy::{self, Policy, Rule};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::train::{
@@ -122,9 +122,9 @@ fn start(args: &Args) -> Result<Run> {
     };
     let policy = policy.with_last_rules(&args.rules)?;
     let size = model.size(training.size.size);
-    let mut settings = training.settings(None, model.origin()?, &images, model.spec, size, in_words(&policy))?;
+    let mut settings = training.settings(None, model.origin()?, &images, &model.spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
-    let stages = stages(&settings, model.spec, &policy)?;
+    let stages = stages(&settings, &model.spec, &policy)?;
     let network = &stages[0];
     let device = args.training.device.open()?;
 
@@ -151,7 +151,7 @@ fn start(args: &Args) -> Result<Run> {
         _ => weights::initialise(network, settings.seed),
     };
     announce(&settings, &stages, &device)?;
-    Ok(images.job(&device, stages, model.spec, settings).start(&tensors, out)?)
+    Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
 
 /// Goes on with the run in `folder`.
@@ -159,7 +159,10 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
     let training = &args.training;
     let images = Images::open(training, Some(&saved), training.data.as_ref().unwrap_or(&saved.data))?;
-    let spec = models::spec(training.model.as_ref().unwrap_or(&saved.model))?;
+    let spec = match &training.model {
+        Some(model) => args::spec(model)?,
+        None => training::spec(&saved)?,
+    };
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
     let policy = match &args.policy {
@@ -173,11 +176,11 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         }
     };
     let mut settings =
-        training.settings(Some(&saved), saved.weights.clone(), &images, spec, size, in_words(&policy))?;
+        training.settings(Some(&saved), saved.weights.clone(), &images, &spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);
-    let stages = stages(&settings, spec, &policy)?;
+    let stages = stages(&settings, &spec, &policy)?;
     let device = args.training.device.open()?;
-    let run = images.job(&device, stages.clone(), spec, settings).resume(folder)?;
+    let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
     announce(run.settings(), &stages, &device)?;
     output::line(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
     Ok(run)

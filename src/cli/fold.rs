@@ -5,10 +5,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use thawline::export::onnx::{self, About};
 use thawline::export::{FOLDED, Folded, Folding, Kept};
 use thawline::gpu::{Device, Parameters};
 use thawline::graph::{Graph, Role, Stats};
+use thawline::onnx::{self, About};
 use thawline::plan::Input;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
@@ -29,13 +29,13 @@ use thawline::weights::{self, layout};
   thawline fold --weights run/best.safetensors --out folded.safetensors
   thawline fold --weights resnet18.pth --out resnet18.onnx --batch 1")]
 pub struct Args {
-    /// The trained network: a safetensors or PyTorch file, or one of a Hugging Face hub
+    /// The trained network: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     weights: PathBuf,
     #[command(flatten)]
     hub: HubArgs,
-    /// The network's name, if the file does not tell
-    #[arg(long, value_name = "NAME")]
+    /// The network, if the file does not tell
+    #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
     /// Where the result goes; the ending decides what it is
     #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]
@@ -96,7 +96,7 @@ pub fn run(args: Args) -> Result<()> {
         bail!("{file} is folded already");
     }
     let size = model.size(args.size.size);
-    let mut metadata = model.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let mut metadata = model.metadata(size)?;
     let network = model.network(IMAGES, size)?;
     let tensors = model.tensors(&network)?;
 
@@ -111,13 +111,14 @@ pub fn run(args: Args) -> Result<()> {
     match format {
         Format::Safetensors => {
             let mut state = weights::to_state(&result.network, &result.tensors);
-            metadata.extend([("model", model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+            metadata
+                .extend([("model", &*model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
             state.metadata = metadata;
             state.save(&args.out)?;
         }
         Format::Onnx => {
             let about = About {
-                model: model.spec.name,
+                model: &model.spec.name,
                 mean: model.spec.mean,
                 std: model.spec.std,
                 classes: model.class_names.as_deref(),

@@ -1,12 +1,13 @@
 use super::args::{self, ModelArgs, Size};
 use super::output;
 use super::source::{self, HubArgs};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use thawline::graph::{Graph, LayerId};
+use thawline::models::GRAPH;
 use thawline::weights::{self, StateDict, TensorData};
 
 /// List the layers of a network: the numbers, names and blocks that policies select by.
@@ -16,15 +17,16 @@ use thawline::weights::{self, StateDict, TensorData};
 #[command(after_help = "Examples:
   thawline inspect resnet18.pth
   thawline inspect hf:timm/resnet18.a1_in1k
-  thawline inspect --model resnet50 --size 192x256 --json")]
+  thawline inspect --model resnet50 --size 192x256 --json
+  thawline inspect --model resnet18 --classes 10 --graph > mine.json")]
 pub struct Args {
-    /// A safetensors or PyTorch file, or one of a Hugging Face hub: hf:OWNER/NAME
+    /// A safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
     #[command(flatten)]
     hub: HubArgs,
-    /// A model's name instead of a file
-    #[arg(long, conflicts_with = "file")]
+    /// A model's name, or a graph file, instead of a file
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "file")]
     model: Option<String>,
     /// Number of classes of --model [default: 1000, or 10 for resnet_tiny]
     #[arg(long, value_name = "N", value_parser = args::positive, conflicts_with = "file")]
@@ -37,6 +39,9 @@ pub struct Args {
     /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
     json: bool,
+    /// Print the network as a graph file, JSON that every --model takes: to be edited, or to see every number in it
+    #[arg(long, conflicts_with = "json")]
+    graph: bool,
 }
 
 #[derive(Serialize)]
@@ -63,13 +68,20 @@ pub fn run(args: Args) -> Result<()> {
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file)) = (&state, &file)
         && args::recognise(state).is_none()
+        && args::described(state)?.is_none()
     {
+        if args.graph {
+            bail!("{}: no network that is known has these weights", file.path);
+        }
         return unknown(state, file, args.json);
     }
     let model = ModelArgs { model: args.model, weights: args.file, hub: args.hub, classes: args.classes, seed: 0 };
     let model = model.of(state)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
+    if args.graph {
+        return output::text(model.describe(size)?.json());
+    }
     let (name, classes) = (model.spec.name, model.classes);
     // Says what does not fit, before showing a network that the file is not of.
     if let Some(state) = model.state {
@@ -178,7 +190,10 @@ impl FileFacts {
             output::line(format_args!("  batches tracked: {batches}"))?;
         }
         for (key, value) in &self.metadata {
-            output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?;
+            match key.as_str() {
+                GRAPH => output::line("  graph: the network's own; --graph prints it")?,
+                _ => output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?,
+            }
         }
         Ok(())
     }

@@ -18,6 +18,12 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
     Ok(())
 }
 
+/// Prints text that ends its last line itself, as [`line`] does.
+pub fn text(text: impl std::fmt::Display) -> Result<()> {
+    write!(io::stdout().lock(), "{text}")?;
+    Ok(())
+}
+
 /// A table whose columns are marked with `>` before their title if they are aligned to the right. Wraps what is too
 /// wide for the terminal; in a pipe nothing is wrapped.
 pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {

@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Result<()> {
         stages.push((from, price(&resolved, &options, input)?));
     }
     if args.json {
-        let mut stages = stages.iter().map(|(from, (price, _))| Report { model: model.spec.name, from: *from, price });
+        let mut stages = stages.iter().map(|(from, (price, _))| Report { model: &model.spec.name, from: *from, price });
         // The first stage is the policy as it is at the beginning, and most policies have no other.
         let Some(first) = stages.next() else { return Ok(()) };
         return output::json(&Staged { first, stages: stages.collect() });

@@ -1,5 +1,6 @@
 //! Where weights come from: a file, or a hub by name.
 
+use super::args;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use thawline::weights::StateDict;
@@ -16,8 +17,8 @@ pub struct HubArgs {
 /// this; `./hf:…` is always a file.
 pub fn load(name: &Path, hub: HubArgs) -> Result<StateDict> {
     match name.to_str().filter(|text| text.starts_with("hf:")) {
-        Some(reference) => Ok(StateDict::load(fetched(reference, hub.offline)?)?),
-        None => Ok(StateDict::load(name)?),
+        Some(reference) => args::read_weights(&fetched(reference, hub.offline)?),
+        None => args::read_weights(name),
     }
 }
 

@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
     let network = model.network(n, Size { height, width })?;
     let resolved = args.policy.resolve(network)?;
     resolved.check_training()?;
-    let metadata = model.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let metadata = model.metadata(Size { height, width })?;
     let tensors = model.tensors(&resolved.graph)?;
 
     let device = args.device.open()?;

@@ -1,7 +1,7 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
-use super::source::{self, HubArgs};
+use super::source::HubArgs;
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
@@ -15,13 +15,13 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors or PyTorch file, or one of a Hugging Face hub
+    /// A safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: PathBuf,
     #[command(flatten)]
     pub hub: HubArgs,
     /// The network, if the file does not tell
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
     #[command(flatten)]
     pub data: DataArgs,
@@ -36,8 +36,8 @@ pub struct SubjectArgs {
 
 /// A network with its weights, a device and a folder of images.
 pub struct Subject {
-    pub spec: &'static Spec,
-    /// The weights file as it is.
+    pub spec: Spec,
+    /// The weights file as it is, and the graph in its metadata if the network has no name.
     pub file: StateDict,
     pub network: Graph,
     pub tensors: Vec<HostTensor>,
@@ -63,8 +63,7 @@ impl SubjectArgs {
             classes: None,
             seed: self.seed,
         };
-        let file = source::load(&self.weights, self.hub)?;
-        let mut model = model.of(Some(file.clone()))?;
+        let mut model = model.read()?;
         let mut folder = self.data.open(self.seed)?;
         // Statistics need no labels: images of other classes will do.
         let labels = model.labels(&folder, &self.data.data);
@@ -77,10 +76,12 @@ impl SubjectArgs {
         }
         let size = model.size(self.size.size);
         let network = model.network(1, size)?;
+        let metadata = model.metadata(size)?;
+        let file = model.state.as_ref().map(|state| StateDict { metadata, ..state.clone() }).unwrap_or_default();
         Ok(Subject {
+            tensors: model.tensors(&network)?,
             spec: model.spec,
             file,
-            tensors: model.tensors(&network)?,
             network,
             size,
             trained_size: model.trained_size,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
-use thawline::models::Spec;
+use thawline::models::{self, GraphFile, Spec};
 use thawline::plan::Input;
 use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
 
@@ -18,12 +18,12 @@ pub struct TrainingArgs {
     /// A folder with a folder of images for each class, or with train/ and val/ that hold such folders
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     pub data: Option<PathBuf>,
-    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny [default: what
-    /// the weights file holds]
-    #[arg(long)]
+    /// The network: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2 or resnet_tiny, or a graph file
+    /// as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the weights file holds]
+    #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors or PyTorch file, or one of a Hugging Face hub; a head for another number of classes
-    /// starts anew [default: random weights]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub; a head for another number of
+    /// classes starts anew [default: random weights]
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
     #[command(flatten)]
@@ -134,6 +134,14 @@ impl From<AugmentName> for Augment {
     }
 }
 
+/// The network of a run that was begun.
+pub fn spec(settings: &Settings) -> Result<Spec> {
+    match &settings.graph {
+        Some(graph) => Ok(Spec::of_file(GraphFile::parse(graph, "the graph in the run's settings")?)),
+        None => Ok(models::spec(&settings.model)?.clone()),
+    }
+}
+
 /// The images, and where they are.
 pub struct Images {
     pub data: PathBuf,
@@ -215,13 +223,15 @@ impl TrainingArgs {
         let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
         let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
         let augment = self.augment.map(Augment::from).or(saved.map(|s| s.transform.augment)).unwrap_or_default();
+        let classes = images.folder.classes.clone();
         let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
         let mut settings = Settings {
             thawline: env!("CARGO_PKG_VERSION").into(),
-            model: spec.name.into(),
+            model: spec.name.to_string(),
+            graph: spec.file().map(|_| spec.describe(size.pair(), classes.len())).transpose()?.map(|file| file.json()),
             weights,
             data: images.data.clone(),
-            classes: images.folder.classes.clone(),
+            classes,
             batch: self.batch.or(saved.map(|s| s.batch)).unwrap_or(32),
             accumulate: self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1),
             epochs,

@@ -1,16 +1,15 @@
-//! A trained network for use elsewhere: its batch norms folded into the convolutions, and as ONNX.
+//! A trained network for use elsewhere: its batch norms folded into the convolutions.
 //!
 //! [`Folding`] is the post-training freeze. The network that comes out is an ordinary one, of convolutions with a bias
 //! and fewer layers, which an [`Evaluator`](crate::train::Evaluator) runs and [`to_state`](crate::weights::to_state)
-//! writes. [`onnx`] writes a network, folded or not, for other programs.
+//! writes; [`onnx`](crate::onnx) writes it for other programs.
 //!
-//! Both start from a network as [`models`](crate::models) and [`Builder`](crate::graph::Builder) give it, and never from
+//! It starts from a network as [`models`](crate::models) and [`Builder`](crate::graph::Builder) give it, and never from
 //! a plan: what training does with a batch norm has no say in what is exported.
 
 mod fold;
-pub mod onnx;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use fold::{Folded, Folding, Kept, Reason};
 
@@ -42,27 +41,24 @@ pub enum ExportError {
          or a running variance below zero, in the weights"
     )]
     NotFinite { norm: String, into: String },
-    #[error(
-        "the network is {bytes} bytes as ONNX, which holds at most {}; write it as safetensors instead",
-        onnx::MAX_BYTES
-    )]
-    TooLarge { bytes: u64 },
+    #[error("the network is {bytes} bytes as ONNX, which holds at most {most}; write it as safetensors instead")]
+    TooLarge { bytes: u64, most: u64 },
     #[error(transparent)]
     Graph(#[from] GraphError),
     #[error("cannot write {}: {source}; a file that was there before is unchanged", path.display())]
     Write { path: PathBuf, source: io::Error },
 }
 
-fn unsupported(network: &Graph, node: NodeId) -> ExportError {
+pub(crate) fn unsupported(network: &Graph, node: NodeId) -> ExportError {
     ExportError::Unsupported { node: network.label(node), op: network.node(node).op.name() }
 }
 
 /// The layer that a node serves.
-fn layer(network: &Graph, node: NodeId) -> Option<&Layer> {
+pub(crate) fn layer(network: &Graph, node: NodeId) -> Option<&Layer> {
     network.node(node).layer.map(|id| &network.layers()[id.index()])
 }
 
-fn logits(network: &Graph) -> Result<NodeId, ExportError> {
+pub(crate) fn logits(network: &Graph) -> Result<NodeId, ExportError> {
     let missing = || GraphError { node: "output".into(), reason: "the network has no logits".into() };
     Ok(network.output("logits").ok_or_else(missing)?)
 }

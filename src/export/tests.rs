@@ -1,14 +1,14 @@
 //! Folded networks and ONNX files against the networks that they came from. The ONNX side is computed in f64 by an
 //! interpreter of the operators' own definitions, which shares no code with the kernels.
 
-use super::onnx::proto::tensor_shape_proto::dimension;
-use super::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
-use super::onnx::{self, About, proto};
 use super::*;
 use crate::compile;
 use crate::gpu::{Device, DeviceOptions};
-use crate::graph::{Builder, LayerKind, Role, Window};
+use crate::graph::{Act, Builder, LayerKind, Role, Window};
 use crate::models;
+use crate::onnx::proto::tensor_shape_proto::dimension;
+use crate::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
+use crate::onnx::{self, About, proto};
 use crate::plan::Input;
 use crate::rng::Rng;
 use crate::tensor::{HostTensor, Shape};
@@ -18,11 +18,11 @@ use prost::Message;
 use std::collections::HashMap;
 use std::path::Path;
 
-const ABOUT: About<'_> = About { model: "net", mean: [0.5; 3], std: [0.5; 3], classes: None, batch: None };
+pub(crate) const ABOUT: About<'_> = About { model: "net", mean: [0.5; 3], std: [0.5; 3], classes: None, batch: None };
 
 /// A network of everything: batch norms that fold into convolutions with and without a bias and into a linear layer, and
 /// some that do not fold.
-fn zoo() -> Result<Graph, GraphError> {
+pub(crate) fn zoo() -> Result<Graph, GraphError> {
     let mut b = Builder::new();
     let uneven = Window { kernel: [3, 2], stride: [2, 1], padding: [1, 0, 2, 1] };
     let x = b.input(3, 11, 9, 3)?;
@@ -36,8 +36,25 @@ fn zoo() -> Result<Graph, GraphError> {
     let plain = b.conv2d("block.plain", normed, 6, Window::square(1, 1, 0), false)?;
     let plain = b.batch_norm("block.plain_bn", plain, 1e-5)?;
     let twice = b.batch_norm("block.twice_bn", plain, 1e-5)?;
-    let x = b.add("block.add", twice, shared)?;
+    let x = b.stochastic_depth("block.depth", twice, 0.25)?;
+    let x = b.add("block.add", x, shared)?;
     b.block(None);
+    let x = b.conv2d("wide", x, 16, Window::square(1, 1, 0), false)?;
+    let x = b.activation("silu", x, Act::Silu)?;
+    let x = b.grouped_conv2d("grouped", x, 8, Window::square(3, 1, 1), 2, false)?;
+    let x = b.batch_norm("grouped_bn", x, 1e-4)?;
+    let x = b.activation("relu6", x, Act::Relu6)?;
+    let x =
+        b.grouped_conv2d("depthwise", x, 8, Window { padding: [0, 0, 1, 1], ..Window::square(3, 1, 0) }, 8, true)?;
+    let x = b.batch_norm("depthwise_bn", x, 1e-3)?;
+    let x = b.activation("hard_swish", x, Act::HardSwish)?;
+    let gate = b.global_avg_pool("squeeze", x)?;
+    let gate = b.conv2d("reduce", gate, 3, Window::square(1, 1, 0), true)?;
+    let gate = b.activation("sigmoid", gate, Act::Sigmoid)?;
+    let gate = b.conv2d("expand", gate, 8, Window::square(1, 1, 0), true)?;
+    let gate = b.activation("hard_sigmoid", gate, Act::HardSigmoid)?;
+    let x = b.scale("scale", x, gate)?;
+    let x = b.conv2d("narrow", x, 6, Window::square(1, 1, 0), false)?;
     let x = b.max_pool("max", x, Window::square(3, 2, 1))?;
     let x = b.avg_pool("avg", x, Window { kernel: [2, 2], stride: [1, 2], padding: [0; 4] })?;
     let pooled = b.global_avg_pool("pool", x)?;
@@ -46,12 +63,13 @@ fn zoo() -> Result<Graph, GraphError> {
     let x = b.relu("hidden_relu", x)?;
     let x = b.add("flat_add", pooled, x)?;
     let x = b.batch_norm("flat_bn", x, 1e-5)?;
+    let x = b.dropout("dropout", x, 0.5)?;
     let logits = b.linear("fc", x, 5)?;
     b.finish(logits)
 }
 
 /// resnet_tiny as it was trained.
-fn trained() -> (Graph, Vec<HostTensor>) {
+pub(crate) fn trained() -> (Graph, Vec<HostTensor>) {
     let network = models::build("resnet_tiny", 3, (16, 16), 10).unwrap();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/resnet_tiny_shapes.safetensors");
     let tensors = weights::from_state(&network, StateDict::load(file).unwrap(), 0).unwrap().tensors;
@@ -59,7 +77,7 @@ fn trained() -> (Graph, Vec<HostTensor>) {
 }
 
 /// Parameters whose batch norms are far from the identity.
-fn random(network: &Graph) -> Vec<HostTensor> {
+pub(crate) fn random(network: &Graph) -> Vec<HostTensor> {
     let mut tensors = weights::initialise(network, 5);
     let mut rng = Rng::new(11);
     for (param, tensor) in network.params().iter().zip(&mut tensors) {
@@ -83,7 +101,7 @@ fn random(network: &Graph) -> Vec<HostTensor> {
 }
 
 /// The networks that tests run over, with their parameters.
-fn networks() -> Vec<(&'static str, Graph, Vec<HostTensor>)> {
+pub(crate) fn networks() -> Vec<(&'static str, Graph, Vec<HostTensor>)> {
     let (network, tensors) = trained();
     let (zoo, shaken) = (zoo().unwrap(), random(&network));
     let zoo_tensors = random(&zoo);
@@ -91,13 +109,13 @@ fn networks() -> Vec<(&'static str, Graph, Vec<HostTensor>)> {
 }
 
 /// Random images in a file's layout, NCHW.
-fn images(network: &Graph) -> Vec<f32> {
+pub(crate) fn images(network: &Graph) -> Vec<f32> {
     let [n, h, w, c] = network.input_shape().unwrap().0;
     let mut rng = Rng::new(3);
     (0..n * c * h * w).map(|_| rng.range(-2.0, 2.0) as f32).collect()
 }
 
-fn logits_of(network: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
+pub(crate) fn logits_of(network: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
     let device = Device::open(&DeviceOptions::default()).unwrap();
     let [n, h, w, c] = network.input_shape().unwrap().0;
     let images = layout::images_to_device(&images(network), [n, c, h, w]);
@@ -105,13 +123,13 @@ fn logits_of(network: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
 }
 
 /// The largest difference over the largest value.
-fn difference(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
     largest(&mut a.iter().zip(b).map(|(a, b)| a - b)) / largest(&mut b.iter().copied())
 }
 
-fn decoded(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> ModelProto {
+pub(crate) fn decoded(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> ModelProto {
     ModelProto::decode(&onnx::encode(network, tensors, about).unwrap()[..]).unwrap()
 }
 
@@ -129,7 +147,8 @@ fn a_folded_network_gives_the_same_logits() {
 fn what_folds_and_what_stays() {
     let folding = Folding::of(&zoo().unwrap()).unwrap();
     let folded: Vec<_> = folding.folded.iter().map(|f| (f.norm.as_str(), f.into.as_str())).collect();
-    assert_eq!(folded, [("biased_bn", "biased"), ("block.plain_bn", "block.plain"), ("hidden_bn", "hidden")]);
+    let expected = ["biased", "block.plain", "grouped", "depthwise", "hidden"].map(|into| (format!("{into}_bn"), into));
+    assert_eq!(folded, expected.each_ref().map(|(norm, into)| (norm.as_str(), *into)));
     let kept: Vec<_> = folding.kept.iter().map(|k| (k.norm.as_str(), k.reason)).collect();
     let expected = [("on_images", Reason::NoConvolution), ("block.shared_bn", Reason::Shared)];
     assert_eq!(kept[..2], expected);
@@ -288,7 +307,7 @@ fn onnx_refuses_what_it_cannot_hold() {
     let vast = network(&|b, x| b.linear("vast", x, 1 << 20));
     let empty = HostTensor { shape: Shape([0; 4]), data: Vec::new() };
     let error = onnx::encode(&vast, &vec![empty; vast.params().len()], &ABOUT).unwrap_err();
-    assert!(matches!(error, ExportError::TooLarge { bytes } if bytes > 1 << 32), "{error}");
+    assert!(matches!(error, ExportError::TooLarge { bytes, .. } if bytes > 1 << 32), "{error}");
 }
 
 /// Row-major.
@@ -326,14 +345,31 @@ fn run(model: &ModelProto, images: Tensor) -> Tensor {
     values.remove(graph.output[0].name()).unwrap()
 }
 
+fn each(x: &Tensor, of: impl Fn(f64) -> f64) -> Tensor {
+    Tensor { data: x.data.iter().map(|&value| of(value)).collect(), ..x.clone() }
+}
+
 fn operator(node: &NodeProto, inputs: &[&Tensor]) -> Tensor {
     let attribute = |name: &str| node.attribute.iter().find(|attribute| attribute.name() == name).unwrap();
     let x = inputs[0];
     match node.op_type() {
-        "Relu" => Tensor { data: x.data.iter().map(|value| value.max(0.0)).collect(), ..x.clone() },
+        "Relu" => each(x, |value| value.max(0.0)),
+        "Clip" => each(x, |value| value.clamp(inputs[1].data[0], inputs[2].data[0])),
+        "Sigmoid" => each(x, |value| 1.0 / (1.0 + (-value).exp())),
+        "HardSigmoid" => {
+            let (alpha, beta) = (f64::from(attribute("alpha").f()), f64::from(attribute("beta").f()));
+            each(x, |value| (alpha * value + beta).clamp(0.0, 1.0))
+        }
+        "HardSwish" => each(x, |value| value * (value / 6.0 + 0.5).clamp(0.0, 1.0)),
         "Add" => {
             assert_eq!(x.shape, inputs[1].shape);
             Tensor { data: x.data.iter().zip(&inputs[1].data).map(|(a, b)| a + b).collect(), ..x.clone() }
+        }
+        "Mul" => {
+            // Of one shape, or one value a channel.
+            let each = x.data.len() / inputs[1].data.len();
+            assert!(each == 1 || inputs[1].shape[2..] == [1, 1] && inputs[1].shape[..2] == x.shape[..2]);
+            Tensor { data: x.data.iter().enumerate().map(|(i, a)| a * inputs[1].data[i / each]).collect(), ..x.clone() }
         }
         "Flatten" => Tensor { shape: vec![x.shape[0], x.shape[1..].iter().product()], data: x.data.clone() },
         "BatchNormalization" => {
@@ -356,11 +392,16 @@ fn operator(node: &NodeProto, inputs: &[&Tensor]) -> Tensor {
         }
         "Conv" => {
             let weight = inputs[1];
+            // Input channels of a group.
             let [o, i, kh, kw] = weight.nchw();
+            let groups = attribute("group").i() as usize;
+            let channels = x.shape[1];
+            assert_eq!(i * groups, channels);
             let bias = |c: usize| inputs.get(2).map_or(0.0, |bias| bias.data[c]);
             windows(node, x, o, |n, c, taps| {
+                let first = c / (o / groups) * i;
                 let terms = taps.iter().flat_map(|&([ky, kx], [y, x])| (0..i).map(move |input| (input, ky, kx, y, x)));
-                let at = |input, y, x_| x.data[((n * i + input) * x.shape[2] + y) * x.shape[3] + x_];
+                let at = |input, y, x_| x.data[((n * channels + first + input) * x.shape[2] + y) * x.shape[3] + x_];
                 let of = |(input, ky, kx, y, x)| weight.data[((c * i + input) * kh + ky) * kw + kx] * at(input, y, x);
                 bias(c) + terms.map(of).sum::<f64>()
             })

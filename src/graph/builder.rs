@@ -1,8 +1,8 @@
 //! Building a network layer by layer.
 
 use super::{
-    Act, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param, ParamId,
-    Phase, Role, Setting, Window,
+    Act, Averaging, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param,
+    ParamId, Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
 
@@ -27,16 +27,22 @@ const MAX_CHANNELS: usize = 1 << 24;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Default)]
 pub struct Builder {
     graph: Graph,
     block: Option<String>,
     position: Option<usize>,
+    averaging: Averaging,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Builder {
     pub fn new() -> Self {
-        Self::default()
+        Self { graph: Graph::default(), block: None, position: None, averaging: Averaging::PYTORCH }
     }
 
     /// The images: `n` of `h` × `w` pixels with `c` channels.
@@ -67,6 +73,12 @@ impl Builder {
     /// that list is the graph's own. See [`Layer::position`].
     pub fn position(&mut self, number: Option<usize>) {
         self.position = number;
+    }
+
+    /// Says how the running moments of the batch norms added from now on follow the batches', where the policy does not
+    /// say; [`Averaging::PYTORCH`] until then.
+    pub fn averaging(&mut self, averaging: Averaging) {
+        self.averaging = averaging;
     }
 
     /// A convolution to `channels` outputs.
@@ -291,6 +303,7 @@ impl Builder {
             position: self.position,
             kind,
             block: self.block.clone(),
+            averaging: if kind == LayerKind::Bn { self.averaging } else { Averaging::PYTORCH },
             shape: Shape([0; 4]),
             params: Vec::new(),
             setting: Setting { weights: false, lr: 1.0, dropout: false, batch_norm: None },

@@ -110,6 +110,8 @@ pub struct Layer {
     pub kind: LayerKind,
     /// The residual block that the layer belongs to, such as `layer1.0`.
     pub block: Option<String>,
+    /// What its network does by default, if it is a batch norm.
+    pub averaging: Averaging,
     /// Shape of the layer's output.
     pub shape: Shape,
     /// The layer's parameters, in file order.
@@ -161,6 +163,20 @@ pub enum Affine {
 pub enum Variance {
     Biased,
     Unbiased,
+}
+
+/// How a batch norm's running moments follow the batches' where nobody says otherwise.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Averaging {
+    /// The factor on the old value, as in [`StatsUpdate::Ema`].
+    pub keep: f32,
+    pub var: Variance,
+}
+
+impl Averaging {
+    pub const PYTORCH: Self = Self { keep: 0.9, var: Variance::Unbiased };
+    /// Keras 3's; Keras 2 mostly stores the unbiased variance.
+    pub const KERAS: Self = Self { keep: 0.99, var: Variance::Biased };
 }
 
 /// What a batch's moments are taken over.

@@ -21,6 +21,17 @@ impl Window {
         Self { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 4] }
     }
 
+    /// TensorFlow's "SAME" padding for an image of so many pixels: as little as gives `⌈size / stride⌉` outputs, the odd
+    /// pixel at the bottom and right. The stride is positive.
+    pub fn same(kernel: [usize; 2], stride: [usize; 2], size: [usize; 2]) -> Self {
+        let [rows, columns] = [0, 1].map(|i| {
+            let covered = size[i].div_ceil(stride[i]).saturating_sub(1) * stride[i] + kernel[i];
+            let added = covered.saturating_sub(size[i]);
+            [added / 2, added.div_ceil(2)]
+        });
+        Self { kernel, stride, padding: [rows[0], columns[0], rows[1], columns[1]] }
+    }
+
     /// Output height and width for an input of `h` × `w` pixels.
     fn output(&self, h: usize, w: usize) -> Result<[usize; 2], String> {
         let [top, left, bottom, right] = self.padding;

@@ -1,44 +1,143 @@
 //! Networks by name, with the parameter names of the framework that their weights come from.
 
+mod efficientnet;
+mod file;
+mod inverted;
+mod mobilenet;
 mod resnet;
 
-use crate::graph::{Builder, Graph, GraphError, NodeId, Role};
-use crate::nearest::suggestion;
-use std::collections::HashMap;
+pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
+pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
-/// A network that [`build`] knows.
+use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
+use crate::nearest::suggestion;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A network: one that [`build`] knows, or one that a [`GraphFile`] describes.
+///
+/// Where frameworks differ in names, padding, constants or preprocessing, each has a network of its own. torchvision's have
+/// torchvision's names; timm's have timm's, with `timm_` before those that torchvision has too; Keras's begin with `keras_`.
+#[derive(Clone)]
 pub struct Spec {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Height and width of the images it is made for, in pixels. Any other size works too.
     pub default_size: usize,
     /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
-    network: fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>,
+    network: Network,
 }
+
+/// What a batch norm has beside its parameters.
+#[derive(Clone, Copy)]
+struct BatchNorms {
+    eps: f32,
+    averaging: Averaging,
+}
+
+#[derive(Clone)]
+enum Network {
+    ResNet(&'static resnet::Config),
+    Inverted(&'static inverted::Layout, &'static inverted::Variant),
+    File(Arc<GraphFile>),
+}
+
+use Network::{Inverted, ResNet};
 
 /// The statistics of ImageNet, which torchvision's weights expect.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
+/// The mean of ImageNet's colours as Caffe's networks, and Keras's ResNets after them, have it.
+const CAFFE_MEAN: [f32; 3] = [123.68 / 255.0, 116.779 / 255.0, 103.939 / 255.0];
+
 /// Every network, in the order in which lists show them.
 pub static MODELS: &[Spec] = &[
-    Spec::imagenet("resnet18", |b, x, classes| resnet::RESNET18.network(b, x, classes)),
-    Spec::imagenet("resnet34", |b, x, classes| resnet::RESNET34.network(b, x, classes)),
-    Spec::imagenet("resnet50", |b, x, classes| resnet::RESNET50.network(b, x, classes)),
-    Spec::imagenet("resnet101", |b, x, classes| resnet::RESNET101.network(b, x, classes)),
-    Spec::imagenet("resnet152", |b, x, classes| resnet::RESNET152.network(b, x, classes)),
-    Spec::imagenet("wide_resnet50_2", |b, x, classes| resnet::WIDE_RESNET50_2.network(b, x, classes)),
+    Spec::imagenet("resnet18", 224, ResNet(&resnet::RESNET18)),
+    Spec::imagenet("resnet34", 224, ResNet(&resnet::RESNET34)),
+    Spec::imagenet("resnet50", 224, ResNet(&resnet::RESNET50)),
+    Spec::imagenet("resnet101", 224, ResNet(&resnet::RESNET101)),
+    Spec::imagenet("resnet152", 224, ResNet(&resnet::RESNET152)),
+    Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
+    Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
-    Spec {
-        name: "resnet_tiny",
-        default_size: 16,
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        network: |b, x, classes| resnet::RESNET_TINY.network(b, x, classes),
-    },
+    Spec::normalised("resnet_tiny", 16, ResNet(&resnet::RESNET_TINY), [0.5; 3], [0.5; 3]),
+    Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TORCHVISION)),
+    Spec::imagenet("efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TORCHVISION_LARGE)),
+    Spec::imagenet("efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2)),
+    Spec::imagenet("mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
+    Spec::imagenet("mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3)),
+    // The sizes that timm trains at.
+    Spec::imagenet("timm_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b1", 256, Inverted(&efficientnet::B1, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b2", 256, Inverted(&efficientnet::B2, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b3", 288, Inverted(&efficientnet::B3, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b4", 320, Inverted(&efficientnet::B4, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b5", 448, Inverted(&efficientnet::B5, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM)),
+    Spec::imagenet("timm_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM)),
+    Spec::imagenet("tf_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM_TF)),
+    Spec::imagenet("tf_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM_TF)),
+    Spec::normalised(
+        "tf_efficientnetv2_s",
+        300,
+        Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF),
+        [0.5; 3],
+        [0.5; 3],
+    ),
+    Spec::imagenet("mobilenetv2_100", 224, Inverted(&mobilenet::V2, &efficientnet::TIMM)),
+    Spec::imagenet("mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM)),
+    Spec::normalised(
+        "tf_mobilenetv3_large_100",
+        224,
+        Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF),
+        [0.5; 3],
+        [0.5; 3],
+    ),
+    // Keras's own preprocessing: EfficientNet's `Normalization` as its ImageNet weights have it, V2's and MobileNetV3's
+    // `Rescaling`, MobileNetV2's mode `tf`, ResNet's mode `caffe`.
+    Spec::imagenet("keras_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::KERAS_V1)),
+    Spec::imagenet("keras_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::KERAS_V1)),
+    Spec::normalised(
+        "keras_efficientnet_v2_s",
+        384,
+        Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2),
+        [128.0 / 255.0; 3],
+        [128.0 / 255.0; 3],
+    ),
+    Spec::normalised("keras_mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2), [0.5; 3], [0.5; 3]),
+    Spec::normalised(
+        "keras_mobilenet_v3_large",
+        224,
+        Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3),
+        [0.5; 3],
+        [0.5; 3],
+    ),
+    Spec::normalised("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50), CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101), CAFFE_MEAN, [1.0 / 255.0; 3]),
+    Spec::normalised("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152), CAFFE_MEAN, [1.0 / 255.0; 3]),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -54,21 +153,67 @@ pub enum ModelError {
     )]
     Unknown { name: String },
     #[error("{model} cannot have {classes} classes: it takes 1 to {MAX_CLASSES}")]
-    Classes { model: &'static str, classes: usize },
+    Classes { model: String, classes: usize },
     #[error("{model} cannot take {batch} images of {height}×{width} pixels: {error}", height = size.0, width = size.1)]
-    Input { model: &'static str, batch: usize, size: (usize, usize), error: GraphError },
+    Input { model: String, batch: usize, size: (usize, usize), error: GraphError },
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().map(|spec| spec.name)
+    MODELS.iter().map(|spec| spec.name.as_ref())
 }
 
 impl Spec {
-    const fn imagenet(
+    const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
+        Self::normalised(name, default_size, network, IMAGENET_MEAN, IMAGENET_STD)
+    }
+
+    const fn normalised(
         name: &'static str,
-        network: fn(&mut Builder, NodeId, usize) -> Result<NodeId, GraphError>,
+        default_size: usize,
+        network: Network,
+        mean: [f32; 3],
+        std: [f32; 3],
     ) -> Self {
-        Self { name, default_size: 224, mean: IMAGENET_MEAN, std: IMAGENET_STD, network }
+        Self { name: Cow::Borrowed(name), default_size, mean, std, network }
+    }
+
+    /// The network that `file` describes.
+    pub fn of_file(file: GraphFile) -> Self {
+        Self {
+            name: Cow::Owned(file.name().to_owned()),
+            default_size: file.size().0,
+            mean: file.mean(),
+            std: file.std(),
+            network: Network::File(Arc::new(file)),
+        }
+    }
+
+    /// The file that describes the network, if it is none of [`MODELS`].
+    pub fn file(&self) -> Option<&GraphFile> {
+        match &self.network {
+            Network::File(file) => Some(file),
+            ResNet(_) | Inverted(..) => None,
+        }
+    }
+
+    /// Height and width of the images it is made for, in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.file().map_or((self.default_size, self.default_size), GraphFile::size)
+    }
+
+    /// The network as a graph file, made for images of `size` = (height, width) pixels.
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build).
+    pub fn describe(&self, size: (usize, usize), classes: usize) -> Result<GraphFile, ModelError> {
+        let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
+        match &self.network {
+            Network::File(file) => file.with(size, classes).map_err(wrong),
+            network => {
+                let about = GraphAbout { name: self.name.to_string(), size, mean: self.mean, std: self.std };
+                GraphFile::of(about, |size| network.build(1, size, classes)).map_err(wrong)
+            }
+        }
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels.
@@ -78,15 +223,30 @@ impl Spec {
     /// 1 to [`MAX_CLASSES`].
     pub fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, ModelError> {
         if !(1..=MAX_CLASSES).contains(&classes) {
-            return Err(ModelError::Classes { model: self.name, classes });
+            return Err(ModelError::Classes { model: self.name.to_string(), classes });
         }
-        let graph = || {
-            let mut b = Builder::new();
-            let images = b.input(batch, size.0, size.1, 3)?;
-            let logits = (self.network)(&mut b, images, classes)?;
-            b.finish(logits)
+        let graph = self.network.build(batch, size, classes);
+        graph.map_err(|error| ModelError::Input { model: self.name.to_string(), batch, size, error })
+    }
+}
+
+impl Network {
+    /// The network for `batch` images of `size` = (height, width) pixels.
+    fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
+        let mut b = Builder::new();
+        let mut images = || b.input(batch, size.0, size.1, 3);
+        let logits = match self {
+            Self::File(file) => return file.build(batch, size, classes),
+            ResNet(config) => {
+                let images = images()?;
+                config.network(&mut b, images, classes)?
+            }
+            Inverted(layout, variant) => {
+                let images = images()?;
+                layout.network(variant, &mut b, images, classes)?
+            }
         };
-        graph().map_err(|error| ModelError::Input { model: self.name, batch, size, error })
+        b.finish(logits)
     }
 }
 
@@ -114,7 +274,7 @@ pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) 
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
     let scored = MODELS.iter().filter_map(|spec| {
         let (differences, classes) = compare(spec, &file)?;
-        Some((differences, spec.name, classes))
+        Some((differences, spec.name.as_ref(), classes))
     });
     scored.min_by_key(|&(differences, ..)| differences).map(|(_, name, classes)| (name, classes))
 }

@@ -100,7 +100,7 @@ impl Checkpoint {
 
         let (optimizer, tensors) = state.tensors.into_iter().partition(|(name, _)| name.starts_with(OPTIMIZER));
         let optimizer = read_optimizer(network, optimizer).ok_or(TrainError::ForeignState)?;
-        let state = StateDict { tensors, metadata: BTreeMap::new(), origin: state.origin };
+        let state = StateDict { tensors, metadata: BTreeMap::new(), origin: state.origin, keras: None };
         // The seed would be for a head of another size, which is refused.
         let loaded = weights::from_state(network, state, 0)?;
         if loaded.head_reinitialised.is_some() {

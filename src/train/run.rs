@@ -544,12 +544,12 @@ impl Run {
     /// The file form of `tensors`, with what the network was trained for.
     fn weights(&self, tensors: &[HostTensor]) -> StateDict {
         let mut weights = weights::to_state(self.session.network(), tensors);
-        let Settings { model, classes, transform, .. } = &self.settings;
+        let Settings { model, graph, classes, transform, .. } = &self.settings;
         let size = format!("{}x{}", transform.height, transform.width);
         let classes = serde_json::Value::from(classes.as_slice()).to_string();
-        for (key, value) in [("model", model.clone()), ("size", size), ("classes", classes)] {
-            weights.metadata.insert(key.into(), value);
-        }
+        let about = [("model", model.clone()), ("size", size), ("classes", classes)];
+        let graph = graph.iter().map(|graph| ("graph", graph.clone()));
+        weights.metadata.extend(about.into_iter().chain(graph).map(|(key, value)| (key.to_owned(), value)));
         weights
     }
 

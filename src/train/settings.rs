@@ -15,6 +15,9 @@ pub struct Settings {
     pub thawline: String,
     /// The network's name.
     pub model: String,
+    /// The network as a graph file, if it is none that the name stands for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub graph: Option<String>,
     /// The file that the weights came from; none if they were random.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub weights: Option<PathBuf>,
@@ -268,6 +271,10 @@ impl Settings {
         let keys = ours.iter().chain(&theirs).map(|(key, _)| key);
         let mut differing = keys.filter(|key| value(&ours, key) != value(&theirs, key));
         let key = differing.find(|key| !PROVENANCE.contains(&key.as_str()))?;
+        if key == "graph" {
+            // Whole files, of which a message has no need.
+            return Some((key.clone(), "another network".into(), "the one in its run.toml".into()));
+        }
         Some((key.clone(), value(&ours, key), value(&theirs, key)))
     }
 }
@@ -295,6 +302,7 @@ pub(super) mod tests {
         Settings {
             thawline: "0.1.0".into(),
             model: "resnet_tiny".into(),
+            graph: None,
             weights: None,
             data: "images".into(),
             classes: vec!["a".into(), "b \"quoted\"".into()],

@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,17 +22,11 @@ pub(crate) fn is_leftover(name: &OsStr) -> bool {
 /// Those of `write` and of the file system: a full disk, a folder that is missing or may not be written. The
 /// temporary file is removed.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
     // A rename would replace a device as readily as a file.
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a folder or a device, not a file"));
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let temporary = folder.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
+    let temporary = temporary_beside(path);
 
     let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
     let written = write_and_sync(file, write).and_then(|()| fs::rename(&temporary, path));
@@ -41,8 +35,22 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::R
         let _ = fs::remove_file(&temporary);
         return written;
     }
-    sync_folder(folder);
+    sync_folder(folder(path));
     Ok(())
+}
+
+/// A name for a temporary file in the folder of `path`, which no other call has given.
+pub(super) fn temporary_beside(path: &Path) -> PathBuf {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    folder(path).join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()))
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 fn write_and_sync(file: File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {

@@ -10,7 +10,7 @@ const _: () = assert!(cfg!(target_endian = "little"), "weights files are read in
 
 /// The number types that `f32` or `i64` can stand for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Dtype {
+pub(crate) enum Dtype {
     F16,
     BF16,
     F32,
@@ -40,7 +40,7 @@ impl Dtype {
 ///
 /// # Errors
 /// When a value has no counterpart: an `f64` beyond the range of `f32`, a `u64` beyond that of `i64`.
-pub(super) fn decode(dtype: Dtype, bytes: &[u8]) -> Result<TensorData, String> {
+pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> Result<TensorData, String> {
     fn values<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> impl Iterator<Item = T> {
         bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned)
     }

@@ -77,7 +77,7 @@ impl fmt::Display for Mismatch {
 }
 
 /// Text from a file made fit for one line of a terminal: escaped, and cut after 200 characters.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     const LIMIT: usize = 200;
     let mut shown: String = text.chars().take(LIMIT).flat_map(char::escape_debug).collect();
     if text.chars().nth(LIMIT).is_some() {

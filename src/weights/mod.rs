@@ -1,7 +1,7 @@
 //! Weights files: names, layouts and conventions of the formats that trained networks come in.
 //!
-//! A file becomes a [`StateDict`]: names and tensors in the file's own layout, floats as `f32` and integers as
-//! `i64`. [`bind()`] matches it with what a network expects, and [`layout`] turns each tensor into the device's
+//! A file becomes a [`StateDict`]: names and tensors as PyTorch's files have them, floats as `f32` and integers as `i64`;
+//! what is in a [Keras](keras) file takes that form when it is read. [`bind()`] matches it with what a network expects, and [`layout`] turns each tensor into the device's
 //! layout and back. [`StateDict::save`] writes safetensors that `safetensors.torch.load_file` and then
 //! `load_state_dict(strict=True)` accept.
 //!
@@ -13,6 +13,7 @@ mod bind;
 mod config;
 mod convert;
 mod error;
+pub mod keras;
 pub mod layout;
 mod params;
 mod pytorch;
@@ -30,6 +31,8 @@ pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
 pub use config::Config;
+pub(crate) use convert::{Dtype, decode};
+pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};
 pub use params::{Loaded, expected, from_state, initialise, to_file, to_state};
 
@@ -88,10 +91,12 @@ pub struct StateDict {
     pub metadata: BTreeMap<String, String>,
     /// The file that this was read from, for error messages.
     pub origin: Option<PathBuf>,
+    /// What a Keras file says beside its tensors; none for other files.
+    pub keras: Option<Box<keras::Description>>,
 }
 
 impl StateDict {
-    /// Reads a safetensors or PyTorch file, recognised by its content.
+    /// Reads a safetensors, PyTorch or Keras file, recognised by its content.
     ///
     /// A PyTorch file may hold a state dict, a checkpoint with one under `state_dict`, `model_state_dict` or
     /// `model`, or a whole pickled module. The prefix that `DataParallel` or `torch.compile` put before every name
@@ -106,6 +111,7 @@ impl StateDict {
         let mut state = match recognise(&bytes) {
             Ok(Format::Safetensors) => safetensors::load(path, &bytes)?,
             Ok(Format::PytorchZip) => pytorch::load_zip(path, &bytes)?,
+            Ok(Format::Keras) => keras::load(path, &bytes)?,
             Ok(Format::PytorchLegacy) => pytorch::load_legacy(path, &bytes)?,
             Err(reason) => {
                 return Err(WeightsError::UnknownFormat { path: path.into(), reason });
@@ -143,7 +149,7 @@ impl StateDict {
 }
 
 #[expect(unsafe_code, reason = "a mapped file may change under us, which no API can rule out")]
-fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, WeightsError> {
     let unreadable = |source| WeightsError::Read { path: path.into(), source };
     // Looked at before opening: opening a named pipe would wait for its other end.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
@@ -159,6 +165,7 @@ enum Format {
     Safetensors,
     PytorchZip,
     PytorchLegacy,
+    Keras,
 }
 
 /// The format that `bytes` are in, or why they are not in one that can be read.
@@ -168,6 +175,8 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
     let start = &bytes[..bytes.len().min(64)];
     if bytes.is_empty() {
         refused("it is empty")
+    } else if keras::is_keras(bytes) {
+        Ok(Format::Keras)
     } else if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
         Ok(Format::PytorchZip)
     } else if bytes[TAR_MAGIC.min(bytes.len())..].starts_with(b"ustar") {
@@ -178,8 +187,6 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
         Ok(Format::PytorchLegacy)
     } else if start.get(8) == Some(&b'{') {
         Ok(Format::Safetensors)
-    } else if start.starts_with(b"\x89HDF") {
-        refused("it is HDF5 (Keras), which is not supported; safetensors and PyTorch files are")
     } else if start.starts_with(b"version https://git-lfs") {
         refused("it is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
     } else if start.trim_ascii_start().starts_with(b"<") {
@@ -187,6 +194,6 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
     } else if start.starts_with(b"\x80") {
         refused("it is a plain pickle without tensors; write it with torch.save(model.state_dict(), …)")
     } else {
-        refused("it is neither safetensors nor a PyTorch file")
+        refused("it is neither safetensors nor a PyTorch or Keras file")
     }
 }

@@ -83,13 +83,14 @@ pub struct Loaded {
     pub head_reinitialised: Option<(usize, usize)>,
 }
 
-/// Takes a network's parameters from `state`. The last linear layer may have another number of classes; it is
+/// Takes a network's parameters from `state`. The last linear layer or convolution may have another number of classes; it is
 /// initialised from `seed` then.
 ///
 /// # Errors
 /// [`WeightsError::Mismatch`] lists every tensor that is missing, unexpected or misshapen.
 pub fn from_state(graph: &Graph, state: StateDict, seed: u64) -> Result<Loaded, WeightsError> {
-    let head = graph.layers().iter().rfind(|l| l.kind == LayerKind::Linear).map_or("", |l| &l.name);
+    let is_product = |kind| matches!(kind, LayerKind::Linear | LayerKind::Conv);
+    let head = graph.layers().iter().rfind(|l| is_product(l.kind)).map_or("", |l| &l.name);
     let Bound { tensors, head_reinitialised } = bind(state, &expected(graph), head)?;
     let mut files = tensors.into_iter();
     let tensors = graph

@@ -105,12 +105,7 @@ fn zip_pickle<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightsError
         return Err(refused("it is a TorchScript program; in Python, torch.save(torch.jit.load(…).state_dict(), …)"));
     }
     if !names.iter().any(|name| is_pickle(name)) {
-        let keras = names.iter().any(|name| name == "model.weights.h5");
-        return Err(refused(if keras {
-            "it is a Keras archive, which is not supported; safetensors and PyTorch files are"
-        } else {
-            "it is a zip archive, but not one that torch.save wrote: it has no data.pkl"
-        }));
+        return Err(refused("it is a zip archive, but not one that torch.save or Keras wrote: it has no data.pkl"));
     }
 
     let mut pickle: &[u8] = &[];

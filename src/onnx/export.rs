@@ -8,31 +8,35 @@
 //! |---|---|
 //! | convolution | `Conv` |
 //! | batch norm | `BatchNormalization` in inference mode |
-//! | ReLU, addition, max pooling | `Relu`, `Add`, `MaxPool` |
+//! | ReLU, ReLU6, sigmoid, hard-swish, hard-sigmoid | `Relu`, `Clip`, `Sigmoid`, `HardSwish`, `HardSigmoid` |
+//! | SiLU | `Sigmoid` and `Mul` |
+//! | addition, gate, max pooling | `Add`, `Mul`, `MaxPool` |
+//! | dropout, stochastic depth | nothing |
 //! | average pooling | `GlobalAveragePool` over whole images, else `AveragePool` |
 //! | linear | `Flatten`, where it reads an image, and `Gemm` |
 
-// Written by scripts/onnx-proto from ONNX's own definition.
-#[rustfmt::skip]
-#[allow(dead_code, clippy::enum_variant_names, reason = "generated, and for all of ONNX")]
-pub(super) mod proto;
-
-use super::{ExportError, layer, logits, unsupported};
-use crate::graph::{Act, Conv2d, Graph, Groups, LayerKind, Op, Window};
-use crate::tensor::HostTensor;
-use crate::weights::{self, ExpectedKind, TensorData, write_atomically};
-use prost::Message;
-use proto::attribute_proto::AttributeType;
-use proto::tensor_proto::DataType;
-use proto::tensor_shape_proto::{Dimension, dimension};
-use proto::{
+use super::proto::attribute_proto::AttributeType;
+use super::proto::tensor_proto::DataType;
+use super::proto::tensor_shape_proto::{Dimension, dimension};
+use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
+use super::{BLOCKS, CLASSES, MEAN, STD};
+use crate::export::{ExportError, layer, logits, unsupported};
+use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Window};
+use crate::tensor::HostTensor;
+use crate::weights::{self, ExpectedKind, TensorData, write_atomically};
+use prost::Message;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const IR_VERSION: i64 = 8;
 const OPSET: i64 = 17;
+
+/// The bounds of ReLU6, which are inputs of `Clip`. No layer's tensors are called so.
+const ZERO: &str = "zero";
+const SIX: &str = "six";
 
 /// What protobuf's readers accept at most.
 pub const MAX_BYTES: u64 = i32::MAX as u64;
@@ -83,7 +87,7 @@ pub fn encode(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Res
 }
 
 fn fits(bytes: u64) -> Result<(), ExportError> {
-    if bytes > MAX_BYTES { Err(ExportError::TooLarge { bytes }) } else { Ok(()) }
+    if bytes > MAX_BYTES { Err(ExportError::TooLarge { bytes, most: MAX_BYTES }) } else { Ok(()) }
 }
 
 fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<ModelProto, ExportError> {
@@ -107,8 +111,15 @@ fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<M
         ..GraphProto::default()
     };
     // The `Debug` form of an array is JSON, and has the shortest digits that give the same f32.
-    let mut metadata = vec![("mean", format!("{:?}", about.mean)), ("std", format!("{:?}", about.std))];
-    metadata.extend(about.classes.map(|names| ("classes", serde_json::Value::from(names).to_string())));
+    let mut metadata = vec![(MEAN, format!("{:?}", about.mean)), (STD, format!("{:?}", about.std))];
+    metadata.extend(about.classes.map(|names| (CLASSES, serde_json::Value::from(names).to_string())));
+    let mut blocks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for layer in network.layers() {
+        if let Some(block) = &layer.block {
+            blocks.entry(block).or_default().push(&layer.name);
+        }
+    }
+    metadata.extend((!blocks.is_empty()).then(|| (BLOCKS, serde_json::json!(blocks).to_string())));
     let metadata =
         metadata.into_iter().map(|(key, value)| StringStringEntryProto { key: Some(key.into()), value: Some(value) });
     Ok(ModelProto {
@@ -133,23 +144,28 @@ fn value<const N: usize>(name: &str, dims: [dimension::Value; N], doc: &str) -> 
     }
 }
 
-/// The tensors of a weights file, less the counters, which inference has no use for.
+/// The tensors of a weights file, less the counters, which inference has no use for; and the bounds of ReLU6.
 fn initialisers(network: &Graph, tensors: &[HostTensor]) -> Vec<TensorProto> {
     assert_eq!(network.params().len(), tensors.len(), "one tensor a parameter");
     let files = network.params().iter().zip(tensors).flat_map(|(p, tensor)| weights::to_file(network, p, &tensor.data));
-    files
-        .filter_map(|(name, file)| match file.data {
-            TensorData::F32(values) => Some(TensorProto {
-                name: Some(name),
-                dims: file.shape.iter().map(|&size| size as i64).collect(),
-                data_type: Some(DataType::Float as i32),
-                // ONNX's raw data is little-endian on every machine.
-                raw_data: Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
-                ..TensorProto::default()
-            }),
-            TensorData::I64(_) => None,
-        })
-        .collect()
+    let floats = files.filter_map(|(name, file)| match file.data {
+        TensorData::F32(values) => Some(initialiser(name, &file.shape, &values)),
+        TensorData::I64(_) => None,
+    });
+    let clips = network.layers().iter().any(|layer| layer.kind == LayerKind::Activation(Act::Relu6));
+    let bounds = [(ZERO, 0.0), (SIX, 6.0)].map(|(name, bound)| initialiser(name.into(), &[], &[bound]));
+    floats.chain(bounds.into_iter().filter(|_| clips)).collect()
+}
+
+fn initialiser(name: String, shape: &[usize], values: &[f32]) -> TensorProto {
+    TensorProto {
+        name: Some(name),
+        dims: shape.iter().map(|&size| size as i64).collect(),
+        data_type: Some(DataType::Float as i32),
+        // ONNX's raw data is little-endian on every machine.
+        raw_data: Some(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+        ..TensorProto::default()
+    }
 }
 
 /// The value that a node of the network became.
@@ -178,38 +194,55 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
         let (op, inputs, attributes, flat) = match node.op {
             // An initialiser.
             Op::Param(_) => continue,
-            Op::Conv2d(Conv2d {
-                window,
-                groups: Groups::One,
-                bias,
-                residual: false,
-                act: Act::Identity,
-                mask: false,
-            }) => {
+            Op::Conv2d(Conv2d { window, groups, bias, residual: false, act: Act::Identity, mask: false }) => {
                 let linear = layer.kind == LayerKind::Linear;
                 let x = if linear { flatten(&mut nodes, operand(0)) } else { image()? };
                 let mut inputs = vec![x, param("weight")];
                 inputs.extend(bias.then(|| param("bias")));
                 match linear {
                     true => ("Gemm", inputs, vec![int("transB", 1)], true),
-                    false => ("Conv", inputs, window_attributes(window).into(), false),
+                    false => {
+                        let group = int("group", groups.count(node.shape.c()) as i64);
+                        ("Conv", inputs, window_attributes(window).into_iter().chain([group]).collect(), false)
+                    }
                 }
             }
             Op::BatchNorm { eps } => {
+                let keep = float("momentum", layer.averaging.keep);
                 let Value { name, flat } = operand(0);
                 let tensors = ["weight", "bias", "running_mean", "running_var"].map(param);
-                ("BatchNormalization", [&[name], &tensors[..]].concat(), vec![float("epsilon", eps)], flat)
+                ("BatchNormalization", [&[name], &tensors[..]].concat(), vec![float("epsilon", eps), keep], flat)
             }
-            Op::Activation { act: Act::Relu, mask: false } => {
+            Op::Activation { act, mask: false } => {
                 let Value { name, flat } = operand(0);
-                ("Relu", vec![name], vec![], flat)
+                let (op, inputs, attributes) = match act {
+                    Act::Identity => return Err(unsupported(network, id)),
+                    Act::Relu => ("Relu", vec![name], vec![]),
+                    Act::Relu6 => ("Clip", vec![name, ZERO.into(), SIX.into()], vec![]),
+                    Act::Sigmoid => ("Sigmoid", vec![name], vec![]),
+                    Act::HardSwish => ("HardSwish", vec![name], vec![]),
+                    Act::HardSigmoid => {
+                        ("HardSigmoid", vec![name], vec![float("alpha", 1.0 / 6.0), float("beta", 0.5)])
+                    }
+                    Act::Silu => {
+                        let gate = format!("{}.sigmoid", layer.name);
+                        nodes.push(operation("Sigmoid", &gate, vec![name.clone()], &gate, vec![]));
+                        ("Mul", vec![name, gate], vec![])
+                    }
+                };
+                (op, inputs, attributes, flat)
             }
-            Op::Add { act: Act::Identity, mask: false } => {
+            Op::Add { act: Act::Identity, mask: false } | Op::Scale { mean: false } => {
                 let (a, b) = (operand(0), operand(1));
                 // [N, C] and [N, C, 1, 1] would be broadcast against each other.
                 let flat = a.flat || b.flat;
                 let terms = [a, b].map(|x| if flat { flatten(&mut nodes, x) } else { x.name });
-                ("Add", terms.into(), vec![], flat)
+                let op = if let Op::Add { .. } = node.op { "Add" } else { "Mul" };
+                (op, terms.into(), vec![], flat)
+            }
+            Op::Dropout { residual: false, .. } => {
+                values[id.index()] = Some(operand(0));
+                continue;
             }
             Op::MaxPool { window, argmax: false } => {
                 ("MaxPool", vec![image()?], window_attributes(window).into(), false)

@@ -1,0 +1,790 @@
+//! A network as a text file, JSON: what `thawline inspect --graph` prints and `--model FILE.json` reads.
+//! `docs/graph.md` describes the format.
+
+use crate::graph::{Act, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
+use crate::nearest::suggestion;
+use crate::tensor::{Shape, pad4};
+use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// The metadata key of a weights file whose network is none of [`MODELS`](super::MODELS); the value is a graph file.
+pub const GRAPH: &str = "graph";
+
+/// The version of the format that this crate writes, and the only one that it reads.
+const VERSION: u64 = 1;
+
+/// The key of the version, by which a graph file is known.
+const MAGIC: &str = "thawline_graph";
+
+/// What the images are called among the layers' inputs.
+pub(crate) const IMAGES: &str = "input";
+
+/// Far above every network. Finding a name that is taken costs as much as there are layers.
+pub(crate) const MAX_LAYERS: usize = 10_000;
+
+/// Bytes of text.
+const MAX_TEXT: u64 = 16 << 20;
+
+/// Far above every window, and small enough that no size computed from it overflows.
+const MAX_WINDOW: usize = 1024;
+
+/// Values of all parameters together, 4 GiB.
+const MAX_VALUES: usize = 1 << 30;
+
+/// A network as data: its layers in order, what it does to images first, and the size of image that it is made for.
+///
+/// One that exists can be built: at its own size, with its own number of classes.
+///
+/// # Example
+/// ```
+/// use thawline::models::{self, GraphFile};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let file = models::spec("resnet18")?.describe((64, 64), 10)?;
+/// let again = GraphFile::parse(&file.json(), "resnet18.json")?;
+/// assert_eq!(again.build(8, (64, 64), 10)?, models::build("resnet18", 8, (64, 64), 10)?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Debug)]
+pub struct GraphFile {
+    about: GraphAbout,
+    layers: Vec<Entry>,
+    classes: usize,
+}
+
+/// What a [`GraphFile`] says beside the layers.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GraphAbout {
+    pub name: String,
+    /// Height and width of the images it is made for, in pixels.
+    pub size: (usize, usize),
+    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
+    pub mean: [f32; 3],
+    /// What they are divided by then.
+    pub std: [f32; 3],
+}
+
+/// A layer of a [`GraphFile`].
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Entry {
+    pub name: String,
+    #[serde(flatten)]
+    pub op: LayerOp,
+    /// Names of earlier layers, or `input` for the images.
+    pub inputs: Vec<String>,
+    /// See [`graph::Layer::block`](crate::graph::Layer::block).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block: Option<String>,
+    /// See [`graph::Layer::position`](crate::graph::Layer::position).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
+}
+
+/// What a layer does, and with which numbers. Windows are height before width.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum LayerOp {
+    Conv {
+        channels: usize,
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: Padding,
+        groups: usize,
+        bias: bool,
+    },
+    /// What it does in training is a policy's business; where that does not say, its moments are averaged so.
+    Bn {
+        eps: f32,
+        /// See [`Averaging::keep`].
+        keep: f32,
+        /// See [`Averaging::var`].
+        #[serde(serialize_with = "var_name")]
+        var: Variance,
+    },
+    Linear {
+        channels: usize,
+    },
+    Activation {
+        #[serde(serialize_with = "act_name")]
+        act: Act,
+    },
+    Add {},
+    Scale {},
+    Dropout {
+        rate: f32,
+    },
+    StochasticDepth {
+        rate: f32,
+    },
+    MaxPool {
+        kernel: [usize; 2],
+        stride: [usize; 2],
+        padding: Padding,
+    },
+    AvgPool {
+        kernel: [usize; 2],
+        stride: [usize; 2],
+    },
+    GlobalAvgPool {},
+}
+
+/// What is added around an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Padding {
+    /// Top, left, bottom, right.
+    Pixels([usize; 4]),
+    /// TensorFlow's `SAME`: as many pixels as make the output a stride-th of the input, rounded up; an odd one goes to the
+    /// bottom and to the right. How many that is depends on the input's size.
+    Same,
+}
+
+/// A graph file that cannot be read, or that describes no network.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphFileError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{origin}: {reason}")]
+    Invalid { origin: String, reason: String },
+}
+
+impl GraphFile {
+    /// # Errors
+    /// The layers do not make a network that ends in logits: names the first that does not fit.
+    pub fn new(about: GraphAbout, layers: Vec<Entry>) -> Result<Self, GraphError> {
+        let mut file = Self { about, layers, classes: 0 };
+        file.check_about()?;
+        let graph = file.assemble(1, file.size(), None)?;
+        file.classes = graph.logits_shape().map_or(0, Shape::c);
+        Ok(file)
+    }
+
+    fn check_about(&self) -> Result<(), GraphError> {
+        let GraphAbout { name, mean, std, .. } = &self.about;
+        let wrong = |reason: &str| Err(GraphError { node: "the graph".into(), reason: reason.into() });
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return wrong("`name` must be a line of text");
+        }
+        if mean.iter().any(|value| !value.is_finite()) {
+            return wrong("`mean` must be finite");
+        }
+        match std.iter().all(|&value| value > 0.0 && value.is_finite()) {
+            true => Ok(()),
+            false => wrong("`std` must be above 0"),
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no graph file; the message names the layer and the field.
+    pub fn read(path: &Path) -> Result<Self, GraphFileError> {
+        let unreadable = |source| GraphFileError::Read { path: path.into(), source };
+        let origin = path.display().to_string();
+        let facts = fs::metadata(path).map_err(unreadable)?;
+        if !facts.is_file() || facts.len() > MAX_TEXT {
+            let reason = format!("it is no graph file, which is JSON of at most {} MiB", MAX_TEXT >> 20);
+            return Err(GraphFileError::Invalid { origin, reason });
+        }
+        Self::parse(&fs::read_to_string(path).map_err(unreadable)?, &origin)
+    }
+
+    /// Reads the text of a file; `origin` says in messages where it came from.
+    ///
+    /// # Errors
+    /// It is no graph file; the message names the layer and the field.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, GraphFileError> {
+        parse(text).map_err(|reason| GraphFileError::Invalid { origin: origin.into(), reason })
+    }
+
+    /// Describes the network that `network` builds for one image of a size. It is asked for other sizes, too, which tells
+    /// padding that follows from the size from padding that does not.
+    ///
+    /// # Errors
+    /// Those of `network` for `about.size`; the graph is compiled, or no graph file can describe it.
+    pub fn of<E: From<GraphError>>(
+        about: GraphAbout,
+        network: impl Fn((usize, usize)) -> Result<Graph, E>,
+    ) -> Result<Self, E> {
+        let graph = network(about.size)?;
+        let (h, w) = about.size;
+        // What 2ⁱ more pixels are is one more after the i-th halving: somewhere the size of each layer's input is odd,
+        // and elsewhere even. A network that takes one size only has no other form.
+        let others: Vec<Graph> = (0..=5).filter_map(|i| network((h + (1 << i), w + (1 << i))).ok()).collect();
+        Ok(Self::new(about, entries(&graph, &others)?)?)
+    }
+
+    /// The same network, made for images of another size and for another number of classes.
+    ///
+    /// # Errors
+    /// It does not end in a linear layer or convolution, whose channels are the classes; or it does not take images of
+    /// that size.
+    pub fn with(&self, size: (usize, usize), classes: usize) -> Result<Self, GraphError> {
+        let mut layers = self.layers.clone();
+        if classes != self.classes {
+            let head = self.head_index()?;
+            layers[head].op = layers[head].op.with_channels(classes);
+        }
+        Self::new(GraphAbout { size, ..self.about.clone() }, layers)
+    }
+
+    /// The network for `batch` images of `size` = (height, width) pixels, every layer frozen.
+    ///
+    /// # Errors
+    /// Those of [`with`](Self::with), or so many images are more than 32-bit indices can address.
+    pub fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
+        let head = if classes == self.classes { None } else { Some((self.head_index()?, classes)) };
+        self.assemble(batch, size, head)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.about.name
+    }
+
+    /// Height and width of the images it is made for, in pixels.
+    pub fn size(&self) -> (usize, usize) {
+        self.about.size
+    }
+
+    pub fn mean(&self) -> [f32; 3] {
+        self.about.mean
+    }
+
+    pub fn std(&self) -> [f32; 3] {
+        self.about.std
+    }
+
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    pub fn layers(&self) -> &[Entry] {
+        &self.layers
+    }
+
+    /// The file's text, a line a layer. The same network gives the same bytes.
+    pub fn json(&self) -> String {
+        let GraphAbout { name, size: (h, w), mean, std } = &self.about;
+        let layers: Vec<String> = self.layers.iter().map(|layer| format!("    {}", json(layer))).collect();
+        format!(
+            "{{\n  \"{MAGIC}\": {VERSION},\n  \"name\": {},\n  \"size\": [{h}, {w}],\n  \"mean\": {},\n  \"std\": \
+             {},\n  \"layers\": [\n{}\n  ]\n}}\n",
+            json(name),
+            json(mean),
+            json(std),
+            layers.join(",\n"),
+        )
+    }
+
+    /// The linear layer or convolution whose outputs are the classes; none if the logits come from something else.
+    pub fn head(&self) -> Option<&str> {
+        self.head_index().ok().map(|head| self.layers[head].name.as_str())
+    }
+
+    fn head_index(&self) -> Result<usize, GraphError> {
+        let mut at = self.layers.len() - 1;
+        loop {
+            let Entry { name, op, inputs, .. } = &self.layers[at];
+            let before = match op {
+                LayerOp::Linear { .. } | LayerOp::Conv { groups: 1, .. } => return Ok(at),
+                LayerOp::Conv { .. } | LayerOp::Bn { .. } | LayerOp::Add {} | LayerOp::Scale {} => None,
+                LayerOp::Activation { .. } | LayerOp::Dropout { .. } | LayerOp::StochasticDepth { .. } => Some(()),
+                LayerOp::MaxPool { .. } | LayerOp::AvgPool { .. } | LayerOp::GlobalAvgPool {} => Some(()),
+            };
+            let input = before.and_then(|()| self.layers.iter().position(|layer| layer.name == inputs[0]));
+            at = input.ok_or_else(|| {
+                let reason = format!(
+                    "the logits come from here; only a network that ends in a linear layer or a convolution can have \
+                     other than {} classes",
+                    self.classes
+                );
+                GraphError { node: name.clone(), reason }
+            })?;
+        }
+    }
+
+    fn assemble(&self, batch: usize, size: (usize, usize), head: Option<(usize, usize)>) -> Result<Graph, GraphError> {
+        let mut assembly = Assembly::new(batch, size)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            match head {
+                Some((head, channels)) if head == index => {
+                    assembly.add(&Entry { op: layer.op.with_channels(channels), ..layer.clone() })?;
+                }
+                _ => {
+                    assembly.add(layer)?;
+                }
+            }
+        }
+        assembly.finish()
+    }
+}
+
+fn json(value: &impl Serialize) -> String {
+    let mut bytes = Vec::new();
+    let mut writer = serde_json::Serializer::with_formatter(&mut bytes, OneLine);
+    value.serialize(&mut writer).expect("numbers, lists and texts are always JSON");
+    String::from_utf8(bytes).expect("JSON is text")
+}
+
+/// A line of JSON with a space where one reads better.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        to.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
+    }
+}
+
+/// Turns entries into a graph, one by one.
+pub(crate) struct Assembly {
+    builder: Builder,
+    /// What each name stands for, and whether a layer reads it.
+    values: HashMap<String, (NodeId, bool)>,
+    last: Option<String>,
+    /// Values of the parameters so far.
+    held: usize,
+}
+
+impl Assembly {
+    pub(crate) fn new(batch: usize, (h, w): (usize, usize)) -> Result<Self, GraphError> {
+        let mut builder = Builder::new();
+        let images = builder.input(batch, h, w, 3)?;
+        Ok(Self { builder, values: HashMap::from([(IMAGES.into(), (images, false))]), last: None, held: 0 })
+    }
+
+    /// The shape of what the entry gives.
+    pub(crate) fn add(&mut self, entry: &Entry) -> Result<Shape, GraphError> {
+        let Entry { name, op, inputs, block, position } = entry;
+        let wrong = |reason: String| GraphError { node: name.clone(), reason };
+        if self.values.len() > MAX_LAYERS {
+            return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
+        }
+        if name == IMAGES {
+            return Err(wrong(format!("`{IMAGES}` is what the images are called; give the layer another name")));
+        }
+        if inputs.len() != op.arity() {
+            return Err(wrong(format!("`{}` takes {} inputs, not {}", op.name(), op.arity(), inputs.len())));
+        }
+        let mut x = Vec::new();
+        for input in inputs {
+            let near = || suggestion(input, self.values.keys().map(String::as_str));
+            let missing = || wrong(format!("its input `{input}` is no earlier layer{}, nor `{IMAGES}`", near()));
+            x.push(self.values.get(input).ok_or_else(missing)?.0);
+        }
+        let shape = self.builder.shape(x[0]);
+        self.hold(op, shape).map_err(wrong)?;
+        let b = &mut self.builder;
+        b.block(block.as_deref());
+        b.position(*position);
+        let window =
+            |kernel, stride, padding: Padding| Window { kernel, stride, padding: padding.of(kernel, stride, shape) };
+        let id = match *op {
+            LayerOp::Conv { channels, kernel, stride, padding, groups, bias } => {
+                b.grouped_conv2d(name, x[0], channels, window(kernel, stride, padding), groups, bias)
+            }
+            LayerOp::Bn { eps, keep, var } => {
+                if !(0.0..=1.0).contains(&keep) {
+                    return Err(wrong(format!("`keep` is from 0 to 1, not {keep}")));
+                }
+                b.averaging(Averaging { keep, var });
+                b.batch_norm(name, x[0], eps)
+            }
+            LayerOp::Linear { channels } => b.linear(name, x[0], channels),
+            LayerOp::Activation { act } => b.activation(name, x[0], act),
+            LayerOp::Add {} => b.add(name, x[0], x[1]),
+            LayerOp::Scale {} => b.scale(name, x[0], x[1]),
+            LayerOp::Dropout { rate } => b.dropout(name, x[0], rate),
+            LayerOp::StochasticDepth { rate } => b.stochastic_depth(name, x[0], rate),
+            LayerOp::MaxPool { kernel, stride, padding } => b.max_pool(name, x[0], window(kernel, stride, padding)),
+            LayerOp::AvgPool { kernel, stride } => b.avg_pool(name, x[0], Window { kernel, stride, padding: [0; 4] }),
+            LayerOp::GlobalAvgPool {} => b.global_avg_pool(name, x[0]),
+        }?;
+        for input in inputs {
+            if let Some((_, read)) = self.values.get_mut(input) {
+                *read = true;
+            }
+        }
+        self.values.insert(name.clone(), (id, false));
+        self.last = Some(name.clone());
+        Ok(self.builder.shape(id))
+    }
+
+    /// Refuses windows and weights of a size with which nothing can be computed.
+    fn hold(&mut self, op: &LayerOp, x: Shape) -> Result<(), String> {
+        let (kernel, stride, padding) = op.window().unwrap_or(([1; 2], [1; 2], Padding::Same));
+        let padding = if let Padding::Pixels(padding) = padding { padding } else { [0; 4] };
+        if kernel.iter().chain(&stride).any(|&side| !(1..=MAX_WINDOW).contains(&side)) {
+            return Err(format!("`kernel` and `stride` are from 1 to {MAX_WINDOW}, not {kernel:?} and {stride:?}"));
+        }
+        if padding.iter().any(|&side| side > MAX_WINDOW) {
+            return Err(format!("`padding` is at most {MAX_WINDOW}, not {padding:?}"));
+        }
+        let values = match *op {
+            LayerOp::Conv { channels, groups, .. } => {
+                let rows = pad4(x.c().div_ceil(groups.max(1)));
+                (kernel[0] * kernel[1]).checked_mul(rows).and_then(|taps| taps.checked_mul(channels.saturating_add(4)))
+            }
+            LayerOp::Linear { channels } => pad4(x.c()).checked_mul(channels.saturating_add(4)),
+            _ => Some(0),
+        };
+        match values.and_then(|values| self.held.checked_add(values)).filter(|&held| held <= MAX_VALUES) {
+            Some(held) => {
+                self.held = held;
+                Ok(())
+            }
+            None => Err(format!("the weights up to here are more than {MAX_VALUES} values")),
+        }
+    }
+
+    /// The network, which ends with the last layer that was added.
+    pub(crate) fn finish(self) -> Result<Graph, GraphError> {
+        let empty = || GraphError { node: "the graph".into(), reason: "it has no layers".into() };
+        let last = self.last.ok_or_else(empty)?;
+        let unread = self.values.iter().filter(|&(name, &(_, read))| !read && *name != last);
+        // The first of several, so that messages do not depend on the order of a hash map.
+        if let Some((name, _)) = unread.min_by_key(|&(_, &(id, _))| id) {
+            let reason = format!("no layer reads it, and the logits are the last one's, `{last}`");
+            return Err(GraphError { node: name.clone(), reason });
+        }
+        let (logits, _) = self.values[&last];
+        self.builder.finish(logits)
+    }
+}
+
+impl LayerOp {
+    /// As the file says it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Conv { .. } => "conv",
+            Self::Bn { .. } => "bn",
+            Self::Linear { .. } => "linear",
+            Self::Activation { .. } => "activation",
+            Self::Add {} => "add",
+            Self::Scale {} => "scale",
+            Self::Dropout { .. } => "dropout",
+            Self::StochasticDepth { .. } => "stochastic_depth",
+            Self::MaxPool { .. } => "max_pool",
+            Self::AvgPool { .. } => "avg_pool",
+            Self::GlobalAvgPool {} => "global_avg_pool",
+        }
+    }
+
+    /// The same with another number of outputs, if it is a product.
+    fn with_channels(&self, channels: usize) -> Self {
+        match *self {
+            Self::Conv { kernel, stride, padding, groups, bias, .. } => {
+                Self::Conv { channels, kernel, stride, padding, groups, bias }
+            }
+            Self::Linear { .. } => Self::Linear { channels },
+            _ => self.clone(),
+        }
+    }
+
+    fn arity(&self) -> usize {
+        if matches!(self, Self::Add {} | Self::Scale {}) { 2 } else { 1 }
+    }
+
+    /// Kernel, stride and padding.
+    fn window(&self) -> Option<([usize; 2], [usize; 2], Padding)> {
+        match *self {
+            Self::Conv { kernel, stride, padding, .. } | Self::MaxPool { kernel, stride, padding } => {
+                Some((kernel, stride, padding))
+            }
+            Self::AvgPool { kernel, stride } => Some((kernel, stride, Padding::Pixels([0; 4]))),
+            _ => None,
+        }
+    }
+}
+
+impl Padding {
+    /// Top, left, bottom and right, for an input `x`.
+    fn of(self, kernel: [usize; 2], stride: [usize; 2], x: Shape) -> [usize; 4] {
+        match self {
+            Self::Pixels(pixels) => pixels,
+            Self::Same => Window::same(kernel, stride, [x.h(), x.w()]).padding,
+        }
+    }
+}
+
+impl Serialize for Padding {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Pixels(pixels) => pixels.serialize(to),
+            Self::Same => to.serialize_str("same"),
+        }
+    }
+}
+
+fn var_name<S: Serializer>(var: &Variance, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(self::var(*var))
+}
+
+fn var(var: Variance) -> &'static str {
+    match var {
+        Variance::Biased => "biased",
+        Variance::Unbiased => "unbiased",
+    }
+}
+
+fn act_name<S: Serializer>(act: &Act, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(act.name())
+}
+
+fn window_of(op: &Op) -> Option<Window> {
+    match op {
+        Op::Conv2d(conv) => Some(conv.window),
+        Op::MaxPool { window, .. } | Op::AvgPool { window } => Some(*window),
+        _ => None,
+    }
+}
+
+/// The layers of `graph`, which `others` are for images of other sizes.
+fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
+    let mut entries = Vec::new();
+    for (id, node) in graph.nodes() {
+        let wrong = |reason: &str| GraphError { node: graph.label(id), reason: reason.into() };
+        let Some(layer) = node.layer.map(|layer| &graph.layers()[layer.index()]) else {
+            match node.op {
+                Op::Input => continue,
+                _ => return Err(wrong("the graph is compiled; describe a network as a model or the builder gives it")),
+            }
+        };
+        // The same node for each size, and the shape of what it reads.
+        let forms = || {
+            std::iter::once(graph).chain(others).map(|graph| {
+                let node = graph.node(id);
+                (&node.op, graph.node(node.inputs[0]).shape)
+            })
+        };
+        let padding = |window: Window| {
+            let windows = || forms().filter_map(|(op, x)| Some((window_of(op)?, x)));
+            let same = |(w, x): (Window, Shape)| w.padding == Padding::Same.of(w.kernel, w.stride, x);
+            if windows().all(|(other, _)| other.padding == window.padding) {
+                Ok(Padding::Pixels(window.padding))
+            } else if windows().all(same) {
+                Ok(Padding::Same)
+            } else {
+                Err(wrong("its padding follows from the image's size in a way that a graph file cannot tell"))
+            }
+        };
+        let op = match node.op {
+            Op::Param(_) => continue,
+            Op::Conv2d(_) if layer.kind == LayerKind::Linear => LayerOp::Linear { channels: node.shape.c() },
+            Op::Conv2d(conv) => LayerOp::Conv {
+                channels: node.shape.c(),
+                kernel: conv.window.kernel,
+                stride: conv.window.stride,
+                padding: padding(conv.window)?,
+                groups: conv.groups.count(node.shape.c()),
+                bias: conv.bias,
+            },
+            Op::BatchNorm { eps } => LayerOp::Bn { eps, keep: layer.averaging.keep, var: layer.averaging.var },
+            Op::Activation { act, .. } => LayerOp::Activation { act },
+            Op::Add { .. } => LayerOp::Add {},
+            Op::Scale { .. } => LayerOp::Scale {},
+            Op::Dropout { rate, whole: false, .. } => LayerOp::Dropout { rate },
+            Op::Dropout { rate, whole: true, .. } => LayerOp::StochasticDepth { rate },
+            Op::MaxPool { window, .. } => {
+                LayerOp::MaxPool { kernel: window.kernel, stride: window.stride, padding: padding(window)? }
+            }
+            Op::AvgPool { window } => {
+                let whole = |(op, x): (&Op, Shape)| window_of(op).is_some_and(|w| w.kernel == [x.h(), x.w()]);
+                match forms().all(whole) && window.stride == [1; 2] {
+                    true => LayerOp::GlobalAvgPool {},
+                    false => LayerOp::AvgPool { kernel: window.kernel, stride: window.stride },
+                }
+            }
+            _ => return Err(wrong("the graph is compiled; describe a network as a model or the builder gives it")),
+        };
+        let name = |input: &NodeId| {
+            let layer = graph.node(*input).layer;
+            layer.map_or_else(|| IMAGES.to_owned(), |layer| graph.layers()[layer.index()].name.clone())
+        };
+        let inputs = node.inputs.iter().filter(|input| !matches!(graph.node(**input).op, Op::Param(_)));
+        entries.push(Entry {
+            name: layer.name.clone(),
+            op,
+            inputs: inputs.map(name).collect(),
+            block: layer.block.clone(),
+            position: layer.position,
+        });
+    }
+    Ok(entries)
+}
+
+fn parse(text: &str) -> Result<GraphFile, String> {
+    if text.len() as u64 > MAX_TEXT {
+        return Err(format!("it is longer than {} MiB", MAX_TEXT >> 20));
+    }
+    let value: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+    let mut fields = Fields::of(value, "the graph".into())?;
+    match fields.map.shift_remove(MAGIC) {
+        Some(version) if version == VERSION => {}
+        Some(version) => return Err(format!("its version is {version}; this thawline reads version {VERSION}")),
+        None => return Err(format!("it is no graph file: `{MAGIC}`, the version of its format, is missing")),
+    }
+    let about = GraphAbout {
+        name: fields.take("name", "a text")?,
+        size: fields.take("size", "[height, width] in pixels")?,
+        mean: fields.take("mean", "three numbers")?,
+        std: fields.take("std", "three numbers")?,
+    };
+    let entries: Vec<Value> = fields.take("layers", "a list of layers")?;
+    fields.finish()?;
+    if entries.len() > MAX_LAYERS {
+        return Err(format!("a network has at most {MAX_LAYERS} layers, not {}", entries.len()));
+    }
+    let layers = entries.into_iter().enumerate().map(|(index, value)| entry(index, value)).collect::<Result<_, _>>()?;
+    GraphFile::new(about, layers).map_err(|error| error.to_string())
+}
+
+fn entry(index: usize, value: Value) -> Result<Entry, String> {
+    /// What the file may call a layer's operation.
+    const OPS: [&str; 11] = [
+        "conv",
+        "bn",
+        "linear",
+        "activation",
+        "add",
+        "scale",
+        "dropout",
+        "stochastic_depth",
+        "max_pool",
+        "avg_pool",
+        "global_avg_pool",
+    ];
+    let mut fields = Fields::of(value, format!("layer {index}"))?;
+    let name: String = fields.take("name", "a text")?;
+    fields.of = format!("layer `{}`", name.escape_debug());
+    if name.chars().any(char::is_control) {
+        return Err(format!("{}: `name` must be a line of text", fields.of));
+    }
+    let op: String = fields.take("op", "a text")?;
+    let (kernel, stride) = ("[height, width]", || [1, 1]);
+    let op = match op.as_str() {
+        "conv" => LayerOp::Conv {
+            channels: fields.take("channels", "a number")?,
+            kernel: fields.take("kernel", kernel)?,
+            stride: fields.take_or("stride", kernel, stride)?,
+            padding: fields.padding()?,
+            groups: fields.take_or("groups", "a number", || 1)?,
+            bias: fields.take_or("bias", "true or false", || false)?,
+        },
+        "bn" => LayerOp::Bn {
+            eps: fields.take("eps", "a number")?,
+            keep: fields.take_or("keep", "a number", || Averaging::PYTORCH.keep)?,
+            var: fields.var()?,
+        },
+        "linear" => LayerOp::Linear { channels: fields.take("channels", "a number")? },
+        "activation" => LayerOp::Activation { act: fields.act()? },
+        "add" => LayerOp::Add {},
+        "scale" => LayerOp::Scale {},
+        "dropout" => LayerOp::Dropout { rate: fields.take("rate", "a number")? },
+        "stochastic_depth" => LayerOp::StochasticDepth { rate: fields.take("rate", "a number")? },
+        "max_pool" => LayerOp::MaxPool {
+            kernel: fields.take("kernel", kernel)?,
+            stride: fields.take_or("stride", kernel, stride)?,
+            padding: fields.padding()?,
+        },
+        "avg_pool" => LayerOp::AvgPool {
+            kernel: fields.take("kernel", kernel)?,
+            stride: fields.take_or("stride", kernel, stride)?,
+        },
+        "global_avg_pool" => LayerOp::GlobalAvgPool {},
+        other => {
+            let (of, near, ops) = (&fields.of, suggestion(other, OPS), OPS.join(", "));
+            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", other.escape_debug()));
+        }
+    };
+    let inputs = fields.take("inputs", "a list of names")?;
+    let block = fields.optional("block", "a text")?;
+    let position = fields.optional("position", "a number")?;
+    fields.finish()?;
+    Ok(Entry { name, op, inputs, block, position })
+}
+
+/// The fields of an object that are still to be read.
+struct Fields {
+    /// What has them, for messages.
+    of: String,
+    map: Map<String, Value>,
+    /// Names of those that were asked for.
+    known: Vec<&'static str>,
+}
+
+impl Fields {
+    fn of(value: Value, of: String) -> Result<Self, String> {
+        match value {
+            Value::Object(map) => Ok(Self { of, map, known: Vec::new() }),
+            _ => Err(format!("{of} must be a JSON object")),
+        }
+    }
+
+    fn take<T: DeserializeOwned>(&mut self, field: &'static str, what: &str) -> Result<T, String> {
+        let missing = format!("{}: `{field}` is missing: {what}", self.of);
+        self.optional(field, what)?.ok_or(missing)
+    }
+
+    fn take_or<T: DeserializeOwned>(
+        &mut self,
+        field: &'static str,
+        what: &str,
+        default: impl FnOnce() -> T,
+    ) -> Result<T, String> {
+        Ok(self.optional(field, what)?.unwrap_or_else(default))
+    }
+
+    fn optional<T: DeserializeOwned>(&mut self, field: &'static str, what: &str) -> Result<Option<T>, String> {
+        self.known.push(field);
+        let value = self.map.shift_remove(field);
+        let wrong = |error| format!("{}: `{field}` must be {what}: {error}", self.of);
+        value.map(|value| serde_json::from_value(value).map_err(wrong)).transpose()
+    }
+
+    fn padding(&mut self) -> Result<Padding, String> {
+        const WHAT: &str = "\"same\" or [top, left, bottom, right] in pixels";
+        if self.map.get("padding").is_some_and(|value| value == "same") {
+            self.optional::<String>("padding", WHAT)?;
+            return Ok(Padding::Same);
+        }
+        Ok(Padding::Pixels(self.take_or("padding", WHAT, || [0; 4])?))
+    }
+
+    fn var(&mut self) -> Result<Variance, String> {
+        let name: String = self.take_or("var", "a text", || var(Averaging::PYTORCH.var).to_owned())?;
+        let vars = [Variance::Biased, Variance::Unbiased];
+        vars.into_iter()
+            .find(|&known| var(known) == name)
+            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, name.escape_debug()))
+    }
+
+    fn act(&mut self) -> Result<Act, String> {
+        let name: String = self.take("act", "a text")?;
+        let acts = || Act::ALL.into_iter().filter(|act| *act != Act::Identity);
+        acts().find(|act| act.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = acts().map(Act::name).collect();
+            let near = suggestion(&name, names.iter().copied());
+            format!("{}: `act` is `{}`{near}; the activations are {}", self.of, name.escape_debug(), names.join(", "))
+        })
+    }
+
+    /// Refuses what nobody asked for.
+    fn finish(self) -> Result<(), String> {
+        let Some((field, _)) = self.map.into_iter().next() else { return Ok(()) };
+        let near = suggestion(&field, self.known.iter().copied());
+        let (of, known) = (self.of, self.known.join(", "));
+        Err(format!("{of}: it has no field `{}`{near}; the fields are {known}", field.escape_debug()))
+    }
+}

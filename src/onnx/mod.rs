@@ -1,0 +1,25 @@
+//! Networks as ONNX: [`encode`] and [`save`] write one for other programs, [`load`] reads one that another program wrote.
+
+mod attributes;
+mod bounds;
+mod export;
+mod import;
+mod names;
+// Written by scripts/onnx-proto from ONNX's own definition.
+#[rustfmt::skip]
+#[allow(dead_code, clippy::enum_variant_names, reason = "generated, and for all of ONNX")]
+pub(crate) mod proto;
+mod reader;
+mod tensor;
+#[cfg(test)]
+mod tests;
+
+pub use export::{About, MAX_BYTES, encode, save};
+pub use import::{Imported, load, parse};
+
+/// Metadata that this crate writes into a file, and reads: what is done to images before the network sees them, the names of
+/// the classes, and which layers are a residual block. The values are JSON.
+const MEAN: &str = "mean";
+const STD: &str = "std";
+const CLASSES: &str = "classes";
+const BLOCKS: &str = "blocks";

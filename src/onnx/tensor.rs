@@ -1,0 +1,135 @@
+//! Tensors of an ONNX file as values.
+
+use super::proto::TensorProto;
+use super::proto::tensor_proto::{DataLocation, DataType};
+use crate::weights::{Dtype, TensorData, decode, map_file};
+use std::path::{Component, Path};
+
+/// A tensor's dimensions.
+///
+/// # Errors
+/// One is below zero, or they are more than can be.
+pub(super) fn dims(tensor: &TensorProto) -> Result<Vec<usize>, String> {
+    let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&size| usize::try_from(size).ok()).collect();
+    let values = |dims: &[usize]| dims.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
+    dims.filter(|dims| values(dims).is_some())
+        .ok_or_else(|| format!("tensor `{}` cannot have the shape {:?}", tensor.name().escape_debug(), tensor.dims))
+}
+
+/// What the file holds of a tensor, in bytes of four-byte floats; what is in another file counts as if it were there.
+pub(super) fn bytes(tensor: &TensorProto) -> Result<usize, String> {
+    if tensor.data_location() == DataLocation::External {
+        return Ok(dims(tensor)?.iter().product::<usize>().saturating_mul(4));
+    }
+    let values = tensor.float_data.len() + tensor.int32_data.len() + tensor.double_data.len();
+    Ok(tensor.raw_data().len().saturating_mul(2) + 4 * values)
+}
+
+/// The values of a tensor of floats, as many as its dimensions say.
+///
+/// # Errors
+/// It holds no floats, or more or fewer values; or they are in another file that cannot be read.
+pub(super) fn floats(tensor: &TensorProto, folder: Option<&Path>) -> Result<Vec<f32>, String> {
+    let wrong = |reason: String| format!("tensor `{}` {reason}", tensor.name().escape_debug());
+    let count: usize = dims(tensor)?.iter().product();
+    let values = match DataType::try_from(tensor.data_type()) {
+        Ok(DataType::Float) if !tensor.float_data.is_empty() => tensor.float_data.clone(),
+        Ok(DataType::Double) if !tensor.double_data.is_empty() => {
+            decoded(Dtype::F64, bytemuck::cast_slice(&tensor.double_data)).map_err(wrong)?
+        }
+        // Two-byte floats are stored as the integers that their bits are.
+        Ok(kind @ (DataType::Float16 | DataType::Bfloat16)) if !tensor.int32_data.is_empty() => {
+            let bits: Vec<u16> = tensor.int32_data.iter().map(|&bits| bits as u16).collect();
+            decoded(dtype(kind).map_err(wrong)?, bytemuck::cast_slice(&bits)).map_err(wrong)?
+        }
+        Ok(kind) => {
+            let dtype = dtype(kind).map_err(wrong)?;
+            let size = match dtype {
+                Dtype::F64 => 8,
+                Dtype::F32 => 4,
+                _ => 2,
+            };
+            let fits = |bytes: &[u8]| match count.checked_mul(size) == Some(bytes.len()) {
+                true => decoded(dtype, bytes),
+                false => Err(format!("has the shape {:?}, but {} bytes", tensor.dims, bytes.len())),
+            };
+            raw(tensor, folder, fits).map_err(wrong)?
+        }
+        Err(_) => return Err(wrong(format!("has the unknown number type {}", tensor.data_type()))),
+    };
+    match values.len() == count {
+        true => Ok(values),
+        false => Err(wrong(format!("has the shape {:?}, but {} values", tensor.dims, values.len()))),
+    }
+}
+
+/// The values of a tensor of whole numbers: a shape, or axes.
+///
+/// # Errors
+/// It holds no whole numbers, or more or fewer values than its dimensions say.
+pub(super) fn integers(tensor: &TensorProto) -> Result<Vec<i64>, String> {
+    let wrong = |reason: String| format!("tensor `{}` {reason}", tensor.name().escape_debug());
+    let count: usize = dims(tensor)?.iter().product();
+    let values = match DataType::try_from(tensor.data_type()) {
+        Ok(DataType::Int64) if !tensor.int64_data.is_empty() => tensor.int64_data.clone(),
+        Ok(DataType::Int32) if !tensor.int32_data.is_empty() => {
+            tensor.int32_data.iter().map(|&value| i64::from(value)).collect()
+        }
+        Ok(kind @ (DataType::Int64 | DataType::Int32)) => {
+            let (dtype, size) = if kind == DataType::Int64 { (Dtype::I64, 8) } else { (Dtype::I32, 4) };
+            raw(tensor, None, |bytes| match decode(dtype, &bytes[..bytes.len() / size * size])? {
+                TensorData::I64(values) => Ok(values),
+                TensorData::F32(_) => Err("holds no whole numbers".into()),
+            })
+            .map_err(wrong)?
+        }
+        _ => return Err(wrong("holds no whole numbers".into())),
+    };
+    match values.len() == count {
+        true => Ok(values),
+        false => Err(wrong(format!("has the shape {:?}, but {} values", tensor.dims, values.len()))),
+    }
+}
+
+fn dtype(kind: DataType) -> Result<Dtype, String> {
+    match kind {
+        DataType::Float => Ok(Dtype::F32),
+        DataType::Double => Ok(Dtype::F64),
+        DataType::Float16 => Ok(Dtype::F16),
+        DataType::Bfloat16 => Ok(Dtype::BF16),
+        other => Err(format!("holds {} where floats are wanted", other.as_str_name())),
+    }
+}
+
+fn decoded(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, String> {
+    match decode(dtype, bytes)? {
+        TensorData::F32(values) => Ok(values),
+        TensorData::I64(_) => Err("holds no floats".into()),
+    }
+}
+
+/// What `read` makes of a tensor's bytes, which are in the file or in another beside it, in `folder`.
+fn raw<T>(
+    tensor: &TensorProto,
+    folder: Option<&Path>,
+    read: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<T, String> {
+    if tensor.data_location() != DataLocation::External {
+        return read(tensor.raw_data());
+    }
+    let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
+    let location = entry("location").unwrap_or_default();
+    let inside = Path::new(location).components().all(|part| matches!(part, Component::Normal(_)));
+    let Some(folder) = folder.filter(|_| inside && !location.is_empty() && !location.contains('\\')) else {
+        return Err(format!("is in another file, `{}`, which is not beside this one", location.escape_debug()));
+    };
+    let number = |key: &str| match entry(key) {
+        Some(text) => text.parse::<usize>().map(Some).map_err(|_| format!("has no number as its {key}")),
+        None => Ok(None),
+    };
+    let bytes = map_file(&folder.join(location)).map_err(|error| error.to_string())?;
+    let start = number("offset")?.unwrap_or(0);
+    let end = number("length")?.map_or(Some(bytes.len()), |length| start.checked_add(length));
+    let content = end.and_then(|end| bytes.get(start..end));
+    read(content.ok_or_else(|| format!("is not in `{}`, which is too short", location.escape_debug()))?)
+}

@@ -1,0 +1,542 @@
+//! ONNX files of our own and of other programs, and files that nobody should have written.
+
+use super::proto::attribute_proto::AttributeType;
+use super::proto::tensor_proto::{DataLocation, DataType};
+use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
+use super::*;
+use crate::export::Folding;
+use crate::export::tests::{ABOUT, decoded, difference, networks};
+use crate::gpu::{Device, DeviceOptions};
+use crate::graph::{Averaging, Graph, GraphError};
+use crate::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding};
+use crate::plan::Input;
+use crate::rng::Rng;
+use crate::tensor::HostTensor;
+use crate::train::{Evaluator, Images};
+use crate::weights::{self, ExpectedKind, FileTensor, StateDict, TensorData, layout};
+use prost::Message;
+use std::path::{Path, PathBuf};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/onnx").join(name)
+}
+
+const GOLDENS: [&str; 6] = ["resnet", "resnet_folded", "mobile", "lenet", "old", "same"];
+
+fn imported(model: &ModelProto) -> Result<Imported, String> {
+    parse(&model.encode_to_vec(), Path::new("net.onnx")).map_err(|error| error.to_string())
+}
+
+/// The layers less those that inference does not have.
+fn inference(layers: &[Entry]) -> Vec<Entry> {
+    let mut kept: Vec<Entry> = Vec::new();
+    // What stands for what is left out.
+    let mut instead: Vec<(String, String)> = Vec::new();
+    for layer in layers {
+        let mut layer = layer.clone();
+        for input in &mut layer.inputs {
+            if let Some((_, by)) = instead.iter().find(|(name, _)| name == input) {
+                *input = by.clone();
+            }
+        }
+        match layer.op {
+            LayerOp::Dropout { .. } | LayerOp::StochasticDepth { .. } => {
+                instead.push((layer.name, layer.inputs[0].clone()));
+            }
+            _ => kept.push(layer),
+        }
+    }
+    kept
+}
+
+/// The layers at one size, where all padding is in pixels.
+fn described(network: &Graph) -> Vec<Entry> {
+    let [_, h, w, _] = network.input_shape().unwrap().0;
+    let about = GraphAbout { name: "net".into(), size: (h, w), mean: ABOUT.mean, std: ABOUT.std };
+    let only = |size| match size == (h, w) {
+        true => network.with_batch(1),
+        false => Err(GraphError { node: "images".into(), reason: "of another size".into() }),
+    };
+    let mut layers = GraphFile::of(about, only).unwrap().layers().to_vec();
+    for layer in &mut layers {
+        // ONNX has no word for it.
+        if let LayerOp::Bn { var, .. } = &mut layer.op {
+            *var = Averaging::PYTORCH.var;
+        }
+    }
+    layers
+}
+
+/// Numbers for every tensor, none like the one beside it.
+fn numbers(network: &Graph) -> StateDict {
+    let mut state = StateDict::default();
+    for tensor in weights::expected(network) {
+        let count: usize = tensor.shape.iter().product();
+        let seed = state.tensors.len() as u32;
+        let value = |i: u32| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 8) as f32 / (1 << 24) as f32;
+        let tensor_data = match tensor.kind {
+            ExpectedKind::Float => TensorData::F32((0..count as u32).map(value).collect()),
+            ExpectedKind::Counter => TensorData::I64(vec![0]),
+        };
+        state.tensors.insert(tensor.name, FileTensor { shape: tensor.shape, data: tensor_data });
+    }
+    state
+}
+
+fn assert_comes_back(name: &str, network: &Graph, tensors: &[HostTensor]) {
+    let bytes = encode(network, tensors, &ABOUT).unwrap();
+    let Imported { file, state, notes } = parse(&bytes, Path::new("net.onnx")).unwrap();
+    assert_eq!(file.layers(), inference(&described(network)), "{name}");
+    assert_eq!((file.mean(), file.std(), file.name()), (ABOUT.mean, ABOUT.std, "net"), "{name}");
+    assert!(notes.is_empty(), "{name}: {notes:?}");
+    assert_eq!(GraphFile::parse(&state.metadata["graph"], "").unwrap(), file, "{name}");
+    let graph = file.build(2, file.size(), file.classes()).unwrap();
+    let loaded = weights::from_state(&graph, state, 0).unwrap();
+    assert_eq!(loaded.head_reinitialised, None);
+    assert!(loaded.tensors == tensors, "{name}: the tensors differ");
+}
+
+#[test]
+fn every_model_comes_back_from_onnx() {
+    for spec in MODELS {
+        let network = spec.build(2, (64, 64), 7).unwrap();
+        let values: usize = network.params().iter().map(|param| param.shape.stored_len()).sum();
+        // The largest differ from others of their family in their numbers of layers and channels alone.
+        if values > 30_000_000 {
+            continue;
+        }
+        let tensors = weights::from_state(&network, numbers(&network), 0).unwrap().tensors;
+        assert_comes_back(&spec.name, &network, &tensors);
+    }
+}
+
+#[test]
+fn every_operation_comes_back_from_onnx() {
+    for (name, network, tensors) in networks() {
+        // Counters are not a part of ONNX.
+        let mut state = weights::to_state(&network, &tensors);
+        for tensor in state.tensors.values_mut() {
+            if let TensorData::I64(count) = &mut tensor.data {
+                count.fill(0);
+            }
+        }
+        let tensors = weights::from_state(&network, state, 0).unwrap().tensors;
+        assert_comes_back(name, &network, &tensors);
+        let folding = Folding::of(&network).unwrap();
+        assert_comes_back(name, &folding.graph, &folding.tensors(&tensors).unwrap());
+    }
+}
+
+#[test]
+fn blocks_are_found_where_the_file_does_not_name_them() {
+    let network = models::build("resnet18", 1, (32, 32), 3).unwrap();
+    let tensors: Vec<HostTensor> = network.params().iter().map(|param| HostTensor::zeros(param.shape)).collect();
+    let mut model = decoded(&network, &tensors, &ABOUT);
+    model.metadata_props.retain(|entry| entry.key() != BLOCKS);
+    assert_eq!(imported(&model).unwrap().file.layers(), described(&network));
+}
+
+#[test]
+fn others_files_give_the_logits_of_onnxruntime() {
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    for name in GOLDENS {
+        let Imported { file, state, .. } = load(&golden(&format!("{name}.onnx"))).unwrap();
+        let mut expected = StateDict::load(golden(&format!("{name}.safetensors"))).unwrap();
+        let mut take = |name: &str| match expected.tensors.remove(name).unwrap() {
+            FileTensor { shape, data: TensorData::F32(values) } => (shape, values),
+            other => panic!("{other:?}"),
+        };
+        let ((shape, images), (_, logits)) = (take("images"), take("logits"));
+        let [n, c, h, w] = shape[..] else { panic!("{shape:?}") };
+        assert_eq!(file.size(), (h, w), "{name}");
+        let graph = file.build(n, (h, w), file.classes()).unwrap();
+        let tensors = weights::from_state(&graph, state, 0).unwrap().tensors;
+        let mut evaluator = Evaluator::new(&device, &graph, &tensors, Input::Values).unwrap();
+        let images = layout::images_to_device(&images, [n, c, h, w]);
+        let ours = evaluator.logits(Images::Values(&images)).unwrap();
+        let apart = difference(&ours, &logits);
+        assert!(apart < 1e-5, "{name}: {apart}");
+    }
+}
+
+fn names(name: &str) -> Vec<(String, &'static str, Option<String>)> {
+    let file = load(&golden(&format!("{name}.onnx"))).unwrap().file;
+    let graph = file.build(1, file.size(), file.classes()).unwrap();
+    graph.layers().iter().map(|layer| (layer.name.clone(), layer.kind.name(), layer.block.clone())).collect()
+}
+
+#[test]
+fn layers_are_called_as_their_weights_or_modules_are() {
+    let resnet = names("resnet");
+    let list: Vec<(&str, &str)> = resnet.iter().map(|(name, kind, _)| (name.as_str(), *kind)).collect();
+    assert_eq!(list[..4], [("conv1", "conv"), ("bn1", "bn"), ("relu", "relu"), ("maxpool", "max_pool")]);
+    assert_eq!(
+        list[4..11],
+        [
+            ("layer1.0.conv1", "conv"),
+            ("layer1.0.bn1", "bn"),
+            ("layer1.0.relu", "relu"),
+            ("layer1.0.conv2", "conv"),
+            ("layer1.0.bn2", "bn"),
+            ("layer1.0.add", "add"),
+            ("layer1.0.relu_1", "relu"),
+        ]
+    );
+    assert_eq!(list[list.len() - 2..], [("avgpool", "avg_pool"), ("fc", "linear")]);
+    let blocks: Vec<&str> = resnet[4..].iter().filter_map(|(.., block)| block.as_deref()).collect();
+    assert_eq!(
+        (blocks[0], blocks[6], blocks[7], blocks[blocks.len() - 1]),
+        ("layer1.0", "layer1.0", "layer1.1", "layer2.0")
+    );
+
+    // Folded weights have no name of their own, and the modules still have.
+    let folded: Vec<String> = names("resnet_folded").into_iter().map(|(name, ..)| name).collect();
+    let unfolded: Vec<String> =
+        resnet.iter().filter(|(_, kind, _)| *kind != "bn").map(|(name, ..)| name.clone()).collect();
+    assert_eq!(folded, unfolded);
+
+    let mobile = names("mobile");
+    let first: Vec<(&str, &str)> =
+        mobile.iter().skip(3).take(13).map(|(name, kind, _)| (name.as_str(), *kind)).collect();
+    assert_eq!(
+        first,
+        [
+            ("blocks.0.conv.0", "conv"),
+            ("blocks.0.conv.1", "bn"),
+            ("blocks.0.conv.2", "relu6"),
+            ("blocks.0.conv.3", "conv"),
+            ("blocks.0.conv.4", "bn"),
+            ("blocks.0.conv.5", "relu6"),
+            ("blocks.0.se.reducemean", "avg_pool"),
+            ("blocks.0.se.fc1", "conv"),
+            ("blocks.0.se.act", "relu"),
+            ("blocks.0.se.fc2", "conv"),
+            ("blocks.0.se.gate", "hard_sigmoid"),
+            ("blocks.0.se.mul", "scale"),
+            ("blocks.0.project", "conv"),
+        ]
+    );
+    assert_eq!(mobile[2], ("stem.2".into(), "silu", None));
+    // The second has no shortcut.
+    let blocks = |prefix: &str| mobile.iter().find(|(name, ..)| name.starts_with(prefix)).unwrap().2.clone();
+    assert_eq!((blocks("blocks.0"), blocks("blocks.1")), (Some("blocks.0".into()), None));
+
+    let old: Vec<(String, &str)> = names("old").into_iter().map(|(name, kind, _)| (name, kind)).collect();
+    let kinds: Vec<&str> = old.iter().map(|(_, kind)| *kind).collect();
+    assert_eq!(kinds, ["conv", "hard_swish", "conv", "hard_swish", "relu6", "avg_pool", "linear"]);
+}
+
+#[test]
+fn padding_that_follows_the_size_stays_so() {
+    let Imported { file, notes, .. } = load(&golden("same.onnx")).unwrap();
+    let padding = |name: &str| file.layers().iter().find(|layer| layer.name == name).map(|layer| layer.op.clone());
+    assert!(matches!(padding("net/stem/Conv2D"), Some(LayerOp::Conv { padding: Padding::Same, .. })));
+    assert!(matches!(padding("net/pool/MaxPool"), Some(LayerOp::MaxPool { padding: Padding::Same, .. })));
+    assert!(file.build(1, (64, 47), 9).is_ok());
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[0].contains("ImageNet's mean") && notes[1].contains("Softmax at the end is left out"), "{notes:?}");
+    // What is flattened with its pixels has one size.
+    let lenet = load(&golden("lenet.onnx")).unwrap().file;
+    assert!(lenet.build(1, lenet.size(), 9).is_ok());
+    assert!(lenet.build(1, (32, 32), 5).is_err());
+}
+
+fn node<'a>(model: &'a mut ModelProto, op: &str) -> &'a mut NodeProto {
+    model.graph.as_mut().unwrap().node.iter_mut().find(|node| node.op_type() == op).unwrap()
+}
+
+fn graph(model: &mut ModelProto) -> &mut GraphProto {
+    model.graph.as_mut().unwrap()
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
+fn set_ints(node: &mut NodeProto, name: &str, values: &[i64]) {
+    let attribute = node.attribute.iter_mut().find(|attribute| attribute.name() == name).unwrap();
+    attribute.ints = values.to_vec();
+}
+
+fn small() -> ModelProto {
+    let (_, network, tensors) = networks().swap_remove(0);
+    decoded(&network, &tensors, &ABOUT)
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    type Change = fn(&mut ModelProto);
+    let cases: [(&str, Change); 28] = [
+        ("it holds no graph", |m| m.graph = None),
+        ("it uses operator set 1; export it again with 7 or later", |m| m.opset_import.clear()),
+        ("node `conv1` (Resize): the operator is not supported; supported are Add, AveragePool", |m| {
+            node(m, "Conv").op_type = Some("Resize".into());
+        }),
+        ("node `conv1` (Conv): operators of `com.microsoft` are not supported", |m| {
+            node(m, "Conv").domain = Some("com.microsoft".into());
+        }),
+        ("node `conv1` (Conv): its attribute `beak` is not supported", |m| {
+            node(m, "Conv").attribute.push(int("beak", 1));
+        }),
+        ("node `conv1` (Conv): dilation is not supported", |m| {
+            let mut dilations = int("dilations", 0);
+            (dilations.r#type, dilations.ints) = (Some(AttributeType::Ints as i32), vec![2, 2]);
+            node(m, "Conv").attribute.push(dilations);
+        }),
+        ("node `conv1` (Conv): its `strides` is not of the kind INTS", |m| {
+            node(m, "Conv").attribute[1].r#type = Some(AttributeType::Float as i32);
+        }),
+        ("-1 is no size; sizes are from 0 to", |m| set_ints(node(m, "Conv"), "pads", &[-1, 0, 0, 0])),
+        ("9223372036854775807 is no size", |m| set_ints(node(m, "Conv"), "strides", &[i64::MAX, 1])),
+        ("`padding` is at most 1024", |m| set_ints(node(m, "Conv"), "pads", &[1 << 20, 0, 0, 0])),
+        ("`kernel` and `stride` are from 1", |m| set_ints(node(m, "Conv"), "strides", &[0, 1])),
+        ("its `kernel_shape` is not the [3, 3] of its weights", |m| set_ints(node(m, "Conv"), "kernel_shape", &[5, 5])),
+        ("in 3 groups do not take the 3 channels that it gets", |m| {
+            node(m, "Conv").attribute.last_mut().unwrap().i = Some(3);
+        }),
+        ("it reads `nothing`, which nothing before it gives", |m| node(m, "Conv").input[0] = "nothing".into()),
+        ("it reads `bn1.output`, which nothing before it gives", |m| node(m, "Conv").input[0] = "bn1.output".into()),
+        ("`conv1.output` is given by two nodes", |m| node(m, "Relu").output[0] = "conv1.output".into()),
+        ("its input `images` is not constant, as weights are", |m| node(m, "Conv").input[1] = "images".into()),
+        ("its input 1 is missing", |m| node(m, "Conv").input.truncate(1)),
+        ("tensor `conv1.weight` cannot have the shape [-16,", |m| graph(m).initializer[0].dims[0] = -16),
+        ("tensor `conv1.weight` cannot have the shape", |m| graph(m).initializer[0].dims = vec![i64::MAX; 4]),
+        ("tensor `conv1.weight` has the shape [16, 3, 3, 3], but", |m| {
+            graph(m).initializer[0].raw_data.as_mut().unwrap().pop();
+        }),
+        ("tensor `conv1.weight` has the unknown number type 99", |m| graph(m).initializer[0].data_type = Some(99)),
+        ("tensor `conv1.weight` holds BOOL where floats are wanted", |m| {
+            graph(m).initializer[0].data_type = Some(DataType::Bool as i32);
+        }),
+        ("`conv1.weight` is there twice", |m| {
+            let twice = graph(m).initializer[0].clone();
+            graph(m).initializer.push(twice);
+        }),
+        ("it has 0 outputs; a network has one, its logits", |m| graph(m).output.clear()),
+        ("it has 0 inputs; a network has one, its images", |m| graph(m).input.clear()),
+        ("its metadata `mean` cannot be read", |m| m.metadata_props[0].value = Some("[1, 2]".into())),
+        ("`std` must be above 0", |m| m.metadata_props[1].value = Some("[1, 0, 1]".into())),
+    ];
+    let model = small();
+    assert!(imported(&model).is_ok());
+    for (expected, change) in cases {
+        let mut changed = model.clone();
+        change(&mut changed);
+        let error = imported(&changed).unwrap_err();
+        assert!(error.starts_with("net.onnx is refused: ") && error.contains(expected), "{expected}: {error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn images_that_are_none_are_refused() {
+    use super::proto::tensor_shape_proto::dimension::Value;
+    let changed = |dims: [i64; 4]| {
+        let mut model = small();
+        let Some(super::proto::type_proto::Value::TensorType(kind)) =
+            model.graph.as_mut().unwrap().input[0].r#type.as_mut().unwrap().value.as_mut()
+        else {
+            panic!("the input is a tensor")
+        };
+        for (dim, size) in kind.shape.as_mut().unwrap().dim.iter_mut().zip(dims) {
+            dim.value = Some(Value::DimValue(size));
+        }
+        imported(&model)
+    };
+    assert_eq!(changed([1, 3, 32, 16]).unwrap().file.size(), (32, 16));
+    assert_eq!(changed([1, 3, 0, 0]).unwrap().file.size(), (224, 224), "open");
+    for (dims, expected) in [
+        ([1, 1, 28, 28], "is not of images with three channels"),
+        ([1, 3, -1, 16], "has a dimension below zero"),
+        ([1, 3, 1 << 40, 1 << 40], "is too large"),
+        ([1, 3, i64::MAX, i64::MAX], "is too large"),
+    ] {
+        let error = changed(dims).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn dropout_is_read_with_its_rate() {
+    let mut model = small();
+    let pool = graph(&mut model).node.iter().position(|node| node.op_type() == "GlobalAveragePool").unwrap();
+    let name = graph(&mut model).node[pool].output[0].clone();
+    let dropout = NodeProto {
+        op_type: Some("Dropout".into()),
+        name: Some("/drop/Dropout".into()),
+        input: vec!["before".into(), "ratio".into()],
+        output: vec![name],
+        ..NodeProto::default()
+    };
+    graph(&mut model).node[pool].output[0] = "before".into();
+    graph(&mut model).node.insert(pool + 1, dropout);
+    graph(&mut model).initializer.push(TensorProto {
+        name: Some("ratio".into()),
+        data_type: Some(DataType::Float as i32),
+        float_data: vec![0.25],
+        ..TensorProto::default()
+    });
+    let file = imported(&model).unwrap().file;
+    let dropout = file.layers().iter().find(|layer| layer.name == "drop").unwrap();
+    assert_eq!(dropout.op, LayerOp::Dropout { rate: 0.25 });
+}
+
+#[test]
+fn tensors_in_another_file_are_read_from_beside_it_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = small();
+    let expected = imported(&model).unwrap();
+    let tensor = &mut graph(&mut model).initializer[0];
+    let bytes = tensor.raw_data.take().unwrap();
+    let entry = |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    tensor.data_location = Some(DataLocation::External as i32);
+    tensor.external_data =
+        vec![entry("location", "net.data"), entry("offset", "8"), entry("length", &bytes.len().to_string())];
+    std::fs::write(folder.path().join("net.data"), [&[0; 8][..], &bytes, &[0; 8]].concat()).unwrap();
+    let path = folder.path().join("net.onnx");
+    let load_with = |change: &dyn Fn(&mut TensorProto)| {
+        let mut model = model.clone();
+        change(&mut graph(&mut model).initializer[0]);
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        load(&path).map_err(|error| error.to_string())
+    };
+    assert_eq!(load_with(&|_| {}).unwrap().state.tensors, expected.state.tensors);
+    for location in ["../net.data", "/etc/hostname", "", "./../x", "a\\..\\b"] {
+        let error = load_with(&|t| t.external_data[0].value = Some(location.into())).unwrap_err();
+        assert!(error.contains("which is not beside this one"), "{error}");
+    }
+    let error = load_with(&|t| t.external_data[1].value = Some("99999999".into())).unwrap_err();
+    assert!(error.contains("is not in `net.data`, which is too short"), "{error}");
+    let error = load_with(&|t| t.external_data[2].value = Some("-1".into())).unwrap_err();
+    assert!(error.contains("has no number as its length"), "{error}");
+    let error = load_with(&|t| t.external_data[0].value = Some("gone.data".into())).unwrap_err();
+    assert!(error.contains("cannot read"), "{error}");
+    assert!(imported(&model).unwrap_err().contains("is in another file"));
+}
+
+#[test]
+fn memory_is_bounded() {
+    // A message of two bytes takes hundreds in memory.
+    let many = |key: &[u8], count: usize| {
+        let nodes: Vec<u8> = key.iter().copied().cycle().take(key.len() * count).collect();
+        let mut bytes = vec![0x3a];
+        let mut length = nodes.len();
+        while length >= 0x80 {
+            bytes.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        bytes.push(length as u8);
+        bytes.extend(nodes);
+        parse(&bytes, Path::new("net.onnx")).unwrap_err().to_string()
+    };
+    // Nodes, initialisers, descriptions of values; functions and subgraphs are in other fields.
+    for key in [&[0x0a, 0][..], &[0x2a, 0], &[0x6a, 0]] {
+        let error = many(key, 1_000_000);
+        assert!(error.contains("more than 200000 parts"), "{error}");
+    }
+    let error = many(&[0x7a, 0x10, 0x0a, 0, 0x0a, 0, 0x0a, 0, 0x0a, 0, 0x0a, 0, 0x0a, 0, 0x0a, 0, 0x0a, 0], 150_000);
+    assert!(error.contains("bytes of functions, subgraphs or the like"), "{error}");
+    // Subgraphs within subgraphs.
+    let mut deep = Vec::new();
+    for _ in 0..2000 {
+        let attribute = [vec![0x32], varint(deep.len()), deep].concat();
+        let node = [vec![0x2a], varint(attribute.len()), attribute].concat();
+        deep = [vec![0x0a], varint(node.len()), node].concat();
+    }
+    let deep = [vec![0x3a], varint(deep.len()), deep].concat();
+    let error = parse(&deep, Path::new("net.onnx")).unwrap_err().to_string();
+    assert!(error.contains("failed to decode Protobuf message") && error.len() < 400, "{error}");
+    // One tensor for many layers.
+    let mut model = small();
+    let shared = &mut graph(&mut model).initializer[0];
+    shared.dims = vec![512, 512, 3, 3];
+    shared.raw_data = Some(vec![0; 512 * 512 * 9 * 4]);
+    let name = shared.name.clone();
+    let conv = |i: usize| NodeProto {
+        op_type: Some("Conv".into()),
+        input: vec![if i == 0 { "first".into() } else { format!("c{}", i - 1) }, name.clone().unwrap()],
+        output: vec![format!("c{i}")],
+        attribute: vec![],
+        ..NodeProto::default()
+    };
+    let first = TensorProto {
+        name: Some("w".into()),
+        dims: vec![512, 3, 1, 1],
+        data_type: Some(DataType::Float as i32),
+        raw_data: Some(vec![0; 512 * 3 * 4]),
+        ..TensorProto::default()
+    };
+    let graph = graph(&mut model);
+    graph.initializer.push(first);
+    graph.node = vec![NodeProto {
+        op_type: Some("Conv".into()),
+        input: vec!["images".into(), "w".into()],
+        output: vec!["first".into()],
+        ..NodeProto::default()
+    }];
+    let mut pads = int("pads", 0);
+    (pads.r#type, pads.ints) = (Some(AttributeType::Ints as i32), vec![1; 4]);
+    graph.node.extend((0..60).map(conv).map(|node| NodeProto { attribute: vec![pads.clone()], ..node }));
+    graph.output[0].name = Some("c59".into());
+    let error = imported(&model).unwrap_err();
+    assert!(error.contains("layers share tensors until their weights take more than 8 times"), "{error}");
+}
+
+fn varint(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+#[test]
+fn cut_files_are_refused() {
+    for name in GOLDENS {
+        let bytes = std::fs::read(golden(&format!("{name}.onnx"))).unwrap();
+        for end in (0..bytes.len()).step_by(bytes.len() / 150 + 1) {
+            let error = parse(&bytes[..end], Path::new("net.onnx")).unwrap_err().to_string();
+            assert!(error.starts_with("net.onnx is ") && error.len() < 2000, "{error}");
+        }
+    }
+}
+
+/// Whatever a file holds, reading it ends without a panic, and what is read can be built.
+#[test]
+fn changed_files_do_no_harm() {
+    let mut rng = Rng::new(17);
+    for name in GOLDENS {
+        let original = std::fs::read(golden(&format!("{name}.onnx"))).unwrap();
+        // The structure is at the beginning and the end, and tensors in between.
+        for _ in 0..250 {
+            let mut bytes = original.clone();
+            for _ in 0..1 + rng.below(4) {
+                let at = rng.below(bytes.len());
+                match rng.below(5) {
+                    0 => bytes[at] ^= 1 << rng.below(8),
+                    1 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][rng.below(5)],
+                    2 => {
+                        bytes.remove(at);
+                    }
+                    3 => bytes.insert(at, rng.below(256) as u8),
+                    _ => {
+                        let from = rng.below(bytes.len());
+                        let length = rng.below(64).min(bytes.len() - at.max(from));
+                        bytes.copy_within(from..from + length, at);
+                    }
+                }
+            }
+            if let Ok(Imported { file, state, .. }) = parse(&bytes, Path::new("net.onnx")) {
+                let graph = file.build(1, file.size(), file.classes()).unwrap();
+                weights::from_state(&graph, state, 0).unwrap();
+            }
+        }
+    }
+}

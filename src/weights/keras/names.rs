@@ -1,0 +1,392 @@
+//! Which dataset of a Keras file holds which tensor of which layer.
+//!
+//! Three structures are in use. Keras 3's, which tf_keras writes into `.keras` too: a group a layer, named after its class
+//! and counted (`layers/batch_normalization_3`), where `vars/0`, `vars/1`, … are the variables in the order in which the
+//! layer made them; the layer's own name is an attribute of `vars`, which tf_keras leaves out. The groups' names follow
+//! from the order of the layers in `config.json` then. And the older one of `.h5`: a group a layer under its own name,
+//! with an attribute that lists its variables by name (`stem_bn/gamma:0`); those of a model inside the model lie flat in
+//! that model's group.
+
+use std::collections::HashMap;
+
+use hdf5_pure::Group;
+use serde_json::Value;
+
+/// Models within models, far more than there are in practice.
+const MAX_DEPTH: usize = 16;
+
+/// A layer as a configuration lists it.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) class: String,
+    /// For a batch norm, whether it has gamma, and beta.
+    affine: (bool, bool),
+    /// The layers of a model within the model.
+    children: Vec<Node>,
+}
+
+impl Node {
+    /// The layers that a model's configuration lists.
+    pub(super) fn all(config: &Value) -> Vec<Self> {
+        Self::within(config, 0)
+    }
+
+    fn within(model: &Value, depth: usize) -> Vec<Self> {
+        let config = &model["config"];
+        // Keras 2.1 and older had a list where a Sequential's configuration is an object now.
+        let layers = config.get("layers").unwrap_or(config).as_array();
+        layers.into_iter().flatten().filter(|_| depth < MAX_DEPTH).filter_map(|layer| Self::of(layer, depth)).collect()
+    }
+
+    fn of(layer: &Value, depth: usize) -> Option<Self> {
+        let config = &layer["config"];
+        let name = config["name"].as_str().or_else(|| layer["name"].as_str())?;
+        let on = |key: &str| config[key].as_bool().unwrap_or(true);
+        Some(Self {
+            name: name.to_owned(),
+            class: layer["class_name"].as_str()?.to_owned(),
+            affine: (on("scale"), on("center")),
+            children: Self::within(layer, depth + 1),
+        })
+    }
+}
+
+/// What a dataset holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Part {
+    /// `[KH, KW, Cin, Cout]`
+    Conv,
+    /// `[KH, KW, C, 1]`
+    Depthwise,
+    /// `[in, out]`
+    Dense,
+    /// `[in, out]` of a layer without bias, which is a convolution here.
+    DenseWithoutBias,
+    Bias,
+    Gamma,
+    Beta,
+    Mean,
+    Variance,
+    /// Of a normalisation of the images.
+    ImageMean,
+    ImageVariance,
+    /// Something that no network here has a place for, under Keras's name for it or its number.
+    Other(String),
+}
+
+impl Part {
+    /// The end of a tensor's name in a [`StateDict`](crate::weights::StateDict); none for what is not a tensor of the
+    /// network.
+    pub(super) fn suffix(&self) -> Option<&str> {
+        Some(match self {
+            Self::Conv | Self::Depthwise | Self::Dense | Self::DenseWithoutBias | Self::Gamma => "weight",
+            Self::Bias | Self::Beta => "bias",
+            Self::Mean => "running_mean",
+            Self::Variance => "running_var",
+            Self::ImageMean | Self::ImageVariance => return None,
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// A dataset that holds a tensor.
+#[derive(Clone, Debug)]
+pub(super) struct Variable {
+    /// The layer, with the models that it is in before it: `base/stem_bn`. The two halves of a separable convolution are
+    /// layers of their own, `name.depthwise` and `name.pointwise`.
+    pub(super) layer: String,
+    pub(super) part: Part,
+    /// Where it is in the HDF5 file.
+    pub(super) dataset: String,
+}
+
+/// The layers that are no models, with their paths.
+fn leaves<'a>(nodes: &'a [Node], prefix: &str, out: &mut Vec<(String, &'a Node)>) {
+    for node in nodes {
+        let path = format!("{prefix}{}", node.name);
+        match node.children.is_empty() {
+            true => out.push((path, node)),
+            false => leaves(&node.children, &format!("{path}/"), out),
+        }
+    }
+}
+
+/// All variables of the layers, in the order of the file.
+pub(super) fn variables(root: &Group, tree: Option<&[Node]>) -> Result<Vec<Variable>, String> {
+    let mut found = Vec::new();
+    let groups: HashMap<String, Group> = root.iter_groups().map_err(text)?.collect();
+    if groups.contains_key("layers") {
+        counted(root, "", "", tree, 0, &mut found)?;
+    } else if let Some(weights) = groups.get("model_weights") {
+        named(weights, "model_weights/", tree, &mut found)?;
+    } else if root.attrs().map_err(text)?.keys().any(|key| key.starts_with("layer_names")) {
+        named(root, "", tree, &mut found)?;
+    } else {
+        return Err("it has neither `layers` nor `model_weights`, so Keras did not write it".to_owned());
+    }
+    Ok(found)
+}
+
+pub(super) fn text(error: hdf5_pure::Error) -> String {
+    error.to_string()
+}
+
+/// The variables below a model's group, in Keras 3's structure. `at` is the group's path and `prefix` what the names of
+/// its layers begin with; both are empty or end in a slash.
+fn counted(
+    model: &Group,
+    at: &str,
+    prefix: &str,
+    tree: Option<&[Node]>,
+    depth: usize,
+    found: &mut Vec<Variable>,
+) -> Result<(), String> {
+    if depth == MAX_DEPTH {
+        return Err(format!("models lie within models more than {MAX_DEPTH} deep"));
+    }
+    let by_group: Option<HashMap<String, &Node>> = tree.map(counted_names);
+    let layers = model.group("layers").map_err(text)?;
+    for (group, layer) in layers.iter_groups().map_err(text)? {
+        let path = format!("{at}layers/{group}/");
+        let parts: HashMap<String, Group> = layer.iter_groups().map_err(text)?.collect();
+        let vars = parts.get("vars");
+        let told = match vars {
+            Some(vars) => vars.attrs().map_err(text)?.get("name").and_then(|name| name.as_str().map(str::to_owned)),
+            None => None,
+        };
+        let node = match (&told, tree, &by_group) {
+            (Some(name), Some(tree), _) => tree.iter().find(|node| node.name == *name),
+            (None, _, Some(by_group)) => by_group.get(&group).copied(),
+            _ => None,
+        };
+        if parts.contains_key("layers") {
+            let name = told.as_deref().or(node.map(|node| node.name.as_str())).unwrap_or(&group);
+            let children = node.map(|node| &node.children[..]).filter(|children| !children.is_empty());
+            counted(&layer, &path, &format!("{prefix}{name}/"), children, depth + 1, found)?;
+            continue;
+        }
+        let Some(vars) = vars else { continue };
+        let mut numbers: Vec<String> = vars.iter_datasets().map_err(text)?.map(|(name, _)| name).collect();
+        if numbers.is_empty() {
+            continue;
+        }
+        numbers.sort_by_key(|number| number.parse().unwrap_or(usize::MAX));
+        let Some(name) = told.as_deref().or(node.map(|node| node.name.as_str())) else {
+            return Err(match tree {
+                Some(_) => format!("{path} has weights, but config.json has no layer that it could belong to"),
+                None => format!(
+                    "{path} does not say the layer's name, and no config.json does: give the whole model's file, written \
+                     by model.save"
+                ),
+            });
+        };
+        let class = node.map_or_else(|| uncounted(&group).to_owned(), |node| snake_case(&node.class));
+        let affine = node.map(|node| node.affine);
+        for (number, (inner, part)) in numbers.iter().zip(parts_in_order(&class, affine, numbers.len())?) {
+            let (layer, dataset) = (format!("{prefix}{name}{inner}"), format!("{path}vars/{number}"));
+            found.push(Variable { layer, part, dataset });
+        }
+    }
+    Ok(())
+}
+
+/// The groups that Keras keeps layers in, by the order of the configuration: the class in snake case, and from the
+/// second of a class on a number.
+fn counted_names(tree: &[Node]) -> HashMap<String, &Node> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    tree.iter()
+        .map(|node| {
+            let class = snake_case(&node.class);
+            let count = seen.entry(class.clone()).or_default();
+            let name = if *count == 0 { class } else { format!("{class}_{count}") };
+            *count += 1;
+            (name, node)
+        })
+        .collect()
+}
+
+/// A group's name without its number.
+fn uncounted(group: &str) -> &str {
+    match group.rsplit_once('_') {
+        Some((class, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => class,
+        _ => group,
+    }
+}
+
+/// `BatchNormalization` to `batch_normalization`, `Conv2D` to `conv2d`: an underscore before a capital that follows a
+/// small letter or begins a word.
+fn snake_case(class: &str) -> String {
+    let letters: Vec<char> = class.chars().collect();
+    let mut name = String::with_capacity(class.len() + 4);
+    for (index, &letter) in letters.iter().enumerate() {
+        let small = |index: usize| letters.get(index).is_some_and(char::is_ascii_lowercase);
+        if index > 0 && letter.is_ascii_uppercase() && (small(index - 1) || small(index + 1)) {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    name
+}
+
+/// What the variables of a layer are, in the order in which a layer of that class makes them, each with what it adds to
+/// the layer's name. `affine` says of a batch norm whether it has gamma, and beta, where that is known.
+fn parts_in_order(
+    class: &str,
+    affine: Option<(bool, bool)>,
+    count: usize,
+) -> Result<Vec<(&'static str, Part)>, String> {
+    let plain = |parts: Vec<Part>| parts.into_iter().map(|part| ("", part)).collect();
+    let parts: Vec<(&str, Part)> = match class {
+        "conv2d" => plain(vec![Part::Conv, Part::Bias]),
+        "depthwise_conv2d" => plain(vec![Part::Depthwise, Part::Bias]),
+        "separable_conv2d" => {
+            vec![(".depthwise", Part::Depthwise), (".pointwise", Part::Conv), (".pointwise", Part::Bias)]
+        }
+        "dense" if count == 1 => plain(vec![Part::DenseWithoutBias]),
+        "dense" => plain(vec![Part::Dense, Part::Bias]),
+        "batch_normalization" => {
+            let (gamma, beta) = match (affine, count) {
+                (Some(affine), _) => affine,
+                (None, 3) => {
+                    return Err(
+                        "a batch norm has three variables, so it lacks gamma or beta, and only the whole model's \
+                                file, written by model.save, says which"
+                            .to_owned(),
+                    );
+                }
+                (None, count) => (count > 2, count > 2),
+            };
+            let kept = [(Part::Gamma, gamma), (Part::Beta, beta), (Part::Mean, true), (Part::Variance, true)];
+            plain(kept.into_iter().filter_map(|(part, kept)| kept.then_some(part)).collect())
+        }
+        "normalization" => plain(vec![Part::ImageMean, Part::ImageVariance, Part::Other("count".to_owned())]),
+        _ => Vec::new(),
+    };
+    let unknown = (parts.len()..count).map(|number| ("", Part::Other(format!("vars/{number}"))));
+    Ok(parts.into_iter().take(count).chain(unknown).collect())
+}
+
+/// The variables below the group of a model, in the older structure. `at` is empty or ends in a slash.
+fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variable>) -> Result<(), String> {
+    for name in list(model, "layer_names")? {
+        let group = model.group(&name).map_err(text)?;
+        let weights = list(&group, "weight_names")?;
+        let node = match tree {
+            Some(tree) if !weights.is_empty() => Some(
+                tree.iter()
+                    .find(|node| node.name == name)
+                    .ok_or_else(|| format!("`{name}` has weights, but model_config has no such layer"))?,
+            ),
+            _ => None,
+        };
+        let owner = |weight: &str| weight.rsplit('/').nth(1).map(str::to_owned);
+        // Without a configuration, a layer that is named otherwise than the group lies in a model within the model.
+        let nested = match node {
+            Some(node) => !node.children.is_empty(),
+            None => weights.iter().any(|weight| owner(weight).is_some_and(|owner| owner != name)),
+        };
+        // Of one layer, so that what a kernel is can be told from what is beside it.
+        let siblings = |layer: &str, label: &str| {
+            weights.iter().any(|weight| {
+                owner(weight).as_deref().is_none_or(|owner| !nested || owner == layer) && self::label(weight) == label
+            })
+        };
+        for weight in &weights {
+            let inner = owner(weight).filter(|_| nested);
+            let (layer, node) = match (&inner, node) {
+                (None, node) => (name.clone(), node),
+                (Some(inner), None) => (format!("{name}/{inner}"), None),
+                (Some(_), Some(model)) => {
+                    let (path, node) = descendant(model, weight)?;
+                    (format!("{name}/{path}"), Some(node))
+                }
+            };
+            let (half, part) = part_of(weight, node, |label| siblings(inner.as_deref().unwrap_or(&name), label));
+            found.push(Variable { layer: format!("{layer}{half}"), part, dataset: format!("{at}{name}/{weight}") });
+        }
+    }
+    Ok(())
+}
+
+/// The strings of an attribute, which Keras cuts into `name0`, `name1`, … where it is too long.
+fn list(group: &Group, name: &str) -> Result<Vec<String>, String> {
+    let attributes = group.attrs().map_err(text)?;
+    let strings = |key: &str| attributes.get(key).map(|value| value.as_strings().unwrap_or_default().to_vec());
+    if let Some(whole) = strings(name) {
+        return Ok(whole);
+    }
+    let pieces: Vec<Vec<String>> = (0..).map_while(|piece| strings(&format!("{name}{piece}"))).collect();
+    if pieces.is_empty() { Err(format!("a group has no attribute `{name}`")) } else { Ok(pieces.concat()) }
+}
+
+/// A variable's own name: what is behind the last slash, without TensorFlow's `:0`.
+fn label(weight: &str) -> &str {
+    let last = weight.rsplit('/').next().unwrap_or(weight);
+    last.split_once(':').map_or(last, |(label, _)| label)
+}
+
+/// The layer of a model within the model that a variable's name is about, and its path.
+fn descendant<'a>(model: &'a Node, weight: &str) -> Result<(String, &'a Node), String> {
+    let mut all = Vec::new();
+    leaves(&model.children, "", &mut all);
+    let path = weight.rsplit_once('/').map_or("", |(path, _)| path);
+    let owner = path.rsplit('/').next().unwrap_or(path);
+    all.retain(|(_, node)| node.name == owner);
+    // Of several layers of one name, the one that the variable's name gives the way to.
+    if all.len() > 1 {
+        all.retain(|(full, _)| {
+            full == path || path.ends_with(&format!("/{full}")) || full.ends_with(&format!("/{path}"))
+        });
+    }
+    match all.len() {
+        1 => Ok(all.remove(0)),
+        0 => Err(format!("`{}` has a variable `{weight}`, but no layer that it could belong to", model.name)),
+        _ => Err(format!("`{}` has several layers called `{owner}`: save the model as .keras", model.name)),
+    }
+}
+
+/// What a variable is by its name, and what it adds to the layer's name.
+fn part_of(weight: &str, node: Option<&Node>, has: impl Fn(&str) -> bool) -> (&'static str, Part) {
+    let class = node.map(|node| snake_case(&node.class));
+    let separable = class.as_deref() == Some("separable_conv2d") || has("pointwise_kernel");
+    let half = |half| if separable { half } else { "" };
+    match (label(weight), class.as_deref()) {
+        ("depthwise_kernel", _) | ("kernel", Some("depthwise_conv2d")) => (half(".depthwise"), Part::Depthwise),
+        ("pointwise_kernel", _) => (".pointwise", Part::Conv),
+        ("kernel", Some("dense")) if !has("bias") => ("", Part::DenseWithoutBias),
+        ("kernel", Some("dense")) => ("", Part::Dense),
+        // Which of the two, the dataset's shape tells where no configuration does.
+        ("kernel", _) => ("", Part::Conv),
+        ("bias", _) => (half(".pointwise"), Part::Bias),
+        ("gamma", _) => ("", Part::Gamma),
+        ("beta", _) => ("", Part::Beta),
+        ("moving_mean", _) => ("", Part::Mean),
+        ("moving_variance", _) => ("", Part::Variance),
+        ("mean", _) => ("", Part::ImageMean),
+        ("variance", _) => ("", Part::ImageVariance),
+        (other, _) => ("", Part::Other(other.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_written_as_keras_writes_them() {
+        for (class, snake) in [
+            ("Conv2D", "conv2d"),
+            ("DepthwiseConv2D", "depthwise_conv2d"),
+            ("BatchNormalization", "batch_normalization"),
+            ("ReLU", "re_lu"),
+            ("GlobalAveragePooling2D", "global_average_pooling2d"),
+            ("InputLayer", "input_layer"),
+            ("TFOpLambda", "tf_op_lambda"),
+        ] {
+            assert_eq!(snake_case(class), snake);
+        }
+        assert_eq!(uncounted("batch_normalization_12"), "batch_normalization");
+        assert_eq!(uncounted("conv2d"), "conv2d");
+    }
+}

@@ -1,0 +1,237 @@
+//! Turning a network's parameters over to another variant of it.
+
+use thawline::compile;
+use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
+use thawline::graph::{Act, Builder, Graph, Phase, Role, Variance, Window};
+use thawline::kernels::conv2d;
+use thawline::plan::{Input, Plan, Storage};
+use thawline::reference::Executor;
+use thawline::rng::Rng;
+use thawline::tensor::HostTensor;
+use thawline::weights;
+
+/// What may differ between two variants of the small network of [`network`].
+#[derive(Clone, Copy)]
+struct Style {
+    /// Of the convolutions in front of batch norms.
+    bias: bool,
+    eps: f32,
+    /// Whether the shortcut stands before the branch that it is added to.
+    shortcut_first: bool,
+    /// Of the 3×3 convolution with stride 2.
+    padding: [usize; 4],
+    act: Act,
+    /// Whether the last layer is a convolution.
+    conv_head: bool,
+    dropout: bool,
+    names: [&'static str; 8],
+}
+
+const TORCH: Style = Style {
+    bias: false,
+    eps: 1e-5,
+    shortcut_first: false,
+    padding: [1; 4],
+    act: Act::Relu,
+    conv_head: false,
+    dropout: false,
+    names: ["conv1", "bn1", "block.conv1", "block.bn1", "block.conv2", "block.bn2", "block.short", "fc"],
+};
+
+const KERAS: Style = Style {
+    bias: true,
+    eps: 1e-3,
+    shortcut_first: true,
+    padding: [1; 4],
+    act: Act::Relu,
+    conv_head: true,
+    dropout: true,
+    names: ["stem", "stem_bn", "b_1_conv", "b_1_bn", "b_2_conv", "b_2_bn", "b_0", "predictions"],
+};
+
+/// A stem, a residual block whose shortcut and last convolution have one shape, and a head.
+fn network(style: Style) -> Graph {
+    let [stem, stem_bn, conv1, bn1, conv2, bn2, short, head] = style.names;
+    let mut b = Builder::new();
+    let x = b.input(2, 8, 8, 3).unwrap();
+    let x = b.conv2d(stem, x, 8, Window::square(3, 1, 1), style.bias).unwrap();
+    let x = b.batch_norm(stem_bn, x, style.eps).unwrap();
+    let x = b.activation("act", x, style.act).unwrap();
+    let pool = b.max_pool("pool", x, Window::square(2, 2, 0)).unwrap();
+    let shortcut = |b: &mut Builder| {
+        let y = b.conv2d(short, pool, 8, Window::square(1, 2, 0), style.bias).unwrap();
+        b.batch_norm(&format!("{short}_bn"), y, style.eps).unwrap()
+    };
+    let first = style.shortcut_first.then(|| shortcut(&mut b));
+    let window = Window { kernel: [3, 3], stride: [2, 2], padding: style.padding };
+    let y = b.conv2d(conv1, pool, 8, window, style.bias).unwrap();
+    let y = b.batch_norm(bn1, y, style.eps).unwrap();
+    let y = b.activation("block.act", y, style.act).unwrap();
+    let y = b.conv2d(conv2, y, 8, Window::square(1, 1, 0), style.bias).unwrap();
+    let mut y = b.batch_norm(bn2, y, style.eps).unwrap();
+    if style.dropout {
+        y = b.stochastic_depth("drop", y, 0.1).unwrap();
+    }
+    let x = match first {
+        Some(shortcut) => b.add("add", shortcut, y).unwrap(),
+        None => {
+            let shortcut = shortcut(&mut b);
+            b.add("add", y, shortcut).unwrap()
+        }
+    };
+    let x = b.global_avg_pool("gap", x).unwrap();
+    let logits = match style.conv_head {
+        true => b.conv2d(head, x, 5, Window::square(1, 1, 0), true).unwrap(),
+        false => b.linear(head, x, 5).unwrap(),
+    };
+    b.finish(logits).unwrap()
+}
+
+/// Random parameters, with statistics and γ as a trained network may have them.
+fn parameters(graph: &Graph) -> Vec<HostTensor> {
+    let mut tensors = weights::initialise(graph, 7);
+    let mut rng = Rng::new(8);
+    for (param, tensor) in graph.params().iter().zip(&mut tensors) {
+        let (c, out) = (param.shape.stored_c(), param.shape.c());
+        if matches!(param.role, Role::Affine | Role::Moments | Role::Bias) {
+            tensor.data[..out].fill_with(|| rng.range(-1.0, 1.0) as f32);
+        }
+        if param.role == Role::Moments {
+            // Small enough for ε to count.
+            tensor.data[c..c + out].fill_with(|| rng.range(0.001, 0.1) as f32);
+        }
+    }
+    tensors
+}
+
+fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
+    let compiled = compile::inference(graph.clone(), false).unwrap();
+    let plan = Plan::new(compiled, Input::Values, conv2d::Variant::Direct);
+    let mut executor = Executor::new(&plan);
+    let mut rng = Rng::new(9);
+    for (index, slot) in plan.slots.iter().enumerate() {
+        let memory = executor.slot_mut(thawline::plan::SlotId::new(index));
+        match slot.storage {
+            Storage::Param(id) => memory.copy_from_slice(&tensors[id.index()].data),
+            // The fourth channel is padding.
+            Storage::Images => {
+                memory.chunks_mut(4).for_each(|pixel| pixel[..3].fill_with(|| rng.range(-2.0, 2.0) as f32))
+            }
+            _ => {}
+        }
+    }
+    executor.run(&[Phase::Once, Phase::Forward]);
+    let (_, slot) = plan.outputs.iter().find(|(name, _)| name == "logits").unwrap();
+    executor.slot(*slot).to_vec()
+}
+
+fn variant<'a>(name: &'a str, graph: &'a Graph) -> Variant<'a> {
+    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3], keep: 0.9, var: Variance::Unbiased }
+}
+
+fn between(from: Style, to: Style) -> Result<Converted, ConvertError> {
+    let (from, to) = (network(from), network(to));
+    convert(&variant("ours", &from), &variant("theirs", &to), &parameters(&from))
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    let largest = a.iter().map(|a| a.abs()).fold(0.0, f32::max);
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+#[test]
+fn a_variant_computes_what_the_other_did() {
+    for (from, to) in [(TORCH, KERAS), (KERAS, TORCH), (KERAS, KERAS)] {
+        let converted = between(from, to).unwrap();
+        let before = logits(&network(from), &parameters(&network(from)));
+        let after = logits(&network(to), &converted.tensors);
+        assert!(difference(&before, &after) < 1e-5, "{before:?} {after:?}");
+        let pairs = from.names.into_iter().zip(to.names).map(|(from, to)| (from.to_owned(), to.to_owned()));
+        for pair in pairs {
+            assert!(converted.layers.contains(&pair), "{pair:?} in {:?}", converted.layers);
+        }
+        assert!(!converted.account.iter().any(Remark::changes_logits));
+    }
+    // What has no reason to change keeps its bits.
+    let same = between(KERAS, KERAS).unwrap();
+    assert_eq!((same.tensors, same.account), (parameters(&network(KERAS)), vec![]));
+}
+
+#[test]
+fn the_account_names_every_difference() {
+    let (from, to) = (network(KERAS), network(Style { padding: [0, 0, 1, 1], ..TORCH }));
+    let old = Variant { mean: [0.0; 3], std: [1.0; 3], keep: 0.99, var: Variance::Biased, ..variant("keras", &from) };
+    let converted = convert(&old, &variant("torch", &to), &parameters(&from)).unwrap();
+    let told: Vec<(bool, String)> = converted.account.iter().map(|r| (r.is_converted(), r.to_string())).collect();
+    let [linear, absorbed, epsilon, padding, images, variance, keep, dropping] = &told[..] else { panic!("{told:#?}") };
+    assert_eq!(*linear, (true, "a linear layer is a 1×1 convolution of one pixel: fc".to_owned()));
+    let text = "the biases of conv1, block.conv1 and 2 more are gone into the running means behind them";
+    assert_eq!(*absorbed, (true, text.to_owned()));
+    let text = "epsilon is 1e-5 and was 1e-3 in bn1, block.bn1 and 2 more: gamma takes it up, by a factor of 0.";
+    assert!(epsilon.0 && epsilon.1.starts_with(text), "{epsilon:?}");
+    let text = "the padding of block.conv1 is another: the logits differ from those before";
+    assert_eq!(*padding, (false, text.to_owned()));
+    let text = "images were prepared with mean [0.0, 0.0, 0.0] and deviation [1.0, 1.0, 1.0], and are with [0.5, 0.5, 0.5] \
+                and [0.5, 0.5, 0.5]: the weights expect the former";
+    assert_eq!(*images, (false, text.to_owned()));
+    assert!(
+        variance.1.starts_with("the running variances are biased, where unbiased ones are meant: "),
+        "{variance:?}"
+    );
+    assert!(
+        keep.1.starts_with("running statistics moved with update=ema(0.99), and ema(0.9) is the custom"),
+        "{keep:?}"
+    );
+    let text = "dropout and stochastic depth, in training: none, and one layer with a rate of 0.1 before";
+    assert_eq!(*dropping, (false, text.to_owned()));
+
+    let back = between(TORCH, KERAS).unwrap();
+    let added = "there were no biases for stem, b_0 and 2 more: they are zero";
+    assert!(back.account.iter().any(|remark| remark.to_string() == added), "{:?}", back.account);
+}
+
+#[test]
+fn other_networks_are_refused() {
+    let error = |from, to| between(from, to).unwrap_err().to_string();
+    assert_eq!(
+        error(TORCH, Style { act: Act::Silu, ..TORCH }),
+        "ours and theirs are not one network: nothing in ours computes what `act` of theirs does"
+    );
+    // A network that is a part of another.
+    let longer = |style| {
+        let mut b = Builder::new();
+        let x = b.input(1, 4, 4, 3).unwrap();
+        let x = b.conv2d("conv", x, 8, Window::square(1, 1, 0), true).unwrap();
+        let y = if style { b.conv2d("side", x, 8, Window::square(3, 1, 1), false).unwrap() } else { x };
+        let _ = y;
+        let x = b.global_avg_pool("gap", x).unwrap();
+        b.finish(x).unwrap()
+    };
+    let (long, short) = (longer(true), longer(false));
+    let message =
+        convert(&variant("long", &long), &variant("short", &short), &parameters(&long)).unwrap_err().to_string();
+    assert_eq!(message, "long and short are not one network: nothing in short computes what `side` of long does");
+
+    let plain = |bias| {
+        let mut b = Builder::new();
+        let x = b.input(1, 4, 4, 3).unwrap();
+        let x = b.conv2d("conv", x, 8, Window::square(1, 1, 0), bias).unwrap();
+        let x = b.global_avg_pool("gap", x).unwrap();
+        b.finish(x).unwrap()
+    };
+    let (with, without) = (plain(true), plain(false));
+    let message = convert(&variant("a", &with), &variant("b", &without), &parameters(&with)).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "`conv` has a bias, but its counterpart `conv` has neither one nor a batch norm behind it that could take it up"
+    );
+
+    let (from, to) = (network(TORCH), network(KERAS));
+    let mut ruined = parameters(&from);
+    let moments = from.params().iter().position(|param| param.role == Role::Moments).unwrap();
+    for variance in [-1.0, f32::NAN] {
+        ruined[moments].data[8] = variance;
+        let message = convert(&variant("a", &from), &variant("b", &to), &ruined).unwrap_err().to_string();
+        assert!(message.starts_with("`bn1`: its epsilon cannot be converted"), "{message}");
+    }
+}

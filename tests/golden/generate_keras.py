@@ -1,0 +1,292 @@
+"""Writes the small Keras files in tests/golden/keras, with images and what Keras predicts for them.
+
+Needs keras, tf_keras, tensorflow-cpu and numpy; made with keras 3.15.1, tf_keras 2.21.0 and tensorflow 2.21:
+
+    python tests/golden/generate_keras.py
+
+Every file NAME.keras or NAME.h5 has a NAME.json beside it: images in [0, 255] as [N, H, W, 3], the logits that Keras
+computes, and what `model.layers` says of every layer. Weights and images are drawn from a fixed seed, running statistics
+too, so that nothing is what an untrained network has.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np  # noqa: E402
+import keras  # noqa: E402
+import tf_keras  # noqa: E402
+
+OUT = pathlib.Path(__file__).parent / "keras"
+SIZE = 12
+CLASSES = 5
+
+
+def bn(k, name, **kwargs):
+    return k.layers.BatchNormalization(name=name, **kwargs)
+
+
+def efficientnet(k, blocks=True):
+    """Rescaling, Normalization, SAME padding at stride 2, squeeze-and-excitation, stochastic depth."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="image")
+    x = L.Rescaling(1 / 255.0, name="rescaling")(image)
+    norm = L.Normalization(axis=-1, name="normalization")
+    x = norm(x)
+    x = L.ZeroPadding2D(((0, 1), (0, 1)), name="stem_conv_pad")(x)
+    x = L.Conv2D(8, 3, 2, "valid", use_bias=False, name="stem_conv")(x)
+    x = bn(k, "stem_bn", epsilon=1e-3)(x)
+    stem = x = L.Activation("swish", name="stem_activation")(x)
+    if not blocks:
+        x = L.DepthwiseConv2D(3, 2, "same", use_bias=False, name="block1_dwconv")(x)
+        return image, L.Activation("swish", name="top_activation")(bn(k, "top_bn")(x))
+    x = L.DepthwiseConv2D(3, 1, "same", use_bias=False, name="block1_dwconv")(x)
+    x = bn(k, "block1_bn")(x)
+    x = L.Activation("swish", name="block1_activation")(x)
+    se = L.GlobalAveragePooling2D(name="block1_se_squeeze")(x)
+    se = L.Reshape((1, 1, 8), name="block1_se_reshape")(se)
+    se = L.Conv2D(2, 1, padding="same", activation="swish", name="block1_se_reduce")(se)
+    se = L.Conv2D(8, 1, padding="same", activation="sigmoid", name="block1_se_expand")(se)
+    x = L.multiply([x, se], name="block1_se_excite")
+    x = L.Conv2D(8, 1, padding="same", use_bias=False, name="block1_project_conv")(x)
+    x = bn(k, "block1_project_bn")(x)
+    x = L.Dropout(0.2, noise_shape=(None, 1, 1, 1), name="block1_drop")(x)
+    x = L.add([x, stem], name="block1_add")
+    x = L.DepthwiseConv2D(5, 2, "same", use_bias=False, name="block2_dwconv")(x)
+    x = bn(k, "top_bn", momentum=0.9)(x)
+    x = L.Activation("swish", name="top_activation")(x)
+    return image, x
+
+
+def head(k, x):
+    L = k.layers
+    x = L.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = L.Dropout(0.2, name="top_dropout")(x)
+    return L.Dense(CLASSES, activation="softmax", name="predictions")(x)
+
+
+def efficient(k):
+    image, x = efficientnet(k)
+    return k.Model(image, head(k, x), name="efficient")
+
+
+def resnet(k):
+    """Biased convolutions, zero padding before a convolution and before a max pool, eps 1.001e-5."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="input_1")
+    x = L.ZeroPadding2D(((3, 3), (3, 3)), name="conv1_pad")(image)
+    x = L.Conv2D(8, 7, strides=2, use_bias=True, name="conv1_conv")(x)
+    x = bn(k, "conv1_bn", axis=3, epsilon=1.001e-5)(x)
+    x = L.Activation("relu", name="conv1_relu")(x)
+    x = L.ZeroPadding2D(((1, 1), (1, 1)), name="pool1_pad")(x)
+    x = L.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+    shortcut = L.Conv2D(8, 1, name="block1_0_conv")(x)
+    shortcut = bn(k, "block1_0_bn", axis=3, epsilon=1.001e-5)(shortcut)
+    x = L.Conv2D(8, 3, padding="SAME", name="block1_1_conv")(x)
+    x = bn(k, "block1_1_bn", axis=3, epsilon=1.001e-5)(x)
+    x = L.Add(name="block1_add")([shortcut, x])
+    x = L.Activation("relu", name="block1_out")(x)
+    x = L.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = L.Dense(CLASSES, activation="softmax", name="predictions")(x)
+    return k.Model(image, x, name="resnet")
+
+
+def mobilenet(k):
+    """ReLU6, a correct-padding block at stride 2, logits without softmax."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="input_1")
+    x = L.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(image)
+    x = L.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="Conv1")(x)
+    x = bn(k, "bn_Conv1", epsilon=1e-3, momentum=0.999)(x)
+    x = L.ReLU(6.0, name="Conv1_relu")(x)
+    skip = x
+    x = L.Conv2D(16, 1, padding="same", use_bias=False, name="expand")(x)
+    x = bn(k, "expand_BN", epsilon=1e-3, momentum=0.999)(x)
+    x = L.ReLU(6.0, name="expand_relu")(x)
+    x = L.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(x)
+    x = bn(k, "depthwise_BN", epsilon=1e-3, momentum=0.999)(x)
+    x = L.ReLU(6.0, name="depthwise_relu")(x)
+    x = L.Conv2D(8, 1, padding="same", use_bias=False, name="project")(x)
+    x = bn(k, "project_BN", epsilon=1e-3, momentum=0.999)(x)
+    x = L.Add(name="add")([skip, x])
+    x = L.ZeroPadding2D(((0, 1), (0, 1)), name="pad")(x)
+    x = L.DepthwiseConv2D(3, strides=2, padding="valid", use_bias=False, name="depthwise_2")(x)
+    x = bn(k, "depthwise_2_BN", epsilon=1e-3, momentum=0.999)(x)
+    x = L.ReLU(6.0, name="out_relu")(x)
+    x = L.SeparableConv2D(8, 3, padding="same", name="separable")(x)
+    x = L.AveragePooling2D(2, 1, name="mean")(x)
+    x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = L.Conv2D(CLASSES, 1, name="Logits")(x)
+    x = L.Flatten(name="flatten")(x)
+    return k.Model(image, x, name="mobilenet")
+
+
+def transfer(k):
+    """A base as one layer of another model, under augmentation and a new head; two names occur twice."""
+    L = k.layers
+    image, x = efficientnet(k, blocks=False)
+    base = k.Model(image, x, name="base")
+    base.trainable = False
+    image = L.Input((SIZE, SIZE, 3), name="photo")
+    x = L.RandomFlip("horizontal", name="flip")(image)
+    x = base(x, training=False)
+    x = L.GlobalAveragePooling2D(name="gap")(x)
+    x = bn(k, "top_bn")(x)
+    x = L.Dense(8, activation="relu", name="hidden")(x)
+    x = L.Dropout(0.3, name="dropout")(x)
+    x = L.Dense(CLASSES, activation="softmax", name="predictions")(x)
+    return k.Model(image, x, name="transfer")
+
+
+def sequential(k):
+    """A Sequential with Sequential inside; batch norms with scale or center off; hard activations."""
+    L = k.layers
+    augment = k.Sequential([L.RandomFlip("horizontal"), L.RandomRotation(0.1)], name="augment")
+    inner = k.Sequential(
+        [
+            L.Input((SIZE, SIZE, 3)),
+            L.Conv2D(8, 3, strides=2, padding="same", use_bias=False),
+            L.BatchNormalization(scale=False),
+            L.ReLU(),
+            L.Conv2D(8, 3, padding="same", use_bias=False),
+            L.BatchNormalization(center=False),
+            L.Activation("relu6") if k is keras else L.ReLU(max_value=6),
+            L.Conv2D(8, 1, activation="relu"),
+            L.BatchNormalization(scale=False, center=False),
+        ],
+        name="inner",
+    )
+    return k.Sequential(
+        [
+            L.Input((SIZE, SIZE, 3)),
+            augment,
+            L.Rescaling(1 / 255.0),
+            inner,
+            L.GlobalAveragePooling2D(),
+            L.Dense(CLASSES),
+        ],
+        name="sequential",
+    )
+
+
+def randomise(k, model, rng):
+    def visit(layer):
+        for inner in getattr(layer, "layers", []):
+            visit(inner)
+        if getattr(layer, "layers", None):
+            return
+        values = []
+        for weight in layer.weights:
+            label = weight.name.split("/")[-1].split(":")[0]
+            shape = tuple(weight.shape)
+            if "seed_generator" in label or "count" in label or str(weight.dtype).find("int") >= 0:
+                values.append(np.asarray(weight))
+            elif label in ("kernel", "depthwise_kernel", "pointwise_kernel"):
+                fan_in = np.prod(shape[:2]) if "depthwise" in layer.name else np.prod(shape[:-1])
+                values.append(rng.normal(0, np.sqrt(2.0 / max(fan_in, 1)), shape))
+            elif "mean" in label:
+                values.append(rng.uniform(0.3, 0.6, shape) if "norm" == layer.name[:4] else rng.normal(0, 0.3, shape))
+            elif "variance" in label:
+                values.append(rng.uniform(0.05, 0.1, shape) if "norm" == layer.name[:4] else rng.uniform(0.5, 2, shape))
+            elif label == "gamma":
+                values.append(rng.uniform(0.5, 1.5, shape))
+            else:
+                values.append(rng.normal(0, 0.2, shape))
+        if values:
+            layer.set_weights([np.asarray(v, np.asarray(w).dtype) for v, w in zip(values, layer.weights)])
+            if layer.__class__.__name__ == "Normalization":
+                layer.finalize_state()
+
+    visit(model)
+
+
+def logits_of(k, model, images):
+    """Predictions before the last softmax."""
+    last = model.layers[-1]
+    if getattr(last, "activation", None) is not None and last.activation.__name__ == "softmax":
+        last.activation = k.activations.linear
+        model.make_predict_function(force=True)
+        out = model(images, training=False)
+        last.activation = k.activations.softmax
+        return np.asarray(out)
+    return np.asarray(model(images, training=False))
+
+
+def listing(model, prefix=""):
+    for layer in model.layers:
+        yield prefix + layer.name, layer
+        if getattr(layer, "layers", None):
+            yield from listing(layer, prefix + layer.name + "/")
+
+
+def save(k, build, stem, suffixes, train=False):
+    k.utils.set_random_seed(7)
+    if k is keras:
+        keras.backend.clear_session()
+    else:
+        tf_keras.backend.clear_session()
+    model = build(k)
+    rng = np.random.default_rng(abs(hash_of(stem)))
+    randomise(k, model, rng)
+    images = rng.integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.float32)
+    if stem == "resnet" or stem == "resnet_tf":
+        images = images / 64 - 2
+    if train:
+        # So that the file has an optimizer's state, and Keras has moved the running statistics.
+        model.compile(k.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+        model.fit(images, np.array([0, 1, 2]), batch_size=3, epochs=2, verbose=0)
+    logits = logits_of(k, model, images)
+    layers = [
+        {
+            "name": name,
+            "class": layer.__class__.__name__,
+            "weights": [
+                [w.name.split("/")[-1].split(":")[0], [int(d) for d in w.shape], float(np.asarray(w, np.float64).sum())]
+                for w in layer.weights
+            ]
+            if not getattr(layer, "layers", None)
+            else [],
+        }
+        for name, layer in listing(model)
+    ]
+    record = {
+        "keras": k.__version__,
+        "images": images.tolist(),
+        "logits": logits.tolist(),
+        "layers": layers,
+        "top": [layer.name for layer in model.layers],
+    }
+    for suffix in suffixes:
+        path = OUT / (stem + suffix)
+        if suffix in (".weights.h5", "_weights.h5"):
+            model.save_weights(path)
+        else:
+            model.save(path)
+        assert path.stat().st_size < 100_000, (path, path.stat().st_size)
+    (OUT / (stem + ".json")).write_text(json.dumps(record, separators=(",", ":")))
+
+
+def hash_of(text):
+    return sum(ord(c) * 31**i for i, c in enumerate(text)) % 2**31
+
+
+def main():
+    OUT.mkdir(exist_ok=True)
+    save(keras, efficient, "efficient", [".keras", ".h5", ".weights.h5"])
+    save(keras, resnet, "resnet", [".keras"], train=True)
+    save(keras, mobilenet, "mobilenet", [".keras", ".h5"])
+    save(keras, transfer, "transfer", [".keras", ".h5", ".weights.h5"])
+    save(keras, sequential, "sequential", [".keras", ".h5"])
+    save(tf_keras, efficient, "efficient_tf", [".keras", ".h5", "_weights.h5"])
+    save(tf_keras, resnet, "resnet_tf", [".h5"], train=True)
+    save(tf_keras, transfer, "transfer_tf", [".keras", ".h5"])
+    save(tf_keras, sequential, "sequential_tf", [".keras", ".h5"])
+    print(sorted((p.name, p.stat().st_size) for p in OUT.iterdir()), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
