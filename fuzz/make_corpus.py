@@ -3,14 +3,20 @@
 
     python3 fuzz/make_corpus.py
 
-Needs nothing but Python's own library; the same files come out each time.
+Needs h5py and onnx; made with h5py 3 and onnx 1.
 """
 
+import io
 import json
 import shutil
 import struct
 import zlib
 from pathlib import Path
+
+import h5py
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
 
 CORPUS = Path(__file__).parent / "corpus"
 LARGEST = 20_000
@@ -162,8 +168,8 @@ def zips():
         "good-legacy": legacy,
         "bomb": archive([(b"a/data.pkl", millions, {"raw": inner, "method": 8}), storage]),
         "bomb-in-storage": archive([data, (b"a/data/0", millions, {"raw": inner, "method": 8})]),
-        # Many entries share one content.
-        "bomb-overlapping": archive([data, storage] + [(b"a/data/%d" % n, bytes(8), {"at": 0}) for n in range(1, 250)]),
+        # Many entries share one content, but no tensor names them.
+        "good-entries-overlapping": archive([data, storage] + [(b"a/data/%d" % n, bytes(8), {"at": 0}) for n in range(1, 250)]),
         "bomb-of-names": archive([data, storage] + [(b"a/data/0", b"", {"at": 0})] * 300),
         "sizes-4-gib": with_data(size=2**32 - 1, packed=2**32 - 1),
         "sizes-past-the-end": with_data(size=5000, packed=5000),
@@ -181,8 +187,8 @@ def zips():
         "directory-at-itself": archive([data, storage], start=2**32 - 1),
         "directory-at-0": archive([data, storage], start=0),
         "entry-is-the-directory": archive([(data[0], pickle, {"at": 60}), storage]),
-        # The end of the zip64 directory is where the record itself is.
-        "zip64-end-at-itself": archive(
+        # Nobody looks at a zip64 record that the plain one does not ask for.
+        "good-zip64-end-at-itself": archive(
             [data, storage], end=b"PK\x06\x06" + struct.pack("<Q", 2**63) + bytes(44) + b"PK\x06\x07\0\0\0\0"
             + struct.pack("<QI", len(good) - 22, 1),
         ),
@@ -233,7 +239,7 @@ def all_safetensors():
         "offsets-negative": safetensors({"x": entry([2], -8, 0)}, bytes(8)),
         "shape-overflows": safetensors({"x": entry([2**32, 2**32], 0, 0)}),
         "shape-overflows-to-fit": safetensors({"x": entry([2**62 + 2], 0, 8)}, bytes(8)),
-        "shape-of-zeros": safetensors({"x": entry([2**63, 0, 2**63], 0, 0)}),
+        "good-shape-of-zeros": safetensors({"x": entry([2**63, 0, 2**63], 0, 0)}),
         "shape-negative": safetensors({"x": entry([-2], 0, 8)}, bytes(8)),
         "shape-long": safetensors({"x": entry([1] * 5000, 0, 8)}, bytes(8)),
         "kind-unknown": safetensors({"x": entry([2], 0, 8, "F33")}, bytes(8)),
@@ -245,6 +251,310 @@ def all_safetensors():
     return files | cut("two", good)
 
 
+# Keras's files. HDF5: https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
+
+
+def hdf5(fill, **options):
+    file = io.BytesIO()
+    with h5py.File(file, "w", **options) as root:
+        fill(root)
+    return file.getvalue()
+
+
+def layer(root, name="dense", kernel=((1.0, 2.0), (3.0, 4.0)), bias=(0.5, 0.25), **options):
+    """A layer as Keras 2 lists it."""
+    root.attrs["layer_names"] = [name.encode()]
+    group = root.create_group(name)
+    group.attrs["weight_names"] = [f"{name}/kernel:0".encode(), f"{name}/bias:0".encode()]
+    for part, value in (("kernel:0", kernel), ("bias:0", bias)):
+        if value is not None:
+            group.create_dataset(f"{name}/{part}", data=np.array(value, "f4"), **(options if part == "kernel:0" else {}))
+
+
+def vars_of(root, values=((1.0, 2.0), (3.0, 4.0)), **options):
+    """A layer as Keras 3 keeps it."""
+    root.create_group("layers/dense/vars").attrs["name"] = "dense"
+    root.create_dataset("layers/dense/vars/0", data=np.array(values, "f4"), **options)
+    root.create_dataset("layers/dense/vars/1", data=np.array((0.5, 0.25), "f4"))
+
+
+def hdf5s():
+    def huge(root):
+        layer(root, kernel=None)
+        root["dense/dense"].create_dataset("kernel:0", shape=(2**40,), dtype="f4", chunks=(1024,))
+
+    def huge_in_one_piece(root):
+        layer(root, kernel=None)
+        space = h5py.h5s.create_simple((2**40,))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+        h5py.h5d.create(root["dense/dense"].id, b"kernel:0", h5py.h5t.IEEE_F32LE, space, plist)
+
+    def bomb(root):
+        layer(root, kernel=np.zeros((2000, 1000), "f4"), compression="gzip", compression_opts=9, chunks=(2000, 1000))
+
+    def many_bombs(root):
+        layer(root, kernel=np.zeros((2000, 2000), "f4"), compression="gzip", compression_opts=9, chunks=(2000, 2000))
+
+    def group_in_itself(root):
+        vars_of(root)
+        root["layers/dense/layers"] = root["layers"]
+        root["layers/again"] = root
+
+    def links_to_each_other(root):
+        layer(root, kernel=None)
+        root["dense/dense/kernel:0"] = h5py.SoftLink("/dense/dense/other")
+        root["dense/dense/other"] = h5py.SoftLink("/dense/dense/kernel:0")
+
+    def link_out(root):
+        layer(root, kernel=None)
+        root["dense/dense/kernel:0"] = h5py.ExternalLink("/etc/passwd", "/")
+
+    def data_outside(root):
+        layer(root, kernel=None)
+        root["dense/dense"].create_dataset("kernel:0", (2, 2), "f4", external=[("../../../etc/passwd", 0, 16)])
+
+    def deep(root):
+        root.create_dataset("layers/" + "layers/" * 30 + "vars/0", data=np.zeros(1, "f4"))
+
+    def config(text):
+        def fill(root):
+            layer(root)
+            root.attrs["model_config"] = text
+
+        return fill
+
+    def names(**attributes):
+        def fill(root):
+            layer(root)
+            root.attrs.update(attributes)
+
+        return fill
+
+    def of_type(dtype):
+        def fill(root):
+            layer(root, kernel=None)
+            root["dense/dense"].create_dataset("kernel:0", data=np.zeros((2, 2)).astype(dtype))
+
+        return fill
+
+    good = hdf5(layer)
+    latest = hdf5(layer, libver="latest")
+    files = {
+        "good-keras-2": good,
+        "good-latest": latest,
+        "good-vars": hdf5(vars_of),
+        "good-zipped": hdf5(lambda root: vars_of(root, compression="gzip", shuffle=True)),
+        "good-float16": hdf5(of_type("f2")),
+        "huge": hdf5(huge),
+        "huge-in-one-piece": hdf5(huge_in_one_piece),
+        "good-bomb-of-8-mb": hdf5(bomb),
+        "links-to-each-other": hdf5(links_to_each_other),
+        "link-out": hdf5(link_out),
+        "data-outside": hdf5(data_outside),
+        "deep": hdf5(deep, libver="latest"),
+        "config-not-json": hdf5(config("{")),
+        "config-deep": hdf5(config("[" * 8000)),
+        "names-missing": hdf5(names(layer_names=[b"dense", b"other"])),
+        "names-of-paths": hdf5(names(layer_names=[b"../../dense"])),
+        "names-twice": hdf5(names(layer_names=[b"dense", b"dense"])),
+        "type-text": hdf5(of_type("S4")),
+        "type-complex": hdf5(of_type("c8")),
+        "no-group": hdf5(lambda root: None),
+        # Every group is a table of links at an address; here the root's is itself.
+        "addresses-all-same": good.replace(struct.pack("<Q", 680), struct.pack("<Q", 136)),
+        # Nobody needs the field.
+        "good-end-of-file-far": good[:40] + struct.pack("<Q", 2**62) + good[48:],
+        "root-far": good[:64] + struct.pack("<Q", 2**62) + good[72:],
+        "root-at-0": good[:64] + struct.pack("<Q", 0) + good[72:],
+        "signature-alone": b"\x89HDF\r\n\x1a\n",
+        "superblock-unknown": b"\x89HDF\r\n\x1a\n\x63" + good[9:],
+    }
+    group = hdf5(group_in_itself)
+    return files | {"group-in-itself": group} | cut("keras-2", good) | cut("latest", latest)
+
+
+def keras_archives():
+    config = json.dumps({"class_name": "Sequential", "config": {"name": "s", "layers": [
+        {"class_name": "InputLayer", "config": {"batch_shape": [None, 2], "name": "in"}},
+        {"class_name": "Dense", "config": {"name": "dense", "units": 2, "use_bias": True, "activation": "linear"}},
+    ]}}).encode()
+    metadata = b'{"keras_version": "3.0.0"}'
+    weights = hdf5(vars_of)
+    parts = [(b"metadata.json", metadata, {}), (b"config.json", config, {}), (b"model.weights.h5", weights, {})]
+    good = archive(parts)
+    zeros = bytes(9_000_000)
+    packed = {"raw": deflated(zeros), "method": 8}
+
+    def with_part(index, content, change=None):
+        return archive([*parts[:index], (parts[index][0], content, change or {}), *parts[index + 1 :]])
+
+    files = {
+        "good-archive": good,
+        "config-a-bomb": with_part(1, zeros, packed),
+        "config-deep": with_part(1, b"[" * 8000),
+        "config-deep-layers": with_part(1, b'{"config":{"layers":[' * 300 + b"]}}" * 300),
+        "config-not-json": with_part(1, b"keras"),
+        "config-claims-4-gib": with_part(1, config, {"size": 2**32 - 1}),
+        "weights-a-bomb": with_part(2, zeros, packed),
+        "weights-claim-4-gib": with_part(2, weights, {"size": 2**32 - 1}),
+        "weights-not-hdf5": with_part(2, b"keras"),
+        "weights-damaged": with_part(2, weights, {"crc": 1}),
+        "weights-missing": archive(parts[:2]),
+        # The last one counts, as for Python.
+        "good-weights-twice": archive([*parts, parts[2]]),
+        "shards": archive([*parts[:2], (b"model.weights.json", b"{}", {})]),
+        "path-up": archive([*parts, (b"../../evil", b"", {})]),
+        "path-absolute": archive([*parts, (b"/tmp/evil", b"", {})]),
+    }
+    return files | cut("archive", good)
+
+
+# ONNX: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+
+
+def network():
+    weights = np.linspace(-1, 1, 4 * 3 * 3 * 3, dtype="f4").reshape(4, 3, 3, 3)
+    tensors = {"w": weights, "b": np.zeros(4, "f4"), "fw": np.ones((2, 4), "f4"), "fb": np.zeros(2, "f4")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", pads=[1, 1, 1, 1], strides=[1, 1], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["f"], "flatten", axis=1),
+        helper.make_node("Gemm", ["f", "fw", "fb"], ["y"], "fc", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="corpus")
+
+
+def onnx_files():
+    def changed(change):
+        model = network()
+        change(model.graph, model)
+        return model.SerializeToString()
+
+    def attribute(node, name, values):
+        def change(graph, _):
+            kept = [a for a in graph.node[node].attribute if a.name != name]
+            del graph.node[node].attribute[:]
+            graph.node[node].attribute.extend([*kept, helper.make_attribute(name, values)])
+
+        return changed(change)
+
+    def dims(values):
+        def change(graph, _):
+            graph.initializer[0].dims[:] = values
+
+        return changed(change)
+
+    def image(values):
+        def change(graph, _):
+            shape = graph.input[0].type.tensor_type.shape
+            for dim, value in zip(shape.dim, values):
+                dim.dim_value = value
+
+        return changed(change)
+
+    def outside(location, **more):
+        def change(graph, _):
+            tensor = graph.initializer[0]
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": location, **more}.items():
+                tensor.external_data.add(key=key, value=value)
+
+        return changed(change)
+
+    def edit(node, **fields):
+        def change(graph, _):
+            for field, values in fields.items():
+                if isinstance(values, list):
+                    getattr(graph.node[node], field)[:] = values
+                else:
+                    setattr(graph.node[node], field, values)
+
+        return changed(change)
+
+    def within(field, times, content=b""):
+        """Messages within messages."""
+        for _ in range(times):
+            size, length = len(content), b""
+            while size >= 0x80:
+                length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+            content = bytes([field << 3 | 2]) + length + bytes([size]) + content
+        return content
+
+    def turn_round(graph, _):
+        nodes = list(graph.node)[::-1]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    good = network().SerializeToString()
+    huge = 2**63 - 1
+    files = {
+        "good-network": good,
+        "good-batch-of-any-size": image([0]),
+        "op-unknown": edit(1, op_type="Evil"),
+        "domain-unknown": edit(1, domain="evil"),
+        "node-reads-itself": edit(1, input=["r"]),
+        "nodes-in-a-circle": edit(0, input=["y", "w", "b"]),
+        "nodes-turned-round": changed(turn_round),
+        "node-without-input": edit(0, input=[]),
+        "node-without-output": edit(1, output=[]),
+        "output-twice": edit(1, output=["c"]),
+        "input-unknown": edit(1, input=["nothing"]),
+        "name-long": edit(1, op_type="E" * 10_000),
+        "name-of-lines": edit(1, op_type="a\nb\0c"),
+        "strides-0": attribute(0, "strides", [0, 0]),
+        "strides-huge": attribute(0, "strides", [huge, huge]),
+        "strides-negative": attribute(0, "strides", [-1, -1]),
+        "pads-huge": attribute(0, "pads", [huge] * 4),
+        "pads-negative": attribute(0, "pads", [-5] * 4),
+        "pads-many": attribute(0, "pads", [1] * 5000),
+        "group-0": attribute(0, "group", 0),
+        "group-huge": attribute(0, "group", huge),
+        "kernel-differs": attribute(0, "kernel_shape", [5, 5]),
+        "dilations": attribute(0, "dilations", [2, 2]),
+        "axis-huge": attribute(3, "axis", huge),
+        "dims-huge": dims([huge, 3, 3, 3]),
+        "dims-overflow": dims([2**32, 2**32, 1, 1]),
+        "dims-negative": dims([-4, 3, 3, 3]),
+        "dims-many": dims([1] * 9000),
+        "dims-0": dims([0, 3, 3, 3]),
+        "dims-short": dims([4, 3, 3]),
+        "image-huge": image([1, 3, 2**40, 2**40]),
+        "image-large": image([1, 3, 2**31, 2**31]),
+        "image-negative": image([1, 3, -8, -8]),
+        "image-of-5-colours": image([1, 5, 8, 8]),
+        "data-up": outside("../../../../etc/passwd"),
+        "data-absolute": outside("/etc/passwd"),
+        "data-huge": outside("file", offset="0", length=str(huge)),
+        "data-none": changed(lambda graph, _: graph.initializer[0].ClearField("raw_data")),
+        "type-unknown": changed(lambda graph, _: setattr(graph.initializer[0], "data_type", 99)),
+        "no-nodes": changed(lambda graph, _: graph.ClearField("node")),
+        "no-input": changed(lambda graph, _: graph.ClearField("input")),
+        "no-output": changed(lambda graph, _: graph.ClearField("output")),
+        "no-graph": changed(lambda _, model: model.ClearField("graph")),
+        # Attributes hold graphs, which hold nodes, which hold attributes: 7.1.5.6.1.5.6 …
+        "graphs-deep": within(7, 1, within(1, 1, within(5, 1, within(6, 3000)))),
+        "messages-deep": within(7, 4000),
+        "length-huge": b"\x3a" + b"\xff" * 9 + b"\x01",
+        "length-past-the-end": b"\x3a\x7f",
+        "varint-endless": b"\x08" + b"\xff" * 5000,
+        "group-endless": b"\x3b" * 5000,
+        "empties-many": b"\x3a\x00" * 9000,
+    }
+    return files | cut("network", good)
+
+
 write("pickle", pickles())
 write("zip", zips())
 write("safetensors", all_safetensors())
+write("hdf5", hdf5s())
+write("keras", keras_archives())
+write("onnx", onnx_files())

@@ -4,12 +4,22 @@
 //! stable compiler, over the corpus and changed copies of it.
 
 use std::fs;
+use std::path::Path;
+use thawline::models::Spec;
+use thawline::onnx::{self, Imported};
 use thawline::weights::{StateDict, WeightsError};
 
 pub type Target = fn(&[u8]) -> Result<(), String>;
 
 /// Every target, by the name of its fuzzer and of its folder in the corpus.
-pub const TARGETS: &[(&str, Target)] = &[("pickle", pickle), ("safetensors", weights), ("zip", weights)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("hdf5", weights),
+    ("keras", weights),
+    ("onnx", onnx),
+    ("pickle", pickle),
+    ("safetensors", weights),
+    ("zip", weights),
+];
 
 /// A weights file of any format.
 pub fn weights(bytes: &[u8]) -> Result<(), String> {
@@ -24,6 +34,13 @@ pub fn weights(bytes: &[u8]) -> Result<(), String> {
 /// The pickle in a PyTorch file. The archive around it is whole and has no checksum, so that the pickle is reached.
 pub fn pickle(bytes: &[u8]) -> Result<(), String> {
     weights(&archive(bytes))
+}
+
+/// An ONNX file, as far as the network for the images that it was made for.
+pub fn onnx(bytes: &[u8]) -> Result<(), String> {
+    let Imported { file, .. } = onnx::parse(bytes, Path::new("file.onnx")).map_err(|error| error.to_string())?;
+    let spec = Spec::of_file(file);
+    spec.build(1, spec.size(), 2).map(drop).map_err(|error| error.to_string())
 }
 
 fn loaded(bytes: &[u8]) -> Result<StateDict, WeightsError> {

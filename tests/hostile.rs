@@ -108,7 +108,7 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     let file = |path: &Path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap());
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| file(&entry.unwrap().path())).collect();
     files.sort();
-    assert!(files.len() > 20, "the corpus of {target} is gone");
+    assert!(files.len() > 15, "the corpus of {target} is gone");
     files
 }
 
@@ -180,16 +180,44 @@ fn changed(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
 /// So many copies of each file in the corpus.
 const COPIES: u64 = 100;
 
-#[test]
-fn changed_files_are_survived() {
-    for (number, &(name, target)) in TARGETS.iter().enumerate() {
-        for (index, (file, bytes)) in corpus(name).into_iter().enumerate() {
-            for copy in 0..COPIES {
-                let mut rng = Rng::keyed(0, &[number as u64, index as u64, copy]);
-                let bytes = changed(&bytes, &mut rng);
-                // Either answer will do.
-                let _ = read(target, &bytes, &|| format!("copy {copy} of {name}/{file}, {bytes:02x?}"));
-            }
+/// Feeds changed copies of a target's corpus; either answer will do.
+#[track_caller]
+fn survives_changes(name: &str) {
+    let &(_, target) = TARGETS.iter().find(|(target, _)| *target == name).unwrap();
+    for (index, (file, bytes)) in corpus(name).into_iter().enumerate() {
+        for copy in 0..COPIES {
+            let bytes = changed(&bytes, &mut Rng::keyed(0, &[index as u64, copy]));
+            let _ = read(target, &bytes, &|| format!("copy {copy} of {name}/{file}"));
         }
     }
+}
+
+#[test]
+fn changed_hdf5_is_survived() {
+    survives_changes("hdf5");
+}
+
+#[test]
+fn changed_keras_archives_are_survived() {
+    survives_changes("keras");
+}
+
+#[test]
+fn changed_onnx_is_survived() {
+    survives_changes("onnx");
+}
+
+#[test]
+fn changed_pickles_are_survived() {
+    survives_changes("pickle");
+}
+
+#[test]
+fn changed_safetensors_are_survived() {
+    survives_changes("safetensors");
+}
+
+#[test]
+fn changed_zips_are_survived() {
+    survives_changes("zip");
 }

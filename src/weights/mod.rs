@@ -197,3 +197,9 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
         refused("it is neither safetensors nor a PyTorch or Keras file")
     }
 }
+
+/// Whether an archive's entry of that name would be unpacked to a place outside of the archive's own folder.
+fn leads_out(name: &str) -> bool {
+    let drive = matches!(name.as_bytes(), [_, b':', b'/' | b'\\', ..]);
+    drive || name.starts_with(['/', '\\']) || name.split(['/', '\\']).any(|part| part == "..")
+}

@@ -14,7 +14,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::convert::{Conversions, Dtype, decode};
 use super::error::printable;
-use super::{FileTensor, StateDict, WeightsError};
+use super::{FileTensor, StateDict, WeightsError, leads_out};
 
 /// Where a checkpoint keeps its state dict, in order of preference.
 const CHECKPOINT_KEYS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
@@ -93,10 +93,6 @@ fn zip_pickle<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightsError
         .collect::<Result<_, _>>()
         .map_err(|error| malformed(error.to_string()))?;
     // Nothing is unpacked here, but whoever unpacks such an archive is harmed.
-    let leads_out = |name: &str| {
-        let drive = matches!(name.as_bytes(), [_, b':', b'/' | b'\\', ..]);
-        drive || name.starts_with(['/', '\\']) || name.split(['/', '\\']).any(|part| part == "..")
-    };
     if let Some(name) = names.iter().find(|name| leads_out(name)) {
         return Err(refused(&format!("its entry `{}` has a path that leads out of it", printable(name))));
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use zip::ZipArchive;
 
 use super::super::error::printable;
+use super::super::leads_out;
 
 /// The entries of a `.keras` archive.
 pub(super) const CONFIG: &str = "config.json";
@@ -67,7 +68,7 @@ impl Container {
         for index in 0..archive.len() {
             let entry = archive.by_index_raw(index).map_err(|error| error.to_string())?;
             let name = entry.name().map_err(|error| error.to_string())?.into_owned();
-            if entry.enclosed_name().is_none() {
+            if leads_out(&name) {
                 return Err(format!("it has an entry `{}`, which leads out of the archive", printable(&name)));
             }
             if let Some(name) = names.replace(name) {
