@@ -1,8 +1,5 @@
 #![no_main]
 
-#[path = "../targets.rs"]
-mod targets;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = targets::weights(bytes);
+    let _ = thawline_fuzz::weights(bytes);
 });
