@@ -1,27 +1,25 @@
-// z = act(x ∗ weight + bias + residual), each channel by itself. One invocation: four channels of four consecutive pixels
-// of a row, for which it loads each pixel of the window's rows once.
+// z = act(x ∗ weight + bias + residual), each channel by itself. One invocation: four channels of a strip, four columns of
+// `band` rows. It goes down the strip, loads each row of the input once and adds it to all the outputs whose windows
+// have it: the sums in the making move along as it goes.
 
 struct Params {
-    rows: u32,
+    images: u32,
     in_h: i32,
     in_w: i32,
     quads: u32,
     out_h: u32,
     out_w: u32,
-    kernel_h: i32,
-    kernel_w: i32,
-    stride_h: i32,
-    stride_w: i32,
+    kernel_h: u32,
+    kernel_w: u32,
+    stride_h: u32,
+    stride_w: u32,
     pad_top: i32,
     pad_left: i32,
+    band: u32,
     has_bias: u32,
     has_residual: u32,
     act: u32,
 }
-
-// The parameters of the same names, for the compiler.
-override kernel_w: u32 = 3u;
-override stride_w: u32 = 1u;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -38,48 +36,72 @@ fn depthwise_forward(
 ) {
     let index = linear_index(group, groups, local);
     let quad = index % p.quads;
-    let tile = index / p.quads;
     let tiles = (p.out_w + 3u) / 4u;
-    let row = tile / tiles;
-    if row >= p.rows {
+    let bands = (p.out_h + p.band - 1u) / p.band;
+    let first = index / p.quads % tiles * 4u;
+    let line = index / p.quads / tiles;
+    let image = line / bands;
+    if image >= p.images {
         return;
     }
-    let first = tile % tiles * 4u;
-    let image = i32(row / p.out_h) * p.in_h;
-    let top = i32(row % p.out_h) * p.stride_h - p.pad_top;
+    let top = line % bands * p.band;
+    let behind = min(top + p.band, p.out_h);
     let left = i32(first * stride_w) - p.pad_left;
-    var sums: array<vec4<f32>, 4>;
-    for (var ky = max(-top, 0); ky < min(p.kernel_h, p.in_h - top); ky++) {
-        let begin = u32((image + top + ky) * p.in_w);
-        var values: array<vec4<f32>, 13>;
-        for (var i = 0u; i < 3u * stride_w + kernel_w; i++) {
-            values[i] = column(begin, left + i32(i), quad);
+    var w: array<array<vec4<f32>, 7>, 7>;
+    for (var ky = 0u; ky < 7u; ky++) {
+        for (var kx = 0u; kx < 7u; kx++) {
+            if ky < kernel_h && kx < kernel_w {
+                w[ky][kx] = weight[(ky * kernel_w + kx) * p.quads + quad];
+            }
         }
-        for (var kx = 0u; kx < kernel_w; kx++) {
-            let w = weight[(u32(ky) * kernel_w + kx) * p.quads + quad];
+    }
+    var offset = vec4<f32>();
+    if p.has_bias != 0u {
+        offset = bias[quad];
+    }
+    // sums[b] is of the output row b rows above the one whose window begins at the present input row.
+    let reach = (kernel_h - 1u) / stride_h;
+    var sums: array<array<vec4<f32>, 4>, 7>;
+    // Rows above the image add nothing.
+    let begin = clamp(u32(p.pad_top) / stride_h, top, top + reach);
+    for (var below = begin; below < behind + reach; below++) {
+        var values: array<array<vec4<f32>, 13>, 2>;
+        for (var j = 0u; j < 2u; j++) {
+            if j < stride_h {
+                let iy = i32(below * stride_h + j) - p.pad_top;
+                let row = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
+                for (var i = 0u; i < 13u; i++) {
+                    if i < 3u * stride_w + kernel_w {
+                        let ix = left + i32(i);
+                        let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
+                        let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
+                        values[j][i] = select(vec4<f32>(), value, inside);
+                    }
+                }
+                for (var b = 0u; b < 7u; b++) {
+                    for (var kx = 0u; kx < 7u; kx++) {
+                        if b * stride_h + j < kernel_h && kx < kernel_w {
+                            for (var i = 0u; i < 4u; i++) {
+                                sums[b][i] += values[j][i * stride_w + kx] * w[b * stride_h + j][kx];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if below >= top + reach {
+            let row = image * p.out_h + below - reach;
             for (var i = 0u; i < 4u; i++) {
-                sums[i] += values[i * stride_w + kx] * w;
+                if first + i < p.out_w {
+                    let at = (row * p.out_w + first + i) * p.quads + quad;
+                    var y = sums[reach][i] + offset;
+                    if p.has_residual != 0u {
+                        y += residual[at];
+                    }
+                    z[at] = activate(y, p.act);
+                }
             }
         }
+        sums = array(array<vec4<f32>, 4>(), sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
     }
-    for (var i = 0u; i < 4u; i++) {
-        if first + i < p.out_w {
-            let at = (row * p.out_w + first + i) * p.quads + quad;
-            var y = sums[i];
-            if p.has_bias != 0u {
-                y += bias[quad];
-            }
-            if p.has_residual != 0u {
-                y += residual[at];
-            }
-            z[at] = activate(y, p.act);
-        }
-    }
-}
-
-// A pixel of the input's row that begins at pixel `begin`; zeros outside of it.
-fn column(begin: u32, ix: i32, quad: u32) -> vec4<f32> {
-    let inside = ix >= 0 && ix < p.in_w;
-    let value = x[(begin + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
-    return select(vec4<f32>(), value, inside);
 }

@@ -1,26 +1,24 @@
-// dx = dy ∗ᵀ weight, replacing dx or added to it, each channel by itself. One invocation: four channels of four
-// consecutive pixels of a row, for which it loads each pixel of the rows of dy once. It takes the rows and columns of
-// the window that hit an output only.
+// dx = dy ∗ᵀ weight, replacing dx or added to it, each channel by itself. One invocation: four channels of a strip, four
+// columns of the rows that `band` rows of dy are the last to reach. It goes down the strip, loads each row of dy once and
+// adds it to all the rows of dx that its windows have, which move along as it goes. It takes the columns of the window that
+// hit an output only.
 
 struct Params {
-    rows: u32,
-    in_h: u32,
+    images: u32,
+    in_h: i32,
     in_w: i32,
     quads: u32,
     out_h: i32,
     out_w: i32,
-    kernel_h: i32,
-    kernel_w: i32,
-    stride_h: i32,
-    stride_w: i32,
-    pad_top: i32,
-    pad_left: i32,
+    kernel_h: u32,
+    kernel_w: u32,
+    stride_h: u32,
+    stride_w: u32,
+    pad_top: u32,
+    pad_left: u32,
+    band: u32,
     accumulate: u32,
 }
-
-// The parameters of the same names, for the compiler.
-override kernel_w: u32 = 3u;
-override stride_w: u32 = 1u;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
@@ -35,56 +33,77 @@ fn depthwise_input_grad(
 ) {
     let index = linear_index(group, groups, local);
     let quad = index % p.quads;
-    let tile = index / p.quads;
-    let offset = p.pad_left % i32(stride_w);
-    let tiles = u32(p.in_w + offset + 3) / 4u;
-    let row = tile / tiles;
-    if row >= p.rows {
+    // Strips begin where a window does, so that which taps meet which pixels is the same for every strip.
+    let above = p.pad_top % stride_h;
+    let before = p.pad_left % stride_w;
+    let tiles = (u32(p.in_w) + before + 3u) / 4u;
+    let steps = (u32(p.in_h) + above + stride_h - 1u) / stride_h;
+    let bands = (steps + p.band - 1u) / p.band;
+    let tile = index / p.quads % tiles;
+    let line = index / p.quads / tiles;
+    let image = line / bands;
+    if image >= p.images {
         return;
     }
-    // Where a window begins, so that which columns meet which pixels is the same for every tile.
-    let first = i32(tile % tiles) * 4 - offset;
-    let image = i32(row / p.in_h) * p.out_h;
-    let bottom = i32(row % p.in_h) + p.pad_top;
-    let reach = (kernel_w - 1u) / stride_w;
-    let left = (first + p.pad_left) / i32(stride_w) - i32(reach);
-    var sums: array<vec4<f32>, 4>;
-    for (var ky = bottom % p.stride_h; ky < p.kernel_h; ky += p.stride_h) {
-        let oy = (bottom - ky) / p.stride_h;
-        if bottom < ky || oy >= p.out_h {
-            continue;
+    let first = i32(tile * 4u) - i32(before);
+    let top = i32(line % bands * p.band + p.pad_top / stride_h);
+    let behind = min(top + i32(p.band), i32(steps + p.pad_top / stride_h));
+    let reach_h = (kernel_h - 1u) / stride_h;
+    let reach_w = (kernel_w - 1u) / stride_w;
+    let left = i32((tile * 4u + p.pad_left - before) / stride_w) - i32(reach_w);
+    var w: array<array<vec4<f32>, 7>, 7>;
+    for (var ky = 0u; ky < 7u; ky++) {
+        for (var kx = 0u; kx < 7u; kx++) {
+            if ky < kernel_h && kx < kernel_w {
+                w[ky][kx] = weight[(ky * kernel_w + kx) * p.quads + quad];
+            }
         }
-        let begin = u32((image + oy) * p.out_w);
-        var values: array<vec4<f32>, 13>;
-        for (var i = 0u; i <= reach + 3u / stride_w; i++) {
-            values[i] = column(begin, left + i32(i), quad);
+    }
+    // sums[ky] is of the row of dx that row ky of the window of the present row of dy lies on.
+    var sums: array<array<vec4<f32>, 4>, 8>;
+    for (var oy = max(top - i32(reach_h), 0); oy < behind; oy++) {
+        let begin = u32((i32(image) * p.out_h + clamp(oy, 0, p.out_h - 1)) * p.out_w);
+        var values: array<vec4<f32>, 10>;
+        for (var i = 0u; i < 10u; i++) {
+            if i <= reach_w + 3u / stride_w {
+                let ox = left + i32(i);
+                let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
+                let inside = oy >= 0 && oy < p.out_h && ox >= 0 && ox < p.out_w;
+                values[i] = select(vec4<f32>(), value, inside);
+            }
         }
-        for (var kx = 0u; kx < kernel_w; kx++) {
-            let w = weight[(u32(ky) * kernel_w + kx) * p.quads + quad];
-            for (var i = 0u; i < 4u; i++) {
-                let ahead = reach * stride_w + i - kx;
-                if (reach * stride_w + i + stride_w - kx) % stride_w == 0u {
-                    sums[i] += values[ahead / stride_w] * w;
+        for (var ky = 0u; ky < 7u; ky++) {
+            for (var kx = 0u; kx < 7u; kx++) {
+                if ky < kernel_h && kx < kernel_w {
+                    for (var i = 0u; i < 4u; i++) {
+                        if (i + kx) % stride_w == 0u {
+                            sums[ky][i] += values[(reach_w * stride_w + i - kx) / stride_w] * w[ky][kx];
+                        }
+                    }
                 }
             }
         }
-    }
-    for (var i = 0; i < 4; i++) {
-        let ix = first + i;
-        if ix >= 0 && ix < p.in_w {
-            let at = (row * u32(p.in_w) + u32(ix)) * p.quads + quad;
-            var sum = sums[i];
-            if p.accumulate != 0u {
-                sum += dx[at];
+        for (var j = 0u; j < 2u; j++) {
+            let iy = oy * i32(stride_h) + i32(j) - i32(p.pad_top);
+            if j < stride_h && oy >= top && iy >= 0 && iy < p.in_h {
+                for (var i = 0; i < 4; i++) {
+                    let ix = first + i;
+                    if ix >= 0 && ix < p.in_w {
+                        let at = u32((i32(image) * p.in_h + iy) * p.in_w + ix) * p.quads + quad;
+                        var sum = sums[j][i];
+                        if p.accumulate != 0u {
+                            sum += dx[at];
+                        }
+                        dx[at] = sum;
+                    }
+                }
             }
-            dx[at] = sum;
+        }
+        let none = array<vec4<f32>, 4>();
+        if stride_h == 1u {
+            sums = array(sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], none, none);
+        } else {
+            sums = array(sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], none, none);
         }
     }
-}
-
-// A pixel of the row of dy that begins at pixel `begin`; zeros outside of it.
-fn column(begin: u32, ox: i32, quad: u32) -> vec4<f32> {
-    let inside = ox >= 0 && ox < p.out_w;
-    let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
-    return select(vec4<f32>(), value, inside);
 }

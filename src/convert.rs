@@ -4,7 +4,7 @@
 //! the same shape whose input is computed in the same way, all the way down to the images. [`convert`] turns parameters
 //! over, and gives an account of what was converted and of what no parameter can express.
 
-use crate::graph::{Act, Graph, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
+use crate::graph::{Act, Averaging, Graph, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
 use crate::tensor::HostTensor;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -19,10 +19,6 @@ pub struct Variant<'a> {
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
-    /// The factor on the old value with which its framework moves running statistics.
-    pub keep: f32,
-    /// The estimator of the variance that its framework stores.
-    pub var: Variance,
 }
 
 /// A network's parameters as another variant has them.
@@ -332,12 +328,12 @@ impl Account {
         if (from.mean, from.std) != (to.mean, to.std) {
             remarks.push(Remark::Images { mean: [from.mean, to.mean], std: [from.std, to.std] });
         }
-        if to.graph.layers().iter().any(|layer| layer.kind == LayerKind::Bn) {
-            if from.var != to.var {
-                remarks.push(Remark::Variance { from: from.var, to: to.var });
+        if let (Some(old), Some(new)) = (averaging(from.graph), averaging(to.graph)) {
+            if old.var != new.var {
+                remarks.push(Remark::Variance { from: old.var, to: new.var });
             }
-            if from.keep != to.keep {
-                remarks.push(Remark::Keep { from: from.keep, to: to.keep });
+            if old.keep != new.keep {
+                remarks.push(Remark::Keep { from: old.keep, to: new.keep });
             }
         }
         let (old, new) = (dropping(from.graph), dropping(to.graph));
@@ -346,6 +342,11 @@ impl Account {
         }
         remarks
     }
+}
+
+/// How running statistics move by default, in all batch norms alike.
+fn averaging(graph: &Graph) -> Option<Averaging> {
+    graph.layers().iter().find(|layer| layer.kind == LayerKind::Bn).map(|layer| layer.averaging)
 }
 
 /// How many layers drop values in training, and their largest rate.

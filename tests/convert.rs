@@ -2,8 +2,9 @@
 
 use thawline::compile;
 use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
-use thawline::graph::{Act, Builder, Graph, Phase, Role, Variance, Window};
+use thawline::graph::{Act, Averaging, Builder, Graph, Phase, Role, Window};
 use thawline::kernels::conv2d;
+use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
 use thawline::reference::Executor;
 use thawline::rng::Rng;
@@ -24,6 +25,7 @@ struct Style {
     /// Whether the last layer is a convolution.
     conv_head: bool,
     dropout: bool,
+    averaging: Averaging,
     names: [&'static str; 8],
 }
 
@@ -35,6 +37,7 @@ const TORCH: Style = Style {
     act: Act::Relu,
     conv_head: false,
     dropout: false,
+    averaging: Averaging::PYTORCH,
     names: ["conv1", "bn1", "block.conv1", "block.bn1", "block.conv2", "block.bn2", "block.short", "fc"],
 };
 
@@ -46,6 +49,7 @@ const KERAS: Style = Style {
     act: Act::Relu,
     conv_head: true,
     dropout: true,
+    averaging: Averaging::KERAS,
     names: ["stem", "stem_bn", "b_1_conv", "b_1_bn", "b_2_conv", "b_2_bn", "b_0", "predictions"],
 };
 
@@ -53,6 +57,7 @@ const KERAS: Style = Style {
 fn network(style: Style) -> Graph {
     let [stem, stem_bn, conv1, bn1, conv2, bn2, short, head] = style.names;
     let mut b = Builder::new();
+    b.averaging(style.averaging);
     let x = b.input(2, 8, 8, 3).unwrap();
     let x = b.conv2d(stem, x, 8, Window::square(3, 1, 1), style.bias).unwrap();
     let x = b.batch_norm(stem_bn, x, style.eps).unwrap();
@@ -115,7 +120,9 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
             Storage::Param(id) => memory.copy_from_slice(&tensors[id.index()].data),
             // The fourth channel is padding.
             Storage::Images => {
-                memory.chunks_mut(4).for_each(|pixel| pixel[..3].fill_with(|| rng.range(-2.0, 2.0) as f32))
+                for pixel in memory.chunks_mut(4) {
+                    pixel[..3].fill_with(|| rng.range(-2.0, 2.0) as f32);
+                }
             }
             _ => {}
         }
@@ -126,7 +133,7 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
 }
 
 fn variant<'a>(name: &'a str, graph: &'a Graph) -> Variant<'a> {
-    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3], keep: 0.9, var: Variance::Unbiased }
+    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3] }
 }
 
 fn between(from: Style, to: Style) -> Result<Converted, ConvertError> {
@@ -160,7 +167,7 @@ fn a_variant_computes_what_the_other_did() {
 #[test]
 fn the_account_names_every_difference() {
     let (from, to) = (network(KERAS), network(Style { padding: [0, 0, 1, 1], ..TORCH }));
-    let old = Variant { mean: [0.0; 3], std: [1.0; 3], keep: 0.99, var: Variance::Biased, ..variant("keras", &from) };
+    let old = Variant { mean: [0.0; 3], std: [1.0; 3], ..variant("keras", &from) };
     let converted = convert(&old, &variant("torch", &to), &parameters(&from)).unwrap();
     let told: Vec<(bool, String)> = converted.account.iter().map(|r| (r.is_converted(), r.to_string())).collect();
     let [linear, absorbed, epsilon, padding, images, variance, keep, dropping] = &told[..] else { panic!("{told:#?}") };
@@ -234,4 +241,63 @@ fn other_networks_are_refused() {
         let message = convert(&variant("a", &from), &variant("b", &to), &ruined).unwrap_err().to_string();
         assert!(message.starts_with("`bn1`: its epsilon cannot be converted"), "{message}");
     }
+}
+
+/// Every model of one network, and whether it pads as TensorFlow does.
+const FAMILIES: &[&[(&str, bool)]] = &[
+    &[
+        ("efficientnet_b0", false),
+        ("timm_efficientnet_b0", false),
+        ("tf_efficientnet_b0", true),
+        ("keras_efficientnet_b0", true),
+    ],
+    &[("efficientnet_v2_s", false), ("tf_efficientnetv2_s", true), ("keras_efficientnet_v2_s", true)],
+    &[("mobilenet_v2", false), ("mobilenetv2_100", false), ("keras_mobilenet_v2", true)],
+    &[
+        ("mobilenet_v3_large", false),
+        ("mobilenetv3_large_100", false),
+        ("tf_mobilenetv3_large_100", true),
+        ("keras_mobilenet_v3_large", true),
+    ],
+];
+
+#[test]
+fn models_of_one_network_convert_into_each_other() {
+    let between = |from: &str, to: &str| {
+        let [old, new] = [from, to].map(|name| models::build(name, 1, (64, 64), 10).unwrap());
+        let zeros: Vec<HostTensor> = old.params().iter().map(|param| HostTensor::zeros(param.shape)).collect();
+        let converted = convert(&variant(from, &old), &variant(to, &new), &zeros).unwrap();
+        assert_eq!(converted.tensors.len(), new.params().len(), "{from} {to}");
+        for (tensor, param) in converted.tensors.iter().zip(new.params()) {
+            assert_eq!(tensor.shape, param.shape, "{from} {to}");
+        }
+        converted
+    };
+    for family in FAMILIES {
+        for (from, pads_so) in *family {
+            for (to, pads) in *family {
+                let converted = between(from, to);
+                let changes = converted.account.iter().any(Remark::changes_logits);
+                assert_eq!(changes, pads_so != pads, "{from} {to}: {:?}", converted.account);
+                if from == to {
+                    assert!(converted.account.is_empty(), "{from}: {:?}", converted.account);
+                    assert!(converted.layers.iter().all(|(from, to)| from == to), "{from}");
+                }
+            }
+        }
+    }
+    let named = |converted: &Converted, from: &str, to: &str| {
+        assert!(converted.layers.contains(&(from.to_owned(), to.to_owned())), "{from} {to}");
+    };
+    let b0 = between("efficientnet_b0", "keras_efficientnet_b0");
+    named(&b0, "features.2.0.block.2.fc1", "block2a_se_reduce");
+    named(&b0, "features.8.1", "top_bn");
+
+    // Keras's ResNet has its stride in another convolution of a block, biases, and the shortcut first.
+    let resnet = between("resnet50", "keras_resnet50");
+    named(&resnet, "layer1.0.downsample.0", "conv2_block1_0_conv");
+    named(&resnet, "layer1.0.conv3", "conv2_block1_3_conv");
+    let has = |of: fn(&Remark) -> bool| resnet.account.iter().any(of);
+    assert!(has(|remark| matches!(remark, Remark::Stride { layers } if layers.len() == 6)), "{:?}", resnet.account);
+    assert!(has(|remark| matches!(remark, Remark::BiasAdded { layers } if layers.len() == 53)), "{:?}", resnet.account);
 }

@@ -248,7 +248,7 @@ fn a_head_takes_other_classes() {
         error.starts_with("fc: the logits come from here; only a network that ends in a linear layer or"),
         "{error}"
     );
-    let error = Spec::of_file(file).build(1, (2, 2), 2).unwrap_err().to_string();
+    let error = Spec::of_file(file).build(1, (2, 2), 4).unwrap_err().to_string();
     assert!(error.starts_with("n cannot take 1 images of 2×2 pixels: conv (conv2d): a 3×3 window"), "{error}");
 }
 

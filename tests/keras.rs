@@ -5,12 +5,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
+use thawline::gpu::{Device, DeviceOptions};
+use thawline::graph::{Affine, Graph};
+use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
+use thawline::plan::Input;
+use thawline::policy::{self, Policy};
 use thawline::rng::Rng;
+use thawline::train::{Evaluator, Images};
 use thawline::weights::{self, FileTensor, StateDict, TensorData};
 use zip::ZipArchive;
 
 /// The files, each with the name of what is known of it.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 19] = [
     ("efficient.keras", "efficient"),
     ("efficient.h5", "efficient"),
     ("efficient.weights.h5", "efficient"),
@@ -28,6 +34,8 @@ const FILES: [(&str, &str); 17] = [
     ("resnet_tf.h5", "resnet_tf"),
     ("transfer_tf.keras", "transfer_tf"),
     ("transfer_tf.h5", "transfer_tf"),
+    ("sequential_tf.keras", "sequential_tf"),
+    ("sequential_tf.h5", "sequential_tf"),
 ];
 
 fn golden(name: &str) -> PathBuf {
@@ -102,6 +110,119 @@ fn every_variable_of_keras_is_found_under_its_layer() {
             let neutral = if name.ends_with(".weight") { 1.0 } else { 0.0 };
             assert!(floats(tensor).iter().all(|&value| value == neutral), "{file}: {name}");
         }
+    }
+}
+
+/// The network of a file that describes one.
+fn imported(state: &StateDict) -> Result<Imported, KerasError> {
+    let keras = state.keras.as_ref().expect("a Keras file");
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let config = keras.config.as_ref().expect("a whole model");
+    import(KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization })
+}
+
+/// All numbers in lists within lists.
+fn numbers(value: &Value) -> Vec<f32> {
+    match value.as_array() {
+        Some(values) => values.iter().flat_map(numbers).collect(),
+        None => vec![value.as_f64().unwrap() as f32],
+    }
+}
+
+#[test]
+fn networks_compute_what_keras_computes() {
+    const PIXELS: usize = 12 * 12;
+    let device = Device::open(&DeviceOptions::default()).unwrap();
+    for (file, known) in FILES {
+        let state = load(file);
+        if state.keras.as_ref().unwrap().config.is_none() {
+            continue;
+        }
+        let graph = imported(&state).unwrap_or_else(|error| panic!("{file}: {error}")).graph;
+        assert_eq!((graph.size(), graph.classes()), ((12, 12), 5), "{file}");
+        let (mean, std) = (graph.mean(), graph.std());
+        let network = graph.build(3, (12, 12), 5).unwrap();
+        let tensors = weights::from_state(&network, state, 0).unwrap_or_else(|error| panic!("{file}: {error}")).tensors;
+        let known = record(known);
+        let mut images = Vec::with_capacity(3 * PIXELS * 4);
+        for pixel in numbers(&known["images"]).chunks_exact(3) {
+            images.extend([0, 1, 2].map(|channel| (pixel[channel] / 255.0 - mean[channel]) / std[channel]));
+            images.push(0.0);
+        }
+        let mut evaluator = Evaluator::new(&device, &network, &tensors, Input::Values).unwrap();
+        let ours = evaluator.logits(Images::Values(&images)).unwrap();
+        let theirs = numbers(&known["logits"]);
+        let largest = theirs.iter().fold(0f32, |largest, logit| largest.max(logit.abs()));
+        assert_eq!(ours.len(), theirs.len(), "{file}");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!((ours - theirs).abs() <= 1e-4 * largest, "{file}: {ours} where Keras has {theirs}");
+        }
+    }
+}
+
+fn network(file: &str) -> Graph {
+    imported(&load(file)).unwrap().graph.build(2, (12, 12), 5).unwrap()
+}
+
+/// The layers of which something trains, by the names that Keras has for them, each once.
+fn trainable(graph: &Graph) -> Vec<&str> {
+    let trains = |layer: &&thawline::graph::Layer| {
+        layer.setting.weights || layer.setting.batch_norm.is_some_and(|mode| mode.affine != Affine::None)
+    };
+    graph.layers().iter().filter(trains).map(|layer| layer.name.as_str()).collect()
+}
+
+/// The question that started this project: `for layer in model.layers[:idx]: layer.trainable = False`, and then
+/// `for layer in model.layers: if isinstance(layer, BatchNormalization): layer.trainable = True`.
+#[test]
+fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
+    for (file, known) in
+        [("efficient.keras", "efficient"), ("efficient_tf.h5", "efficient_tf"), ("resnet.keras", "resnet")]
+    {
+        let record = record(known);
+        let layers = record["layers"].as_array().unwrap();
+        for index in 0..layers.len() {
+            let trains = |(number, layer): &(usize, &Value)| {
+                let has_weights = !layer["weights"].as_array().unwrap().is_empty() && layer["class"] != "Normalization";
+                has_weights && (*number >= index || layer["class"] == "BatchNormalization")
+            };
+            let expected: Vec<&str> =
+                layers.iter().enumerate().filter(trains).map(|(_, layer)| layer["name"].as_str().unwrap()).collect();
+            let rules = [
+                format!("index:{index}.. & !kind:bn -> weights=train"),
+                "kind:bn -> stats=batch, update=ema(0.99), affine=both".to_owned(),
+            ];
+            // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
+            let policy = Policy::recipe("head").unwrap().with_rules(&["last:linear -> weights=frozen"]).unwrap();
+            let Ok(with_both) = policy.with_rules(&rules).map(|policy| policy::resolve(&policy, network(file))) else {
+                panic!("{rules:?}")
+            };
+            let resolved = with_both.unwrap_or_else(|error| panic!("{file} {index}: {error}"));
+            assert_eq!(trainable(&resolved.graph), expected, "{file} from {index}");
+        }
+    }
+}
+
+#[test]
+fn layers_within_models_have_two_names() {
+    let graph = network("transfer.keras");
+    let find =
+        |name: &str| graph.layers().iter().find(|layer| layer.name == name).unwrap_or_else(|| panic!("no {name}"));
+    assert_eq!(find("base/stem_conv").alias.as_deref(), Some("stem_conv"));
+    // Two are called so.
+    assert_eq!(find("base/top_bn").alias, None);
+    assert_eq!(find("top_bn").alias, None);
+    // By the number in `model.layers`, a model within the model is one layer.
+    assert_eq!((find("base/stem_conv").position, find("predictions").position), (Some(2), Some(7)));
+}
+
+#[test]
+fn what_a_batch_norm_lacks_never_trains() {
+    for file in ["sequential.keras", "sequential_tf.h5"] {
+        let resolved = policy::resolve(&Policy::recipe("full").unwrap(), network(file)).unwrap();
+        let affine = |layer: &thawline::graph::Layer| layer.setting.batch_norm.map(|mode| mode.affine);
+        let found: Vec<Affine> = resolved.graph.layers().iter().filter_map(affine).collect();
+        assert_eq!(found, [Affine::Beta, Affine::Gamma, Affine::None], "{file}");
     }
 }
 

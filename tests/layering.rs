@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tensor", &[]),
     ("graph", &["act", "tensor"]),
     ("policy", &["graph", "nearest"]),
-    ("models", &["graph", "nearest"]),
+    ("models", &["graph", "nearest", "tensor"]),
     ("convert", &["graph", "tensor"]),
     // Not the policy: it has left its settings in the graph.
     ("compile", &["graph", "tensor"]),

@@ -1,7 +1,8 @@
-//! Networks against torchvision's: names, shapes, sizes and parameter counts.
+//! Networks against those of torchvision, timm and Keras: names, shapes, strides, constants and rates.
 
-use thawline::graph::{Graph, LayerKind, Role};
-use thawline::models::{self, MODELS};
+use std::collections::{BTreeMap, HashMap};
+use thawline::graph::{Graph, LayerId, LayerKind, Op, Role};
+use thawline::models::{self, MODELS, Recognised};
 
 /// Every tensor of a PyTorch state dict of this network, with its shape, in PyTorch's order.
 fn state_dict(graph: &Graph) -> Vec<(String, Vec<usize>)> {
@@ -25,39 +26,147 @@ fn state_dict(graph: &Graph) -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-fn recognise(tensors: &[(String, Vec<usize>)]) -> Option<(&'static str, usize)> {
+fn recognise(tensors: &[(String, Vec<usize>)]) -> Option<Recognised> {
     models::recognise(tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
 }
 
-#[test]
-fn resnet18_has_torchvisions_tensors() {
-    let graph = models::build("resnet18", 1, (224, 224), 1000).unwrap();
-    let ours: Vec<String> = state_dict(&graph).iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
-    let theirs: Vec<&str> = include_str!("golden/resnet18_state_dict.txt").lines().collect();
-    assert_eq!(ours, theirs);
+fn only(name: &'static str, classes: usize) -> Option<Recognised> {
+    Some(Recognised { models: vec![name], classes })
+}
+
+/// The strides of the convolutions.
+fn strides(graph: &Graph) -> HashMap<&str, usize> {
+    let convolutions = graph.nodes().filter_map(|(_, node)| match (&node.op, node.layer) {
+        (Op::Conv2d(conv), Some(layer)) => Some((graph.layers()[layer.index()].name.as_str(), conv.window.stride[0])),
+        _ => None,
+    });
+    convolutions.collect()
+}
+
+/// A layer a line, as `golden/state_dicts.py` writes them.
+fn lines(tensors: Vec<(String, String, Vec<usize>)>, strides: &HashMap<&str, usize>) -> Vec<String> {
+    let mut layers: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for (layer, tensor, shape) in tensors {
+        let shape = format!("{shape:?}").replace(", ", ",");
+        layers.entry(layer).or_default().insert(tensor, shape);
+    }
+    let line = |(layer, tensors): (String, BTreeMap<String, String>)| {
+        let four = tensors.values().any(|shape| shape.matches(',').count() == 3);
+        let stride = if four { format!(" /{}", strides[layer.as_str()]) } else { String::new() };
+        let tensors: Vec<String> = tensors.into_iter().map(|(tensor, shape)| tensor + &shape).collect();
+        format!("{layer} {}{stride}", tensors.join(" "))
+    };
+    let mut lines: Vec<String> = layers.into_iter().map(line).collect();
+    lines.sort();
+    lines
+}
+
+fn pytorch_lines(graph: &Graph) -> Vec<String> {
+    let tensors = state_dict(graph).into_iter().map(|(name, shape)| {
+        let (layer, tensor) = name.rsplit_once('.').expect("a layer's tensor");
+        (layer.to_owned(), tensor.to_owned(), shape)
+    });
+    lines(tensors.collect(), &strides(graph))
+}
+
+/// With Keras's names and layouts.
+fn keras_lines(graph: &Graph) -> Vec<String> {
+    let mut tensors = Vec::new();
+    for param in graph.params() {
+        let layer = &graph.layers()[param.layer.index()].name;
+        let [kh, kw, _, cout] = param.shape.0;
+        let c = param.channels;
+        let mut push = |tensor: &str, shape: &[usize]| tensors.push((layer.clone(), tensor.to_owned(), shape.to_vec()));
+        match param.role {
+            Role::ConvWeight => push("kernel", &[kh, kw, c, cout]),
+            Role::DepthwiseWeight => push("kernel", &[kh, kw, cout, 1]),
+            // MobileNetV3's classifier is a convolution.
+            Role::LinearWeight if layer == "logits" => push("kernel", &[1, 1, c, cout]),
+            Role::LinearWeight => push("kernel", &[c, cout]),
+            Role::Bias => push("bias", &[cout]),
+            Role::Affine => ["gamma", "beta"].iter().for_each(|tensor| push(tensor, &[c])),
+            Role::Moments => ["moving_mean", "moving_variance"].iter().for_each(|tensor| push(tensor, &[c])),
+        }
+    }
+    lines(tensors, &strides(graph))
+}
+
+/// FNV-1a of the lines.
+fn digest(lines: &[String]) -> String {
+    let bytes = lines.iter().flat_map(|line| line.bytes().chain([b'\n']));
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+/// The different values, in order.
+fn distinct(values: impl Iterator<Item = f32>) -> String {
+    let mut values: Vec<f32> = values.collect();
+    values.sort_by(f32::total_cmp);
+    values.dedup();
+    values.iter().map(f32::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Checks a framework's networks against its list; says of each name which network here it is.
+fn check(golden: &str, name_here: impl Fn(&str) -> String, lines: impl Fn(&Graph) -> Vec<String>) {
+    let mut golden = golden.lines().peekable();
+    let mut networks = 0;
+    while let Some(head) = golden.next() {
+        let facts: Vec<&str> = head.strip_prefix("# ").expect("a network").split(" | ").map(str::trim).collect();
+        let &[name, parameters, size, eps, keep, dropout, depth, hash] = &facts[..] else { panic!("{head}") };
+        let name = name_here(name);
+        let spec = models::spec(&name).unwrap();
+        assert_eq!(spec.default_size.to_string(), size, "{name}");
+        // MobileNetV3 in Keras has no size of its own.
+        let graph = spec.build(1, (spec.default_size, spec.default_size), 1000).unwrap();
+
+        let listed = std::iter::from_fn(|| golden.next_if(|line| !line.starts_with('#'))).collect::<Vec<_>>();
+        let ours = lines(&graph);
+        if !listed.is_empty() {
+            assert_eq!(ours, listed, "{name}");
+        }
+        assert_eq!(digest(&ours), hash, "{name}");
+
+        let trains = |role| !matches!(role, Role::Moments);
+        let values = graph.params().iter().filter(|param| trains(param.role)).map(|param| match param.role {
+            Role::Affine => 2 * param.channels,
+            Role::Bias => param.shape.0[3],
+            _ => param.shape.0[0] * param.shape.0[1] * param.channels * param.shape.0[3],
+        });
+        assert_eq!(values.sum::<usize>().to_string(), parameters, "{name}");
+
+        let norms = || graph.layers().iter().zip(0..).filter(|(layer, _)| layer.kind == LayerKind::Bn);
+        let own_eps = norms().filter_map(|(_, index)| graph.eps(LayerId::new(index)));
+        assert_eq!(distinct(own_eps), distinct(eps.split_whitespace().map(|eps| eps.parse().unwrap())), "{name}");
+        assert_eq!(distinct(norms().map(|(layer, _)| layer.averaging.keep)), keep, "{name}");
+
+        let rates = |whole: bool| {
+            graph.nodes().filter_map(move |(_, node)| match node.op {
+                Op::Dropout { rate, whole: this, .. } if this == whole => Some(rate),
+                _ => None,
+            })
+        };
+        assert_eq!(distinct(rates(false)), dropout, "{name}");
+        assert_eq!(rates(true).map(|rate| format!("{rate:.6}")).collect::<Vec<_>>().join(" "), depth, "{name}");
+        networks += 1;
+    }
+    assert!(networks >= 10, "{networks}");
 }
 
 #[test]
-fn parameter_counts() {
-    // Weights, biases, gamma and beta; tensors in a state dict; batch norms.
-    let expected = [
-        ("resnet18", 11_689_512, 122, 20),
-        ("resnet34", 21_797_672, 218, 36),
-        ("resnet50", 25_557_032, 320, 53),
-        ("resnet101", 44_549_160, 626, 104),
-        ("resnet152", 60_192_808, 932, 155),
-        ("wide_resnet50_2", 68_883_240, 320, 53),
-        ("resnet_tiny", 239_608, 92, 15),
-    ];
-    assert_eq!(MODELS.iter().map(|m| m.name.as_ref()).collect::<Vec<_>>(), expected.map(|(name, ..)| name));
-    for (name, parameters, tensors, batch_norms) in expected {
-        let graph = models::build(name, 1, (64, 64), 1000).unwrap();
-        let dict = state_dict(&graph);
-        let trainable = dict.iter().filter(|(tensor, _)| tensor.ends_with("weight") || tensor.ends_with("bias"));
-        assert_eq!(trainable.map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(), parameters, "{name}");
-        assert_eq!(dict.len(), tensors, "{name}");
-        assert_eq!(graph.layers().iter().filter(|l| l.kind == LayerKind::Bn).count(), batch_norms, "{name}");
-    }
+fn networks_are_torchvisions() {
+    check(include_str!("golden/state_dicts/torchvision.txt"), str::to_owned, pytorch_lines);
+}
+
+#[test]
+fn networks_are_timms() {
+    let here = |name: &str| models::of_timm(name).unwrap().name.to_string();
+    check(include_str!("golden/state_dicts/timm.txt"), here, pytorch_lines);
+}
+
+#[test]
+fn networks_are_kerass() {
+    check(include_str!("golden/state_dicts/keras.txt"), |name| format!("keras_{name}"), keras_lines);
 }
 
 #[test]
@@ -92,18 +201,48 @@ fn shapes_are_torchvisions() {
     assert_eq!(shape("resnet_tiny", (16, 16), "avgpool"), [2, 1, 1, 64]);
 }
 
+/// timm's networks with and without `tf_` have the same tensors.
+fn alike(name: &str) -> Vec<&'static str> {
+    let pairs = (0..8).map(|i| [format!("timm_efficientnet_b{i}"), format!("tf_efficientnet_b{i}")]);
+    let v3 = ["mobilenetv3_large_100".to_owned(), "tf_mobilenetv3_large_100".to_owned()];
+    let pair = pairs.chain([v3]).find(|pair| pair.contains(&name.to_owned())).unwrap_or([name.into(), name.into()]);
+    MODELS.iter().map(|spec| spec.name.as_ref()).filter(|name| pair.contains(&(*name).to_owned())).collect()
+}
+
 #[test]
 fn recognises_every_model_by_its_own_tensors() {
     for spec in MODELS {
-        let mut tensors = state_dict(&spec.build(1, (32, 32), 37).unwrap());
-        assert_eq!(recognise(&tensors), Some((spec.name.as_ref(), 37)));
+        let graph = spec.build(1, (32, 32), 37).unwrap();
+        let expected = Some(Recognised { models: alike(&spec.name), classes: 37 });
+        let mut tensors = state_dict(&graph);
+        assert_eq!(recognise(&tensors), expected, "{}", spec.name);
         // One tensor lost is for the loader to complain about.
-        tensors.retain(|(name, _)| name != "layer2.0.conv1.weight");
-        assert_eq!(recognise(&tensors), Some((spec.name.as_ref(), 37)));
+        let weights = tensors.iter().filter(|(_, shape)| shape.len() == 4);
+        let some = weights.map(|(name, _)| name.clone()).nth(3).unwrap();
+        tensors.retain(|(name, _)| *name != some);
+        assert_eq!(recognise(&tensors), expected, "{}", spec.name);
         // A file without its head has no number of classes.
-        tensors.retain(|(name, _)| name != "fc.weight");
-        assert_eq!(recognise(&tensors), None);
+        let head = format!("{}.weight", graph.layers().last().unwrap().name);
+        tensors.retain(|(name, _)| *name != head);
+        assert_eq!(recognise(&tensors), None, "{}", spec.name);
     }
+}
+
+#[test]
+fn recognises_a_classifier_that_is_a_convolution() {
+    let mut tensors = state_dict(&models::build("keras_mobilenet_v3_large", 1, (32, 32), 37).unwrap());
+    let head = tensors.iter_mut().find(|(name, _)| name == "logits.weight").unwrap();
+    head.1.extend([1, 1]);
+    assert_eq!(recognise(&tensors), only("keras_mobilenet_v3_large", 37));
+}
+
+#[test]
+fn timms_names() {
+    let of = |name| models::of_timm(name).map(|spec| spec.name.as_ref());
+    assert_eq!(of("efficientnet_b0"), Some("timm_efficientnet_b0"));
+    assert_eq!(of("tf_efficientnet_b0"), Some("tf_efficientnet_b0"));
+    assert_eq!(of("resnext50_32x4d"), Some("resnext50_32x4d"));
+    assert_eq!(of("vit_base_patch16_224"), None);
 }
 
 #[test]
@@ -123,11 +262,11 @@ fn recognises_nothing_in_strange_files() {
 
 #[test]
 fn errors_say_what_to_do() {
+    let names: Vec<&str> = MODELS.iter().map(|spec| spec.name.as_ref()).collect();
     let error = |name, batch, size, classes| models::build(name, batch, size, classes).unwrap_err().to_string();
     assert_eq!(
         error("resnet19", 1, (64, 64), 10),
-        "unknown model `resnet19` (did you mean `resnet18`?); the models are resnet18, resnet34, resnet50, resnet101, \
-         resnet152, wide_resnet50_2, resnet_tiny"
+        format!("unknown model `resnet19` (did you mean `resnet18`?); the models are {}", names.join(", "))
     );
     assert!(error("vgg", 1, (64, 64), 10).starts_with("unknown model `vgg`; the models are resnet18, "));
     assert_eq!(error("resnet18", 1, (64, 64), 0), "resnet18 cannot have 0 classes: it takes 1 to 1048576");

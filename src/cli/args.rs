@@ -12,7 +12,8 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec};
+use thawline::models::keras::KerasConfig;
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::onnx::{self, Imported};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
@@ -345,25 +346,33 @@ impl ModelArgs {
             }
             (named, _) => {
                 let recognised = recognise(&state);
-                if let (Some(named), Some((found, _))) = (&named, recognised)
-                    && named.name != found
-                {
-                    bail!("{file} holds the weights of {found}, not of {}", named.name);
-                }
-                let told = || {
-                    let mut told = [state.metadata.get("model"), config.architecture.as_ref()].into_iter().flatten();
-                    told.find_map(|name| models::spec(name).ok().cloned())
-                };
-                let spec = match recognised {
-                    Some((name, _)) => models::spec(name)?.clone(),
-                    None => named.or_else(told).with_context(|| {
+                let beside = || config.architecture.as_deref().and_then(models::of_timm).cloned();
+                let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
+                let spec = match &recognised {
+                    Some(Recognised { models: found, .. }) => {
+                        let is_one = |spec: &Spec| found.contains(&spec.name.as_ref());
+                        if let Some(named) = named.as_ref().filter(|named| !is_one(named)) {
+                            bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
+                        }
+                        let told = named.or(told.filter(is_one));
+                        match (&found[..], told.or_else(|| beside().filter(is_one))) {
+                            (_, Some(spec)) => spec,
+                            (&[name], None) => models::spec(name)?.clone(),
+                            _ => bail!(
+                                "{file} holds the weights of {}, which the file does not tell apart: say which with \
+                                 --model",
+                                found.join(" or ")
+                            ),
+                        }
+                    }
+                    None => named.or(told).or_else(beside).with_context(|| {
                         format!(
                             "{file} holds the weights of no network that is known; --model NAME says how it differs \
                              from one, and --model FILE.json describes another"
                         )
                     })?,
                 };
-                (spec, recognised.map(|(_, classes)| classes))
+                (spec, recognised.map(|found| found.classes))
             }
         };
         for (what, told, taken) in [("mean", config.mean, spec.mean), ("std", config.std, spec.std)] {
@@ -389,7 +398,7 @@ impl ModelArgs {
     }
 }
 
-/// The content of a weights file. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
+/// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
 pub fn read_weights(path: &Path) -> Result<StateDict> {
     if !has_ending(path, "onnx") {
         return Ok(StateDict::load(path)?);
@@ -428,12 +437,24 @@ pub fn described(state: &StateDict) -> Result<Option<Spec>> {
         let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
         format!("the graph in the metadata of {file}")
     };
-    let file = state.metadata.get(GRAPH).map(|text| GraphFile::parse(text, &origin())).transpose()?;
-    Ok(file.map(Spec::of_file))
+    if let Some(text) = state.metadata.get(GRAPH) {
+        return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
+    }
+    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+        return Ok(None);
+    };
+    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
+    let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
+    for note in imported.notes {
+        log::info!("{file}: {note}");
+    }
+    Ok(Some(Spec::of_file(imported.graph)))
 }
 
-/// The network whose weights `state` holds, and its number of classes.
-pub fn recognise(state: &StateDict) -> Option<(&'static str, usize)> {
+/// The networks whose weights `state` may hold, and its number of classes.
+pub fn recognise(state: &StateDict) -> Option<Recognised> {
     models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
@@ -525,6 +546,43 @@ pub fn check_output(path: &Path) -> Result<()> {
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// As [`check_output`], for weights, which are written as Keras's file only in the form of the file that they come from.
+pub fn check_weights_output(out: &Path, source: Option<&Path>) -> Result<()> {
+    check_output(out)?;
+    let Some(form) = keras_form(out) else { return Ok(()) };
+    if source.and_then(keras_form) != Some(form) {
+        bail!(
+            "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
+             that ends in .safetensors",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// Which of Keras's files a name stands for.
+pub fn keras_form(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()? {
+        "keras" => Some(".keras"),
+        "h5" | "hdf5" => Some(".h5"),
+        _ => None,
+    }
+}
+
+/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
+/// else as safetensors.
+pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
+    match source.filter(|_| keras_form(out).is_some()) {
+        Some(source) => {
+            for note in weights::keras::save(state, source, out)? {
+                eprintln!("note: {}: {note}", out.display());
+            }
+        }
+        None => state.save(out)?,
     }
     Ok(())
 }

@@ -325,7 +325,7 @@ struct ConvResult {
     groups: usize,
     #[serde(flatten)]
     speeds: Speeds,
-    /// Of a depthwise convolution the same by the grouped kernels, each channel the first of a group of four.
+    /// Of a depthwise convolution the same by the grouped kernels, in groups of four channels.
     by_groups: Option<Speeds>,
 }
 
@@ -432,12 +432,12 @@ fn measure_convolution(
     repeat: usize,
 ) -> Result<ConvResult> {
     let Convolution { x, out, geometry, groups } = convolution;
-    // Four channels a group, three of them empty: the work of the convolution and what the grouped kernels add to it.
-    let widened = |shape: Shape| Shape::nhwc(shape.n(), shape.h(), shape.w(), shape.c() * 4);
+    // The same tensors in groups of four channels: weights that are zero off each group's diagonal make it the same.
+    let whole = |shape: Shape| Shape::nhwc(shape.n(), shape.h(), shape.w(), shape.stored_c());
     let by_groups = match groups {
         Groups::Depthwise => {
-            let wide = Convolution { x: widened(x), out: widened(out), groups: Groups::Several(x.c()), ..convolution };
-            Some(measure_kernels(device, wide, repeat)?)
+            let groups = Groups::Several(x.stored_c() / 4);
+            Some(measure_kernels(device, Convolution { x: whole(x), out: whole(out), groups, ..convolution }, repeat)?)
         }
         Groups::One | Groups::Several(_) => None,
     };
@@ -481,10 +481,10 @@ fn measure_kernels(device: &Device, convolution: Convolution, repeat: usize) -> 
             grouped::weight_grad(x, out, g, groups),
         ),
         Groups::Depthwise => (
-            depthwise::forward(x, out, g, epilogue),
-            depthwise::input_grad(x, out, g, false),
-            depthwise::weight_grad_splits(x, out, g),
-            depthwise::weight_grad(x, out, g),
+            depthwise::forward(variant, x, out, g, epilogue),
+            depthwise::input_grad(variant, x, out, g, false),
+            depthwise::weight_grad_splits(variant, out),
+            depthwise::weight_grad(variant, x, out, g),
         ),
     };
     // Bias, residual and mask are bound, but not used.

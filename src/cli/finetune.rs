@@ -21,7 +21,7 @@ use thawline::train::{
     BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
     best,
 };
-use thawline::weights;
+use thawline::weights::{self, StateDict};
 
 /// Fine-tune a network on a folder of images
 ///
@@ -325,8 +325,27 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
+/// Beside each weights file of the run a copy of the Keras file that it came from, if it did, with the new weights.
+fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
+    let Some(source) = run.settings().weights.as_deref().filter(|source| args::keras_form(source).is_some()) else {
+        return Ok(Vec::new());
+    };
+    let extension = source.extension().unwrap_or_default();
+    let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+    files
+        .into_iter()
+        .filter(|file| file.exists())
+        .map(|file| {
+            let out = file.with_extension(extension);
+            args::save_weights(&StateDict::load(&file)?, Some(source), &out)?;
+            Ok(out)
+        })
+        .collect()
+}
+
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
+    let for_keras = write_keras(run)?;
     let history = run.history();
     let file = |name: &str| run.folder().join(name).display().to_string();
     let accuracy = |metrics: &EpochMetrics| metrics.val.map(|val| percent(val.accuracy()));
@@ -344,6 +363,9 @@ fn summarise(run: &Run) -> Result<()> {
     output::line(format_args!("last weights: {}", file(LAST_FILE)))?;
     if run.settings().then == Some(Then::Recalibrate) {
         output::line(format_args!("recalibrated: {}", file(RECALIBRATED_FILE)))?;
+    }
+    for file in for_keras {
+        output::line(format_args!("for Keras:    {}", file.display()))?;
     }
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))
 }

@@ -73,7 +73,7 @@ impl Format {
 
 /// How far folding may move the logits, as a share of the largest of them. Rounding moves them by about 1e-6; a thousand
 /// times that is a broken file.
-const TOLERANCE: f32 = 1e-3;
+pub(super) const TOLERANCE: f32 = 1e-3;
 
 /// Images that are compared.
 const IMAGES: usize = 4;
@@ -191,9 +191,7 @@ fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Out
     let after = logits(&folding.graph, |images, _| {
         Ok(Evaluator::new(device, &folding.graph, &folded, Input::Values)?.logits(images)?)
     })?;
-    let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
-    let apart = largest(&mut before.iter().zip(&after).map(|(before, after)| before - after));
-    let difference = apart / largest(&mut before.iter().copied()).max(f32::MIN_POSITIVE);
+    let difference = apart(&before, &after);
     if difference > TOLERANCE {
         bail!(
             "the logits would change by {difference:.1e} of the largest, more than {TOLERANCE:e}; running variances \
@@ -204,8 +202,15 @@ fn folded(device: &Device, network: Graph, tensors: &[HostTensor]) -> Result<Out
     Ok(Outcome { network, tensors: folded, folded: gone, kept, difference: Some(difference) })
 }
 
+/// How far logits are from those of before, as a share of the largest.
+pub(super) fn apart(before: &[f32], after: &[f32]) -> f32 {
+    let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
+    let apart = largest(&mut before.iter().zip(after).map(|(before, after)| before - after));
+    apart / largest(&mut before.iter().copied()).max(f32::MIN_POSITIVE)
+}
+
 /// What `run` makes of random images, the same at every call; they have no labels.
-fn logits(network: &Graph, run: impl FnOnce(Images<'_>, &[u32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+pub(super) fn logits(network: &Graph, run: impl FnOnce(Images<'_>, &[u32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
     let [n, h, w, c] = network.input_shape().context("the network has no input")?.0;
     let mut rng = Rng::new(0);
     let images: Vec<f32> = (0..n * c * h * w).map(|_| rng.range(-2.0, 2.0) as f32).collect();

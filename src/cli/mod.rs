@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod compare;
+mod convert;
 mod devices;
 mod doctor;
 mod eval;
@@ -44,6 +45,7 @@ enum Command {
     Eval(eval::Args),
     Predict(predict::Args),
     Fold(fold::Args),
+    Convert(convert::Args),
     Doctor(doctor::Args),
     Recalibrate(recalibrate::Args),
     SampleData(sample_data::Args),
@@ -63,6 +65,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
             Command::Fold(args) => fold::run(args),
+            Command::Convert(args) => convert::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Recalibrate(args) => recalibrate::run(args),
             Command::SampleData(args) => sample_data::run(args),

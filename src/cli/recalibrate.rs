@@ -23,8 +23,9 @@ use thawline::weights;
 pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Where the weights go: safetensors with the names and the metadata of --weights
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// Where the weights go: safetensors with the names and the metadata of --weights, or if that is a Keras file and this
+    /// name ends as its, a copy of it
+    #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Which batch norms, in the words of policies, such as 'from:layer3' [default: all]
     #[arg(long, value_name = "SELECTOR", default_value = "kind:bn", hide_default_value = true)]
@@ -75,9 +76,10 @@ struct State {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    args::check_output(&args.out)?;
-    if args.out.extension().is_none_or(|extension| extension != "safetensors") {
-        bail!("--out {}: the name must end in .safetensors", args.out.display());
+    args::check_weights_output(&args.out, Some(&args.subject.weights))?;
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") && args::keras_form(&args.out).is_none()
+    {
+        bail!("--out {}: the name must end in .safetensors, or as that of a Keras file", args.out.display());
     }
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
     let mut subject = args.subject.open()?;
@@ -114,7 +116,7 @@ pub fn run(args: Args) -> Result<()> {
             subject.file.tensors.extend(weights::to_file(&subject.network, param, &tensor.data));
         }
     }
-    subject.file.save(&args.out)?;
+    args::save_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
     report(&args, &subject, &before, &after)
 }
 

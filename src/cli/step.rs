@@ -23,7 +23,8 @@ pub struct Args {
     /// Safetensors with `images` f32 [N, 3, H, W] and `labels` i64 [N]
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
-    /// Where the weights go: safetensors with the names and the layout of --weights
+    /// Where the weights go: safetensors with the names and the layout of --weights, or if that is a Keras file and this
+    /// name ends as its, a copy of it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Where the last step's gradients go, under the names of the parameters that train
@@ -48,9 +49,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    for path in [Some(&args.out), args.grads.as_ref()].into_iter().flatten() {
-        args::check_output(path)?;
-    }
+    args::check_weights_output(&args.out, args.model.weights.as_deref())?;
+    args.grads.as_deref().map(args::check_output).transpose()?;
     if args.grads.as_ref() == Some(&args.out) {
         bail!("--out and --grads are the same file");
     }
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
     let network = model.network(n, Size { height, width })?;
     let resolved = args.policy.resolve(network)?;
     resolved.check_training()?;
-    let metadata = model.metadata(Size { height, width })?;
+    let (metadata, origin) = (model.metadata(Size { height, width })?, model.origin()?);
     let tensors = model.tensors(&resolved.graph)?;
 
     let device = args.device.open()?;
@@ -84,8 +84,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut state = weights::to_state(session.network(), &session.parameters()?);
     state.metadata = metadata;
-    state.save(&args.out)?;
-    Ok(())
+    args::save_weights(&state, origin.as_deref(), &args.out)
 }
 
 /// The last step's gradients of what trains, in file form.

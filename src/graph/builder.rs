@@ -1,8 +1,8 @@
 //! Building a network layer by layer.
 
 use super::{
-    Act, Averaging, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId, Op, Param,
-    ParamId, Phase, Role, Setting, Window,
+    Act, Affine, Averaging, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId,
+    Op, Param, ParamId, Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
 
@@ -32,6 +32,7 @@ pub struct Builder {
     block: Option<String>,
     position: Option<usize>,
     averaging: Averaging,
+    affine: Affine,
 }
 
 impl Default for Builder {
@@ -42,7 +43,13 @@ impl Default for Builder {
 
 impl Builder {
     pub fn new() -> Self {
-        Self { graph: Graph::default(), block: None, position: None, averaging: Averaging::PYTORCH }
+        Self {
+            graph: Graph::default(),
+            block: None,
+            position: None,
+            averaging: Averaging::PYTORCH,
+            affine: Affine::Both,
+        }
     }
 
     /// The images: `n` of `h` × `w` pixels with `c` channels.
@@ -79,6 +86,22 @@ impl Builder {
     /// say; [`Averaging::PYTORCH`] until then.
     pub fn averaging(&mut self, averaging: Averaging) {
         self.averaging = averaging;
+    }
+
+    /// Gives the layer that was added last a second name that selectors know it by.
+    ///
+    /// # Errors
+    /// The name is empty, or another layer has it.
+    pub fn alias(&mut self, alias: &str) -> Result<(), GraphError> {
+        match self.graph.layers.len().checked_sub(1) {
+            Some(last) => self.graph.set_alias(LayerId::new(last), alias),
+            None => Err(GraphError { node: alias.into(), reason: "there is no layer that could be called so".into() }),
+        }
+    }
+
+    /// Says what the batch norms added from now on have of gamma and beta; both until then. See [`Layer::affine`].
+    pub fn affine(&mut self, affine: Affine) {
+        self.affine = affine;
     }
 
     /// A convolution to `channels` outputs.
@@ -292,7 +315,7 @@ impl Builder {
     }
 
     fn layer(&mut self, name: &str, kind: LayerKind) -> Result<LayerId, GraphError> {
-        let taken = self.graph.layers.iter().any(|l| l.name == name);
+        let taken = self.graph.layers.iter().any(|l| l.name == name || l.alias.as_deref() == Some(name));
         if taken || name.is_empty() {
             let reason = if taken { "the name is taken" } else { "a layer needs a name" };
             return Err(GraphError { node: name.into(), reason: reason.into() });
@@ -304,6 +327,7 @@ impl Builder {
             kind,
             block: self.block.clone(),
             averaging: if kind == LayerKind::Bn { self.averaging } else { Averaging::PYTORCH },
+            affine: if kind == LayerKind::Bn { self.affine } else { Affine::Both },
             shape: Shape([0; 4]),
             params: Vec::new(),
             setting: Setting { weights: false, lr: 1.0, dropout: false, batch_norm: None },

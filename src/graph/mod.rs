@@ -112,6 +112,8 @@ pub struct Layer {
     pub block: Option<String>,
     /// What its network does by default, if it is a batch norm.
     pub averaging: Averaging,
+    /// What a batch norm has of gamma and beta. What it lacks is there all the same, as one and zero, and never trains.
+    pub affine: Affine,
     /// Shape of the layer's output.
     pub shape: Shape,
     /// The layer's parameters, in file order.
@@ -156,6 +158,18 @@ pub enum Affine {
     Gamma,
     Beta,
     Both,
+}
+
+impl Affine {
+    /// What both have.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Both, other) => other,
+            (one, Self::Both) => one,
+            (one, other) if one == other => one,
+            _ => Self::None,
+        }
+    }
 }
 
 /// The estimator of the variance that is stored; normalising always uses the biased one.

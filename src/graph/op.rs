@@ -464,10 +464,12 @@ impl Op {
                         conv.groups
                     ));
                 }
-                if conv.groups == Groups::Depthwise && (conv.window.kernel[1] > 7 || conv.window.stride[1] > 2) {
+                let Window { kernel, stride, .. } = conv.window;
+                if conv.groups == Groups::Depthwise && (kernel.iter().any(|k| *k > 7) || stride.iter().any(|s| *s > 2))
+                {
                     return Err(format!(
-                        "a depthwise convolution takes windows of at most 7 columns at a stride of at most 2, not {} at {}",
-                        conv.window.kernel[1], conv.window.stride[1]
+                        "a depthwise convolution takes windows of at most 7×7 at a stride of at most 2, not {}×{} at {}×{}",
+                        kernel[0], kernel[1], stride[0], stride[1]
                     ));
                 }
                 let [oh, ow] = conv.window.output(x[0].h(), x[0].w())?;

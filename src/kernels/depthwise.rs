@@ -1,37 +1,33 @@
 //! Depthwise convolution: each channel with a window of its own. Forward, gradient of the input, gradient of the weights.
 //!
-//! Bound by memory, not by arithmetic: so an invocation computes four pixels of a row and loads what their windows
-//! share once. The window's width and step along a row are constants of the pipeline, beside the parameters of that
-//! name, for the compiler to keep the row in registers.
+//! Bound by memory, not by arithmetic: so an invocation goes down a strip of the image, four columns wide, and loads each
+//! row of it once. The window's size and step are constants of the pipeline, beside the parameters of those names, for
+//! the compiler to keep rows and sums in registers: at most 7×7 pixels, at a stride of at most 2, as the graph sees to.
 
-use super::conv2d::Epilogue;
+use super::conv2d::{Epilogue, Variant};
 use super::{Args, Dispatch, Geometry, Kernel, LINEAR, linear_groups, params, read, shader, write};
 use crate::act::Act;
 use crate::tensor::Shape;
 
-/// The widest window that the kernels hold in registers.
-pub const MAX_WIDTH: usize = 7;
-
-/// The largest step along a row.
-pub const MAX_STRIDE: usize = 2;
-
-/// Pixels of a row that an invocation computes.
+/// Columns of a strip.
 const COLUMNS: usize = 4;
 
 params! {
     pub struct ForwardParams {
-        rows: u32,
+        images: u32,
         in_h: i32,
         in_w: i32,
         quads: u32,
         out_h: u32,
         out_w: u32,
-        kernel_h: i32,
-        kernel_w: i32,
-        stride_h: i32,
-        stride_w: i32,
+        kernel_h: u32,
+        kernel_w: u32,
+        stride_h: u32,
+        stride_w: u32,
         pad_top: i32,
         pad_left: i32,
+        /// Rows of a strip.
+        band: u32,
         has_bias: u32,
         has_residual: u32,
         act: u32,
@@ -41,7 +37,7 @@ params! {
 /// `z = act(x ∗ weight + bias + residual)`.
 pub static FORWARD: Kernel = Kernel {
     name: "depthwise_forward",
-    source: shader!("depthwise_forward", "act", "index"),
+    source: shader!("depthwise_forward", "act", "depthwise", "index"),
     entry: "depthwise_forward",
     workgroup: [LINEAR, 1, 1],
     params: ForwardParams::FIELDS,
@@ -53,57 +49,77 @@ pub static FORWARD: Kernel = Kernel {
 
 /// Convolves `x` to `out`; the weights are `[KH][KW][1][C padded]`. It keeps no mask: one word would be of two
 /// invocations.
-pub fn forward(x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
+pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
     debug_assert!(!epilogue.mask);
-    let rows = out.n() * out.h();
+    let columns = x.n() * out.w().div_ceil(COLUMNS) * x.stored_c() / 4;
+    let band = band(variant, out.h(), columns);
     let params = ForwardParams {
-        rows: rows as u32,
+        images: x.n() as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
         quads: quads(x),
         out_h: out.h() as u32,
         out_w: out.w() as u32,
-        kernel_h: g.kernel[0] as i32,
-        kernel_w: g.kernel[1] as i32,
-        stride_h: g.stride[0] as i32,
-        stride_w: g.stride[1] as i32,
+        kernel_h: g.kernel[0] as u32,
+        kernel_w: g.kernel[1] as u32,
+        stride_h: g.stride[0] as u32,
+        stride_w: g.stride[1] as u32,
         pad_top: g.padding[0] as i32,
         pad_left: g.padding[1] as i32,
+        band: band as u32,
         has_bias: epilogue.bias.into(),
         has_residual: epilogue.residual.into(),
         act: epilogue.act.code(),
     };
-    let invocations = rows * out.w().div_ceil(COLUMNS) * x.stored_c() / 4;
-    along_rows(Dispatch::new(&FORWARD, params, linear_groups(invocations)), g).activating(epilogue.act)
+    windowed(Dispatch::new(&FORWARD, params, linear_groups(columns * out.h().div_ceil(band))), g)
+        .activating(epilogue.act)
+}
+
+/// Rows of each strip of an image of `height` rows, where strips of the whole height would take so many `invocations`.
+/// A strip begins with rows that the one above has, too: so there are only as many as fill the device.
+fn band(variant: Variant, height: usize, invocations: usize) -> usize {
+    height.div_ceil(filling(variant).div_ceil(invocations).min(height))
+}
+
+/// Invocations that keep a device busy: a function of the variant only, so that a plan always computes the same bits.
+fn filling(variant: Variant) -> usize {
+    match variant {
+        Variant::Workgroup => 16_384,
+        // A CPU has few lanes to fill.
+        Variant::Direct | Variant::Subgroup => 1024,
+    }
 }
 
 fn quads(x: Shape) -> u32 {
     (x.stored_c() / 4) as u32
 }
 
-/// With the constants that say how windows lie along a row.
-fn along_rows(mut dispatch: Dispatch, g: Geometry) -> Dispatch {
-    dispatch.constants.extend([("kernel_w", g.kernel[1] as f64), ("stride_w", g.stride[1] as f64)]);
+/// With the constants of `shaders/lib/depthwise.wgsl`.
+fn windowed(mut dispatch: Dispatch, g: Geometry) -> Dispatch {
+    let ([kernel_h, kernel_w], [stride_h, stride_w]) = (g.kernel, g.stride);
+    let constants = [("kernel_h", kernel_h), ("kernel_w", kernel_w), ("stride_h", stride_h), ("stride_w", stride_w)];
+    dispatch.constants.extend(constants.map(|(name, value)| (name, value as f64)));
     dispatch
 }
 
 fn forward_reference(args: Args<'_>) {
     let (p, [x, weight, bias, residual, z]) = args.unpack::<ForwardParams, 5>();
     let (channels, act) = (p.quads as usize * 4, Act::of_code(p.act));
-    for pixel in 0..(p.rows * p.out_w) as usize {
+    for pixel in 0..(p.images * p.out_h * p.out_w) as usize {
         let (row, ox) = (pixel / p.out_w as usize, pixel % p.out_w as usize);
         let (image, oy) = (row / p.out_h as usize, row % p.out_h as usize);
         for c in 0..channels {
             let mut sum = 0.0;
-            for ky in 0..p.kernel_h {
-                for kx in 0..p.kernel_w {
-                    let iy = oy as i32 * p.stride_h - p.pad_top + ky;
-                    let ix = ox as i32 * p.stride_w - p.pad_left + kx;
+            for ky in 0..p.kernel_h as i32 {
+                for kx in 0..p.kernel_w as i32 {
+                    let iy = oy as i32 * p.stride_h as i32 - p.pad_top + ky;
+                    let ix = ox as i32 * p.stride_w as i32 - p.pad_left + kx;
                     if iy < 0 || iy >= p.in_h || ix < 0 || ix >= p.in_w {
                         continue;
                     }
                     let from = ((image as i32 * p.in_h + iy) * p.in_w + ix) as usize;
-                    sum += x[from * channels + c] * weight[(ky * p.kernel_w + kx) as usize * channels + c];
+                    let tap = (ky * p.kernel_w as i32 + kx) as usize;
+                    sum += x[from * channels + c] * weight[tap * channels + c];
                 }
             }
             let at = pixel * channels + c;
@@ -120,18 +136,20 @@ fn forward_reference(args: Args<'_>) {
 
 params! {
     pub struct InputGradParams {
-        rows: u32,
-        in_h: u32,
+        images: u32,
+        in_h: i32,
         in_w: i32,
         quads: u32,
         out_h: i32,
         out_w: i32,
-        kernel_h: i32,
-        kernel_w: i32,
-        stride_h: i32,
-        stride_w: i32,
-        pad_top: i32,
-        pad_left: i32,
+        kernel_h: u32,
+        kernel_w: u32,
+        stride_h: u32,
+        stride_w: u32,
+        pad_top: u32,
+        pad_left: u32,
+        /// Rows of `dy` that are the last to reach a strip's.
+        band: u32,
         accumulate: u32,
     }
 }
@@ -139,7 +157,7 @@ params! {
 /// `dx = dy ∗ᵀ weight`, replacing `dx` or added to it.
 pub static INPUT_GRAD: Kernel = Kernel {
     name: "depthwise_input_grad",
-    source: shader!("depthwise_input_grad", "index"),
+    source: shader!("depthwise_input_grad", "depthwise", "index"),
     entry: "depthwise_input_grad",
     workgroup: [LINEAR, 1, 1],
     params: InputGradParams::FIELDS,
@@ -150,50 +168,57 @@ pub static INPUT_GRAD: Kernel = Kernel {
 };
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
-pub fn input_grad(input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
-    let rows = input.n() * input.h();
+pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
+    // Strips begin where a window does.
+    let tiles = (input.w() + g.padding[1] % g.stride[1]).div_ceil(COLUMNS);
+    let steps = (input.h() + g.padding[0] % g.stride[0]).div_ceil(g.stride[0]);
+    let columns = input.n() * tiles * input.stored_c() / 4;
+    let band = band(variant, steps, columns);
     let params = InputGradParams {
-        rows: rows as u32,
-        in_h: input.h() as u32,
+        images: input.n() as u32,
+        in_h: input.h() as i32,
         in_w: input.w() as i32,
         quads: quads(input),
         out_h: out.h() as i32,
         out_w: out.w() as i32,
-        kernel_h: g.kernel[0] as i32,
-        kernel_w: g.kernel[1] as i32,
-        stride_h: g.stride[0] as i32,
-        stride_w: g.stride[1] as i32,
-        pad_top: g.padding[0] as i32,
-        pad_left: g.padding[1] as i32,
+        kernel_h: g.kernel[0] as u32,
+        kernel_w: g.kernel[1] as u32,
+        stride_h: g.stride[0] as u32,
+        stride_w: g.stride[1] as u32,
+        pad_top: g.padding[0] as u32,
+        pad_left: g.padding[1] as u32,
+        band: band as u32,
         accumulate: accumulate.into(),
     };
-    // Tiles begin where a window does.
-    let tiles = (input.w() + g.padding[1] % g.stride[1]).div_ceil(COLUMNS);
-    along_rows(Dispatch::new(&INPUT_GRAD, params, linear_groups(rows * tiles * input.stored_c() / 4)), g)
+    windowed(Dispatch::new(&INPUT_GRAD, params, linear_groups(columns * steps.div_ceil(band))), g)
 }
 
 fn input_grad_reference(args: Args<'_>) {
     let (p, [dy, weight, dx]) = args.unpack::<InputGradParams, 3>();
     let channels = p.quads as usize * 4;
-    for pixel in 0..p.rows as usize * p.in_w as usize {
-        let (row, ix) = (pixel / p.in_w as usize, pixel as i32 % p.in_w);
-        let (image, iy) = (row / p.in_h as usize, (row % p.in_h as usize) as i32);
+    for pixel in 0..p.images as i32 * p.in_h * p.in_w {
+        let (row, ix) = (pixel / p.in_w, pixel % p.in_w);
+        let (image, iy) = (row / p.in_h, row % p.in_h);
         for c in 0..channels {
             let mut sum = 0.0;
             for ky in 0..p.kernel_h {
                 for kx in 0..p.kernel_w {
                     // The output pixel whose window has this input pixel at (ky, kx).
-                    let (y, x) = (iy + p.pad_top - ky, ix + p.pad_left - kx);
-                    let (oy, ox) = (y / p.stride_h, x / p.stride_w);
-                    let hits = y >= 0 && x >= 0 && y % p.stride_h == 0 && x % p.stride_w == 0;
-                    if hits && oy < p.out_h && ox < p.out_w {
-                        let from = (image as i32 * p.out_h + oy) * p.out_w + ox;
-                        sum +=
-                            dy[from as usize * channels + c] * weight[(ky * p.kernel_w + kx) as usize * channels + c];
+                    let (Some(y), Some(x)) =
+                        ((iy as u32 + p.pad_top).checked_sub(ky), (ix as u32 + p.pad_left).checked_sub(kx))
+                    else {
+                        continue;
+                    };
+                    let (oy, ox) = ((y / p.stride_h) as i32, (x / p.stride_w) as i32);
+                    if y % p.stride_h != 0 || x % p.stride_w != 0 || oy >= p.out_h || ox >= p.out_w {
+                        continue;
                     }
+                    let from = ((image * p.out_h + oy) * p.out_w + ox) as usize;
+                    let tap = (ky * p.kernel_w + kx) as usize;
+                    sum += dy[from * channels + c] * weight[tap * channels + c];
                 }
             }
-            let at = pixel * channels + c;
+            let at = pixel as usize * channels + c;
             dx[at] = if p.accumulate != 0 { dx[at] + sum } else { sum };
         }
     }
@@ -201,26 +226,28 @@ fn input_grad_reference(args: Args<'_>) {
 
 params! {
     pub struct WeightGradParams {
-        rows: u32,
         in_h: i32,
         in_w: i32,
         quads: u32,
         out_h: u32,
         out_w: u32,
         kernel_h: u32,
-        kernel_w: i32,
-        stride_h: i32,
-        stride_w: i32,
+        kernel_w: u32,
+        stride_h: u32,
+        stride_w: u32,
         pad_top: i32,
         pad_left: i32,
-        rows_per_split: u32,
+        /// Rows of a strip.
+        band: u32,
+        strips: u32,
+        strips_per_split: u32,
     }
 }
 
-/// `dw = x ∗ dy` over one split of the output rows; [`super::sum_partials`] adds the splits.
+/// `dw = x ∗ dy` over one split of the strips; [`super::sum_partials`] adds the splits.
 pub static WEIGHT_GRAD: Kernel = Kernel {
     name: "depthwise_weight_grad",
-    source: shader!("depthwise_weight_grad", "index"),
+    source: shader!("depthwise_weight_grad", "depthwise", "index"),
     entry: "depthwise_weight_grad",
     workgroup: [LINEAR, 1, 1],
     params: WeightGradParams::FIELDS,
@@ -230,54 +257,80 @@ pub static WEIGHT_GRAD: Kernel = Kernel {
     reference: weight_grad_reference,
 };
 
-/// Into how many parts the output rows are split, a function of the shapes only.
-pub fn weight_grad_splits(x: Shape, out: Shape, g: Geometry) -> usize {
-    super::grouped::splits(out, g.kernel[0] * x.stored_c() / 4)
+/// How the outputs are split among invocations.
+struct Splits {
+    /// Rows of a strip.
+    band: usize,
+    strips: usize,
+    strips_per_split: usize,
+    count: usize,
+}
+
+impl Splits {
+    /// A function of the shapes only, so that a plan always computes the same bits.
+    fn of(variant: Variant, out: Shape) -> Self {
+        // At least 64 pixels a split, or the sum of the splits costs more than they do.
+        let wanted = filling(variant).div_ceil(out.stored_c() / 4).min(out.pixels().div_ceil(64));
+        let columns = out.n() * out.w().div_ceil(COLUMNS);
+        let band = out.h().div_ceil(wanted.div_ceil(columns).min(out.h()));
+        let strips = columns * out.h().div_ceil(band);
+        let strips_per_split = strips.div_ceil(wanted);
+        Self { band, strips, strips_per_split, count: strips.div_ceil(strips_per_split) }
+    }
+}
+
+/// How many partial sums [`weight_grad`] leaves, for [`super::sum_partials`] to add up.
+pub fn weight_grad_splits(variant: Variant, out: Shape) -> usize {
+    Splits::of(variant, out).count
 }
 
 /// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
 /// other.
-pub fn weight_grad(x: Shape, out: Shape, g: Geometry) -> Dispatch {
-    let splits = weight_grad_splits(x, out, g);
-    let rows = out.n() * out.h();
+pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispatch {
+    let splits = Splits::of(variant, out);
     let params = WeightGradParams {
-        rows: rows as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
         quads: quads(x),
         out_h: out.h() as u32,
         out_w: out.w() as u32,
         kernel_h: g.kernel[0] as u32,
-        kernel_w: g.kernel[1] as i32,
-        stride_h: g.stride[0] as i32,
-        stride_w: g.stride[1] as i32,
+        kernel_w: g.kernel[1] as u32,
+        stride_h: g.stride[0] as u32,
+        stride_w: g.stride[1] as u32,
         pad_top: g.padding[0] as i32,
         pad_left: g.padding[1] as i32,
-        rows_per_split: rows.div_ceil(splits) as u32,
+        band: splits.band as u32,
+        strips: splits.strips as u32,
+        strips_per_split: splits.strips_per_split as u32,
     };
-    let invocations = splits * g.kernel[0] * x.stored_c() / 4;
-    along_rows(Dispatch::new(&WEIGHT_GRAD, params, linear_groups(invocations)), g)
+    windowed(Dispatch::new(&WEIGHT_GRAD, params, linear_groups(splits.count * x.stored_c() / 4)), g)
 }
 
 fn weight_grad_reference(args: Args<'_>) {
     let (p, [x, dy, partials]) = args.unpack::<WeightGradParams, 3>();
-    let channels = p.quads as usize * 4;
-    for (split, start) in (0..p.rows).step_by(p.rows_per_split as usize).enumerate() {
-        for tap in 0..p.kernel_h as i32 * p.kernel_w {
-            let (ky, kx) = (tap / p.kernel_w, tap % p.kernel_w);
-            for c in 0..channels {
-                let mut sum = 0.0;
-                for row in start..(start + p.rows_per_split).min(p.rows) {
-                    let iy = (row % p.out_h) as i32 * p.stride_h - p.pad_top + ky;
-                    for ox in 0..p.out_w {
-                        let ix = ox as i32 * p.stride_w - p.pad_left + kx;
-                        if iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w {
-                            let from = ((row / p.out_h) as i32 * p.in_h + iy) * p.in_w + ix;
-                            sum += x[from as usize * channels + c] * dy[(row * p.out_w + ox) as usize * channels + c];
-                        }
+    let (channels, taps) = (p.quads as usize * 4, (p.kernel_h * p.kernel_w) as usize);
+    let (tiles, bands) = (p.out_w.div_ceil(COLUMNS as u32), p.out_h.div_ceil(p.band));
+    partials[..p.strips.div_ceil(p.strips_per_split) as usize * taps * channels].fill(0.0);
+    for strip in 0..p.strips {
+        let split = (strip / p.strips_per_split) as usize;
+        let (first, line) = (strip % tiles * COLUMNS as u32, strip / tiles);
+        let (image, top) = (line / bands, line % bands * p.band);
+        for oy in top..(top + p.band).min(p.out_h) {
+            for ox in first..(first + COLUMNS as u32).min(p.out_w) {
+                for tap in 0..taps {
+                    let (ky, kx) = (tap as u32 / p.kernel_w, tap as u32 % p.kernel_w);
+                    let iy = (oy * p.stride_h + ky) as i32 - p.pad_top;
+                    let ix = (ox * p.stride_w + kx) as i32 - p.pad_left;
+                    if iy < 0 || iy >= p.in_h || ix < 0 || ix >= p.in_w {
+                        continue;
+                    }
+                    let from = ((image as i32 * p.in_h + iy) * p.in_w + ix) as usize;
+                    let to = ((image * p.out_h + oy) * p.out_w + ox) as usize;
+                    for c in 0..channels {
+                        partials[(split * taps + tap) * channels + c] += x[from * channels + c] * dy[to * channels + c];
                     }
                 }
-                partials[(split * p.kernel_h as usize * p.kernel_w as usize + tap as usize) * channels + c] = sum;
             }
         }
     }

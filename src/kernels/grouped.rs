@@ -246,7 +246,7 @@ pub fn weight_grad_splits(x: Shape, out: Shape, g: Geometry, groups: usize) -> u
 
 /// Splits of the rows of `out` where each has so many invocations: enough of them to fill a GPU, and no more than the
 /// second pass should have to add up.
-pub(super) fn splits(out: Shape, invocations: usize) -> usize {
+fn splits(out: Shape, invocations: usize) -> usize {
     let rows = out.n() * out.h();
     let splits = 16_384usize.div_ceil(invocations).clamp(1, rows.min(256));
     rows.div_ceil(rows.div_ceil(splits))

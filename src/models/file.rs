@@ -1,7 +1,7 @@
 //! A network as a text file, JSON: what `thawline inspect --graph` prints and `--model FILE.json` reads.
 //! `docs/graph.md` describes the format.
 
-use crate::graph::{Act, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
+use crate::graph::{Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
 use crate::nearest::suggestion;
 use crate::tensor::{Shape, pad4};
 use serde::de::DeserializeOwned;
@@ -80,6 +80,9 @@ pub struct Entry {
     /// See [`graph::Layer::block`](crate::graph::Layer::block).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
+    /// See [`graph::Layer::alias`](crate::graph::Layer::alias).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
     /// See [`graph::Layer::position`](crate::graph::Layer::position).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
@@ -105,6 +108,9 @@ pub enum LayerOp {
         /// See [`Averaging::var`].
         #[serde(serialize_with = "var_name")]
         var: Variance,
+        /// See [`graph::Layer::affine`](crate::graph::Layer::affine).
+        #[serde(serialize_with = "affine_name", skip_serializing_if = "is_both")]
+        affine: Affine,
     },
     Linear {
         channels: usize,
@@ -366,7 +372,7 @@ impl Assembly {
 
     /// The shape of what the entry gives.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<Shape, GraphError> {
-        let Entry { name, op, inputs, block, position } = entry;
+        let Entry { name, op, inputs, block, alias, position } = entry;
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
@@ -394,11 +400,12 @@ impl Assembly {
             LayerOp::Conv { channels, kernel, stride, padding, groups, bias } => {
                 b.grouped_conv2d(name, x[0], channels, window(kernel, stride, padding), groups, bias)
             }
-            LayerOp::Bn { eps, keep, var } => {
-                if !(0.0..=1.0).contains(&keep) {
-                    return Err(wrong(format!("`keep` is from 0 to 1, not {keep}")));
+            LayerOp::Bn { eps, keep, var, affine } => {
+                if !(0.0..1.0).contains(&keep) {
+                    return Err(wrong(format!("`keep` is from 0 up to but not including 1, not {keep}")));
                 }
                 b.averaging(Averaging { keep, var });
+                b.affine(affine);
                 b.batch_norm(name, x[0], eps)
             }
             LayerOp::Linear { channels } => b.linear(name, x[0], channels),
@@ -415,6 +422,9 @@ impl Assembly {
             if let Some((_, read)) = self.values.get_mut(input) {
                 *read = true;
             }
+        }
+        if let Some(alias) = alias {
+            self.builder.alias(alias)?;
         }
         self.values.insert(name.clone(), (id, false));
         self.last = Some(name.clone());
@@ -542,6 +552,14 @@ fn act_name<S: Serializer>(act: &Act, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(act.name())
 }
 
+fn affine_name<S: Serializer>(affine: &Affine, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(affine)
+}
+
+fn is_both(affine: &Affine) -> bool {
+    *affine == Affine::Both
+}
+
 fn window_of(op: &Op) -> Option<Window> {
     match op {
         Op::Conv2d(conv) => Some(conv.window),
@@ -590,7 +608,10 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
                 groups: conv.groups.count(node.shape.c()),
                 bias: conv.bias,
             },
-            Op::BatchNorm { eps } => LayerOp::Bn { eps, keep: layer.averaging.keep, var: layer.averaging.var },
+            Op::BatchNorm { eps } => {
+                let Averaging { keep, var } = layer.averaging;
+                LayerOp::Bn { eps, keep, var, affine: layer.affine }
+            }
             Op::Activation { act, .. } => LayerOp::Activation { act },
             Op::Add { .. } => LayerOp::Add {},
             Op::Scale { .. } => LayerOp::Scale {},
@@ -618,6 +639,7 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
             op,
             inputs: inputs.map(name).collect(),
             block: layer.block.clone(),
+            alias: layer.alias.clone(),
             position: layer.position,
         });
     }
@@ -686,6 +708,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
             eps: fields.take("eps", "a number")?,
             keep: fields.take_or("keep", "a number", || Averaging::PYTORCH.keep)?,
             var: fields.var()?,
+            affine: fields.affine()?,
         },
         "linear" => LayerOp::Linear { channels: fields.take("channels", "a number")? },
         "activation" => LayerOp::Activation { act: fields.act()? },
@@ -710,9 +733,10 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
     };
     let inputs = fields.take("inputs", "a list of names")?;
     let block = fields.optional("block", "a text")?;
+    let alias = fields.optional("alias", "a text")?;
     let position = fields.optional("position", "a number")?;
     fields.finish()?;
-    Ok(Entry { name, op, inputs, block, position })
+    Ok(Entry { name, op, inputs, block, alias, position })
 }
 
 /// The fields of an object that are still to be read.
@@ -777,6 +801,15 @@ impl Fields {
             let names: Vec<&str> = acts().map(Act::name).collect();
             let near = suggestion(&name, names.iter().copied());
             format!("{}: `act` is `{}`{near}; the activations are {}", self.of, name.escape_debug(), names.join(", "))
+        })
+    }
+
+    fn affine(&mut self) -> Result<Affine, String> {
+        let words = [Affine::Both, Affine::Gamma, Affine::Beta, Affine::None];
+        let word: Option<String> = self.optional("affine", "a text")?;
+        let Some(word) = word else { return Ok(Affine::Both) };
+        words.into_iter().find(|affine| affine.to_string() == word).ok_or_else(|| {
+            format!("{}: `affine` is `{}`; it is both, gamma, beta or none", self.of, word.escape_debug())
         })
     }
 

@@ -3,6 +3,7 @@
 mod efficientnet;
 mod file;
 mod inverted;
+pub mod keras;
 mod mobilenet;
 mod resnet;
 
@@ -266,17 +267,37 @@ pub fn build(name: &str, batch: usize, size: (usize, usize), classes: usize) -> 
     spec(name)?.build(batch, size, classes)
 }
 
+/// The network that timm calls `architecture`, which is also what the `config.json` beside its files calls it.
+pub fn of_timm(architecture: &str) -> Option<&'static Spec> {
+    let own = MODELS.iter().find(|spec| spec.name.strip_prefix("timm_") == Some(architecture));
+    own.or_else(|| MODELS.iter().find(|spec| spec.name == architecture))
+}
+
+/// What [`recognise`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recognised {
+    /// One network, or several that differ in nothing that a file tells: timm's with and without `tf_`, which have other
+    /// paddings and constants.
+    pub models: Vec<&'static str>,
+    pub classes: usize,
+}
+
 /// Which network a weights file is for, and its number of classes, from the names and shapes of the file's tensors
 /// (shapes as PyTorch writes them). A file that lacks a few tensors is still recognised, so that loading it can say
 /// which they are.
-pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<(&'static str, usize)> {
+pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<Recognised> {
     // Weights of convolutions and linear layers have two or more dimensions, all other tensors fewer.
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
-    let scored = MODELS.iter().filter_map(|spec| {
-        let (differences, classes) = compare(spec, &file)?;
-        Some((differences, spec.name.as_ref(), classes))
-    });
-    scored.min_by_key(|&(differences, ..)| differences).map(|(_, name, classes)| (name, classes))
+    let scored: Vec<(usize, &str, usize)> = MODELS
+        .iter()
+        .filter_map(|spec| {
+            let (differences, classes) = compare(spec, &file)?;
+            Some((differences, spec.name.as_ref(), classes))
+        })
+        .collect();
+    let &(fewest, _, classes) = scored.iter().min_by_key(|&(differences, ..)| differences)?;
+    let best = scored.iter().filter(|&&(differences, ..)| differences == fewest);
+    Some(Recognised { models: best.map(|&(_, name, _)| name).collect(), classes })
 }
 
 /// How many weights the file and the network do not share, unless they are too many; and the file's classes.
@@ -292,13 +313,15 @@ fn compare(spec: &Spec, file: &HashMap<&str, &[usize]>) -> Option<(usize, usize)
         let in_file = file.get(format!("{layer}.weight").as_str()).copied();
         let same = match param.role {
             Role::ConvWeight | Role::DepthwiseWeight => in_file == Some(&[cout, param.channels, kh, kw]),
-            Role::LinearWeight => match in_file {
-                Some(&[rows, columns]) if columns == param.channels => {
+            Role::LinearWeight if cout == 1 => match in_file {
+                // Keras's MobileNetV3 ends in a convolution.
+                Some(&[rows, columns] | &[rows, columns, 1, 1]) if columns == param.channels => {
                     classes = Some(rows);
                     true
                 }
                 _ => false,
             },
+            Role::LinearWeight => in_file == Some(&[cout, param.channels]),
             Role::Bias | Role::Affine | Role::Moments => continue,
         };
         shared += usize::from(same);

@@ -95,9 +95,9 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
         );
     }
 
-    let mut reader = Reader::new(graph, images, folder, logits.name())?;
-    for index in needed(graph, logits.name())? {
-        let node = &graph.node[index];
+    let nodes = needed(graph, logits.name())?;
+    let mut reader = Reader::new(graph, &nodes, images, folder, logits.name())?;
+    for (index, node) in nodes {
         reader.read(node).map_err(|reason| format!("node {} ({}): {reason}", label(index, node), node.op_type()))?;
     }
     match reader.values.get(logits.name()) {
@@ -204,8 +204,8 @@ fn images(graph: &GraphProto) -> Result<Images<'_>, String> {
     Ok(Images { name: input.name(), h: side(h), w: side(w), nhwc: one != Some(3) })
 }
 
-/// The nodes that `output` follows from, in order.
-fn needed(graph: &GraphProto, output: &str) -> Result<Vec<usize>, String> {
+/// The nodes that `output` follows from, in order, and their places in the file.
+fn needed<'a>(graph: &'a GraphProto, output: &str) -> Result<Vec<(usize, &'a NodeProto)>, String> {
     let mut from: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
         for name in node.output.iter().filter(|name| !name.is_empty()) {
@@ -224,5 +224,5 @@ fn needed(graph: &GraphProto, output: &str) -> Result<Vec<usize>, String> {
             names.extend(graph.node[index].input.iter().map(String::as_str));
         }
     }
-    Ok((0..wanted.len()).filter(|&index| wanted[index]).collect())
+    Ok(graph.node.iter().enumerate().filter(|&(index, _)| wanted[index]).collect())
 }

@@ -8,7 +8,7 @@ use super::import::{Images, graph_error, is_onnx};
 use super::names::{clean, parents, plain, scope};
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use super::tensor;
-use crate::graph::{Act, Averaging};
+use crate::graph::{Act, Affine, Averaging};
 use crate::models::{Assembly, Entry, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::tensor::Shape;
 use crate::weights::FileTensor;
@@ -98,6 +98,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(super) fn new(
         graph: &'a GraphProto,
+        nodes: &[(usize, &'a NodeProto)],
         images: Images<'a>,
         folder: Option<&'a Path>,
         logits: &'a str,
@@ -113,7 +114,7 @@ impl<'a> Reader<'a> {
             }
         }
         let mut readers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
-        for node in &graph.node {
+        for &(_, node) in nodes {
             for input in &node.input {
                 readers.entry(input).or_default().push(node);
             }
@@ -293,7 +294,7 @@ impl<'a> Reader<'a> {
             return Err(format!("a network has at most {MAX_LAYERS} layers"));
         }
         let inputs = inputs.iter().map(|input| input.layer.clone()).collect();
-        let entry = Entry { name, op, inputs, block: None, position: None };
+        let entry = Entry { name, op, inputs, block: None, alias: None, position: None };
         let Shape([_, h, w, c]) = self.assembly.add(&entry).map_err(|error| error.reason)?;
         let output = Output { layer: entry.name.clone(), shape: [c, h, w], flat: false, pad: [0; 4] };
         self.layers.push(entry);
@@ -412,7 +413,7 @@ impl<'a> Reader<'a> {
         let name = self.weighted(node, &[tensors[2], tensors[3], tensors[0], tensors[1]]);
         let (eps, keep) = (float(node, "epsilon", 1e-5)?, float(node, "momentum", 0.9)?);
         // ONNX has no word for the variance that is stored; most files are PyTorch's.
-        let bn = LayerOp::Bn { eps, keep, var: Averaging::PYTORCH.var };
+        let bn = LayerOp::Bn { eps, keep, var: Averaging::PYTORCH.var, affine: Affine::Both };
         let output = self.push(name.clone(), bn, &[&x])?;
         for (part, tensor) in ["weight", "bias", "running_mean", "running_var"].into_iter().zip(tensors) {
             let values = self.vector(tensor, x.shape[0])?;

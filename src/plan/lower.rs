@@ -136,7 +136,7 @@ impl Lowering<'_> {
                         conv2d::forward(self.variant, x, node.shape, g, epilogue)
                     }
                     Groups::Several(groups) => grouped::forward(x, node.shape, g, groups, epilogue),
-                    Groups::Depthwise => depthwise::forward(x, node.shape, g, epilogue),
+                    Groups::Depthwise => depthwise::forward(self.variant, x, node.shape, g, epilogue),
                 };
                 self.call(id, dispatch, bindings);
             }
@@ -207,7 +207,7 @@ impl Lowering<'_> {
                 let dispatch = match groups {
                     Groups::One => conv2d::input_grad(self.variant, input, dy, g, accumulate),
                     Groups::Several(groups) => grouped::input_grad(input, dy, g, groups, accumulate),
-                    Groups::Depthwise => depthwise::input_grad(input, dy, g, accumulate),
+                    Groups::Depthwise => depthwise::input_grad(self.variant, input, dy, g, accumulate),
                 };
                 self.call(id, dispatch, vec![value(0), value(1), out]);
             }
@@ -221,7 +221,10 @@ impl Lowering<'_> {
                     Groups::Several(groups) => {
                         (grouped::weight_grad_splits(x, dy, g, groups), grouped::weight_grad(x, dy, g, groups))
                     }
-                    Groups::Depthwise => (depthwise::weight_grad_splits(x, dy, g), depthwise::weight_grad(x, dy, g)),
+                    Groups::Depthwise => (
+                        depthwise::weight_grad_splits(self.variant, dy),
+                        depthwise::weight_grad(self.variant, x, dy, g),
+                    ),
                 };
                 self.reduce(id, node.shape, splits, dispatch, vec![value(0), value(1)]);
             }

@@ -18,7 +18,9 @@ pub enum Assignment {
     Stats(Stats),
     /// `update=off|ema(<keep>)|cumulative`: how a batch norm's running moments move.
     Update(StatsUpdate),
-    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change.
+    /// `update=ema`: as `ema(<keep>)` with the keep that the network is made for, such as 0.9 in PyTorch and 0.99 in Keras.
+    UpdateByDefault,
+    /// `affine=none|gamma|beta|both`: what of a batch norm the optimiser may change, as far as the batch norm has it.
     Affine(Affine),
     /// `var=biased|unbiased`: the estimator of the variance that a batch norm stores.
     Var(Variance),
@@ -36,23 +38,23 @@ const AXES: [(&str, &str); 8] = [
     ("weights", "train or frozen"),
     ("lr", "a multiplier, a number of at least 0"),
     ("stats", "running, batch, blend(<alpha>) with 0 < alpha < 1, or renorm(<rmax>,<dmax>) with rmax ≥ 1 and dmax ≥ 0"),
-    ("update", "off, ema(<keep>) with 0 ≤ keep < 1, or cumulative"),
+    ("update", "off, ema, ema(<keep>) with 0 ≤ keep < 1, or cumulative"),
     ("affine", "none, gamma, beta or both"),
     ("var", "biased or unbiased"),
     ("domain", "batch, ghost(<k>) with k samples, at least 1, or accumulated"),
     ("dropout", "on or off"),
 ];
 
-/// Where every layer of `kind` starts: nothing trains and nothing moves.
-pub(super) fn frozen(kind: LayerKind) -> Setting {
+/// Where every layer starts: nothing trains and nothing moves.
+pub(super) fn frozen(layer: &Layer) -> Setting {
     let batch_norm = BatchNormMode {
         stats: Stats::Running,
         update: StatsUpdate::Off,
         affine: Affine::None,
-        var: Variance::Unbiased,
+        var: layer.averaging.var,
         domain: Domain::Batch,
     };
-    Setting { weights: false, lr: 1.0, dropout: false, batch_norm: (kind == LayerKind::Bn).then_some(batch_norm) }
+    Setting { weights: false, lr: 1.0, dropout: false, batch_norm: (layer.kind == LayerKind::Bn).then_some(batch_norm) }
 }
 
 /// A layer's setting in the words of rules, such as `weights=train`; empty for a layer without axes. `lr=1` and
@@ -102,7 +104,7 @@ impl Assignment {
             Self::Weights(_) => 0,
             Self::Lr(_) => 1,
             Self::Stats(_) => 2,
-            Self::Update(_) => 3,
+            Self::Update(_) | Self::UpdateByDefault => 3,
             Self::Affine(_) => 4,
             Self::Var(_) => 5,
             Self::Domain(_) => 6,
@@ -115,7 +117,12 @@ impl Assignment {
         match self {
             Self::Weights(_) => "conv and linear layers",
             Self::Lr(_) => "layers with parameters",
-            Self::Stats(_) | Self::Update(_) | Self::Affine(_) | Self::Var(_) | Self::Domain(_) => "batch norms",
+            Self::Stats(_)
+            | Self::Update(_)
+            | Self::UpdateByDefault
+            | Self::Affine(_)
+            | Self::Var(_)
+            | Self::Domain(_) => "batch norms",
             Self::Dropout(_) => "dropout and stochastic_depth layers",
         }
     }
@@ -129,7 +136,8 @@ impl Assignment {
             (Self::Lr(lr), _) if !layer.params.is_empty() => setting.lr = lr,
             (Self::Stats(stats), Some(mode)) => mode.stats = stats,
             (Self::Update(update), Some(mode)) => mode.update = update,
-            (Self::Affine(affine), Some(mode)) => mode.affine = affine,
+            (Self::UpdateByDefault, Some(mode)) => mode.update = StatsUpdate::Ema { keep: layer.averaging.keep },
+            (Self::Affine(affine), Some(mode)) => mode.affine = affine.and(layer.affine),
             (Self::Var(var), Some(mode)) => mode.var = var,
             (Self::Domain(domain), Some(mode)) => mode.domain = domain,
             (Self::Dropout(on), _) if drops => setting.dropout = on,
@@ -157,6 +165,7 @@ impl Assignment {
             },
             "lr" => value.parse().ok().filter(|lr: &f32| lr.is_finite() && *lr >= 0.0).map(Self::Lr),
             "stats" => stats(value).map(Self::Stats),
+            "update" if value == "ema" => Some(Self::UpdateByDefault),
             "update" => update(value).map(Self::Update),
             "affine" => match value {
                 "none" => Some(Self::Affine(Affine::None)),
@@ -235,6 +244,7 @@ impl fmt::Display for Assignment {
             Self::Lr(lr) => write!(f, "{lr}"),
             Self::Stats(stats) => stats.fmt(f),
             Self::Update(update) => update.fmt(f),
+            Self::UpdateByDefault => f.write_str("ema"),
             Self::Affine(affine) => affine.fmt(f),
             Self::Var(var) => var.fmt(f),
             Self::Domain(domain) => domain.fmt(f),

@@ -16,15 +16,15 @@ pub struct Recipe {
 const DROPOUT: &str = "kind:dropout? -> dropout=on";
 const STOCHASTIC_DEPTH: &str = "kind:stochastic_depth? -> dropout=on";
 
-/// PyTorch's default momentum of 0.1 as the factor on the old value is 0.9. Batch renormalisation's bounds are those of
-/// its paper (Ioffe 2017), but not its keep of 0.99: a fine-tuning run may be over before such statistics have arrived.
+/// Running moments follow at the pace that the network is made for: a keep of 0.9 in most of torchvision's. Batch
+/// renormalisation's bounds are those of its paper (Ioffe 2017).
 pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "full",
         summary: "everything trains; batch norms normalise by the batch and follow it (PyTorch's model.train())",
         rules: &[
             "!kind:bn -> weights=train",
-            "kind:bn -> stats=batch, update=ema(0.9), affine=both",
+            "kind:bn -> stats=batch, update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -53,7 +53,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "the head trains, and batch norms in full: batch statistics, running statistics, gamma and beta",
         rules: &[
             "last:linear -> weights=train",
-            "kind:bn -> stats=batch, update=ema(0.9), affine=both",
+            "kind:bn -> stats=batch, update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -73,7 +73,7 @@ pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "head-adapt",
         summary: "the head trains, and running statistics still move (PyTorch's requires_grad=False trap, on purpose)",
-        rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema(0.9)", DROPOUT, STOCHASTIC_DEPTH],
+        rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema", DROPOUT, STOCHASTIC_DEPTH],
         stages: &[],
     },
     // Wu & Johnson 2021, "Rethinking Batch in BatchNorm": train as inference will be.
@@ -82,7 +82,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "as full, and for the last fifth of the steps batch norms normalise by their running statistics",
         rules: &[
             "!kind:bn -> weights=train",
-            "kind:bn -> stats=batch, update=ema(0.9), affine=both",
+            "kind:bn -> stats=batch, update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -95,7 +95,7 @@ pub static RECIPES: &[Recipe] = &[
         rules: &["last:linear -> weights=train", DROPOUT],
         stages: &[(
             0.3,
-            &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema(0.9), affine=both", STOCHASTIC_DEPTH],
+            &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema, affine=both", STOCHASTIC_DEPTH],
         )],
     },
     Recipe {
@@ -103,7 +103,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "everything trains; batch norms normalise by running statistics held near the batch's (renormalised)",
         rules: &[
             "!kind:bn -> weights=train",
-            "kind:bn -> stats=renorm(3,5), update=ema(0.9), affine=both",
+            "kind:bn -> stats=renorm(3,5), update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -114,7 +114,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "everything trains; batch norms normalise each 8 images of the batch by their own statistics",
         rules: &[
             "!kind:bn -> weights=train",
-            "kind:bn -> stats=batch, update=ema(0.9), affine=both, domain=ghost(8)",
+            "kind:bn -> stats=batch, update=ema, affine=both, domain=ghost(8)",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -125,7 +125,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "as full, but batch norms normalise by all micro-batches of a step together, in the memory that takes",
         rules: &[
             "!kind:bn -> weights=train",
-            "kind:bn -> stats=batch, update=ema(0.9), affine=both, domain=accumulated",
+            "kind:bn -> stats=batch, update=ema, affine=both, domain=accumulated",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -136,7 +136,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "the head trains, and batch norms, which normalise halfway between running and batch statistics",
         rules: &[
             "last:linear -> weights=train",
-            "kind:bn -> stats=blend(0.5), update=ema(0.9), affine=both",
+            "kind:bn -> stats=blend(0.5), update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],

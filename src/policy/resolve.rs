@@ -119,7 +119,7 @@ pub fn resolve_stages(policy: &Policy, graph: &Graph) -> Result<Vec<(f64, Resolv
 /// batch over a single value.
 pub fn resolve(policy: &Policy, mut graph: Graph) -> Result<Resolved, PolicyError> {
     for layer in &mut graph.layers {
-        layer.setting = frozen(layer.kind);
+        layer.setting = frozen(layer);
     }
     for rule in &policy.rules {
         let selected = rule.select(&graph)?;

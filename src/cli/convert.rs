@@ -1,0 +1,213 @@
+use super::args::{self, DeviceArgs, Model, ModelArgs, SizeArgs};
+use super::source::HubArgs;
+use super::{fold, output};
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use thawline::convert::{Converted, Remark, Variant, convert};
+use thawline::gpu::Device;
+use thawline::graph::Graph;
+use thawline::models::{GRAPH, Spec};
+use thawline::plan::Input;
+use thawline::tensor::HostTensor;
+use thawline::train::Evaluator;
+use thawline::weights;
+
+/// Turn the weights of a network over to another framework's variant of it, and say what that changes.
+///
+/// Layers correspond by what they compute, whatever their names and order. Names, layouts, epsilon and biases are
+/// converted, so that the same values before the first layer give the same logits; what no file can say, such as another
+/// padding or other preprocessing, is listed.
+///
+/// Safetensors can be of any model. A Keras file is written as a copy of one that Keras wrote, with these weights in it.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline convert resnet18.pth --out resnet18.safetensors
+  thawline convert efficientnet_b0.pth --to timm_efficientnet_b0 --out timm.safetensors
+  thawline convert tf_efficientnet_b0.safetensors --to EfficientNetB0.keras --out tuned.keras")]
+pub struct Args {
+    /// The weights: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
+    file: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
+    /// The network's name, if the file does not tell
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// What to convert to: a model's name, or a Keras file to be copied [default: what the file holds]
+    #[arg(long, value_name = "NAME|FILE")]
+    to: Option<String>,
+    /// Where the result goes; the ending decides what it is
+    #[arg(long, value_name = "FILE.safetensors|FILE.keras|FILE.h5")]
+    out: PathBuf,
+    #[command(flatten)]
+    size: SizeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON: {from, to, classes, layers: [{from, to}], converted: what was, left: what could not be, difference: of
+    /// the logits, out}
+    #[arg(long)]
+    json: bool,
+}
+
+/// Images that are compared.
+const IMAGES: usize = 2;
+
+/// What the output is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Safetensors,
+    Keras,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Ok(Self::Safetensors),
+            Some("keras" | "h5") => Ok(Self::Keras),
+            Some("pth" | "pt") => bail!(
+                "--out {}: PyTorch's own files are read, not written; write .safetensors, which \
+                 safetensors.torch.load_file reads",
+                path.display()
+            ),
+            _ => bail!("--out {}: the name must end in .safetensors, .keras or .h5", path.display()),
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let (file, out) = (args.file.display(), args.out.display());
+    let format = Format::of(&args.out)?;
+    args::check_output(&args.out)?;
+    args::check_distinct(("--out", &args.out), ("the file to convert", &args.file))?;
+    let template = match format {
+        Format::Safetensors if args.to.as_deref().is_some_and(|to| Format::of(Path::new(to)).is_ok()) => {
+            bail!("--out {out}: --to names a file, of which only one with the same ending can be written")
+        }
+        Format::Safetensors => None,
+        Format::Keras => Some(template(&args)?),
+    };
+
+    let read = |model, weights, classes| ModelArgs { model, weights, hub: args.hub, classes, seed: 0 }.read();
+    let mut from = read(args.model.clone(), Some(args.file.clone()), None)?;
+    let to = match (&args.to, &template) {
+        (_, Some(template)) => read(None, Some(template.clone()), None)?,
+        (Some(name), None) => read(Some(name.clone()), None, Some(from.classes))?,
+        (None, None) => Model { spec: from.spec.clone(), class_names: None, state: None, ..from },
+    };
+    if to.classes != from.classes {
+        let (name, classes) = (&to.spec.name, to.classes);
+        bail!("{file} tells {} classes apart, and {name} {classes}: take one with as many", from.classes);
+    }
+    let to = Model { folded: from.folded, ..to };
+    let size = from.size(args.size.size);
+    let [before, after] = [from.network(IMAGES, size)?, to.network(IMAGES, size)?];
+    let from_keras = from.state.as_ref().is_some_and(|state| state.keras.is_some());
+    let metadata = from.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
+    let tensors = from.tensors(&before)?;
+    let converted =
+        convert(&variant(&from, &before), &variant(&to, &after), &tensors).with_context(|| file.to_string())?;
+    let difference = difference(&args.device.open()?, [&before, &after], [&tensors, &converted.tensors])?;
+    let moved = converted.account.iter().any(Remark::changes_logits);
+    if !moved && difference > fold::TOLERANCE {
+        bail!("{file}: the logits would change by {difference:.1e} of the largest, though nothing says why");
+    }
+
+    let mut state = weights::to_state(&after, &converted.tensors);
+    let notes = match to.origin()?.filter(|_| template.is_some()) {
+        Some(template) => weights::keras::save(&state, &template, &args.out)?,
+        None => {
+            state.metadata = metadata.into_iter().filter(|(key, _)| key != GRAPH).chain(to.metadata(size)?).collect();
+            state.metadata.insert("model".into(), to.spec.name.to_string());
+            state.save(&args.out)?;
+            Vec::new()
+        }
+    };
+    let is_keras = [from_keras, template.is_some()];
+    let [from_name, to_name] = [&from, &to].map(|model| model.spec.name.to_string());
+    let found = Found { from: from_name, to: to_name, classes: from.classes, converted, difference, is_keras, notes };
+    report(&args, &found)
+}
+
+/// The Keras file that the output is a copy of.
+fn template(args: &Args) -> Result<PathBuf> {
+    let template = args.to.as_ref().map_or_else(|| args.file.clone(), PathBuf::from);
+    if template.extension() != args.out.extension() {
+        bail!(
+            "--out {}: such a file is written as a copy of one that Keras wrote; name one with the same ending as --to",
+            args.out.display()
+        );
+    }
+    args::check_distinct(("--out", &args.out), ("--to", &template))?;
+    Ok(template)
+}
+
+fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {
+    let Spec { name, mean, std, .. } = &model.spec;
+    Variant { name, graph, mean: *mean, std: *std }
+}
+
+/// How far apart the logits of both networks are for the same values before the first layer, as a share of the largest.
+fn difference(device: &Device, networks: [&Graph; 2], tensors: [&[HostTensor]; 2]) -> Result<f32> {
+    let logits = |network, tensors| {
+        fold::logits(network, |images, _| Ok(Evaluator::new(device, network, tensors, Input::Values)?.logits(images)?))
+    };
+    Ok(fold::apart(&logits(networks[0], tensors[0])?, &logits(networks[1], tensors[1])?))
+}
+
+/// Says what became of the names and layouts, of what the variants differ in, and of what there is to note of the file.
+fn report(args: &Args, found: &Found) -> Result<()> {
+    let Found { from, to, classes, converted, difference, is_keras, notes } = found;
+    let layers = &converted.layers;
+    let mut done = Vec::new();
+    let mut left = Vec::new();
+    if let Some((old, new)) = layers.iter().find(|(old, new)| old != new) {
+        let renamed = layers.iter().filter(|(old, new)| old != new).count();
+        done.push(format!("names: {old} is {new} now, and so on for {renamed} of {} layers", layers.len()));
+    }
+    if is_keras[0] != is_keras[1] {
+        let [old, new] = is_keras.map(|is_keras| if is_keras { "HWIO" } else { "OIHW" });
+        done.push(format!("the layout of weights: {new}, and was {old}"));
+        left.push("how often running statistics were updated, which Keras does not count".to_owned());
+    }
+    for remark in &converted.account {
+        if remark.is_converted() { done.push(remark.to_string()) } else { left.push(remark.to_string()) }
+    }
+    left.extend(notes.iter().cloned());
+    let out = args.out.display();
+    if args.json {
+        return output::json(&json!({
+            "from": from,
+            "to": to,
+            "classes": classes,
+            "layers": layers.iter().map(|(from, to)| json!({"from": from, "to": to})).collect::<Vec<_>>(),
+            "converted": done,
+            "left": left,
+            "difference": difference,
+            "out": out.to_string(),
+        }));
+    }
+    for (title, lines) in [("converted", &done), ("not converted", &left)] {
+        if !lines.is_empty() {
+            output::line(format_args!("{title}:"))?;
+        }
+        for line in lines {
+            output::line(format_args!("  {line}"))?;
+        }
+    }
+    output::line(format_args!(
+        "{from} → {to}, {classes} classes: the logits of {IMAGES} random images differ by {difference:.1e} of the largest"
+    ))?;
+    output::line(out)
+}
+
+/// What there is to report.
+struct Found {
+    from: String,
+    to: String,
+    classes: usize,
+    converted: Converted,
+    difference: f32,
+    /// Whether the file that was read is Keras's, and the one that was written.
+    is_keras: [bool; 2],
+    notes: Vec<String>,
+}

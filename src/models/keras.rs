@@ -1,0 +1,1004 @@
+//! A network from the configuration of a Keras model: `config.json` of a `.keras` file, `model_config` of an `.h5`.
+//!
+//! Layers keep Keras's names. Those of a model inside the model have its name before their own, as in
+//! `efficientnetb0/stem_bn`. An activation that is part of a layer is a layer of its own here (`block1_se_reduce.silu`),
+//! and so are the halves of a separable convolution (`name.depthwise`, `name.pointwise`). What stands at the beginning and
+//! only rescales the images is no layer but the network's mean and deviation.
+
+use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
+use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// What a Keras file says of its network.
+#[derive(Clone, Copy)]
+pub struct KerasConfig<'a> {
+    /// The model's configuration.
+    pub config: &'a Value,
+    /// Whether it is Keras 2's, where some words have another meaning.
+    pub keras_2: bool,
+    /// Mean and variance of the `Normalization` layer of that name, if the file has them as variables.
+    pub normalization: &'a dyn Fn(&str) -> Option<[Vec<f32>; 2]>,
+}
+
+/// A network that was a Keras model.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Imported {
+    pub graph: GraphFile,
+    /// In what it differs from the model, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A Keras model that has no counterpart here.
+#[derive(Debug, thiserror::Error)]
+pub enum KerasError {
+    #[error("layer `{layer}` ({class}): {reason}")]
+    Layer { layer: String, class: String, reason: String },
+    #[error("{0}")]
+    Model(String),
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+/// The classes of layers that become part of a network.
+const SUPPORTED: &str = "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, Activation, ReLU, Softmax, \
+                         ZeroPadding2D, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, Add, Multiply, Dropout, \
+                         Flatten and Reshape of pooled features, and at the beginning Rescaling, Normalization, Resizing \
+                         and random augmentation";
+
+/// Models within models, far more than there are in practice.
+const MAX_DEPTH: usize = 16;
+
+/// The side of images where the model takes any.
+const DEFAULT_SIZE: usize = 224;
+
+/// Reads a model's configuration.
+///
+/// # Errors
+/// It is no Functional or Sequential model from images of three channels to the logits of classes, or has a layer that is
+/// not supported: names the layer, its class, and what is.
+pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
+    let mut importer =
+        Importer { model, entries: Vec::new(), images: None, size: None, notes: Vec::new(), position: 0 };
+    let images = Tensor {
+        from: From::Images(Rescaling { scale: [1.0; 3], offset: [0.0; 3] }),
+        channels: 3,
+        pooled: false,
+        shared: true,
+        padding: [0; 4],
+        form: Form::Plain,
+    };
+    let output = importer.model(model.config, "", &[images], 0)?;
+    if output.padding != [0; 4] || matches!(output.form, Form::Plus3 | Form::Clipped { .. }) {
+        return Err(KerasError::Model("the model does not end in logits".into()));
+    }
+    if let From::Entry(index) = output.from
+        && matches!(importer.entries[index].op, LayerOp::Activation { .. })
+    {
+        let reason = format!("the model ends in `{}`; logits and softmax are supported", importer.entries[index].name);
+        return Err(KerasError::Model(reason));
+    }
+    let Some(images) = importer.images else {
+        return Err(KerasError::Model("the model has no layer that computes anything".into()));
+    };
+    let name = model.config["config"]["name"].as_str().unwrap_or("keras").chars().filter(|c| !c.is_control()).collect();
+    let size = importer.size.unwrap_or((DEFAULT_SIZE, DEFAULT_SIZE));
+    let (mean, std) = images.mean_and_deviation();
+    let mut layers = importer.entries;
+    alias(&mut layers);
+    let graph = GraphFile::new(GraphAbout { name, size, mean, std }, layers)?;
+    Ok(Imported { graph, notes: importer.notes })
+}
+
+/// What rescaling makes of a pixel's values from 0 to 255: `scale · x + offset`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Rescaling {
+    scale: [f64; 3],
+    offset: [f64; 3],
+}
+
+impl Rescaling {
+    fn then(self, scale: [f64; 3], offset: [f64; 3]) -> Self {
+        let channels = [0, 1, 2];
+        Self {
+            scale: channels.map(|c| self.scale[c] * scale[c]),
+            offset: channels.map(|c| self.offset[c] * scale[c] + offset[c]),
+        }
+    }
+
+    /// With u = x/255: scale·255·u + offset = (u − mean)/std.
+    fn mean_and_deviation(self) -> ([f32; 3], [f32; 3]) {
+        let channels = [0, 1, 2];
+        let std = self.scale.map(|scale| 1.0 / (255.0 * scale));
+        (channels.map(|c| (-self.offset[c] * std[c]) as f32), std.map(|std| std as f32))
+    }
+}
+
+/// What a layer takes or gives.
+#[derive(Clone, Copy, Debug)]
+struct Tensor {
+    from: From,
+    channels: usize,
+    /// Whether it is `[N, 1, 1, C]`, which Keras has as `[N, C]` too.
+    pooled: bool,
+    /// Whether more than one layer takes it.
+    shared: bool,
+    /// Zeros around it that the next layer adds: top, left, bottom, right.
+    padding: [usize; 4],
+    form: Form,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum From {
+    Images(Rescaling),
+    Entry(usize),
+}
+
+/// What is still to be done with a tensor, because it is done with the next layer or not at all.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Form {
+    Plain,
+    /// The softmax of it, which only the model's output may be.
+    Softmax,
+    /// It plus 3, the first part of a hard sigmoid.
+    Plus3,
+    /// ReLU6 of it plus 3, the second part; the hard sigmoid is an entry already.
+    Clipped {
+        entry: usize,
+    },
+}
+
+/// An argument of a layer.
+#[derive(Clone, Copy, Debug)]
+enum Arg {
+    Tensor(Tensor),
+    Number(f64),
+}
+
+/// The layer that is being read.
+struct Layer<'a> {
+    path: &'a str,
+    class: &'a str,
+    config: &'a Value,
+}
+
+impl Layer<'_> {
+    fn error(&self, reason: impl Into<String>) -> KerasError {
+        KerasError::Layer { layer: self.path.into(), class: self.class.into(), reason: reason.into() }
+    }
+
+    /// One number for both directions, or one for each.
+    fn pair(&self, key: &str) -> Result<[usize; 2], KerasError> {
+        let number = |value: &Value| value.as_u64().and_then(|value| usize::try_from(value).ok());
+        let value = &self.config[key];
+        let pair = match value.as_array().map(Vec::as_slice) {
+            Some([h, w]) => number(h).zip(number(w)),
+            Some([one]) => number(one).map(|one| (one, one)),
+            Some(_) => None,
+            None => number(value).map(|both| (both, both)),
+        };
+        pair.map(|(h, w)| [h, w]).ok_or_else(|| self.error(format!("`{key}` is {value}, not two whole numbers")))
+    }
+
+    fn count(&self, key: &str) -> Result<usize, KerasError> {
+        let value = &self.config[key];
+        let count = value.as_u64().and_then(|value| usize::try_from(value).ok());
+        count.ok_or_else(|| self.error(format!("`{key}` is {value}, not a whole number")))
+    }
+
+    fn float(&self, key: &str, default: f64) -> Result<f64, KerasError> {
+        match &self.config[key] {
+            Value::Null => Ok(default),
+            value => value.as_f64().ok_or_else(|| self.error(format!("`{key}` is {value}, not a number"))),
+        }
+    }
+
+    /// Whether an option that defaults to `default` is on.
+    fn is_on(&self, key: &str, default: bool) -> bool {
+        self.config[key].as_bool().unwrap_or(default)
+    }
+
+    /// Refuses an option that is set to what is not supported.
+    fn only(&self, key: &str, supported: &[Value]) -> Result<(), KerasError> {
+        match &self.config[key] {
+            Value::Null => Ok(()),
+            value if supported.contains(value) => Ok(()),
+            value => Err(self.error(format!("{key}={value} is not supported, only {}", supported[0]))),
+        }
+    }
+
+    /// A number for each of the three channels of an image.
+    fn channels(&self, value: &Value) -> Result<[f64; 3], KerasError> {
+        let mut numbers = Vec::new();
+        flatten(value, &mut numbers);
+        match numbers[..] {
+            [one] => Ok([one; 3]),
+            [red, green, blue] => Ok([red, green, blue]),
+            _ => Err(self.error(format!("{} numbers are not one for each channel of an image", numbers.len()))),
+        }
+    }
+
+    /// The word for an activation, which newer files have as an object.
+    fn activation(&self) -> &str {
+        let value = &self.config["activation"];
+        value.as_str().or_else(|| value["config"].as_str()).or_else(|| value["class_name"].as_str()).unwrap_or("linear")
+    }
+}
+
+/// All numbers in lists within lists.
+fn flatten(value: &Value, out: &mut Vec<f64>) {
+    match value {
+        Value::Array(values) => values.iter().for_each(|value| flatten(value, out)),
+        value => out.extend(value.as_f64()),
+    }
+}
+
+/// What an activation's word stands for.
+enum Activation {
+    Act(Act),
+    Softmax,
+}
+
+struct Importer<'a> {
+    model: KerasConfig<'a>,
+    entries: Vec<Entry>,
+    /// What is done to the images before the first layer.
+    images: Option<Rescaling>,
+    size: Option<(usize, usize)>,
+    notes: Vec<String>,
+    /// The number of the layer in the outermost model's `layers`.
+    position: usize,
+}
+
+impl Importer<'_> {
+    /// Reads a model, or one within it, whose layers' names begin with `prefix`. `inputs` are the tensors that it takes.
+    fn model(&mut self, model: &Value, prefix: &str, inputs: &[Tensor], depth: usize) -> Result<Tensor, KerasError> {
+        let class = model["class_name"].as_str().unwrap_or_default();
+        if depth == MAX_DEPTH {
+            return Err(KerasError::Model(format!("models lie within models more than {MAX_DEPTH} deep")));
+        }
+        match class {
+            "Functional" | "Model" => self.functional(model, prefix, inputs, depth),
+            "Sequential" => self.sequential(model, prefix, inputs, depth),
+            _ => Err(KerasError::Model(format!(
+                "the model is of the class `{class}`: only Functional and Sequential models say what layers they have"
+            ))),
+        }
+    }
+
+    fn sequential(
+        &mut self,
+        model: &Value,
+        prefix: &str,
+        inputs: &[Tensor],
+        depth: usize,
+    ) -> Result<Tensor, KerasError> {
+        let config = &model["config"];
+        let layers = config.get("layers").unwrap_or(config).as_array();
+        let &[mut x] = inputs else {
+            return Err(KerasError::Model(format!("the Sequential model `{prefix}` takes one input")));
+        };
+        if depth == 0 {
+            self.input_shape(&config["build_input_shape"])?;
+        }
+        for layer in layers.into_iter().flatten() {
+            if depth == 0 {
+                self.input(&layer["config"])?;
+            }
+            // Nor is it in the `layers` of a Sequential.
+            if layer["class_name"] == "InputLayer" {
+                continue;
+            }
+            x = self.layer(layer, prefix, &[Arg::Tensor(x)], depth)?;
+            if depth == 0 {
+                self.position += 1;
+            }
+        }
+        Ok(x)
+    }
+
+    fn functional(
+        &mut self,
+        model: &Value,
+        prefix: &str,
+        inputs: &[Tensor],
+        depth: usize,
+    ) -> Result<Tensor, KerasError> {
+        let config = &model["config"];
+        let failed = |reason: String| KerasError::Model(format!("model `{}`: {reason}", name_of(model)));
+        let names = references(&config["input_layers"]);
+        if names.len() != inputs.len() {
+            return Err(failed(format!("it has {} inputs; one, the images, is supported", names.len())));
+        }
+        let mut tensors: HashMap<&str, Tensor> = names.into_iter().zip(inputs.iter().copied()).collect();
+        let uses = uses(config);
+        for (position, layer) in config["layers"].as_array().into_iter().flatten().enumerate() {
+            let name = name_of(layer);
+            if depth == 0 {
+                self.position = position;
+            }
+            if layer["class_name"] == "InputLayer" {
+                if depth == 0 {
+                    self.input(&layer["config"])?;
+                }
+                continue;
+            }
+            let nodes = layer["inbound_nodes"].as_array().map_or(&[][..], Vec::as_slice);
+            let node = match nodes {
+                [node] => node,
+                // A layer that the output does not need.
+                [] => continue,
+                _ => {
+                    let reason = format!("it is used {} times, and a layer can be used once only", nodes.len());
+                    return Err(failed(format!("layer `{name}`: {reason}")));
+                }
+            };
+            let mut args = Vec::new();
+            for argument in arguments(node) {
+                args.push(match argument {
+                    Argument::Number(number) => Arg::Number(number),
+                    Argument::Layer(input) => Arg::Tensor(
+                        *tensors
+                            .get(input)
+                            .ok_or_else(|| failed(format!("layer `{name}` takes `{input}`, which is not above it")))?,
+                    ),
+                });
+            }
+            let output = self.layer(layer, prefix, &args, depth)?;
+            let shared = output.shared || uses.get(name).is_some_and(|&uses| uses > 1);
+            tensors.insert(name, Tensor { shared, ..output });
+        }
+        match references(&config["output_layers"])[..] {
+            [output] => tensors.get(output).copied().ok_or_else(|| failed(format!("its output `{output}` is missing"))),
+            ref outputs => Err(failed(format!("it has {} outputs; one, the classes, is supported", outputs.len()))),
+        }
+    }
+
+    /// Takes the size of the images from the layer that stands for them.
+    fn input(&mut self, config: &Value) -> Result<(), KerasError> {
+        self.input_shape(config.get("batch_shape").unwrap_or(&config["batch_input_shape"]))
+    }
+
+    fn input_shape(&mut self, shape: &Value) -> Result<(), KerasError> {
+        let Some(shape) = shape.as_array() else { return Ok(()) };
+        let side = |value: &Value| value.as_u64().and_then(|side| usize::try_from(side).ok());
+        match &shape[..] {
+            [_, height, width, channels] if channels.as_u64() == Some(3) => {
+                self.size = self.size.or(side(height).zip(side(width)));
+                Ok(())
+            }
+            _ => {
+                let shape = Value::from(shape.as_slice());
+                Err(KerasError::Model(format!("the model takes {shape}, not images [N, height, width, 3]")))
+            }
+        }
+    }
+
+    fn layer(&mut self, layer: &Value, prefix: &str, args: &[Arg], depth: usize) -> Result<Tensor, KerasError> {
+        let class = layer["class_name"].as_str().unwrap_or_default();
+        let path = format!("{prefix}{}", name_of(layer));
+        if self.entries.len() >= MAX_LAYERS {
+            return Err(KerasError::Model(format!("it has more than {MAX_LAYERS} layers")));
+        }
+        if layer["config"].get("layers").is_some() {
+            let tensors = args.iter().filter_map(|arg| match arg {
+                Arg::Tensor(tensor) => Some(*tensor),
+                Arg::Number(_) => None,
+            });
+            return self.model(layer, &format!("{path}/"), &tensors.collect::<Vec<_>>(), depth + 1);
+        }
+        let layer = Layer { path: &path, class, config: &layer["config"] };
+        layer.only("data_format", &["channels_last".into()])?;
+        match *args {
+            [Arg::Tensor(x)] => self.of_one(&layer, x),
+            [Arg::Tensor(a), Arg::Tensor(b)] => self.of_two(&layer, a, b),
+            [Arg::Tensor(x), Arg::Number(number)] | [Arg::Number(number), Arg::Tensor(x)] => {
+                self.with_number(&layer, x, number)
+            }
+            _ => Err(layer.error(format!("it has {} inputs; {SUPPORTED} are supported", args.len()))),
+        }
+    }
+
+    /// What comes of a layer with one input.
+    fn of_one(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        match layer.class {
+            "Rescaling" => {
+                let scale = layer.channels(&layer.config["scale"])?;
+                let offset = match &layer.config["offset"] {
+                    Value::Null => [0.0; 3],
+                    offset => layer.channels(offset)?,
+                };
+                self.rescaled(layer, x, scale, offset)
+            }
+            "Normalization" => self.normalization(layer, x),
+            "Resizing" => {
+                self.images_only(layer, x)?;
+                self.size = Some((layer.count("height")?, layer.count("width")?));
+                self.notes.push(format!("images are resized by thawline, not by `{}`", layer.path));
+                Ok(x)
+            }
+            class if class.starts_with("Random") => {
+                self.images_only(layer, x)?;
+                self.notes.push(format!("`{}` ({class}) is left out: augmentation is --augment here", layer.path));
+                Ok(x)
+            }
+            "ZeroPadding2D" => zero_padding(layer, x),
+            "Conv2D" => self.conv(layer, x),
+            "DepthwiseConv2D" => self.depthwise(layer, x),
+            "SeparableConv2D" => self.separable(layer, x),
+            "Dense" => self.dense(layer, x),
+            "BatchNormalization" => self.batch_norm(layer, x),
+            "Activation" => {
+                let activation = self.activation(layer, layer.activation())?;
+                self.activated(layer, layer.path, x, activation)
+            }
+            "ReLU" => {
+                layer.only("negative_slope", &[0.0.into(), 0.into()])?;
+                layer.only("threshold", &[0.0.into(), 0.into()])?;
+                layer.only("max_value", &[6.0.into(), 6.into()])?;
+                let act = if layer.config["max_value"].is_null() { Act::Relu } else { Act::Relu6 };
+                if act == Act::Relu6 && x.form == Form::Plus3 {
+                    let entry = self.hard_sigmoid(layer, x)?;
+                    return Ok(Tensor { form: Form::Clipped { entry }, ..x });
+                }
+                self.activated(layer, layer.path, x, Activation::Act(act))
+            }
+            "Softmax" => self.activated(layer, layer.path, x, Activation::Softmax),
+            "GlobalAveragePooling2D" => {
+                let x = self.plain(layer, x)?;
+                let out = self.push(layer, layer.path, LayerOp::GlobalAvgPool {}, &[x])?;
+                Ok(Tensor { pooled: true, ..out })
+            }
+            "MaxPooling2D" => self.max_pool(layer, x),
+            "AveragePooling2D" => {
+                let x = self.plain(layer, x)?;
+                layer.only("padding", &["valid".into()])?;
+                let (kernel, stride) = pool(layer)?;
+                self.push(layer, layer.path, LayerOp::AvgPool { kernel, stride }, &[x])
+            }
+            "Flatten" if x.pooled => Ok(x),
+            "Reshape" if x.pooled => {
+                let mut sizes = Vec::new();
+                flatten(&layer.config["target_shape"], &mut sizes);
+                match sizes.split_last() {
+                    Some((&last, rest))
+                        if rest.iter().all(|&size| size == 1.0) && [x.channels as f64, -1.0].contains(&last) =>
+                    {
+                        Ok(x)
+                    }
+                    _ => Err(layer.error("only features can be reshaped, to [1, 1, C] and back")),
+                }
+            }
+            "Flatten" | "Reshape" => {
+                Err(layer.error("an image cannot be flattened; put a GlobalAveragePooling2D before the classifier"))
+            }
+            "Dropout" => self.dropout(layer, x),
+            // What does nothing in inference, or at all.
+            "ActivityRegularization" | "Identity" => Ok(x),
+            class => Err(layer.error(format!("`{class}` is not supported; {SUPPORTED} are"))),
+        }
+    }
+
+    /// What comes of a layer with two inputs.
+    fn of_two(&mut self, layer: &Layer<'_>, a: Tensor, b: Tensor) -> Result<Tensor, KerasError> {
+        let [a, b] = [self.plain(layer, a)?, self.plain(layer, b)?];
+        if a.channels != b.channels {
+            return Err(layer.error(format!("its inputs have {} and {} channels", a.channels, b.channels)));
+        }
+        match operation(layer) {
+            "Add" if a.pooled == b.pooled => self.push(layer, layer.path, LayerOp::Add {}, &[a, b]),
+            "Multiply" => match (a.pooled, b.pooled) {
+                (false, true) => self.push(layer, layer.path, LayerOp::Scale {}, &[a, b]),
+                (true, false) => self.push(layer, layer.path, LayerOp::Scale {}, &[b, a]),
+                _ => self.smooth(layer, a, b),
+            },
+            _ => Err(layer.error(format!("it has two inputs; {SUPPORTED} are supported"))),
+        }
+    }
+
+    /// `x·σ(x)` and `x·hard_sigmoid(x)`, which are one activation.
+    fn smooth(&mut self, layer: &Layer<'_>, a: Tensor, b: Tensor) -> Result<Tensor, KerasError> {
+        let gated = |x: Tensor, gate: Tensor| {
+            let From::Entry(index) = gate.from else { return None };
+            let LayerOp::Activation { act } = self.entries[index].op else { return None };
+            let act = match act {
+                Act::Sigmoid => Act::Silu,
+                Act::HardSigmoid => Act::HardSwish,
+                _ => return None,
+            };
+            (self.entries[index].inputs == [self.name_of(x)]).then_some((x, gate, act))
+        };
+        let Some((x, gate, act)) = gated(a, b).or_else(|| gated(b, a)) else {
+            return Err(
+                layer.error("only a gate [N, 1, 1, C], or a sigmoid of the same tensor, can be multiplied with it")
+            );
+        };
+        if !gate.shared && gate.from == From::Entry(self.entries.len() - 1) {
+            self.entries.pop();
+        }
+        self.push(layer, layer.path, LayerOp::Activation { act }, &[x])
+    }
+
+    /// What comes of arithmetic with a constant.
+    fn with_number(&mut self, layer: &Layer<'_>, x: Tensor, number: f64) -> Result<Tensor, KerasError> {
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        match (operation(layer), x.from, x.form) {
+            ("TrueDivide", From::Images(_), _) => self.rescaled(layer, x, [1.0 / number; 3], [0.0; 3]),
+            ("Multiply", From::Images(_), _) => self.rescaled(layer, x, [number; 3], [0.0; 3]),
+            ("Add", From::Images(_), _) => self.rescaled(layer, x, [1.0; 3], [number; 3]),
+            ("Subtract", From::Images(_), _) => self.rescaled(layer, x, [1.0; 3], [-number; 3]),
+            // A hard sigmoid, as the MobileNetV3 of Keras spells it.
+            ("Add", From::Entry(_), Form::Plain) if number == 3.0 => Ok(Tensor { form: Form::Plus3, ..x }),
+            ("Multiply", _, Form::Clipped { entry }) if close(number, 1.0 / 6.0) => {
+                Ok(Tensor { from: From::Entry(entry), form: Form::Plain, ..x })
+            }
+            _ => Err(layer.error(format!("arithmetic with {number} is supported on images only"))),
+        }
+    }
+
+    fn hard_sigmoid(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<usize, KerasError> {
+        let x = Tensor { form: Form::Plain, ..x };
+        self.push(layer, layer.path, LayerOp::Activation { act: Act::HardSigmoid }, &[x])?;
+        Ok(self.entries.len() - 1)
+    }
+
+    fn rescaled(&self, layer: &Layer<'_>, x: Tensor, scale: [f64; 3], offset: [f64; 3]) -> Result<Tensor, KerasError> {
+        let rescaling = self.images_only(layer, x)?;
+        if scale.iter().any(|&scale| scale <= 0.0 || !scale.is_finite()) || offset.iter().any(|o| !o.is_finite()) {
+            return Err(layer.error(format!("images cannot be scaled by {scale:?} and moved by {offset:?}")));
+        }
+        Ok(Tensor { from: From::Images(rescaling.then(scale, offset)), ..x })
+    }
+
+    fn images_only(&self, layer: &Layer<'_>, x: Tensor) -> Result<Rescaling, KerasError> {
+        match x.from {
+            From::Images(rescaling) if x.padding == [0; 4] => Ok(rescaling),
+            _ => Err(layer.error("it is supported at the beginning only, before the first layer that has weights")),
+        }
+    }
+
+    fn normalization(&self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        /// Keras divides by no less.
+        const SMALLEST: f64 = 1e-7;
+        layer.only("invert", &[false.into()])?;
+        let [mean, variance] = match (&layer.config["mean"], &layer.config["variance"]) {
+            (Value::Null, _) | (_, Value::Null) => {
+                let [mean, variance] = (self.model.normalization)(layer.path)
+                    .ok_or_else(|| layer.error("the file has neither its mean and variance nor variables for them"))?;
+                [mean, variance].map(|values| Value::from(values))
+            }
+            (mean, variance) => [mean.clone(), variance.clone()],
+        };
+        let deviation = layer.channels(&variance)?.map(|variance| variance.sqrt().max(SMALLEST));
+        let mean = layer.channels(&mean)?;
+        let offset = [0, 1, 2].map(|channel| -mean[channel] / deviation[channel]);
+        self.rescaled(layer, x, deviation.map(|deviation| 1.0 / deviation), offset)
+    }
+
+    fn conv(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.unformed(layer, x)?;
+        let channels = layer.count("filters")?;
+        let groups = match &layer.config["groups"] {
+            Value::Null => 1,
+            _ => layer.count("groups")?,
+        };
+        let op = conv_op(layer, x, channels, groups, layer.is_on("use_bias", true))?;
+        let activation = self.activation(layer, layer.activation())?;
+        let out = self.push(layer, layer.path, op, &[x])?;
+        self.activated(layer, "", Tensor { channels, padding: [0; 4], ..out }, activation)
+    }
+
+    fn depthwise(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.unformed(layer, x)?;
+        layer.only("depth_multiplier", &[1.into()])?;
+        let op = conv_op(layer, x, x.channels, x.channels, layer.is_on("use_bias", true))?;
+        let activation = self.activation(layer, layer.activation())?;
+        let out = self.push(layer, layer.path, op, &[x])?;
+        self.activated(layer, "", Tensor { padding: [0; 4], ..out }, activation)
+    }
+
+    fn separable(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.unformed(layer, x)?;
+        layer.only("depth_multiplier", &[1.into()])?;
+        let op = conv_op(layer, x, x.channels, x.channels, false)?;
+        let activation = self.activation(layer, layer.activation())?;
+        let out = self.push(layer, &format!("{}.depthwise", layer.path), op, &[x])?;
+        let channels = layer.count("filters")?;
+        let pointwise = LayerOp::Conv {
+            channels,
+            kernel: [1; 2],
+            stride: [1; 2],
+            padding: Padding::Pixels([0; 4]),
+            groups: 1,
+            bias: layer.is_on("use_bias", true),
+        };
+        let out = Tensor { padding: [0; 4], ..out };
+        let out = self.push(layer, &format!("{}.pointwise", layer.path), pointwise, &[out])?;
+        self.activated(layer, "", Tensor { channels, ..out }, activation)
+    }
+
+    fn dense(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.plain(layer, x)?;
+        if !x.pooled {
+            return Err(layer.error("its input is an image; put a GlobalAveragePooling2D before it"));
+        }
+        let channels = layer.count("units")?;
+        let op = match layer.is_on("use_bias", true) {
+            true => LayerOp::Linear { channels },
+            // A linear layer has a bias here.
+            false => LayerOp::Conv {
+                channels,
+                kernel: [1; 2],
+                stride: [1; 2],
+                padding: Padding::Pixels([0; 4]),
+                groups: 1,
+                bias: false,
+            },
+        };
+        let activation = self.activation(layer, layer.activation())?;
+        let out = self.push(layer, layer.path, op, &[x])?;
+        self.activated(layer, "", Tensor { channels, ..out }, activation)
+    }
+
+    fn batch_norm(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.plain(layer, x)?;
+        let mut axis = Vec::new();
+        flatten(&layer.config["axis"], &mut axis);
+        let last = if x.pooled { [-1.0, 3.0, 1.0] } else { [-1.0, 3.0, 3.0] };
+        if axis.len() > 1 || axis.iter().any(|axis| !last.contains(axis)) {
+            return Err(layer.error(format!("axis={} is not the channels'", layer.config["axis"])));
+        }
+        layer.only("renorm", &[false.into()])?;
+        let eps = layer.float("epsilon", 1e-3)? as f32;
+        let affine = match (layer.is_on("scale", true), layer.is_on("center", true)) {
+            (true, true) => Affine::Both,
+            (true, false) => Affine::Gamma,
+            (false, true) => Affine::Beta,
+            (false, false) => Affine::None,
+        };
+        let keep = layer.float("momentum", f64::from(Averaging::KERAS.keep))? as f32;
+        // Keras 2 computes images by one fused operation, which stores the unbiased variance.
+        let var = if self.model.keras_2 { Variance::Unbiased } else { Averaging::KERAS.var };
+        self.push(layer, layer.path, LayerOp::Bn { eps, keep, var, affine }, &[x])
+    }
+
+    fn max_pool(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.unformed(layer, x)?;
+        let (kernel, stride) = pool(layer)?;
+        // Here padding is −∞, in a ZeroPadding2D it is 0: the same below values that are never negative.
+        let never_negative = match x.from {
+            From::Images(_) => false,
+            From::Entry(index) => match self.entries[index].op {
+                LayerOp::Activation { act } => {
+                    matches!(act, Act::Relu | Act::Relu6 | Act::Sigmoid | Act::HardSigmoid)
+                }
+                _ => false,
+            },
+        };
+        if x.padding != [0; 4] && !never_negative {
+            return Err(layer.error("the zeros around its input could be the maximum, since no ReLU comes before them"));
+        }
+        let padding = padding(layer, x, kernel, stride)?;
+        let out = self.push(layer, layer.path, LayerOp::MaxPool { kernel, stride, padding }, &[x])?;
+        Ok(Tensor { padding: [0; 4], ..out })
+    }
+
+    fn dropout(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.plain(layer, x)?;
+        let rate = layer.float("rate", 0.0)? as f32;
+        let shape = layer.config["noise_shape"].as_array().map_or(&[][..], Vec::as_slice);
+        let op = match shape {
+            [] => LayerOp::Dropout { rate },
+            // One decision an image.
+            [_, rest @ ..] if rest.len() == 3 && rest.iter().all(|size| size.as_u64() == Some(1)) => {
+                LayerOp::StochasticDepth { rate }
+            }
+            _ => {
+                let shape = &layer.config["noise_shape"];
+                return Err(layer.error(format!("noise_shape={shape} is not supported, only none or [null, 1, 1, 1]")));
+            }
+        };
+        self.push(layer, layer.path, op, &[x])
+    }
+
+    /// What a word for an activation stands for.
+    fn activation(&self, layer: &Layer<'_>, word: &str) -> Result<Activation, KerasError> {
+        Ok(Activation::Act(match word {
+            "linear" => Act::Identity,
+            "relu" => Act::Relu,
+            "relu6" => Act::Relu6,
+            "swish" | "silu" => Act::Silu,
+            "hard_swish" | "hard_silu" => Act::HardSwish,
+            "hard_sigmoid" if self.model.keras_2 => {
+                return Err(
+                    layer.error("the hard_sigmoid of Keras 2, 0.2·x + 0.5, is not supported; that of Keras 3 is")
+                );
+            }
+            "hard_sigmoid" => Act::HardSigmoid,
+            "sigmoid" => Act::Sigmoid,
+            "softmax" => return Ok(Activation::Softmax),
+            _ => {
+                return Err(layer.error(format!(
+                    "the activation `{word}` is not supported; linear, relu, relu6, silu, hard_swish, hard_sigmoid, \
+                     sigmoid and, at the end, softmax are"
+                )));
+            }
+        }))
+    }
+
+    /// Adds an activation as a layer called `name`; one that is part of `layer` has none.
+    fn activated(
+        &mut self,
+        layer: &Layer<'_>,
+        name: &str,
+        x: Tensor,
+        activation: Activation,
+    ) -> Result<Tensor, KerasError> {
+        let x = self.plain(layer, x)?;
+        match activation {
+            Activation::Softmax => {
+                self.notes.push(format!("the softmax of `{}` is left out: the network gives logits", layer.path));
+                Ok(Tensor { form: Form::Softmax, ..x })
+            }
+            Activation::Act(Act::Identity) => Ok(x),
+            Activation::Act(act) => {
+                let own = format!("{}.{}", layer.path, act.name());
+                let name = if name.is_empty() { &own } else { name };
+                self.push(layer, name, LayerOp::Activation { act }, &[x])
+            }
+        }
+    }
+
+    /// Refuses a tensor that something is still to be done with.
+    fn unformed(&self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        match x.form {
+            Form::Plain => Ok(x),
+            Form::Softmax => Err(layer.error("it comes after a softmax, which is supported at the end only")),
+            Form::Plus3 | Form::Clipped { .. } => {
+                Err(layer.error("arithmetic with a number is supported on images, and as part of a hard sigmoid"))
+            }
+        }
+    }
+
+    /// As [`unformed`](Self::unformed), and refuses padding.
+    fn plain(&self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        match x.padding {
+            [0, 0, 0, 0] => self.unformed(layer, x),
+            _ => Err(layer.error("zeros can be added before a convolution or a max pooling only")),
+        }
+    }
+
+    /// Adds a layer of the graph, whose output has as many channels as its first input.
+    fn push(&mut self, layer: &Layer<'_>, name: &str, op: LayerOp, inputs: &[Tensor]) -> Result<Tensor, KerasError> {
+        for input in inputs {
+            let From::Images(rescaling) = input.from else { continue };
+            if *self.images.get_or_insert(rescaling) != rescaling {
+                return Err(layer.error("it takes images that are rescaled otherwise than those of another layer"));
+            }
+        }
+        let block = block_of(name);
+        let inputs_by_name = inputs.iter().map(|&input| self.name_of(input).to_owned()).collect();
+        let (alias, position) = (None, Some(self.position));
+        self.entries.push(Entry { name: name.to_owned(), op, inputs: inputs_by_name, block, alias, position });
+        Ok(Tensor { from: From::Entry(self.entries.len() - 1), shared: false, ..inputs[0] })
+    }
+
+    fn name_of(&self, tensor: Tensor) -> &str {
+        match tensor.from {
+            From::Images(_) => IMAGES,
+            From::Entry(index) => &self.entries[index].name,
+        }
+    }
+}
+
+/// Lets the layers of models within the model be known by their own names, too, where only one layer is called so.
+fn alias(layers: &mut [Entry]) {
+    let own = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for layer in &*layers {
+        *counts.entry(own(&layer.name)).or_default() += 1;
+    }
+    for layer in layers.iter_mut().filter(|layer| layer.name.contains('/')) {
+        let name = own(&layer.name);
+        layer.alias = (counts[&name] == 1).then_some(name);
+    }
+}
+
+/// A layer's own name.
+fn name_of(layer: &Value) -> &str {
+    layer["config"]["name"].as_str().or_else(|| layer["name"].as_str()).unwrap_or_default()
+}
+
+/// What arithmetic a layer does, whether it is a layer or an operation that Keras made one.
+fn operation<'a>(layer: &Layer<'a>) -> &'a str {
+    match (layer.class, layer.config["function"].as_str()) {
+        ("TFOpLambda", Some("math.truediv")) => "TrueDivide",
+        ("TFOpLambda", Some("math.subtract")) => "Subtract",
+        ("TFOpLambda", Some("math.multiply")) => "Multiply",
+        ("TFOpLambda", Some("math.add" | "__operators__.add")) => "Add",
+        (class, _) => class,
+    }
+}
+
+/// An argument of a layer by the name of the layer that gives it.
+enum Argument<'a> {
+    Layer(&'a str),
+    Number(f64),
+}
+
+/// The arguments of a layer's call: `[["name", 0, 0, {}], …]` in Keras 2, `{"args": […], "kwargs": {…}}` in Keras 3.
+fn arguments(node: &Value) -> Vec<Argument<'_>> {
+    fn keras_2<'a>(value: &'a Value, out: &mut Vec<Argument<'a>>) {
+        if let Some((name, options)) = reference(value) {
+            out.push(Argument::Layer(name));
+            // The second operand of arithmetic.
+            match options.map(|options| &options["y"]) {
+                Some(Value::Number(number)) => out.extend(number.as_f64().map(Argument::Number)),
+                Some(other) => out.extend(reference(other).map(|(name, _)| Argument::Layer(name))),
+                None => {}
+            }
+        } else if let Some(values) = value.as_array() {
+            values.iter().for_each(|value| keras_2(value, out));
+        }
+    }
+    fn keras_3<'a>(value: &'a Value, out: &mut Vec<Argument<'a>>) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| keras_3(value, out)),
+            Value::Number(number) => out.extend(number.as_f64().map(Argument::Number)),
+            value => {
+                out.extend(reference(&value["config"]["keras_history"]).map(|(name, _)| Argument::Layer(name)));
+            }
+        }
+    }
+    let mut out = Vec::new();
+    let Some(args) = node.get("args") else {
+        keras_2(node, &mut out);
+        return out;
+    };
+    keras_3(args, &mut out);
+    // Numbers among the options are none of the operands.
+    for option in node["kwargs"].as_object().into_iter().flat_map(|options| options.values()) {
+        out.extend(reference(&option["config"]["keras_history"]).map(|(name, _)| Argument::Layer(name)));
+    }
+    out
+}
+
+/// How often the output of each layer is taken.
+fn uses(config: &Value) -> HashMap<&str, usize> {
+    let mut uses = HashMap::new();
+    let layers = config["layers"].as_array().into_iter().flatten();
+    let nodes = layers.flat_map(|layer| layer["inbound_nodes"].as_array().into_iter().flatten());
+    let taken = nodes.flat_map(arguments).filter_map(|argument| match argument {
+        Argument::Layer(name) => Some(name),
+        Argument::Number(_) => None,
+    });
+    for name in taken.chain(references(&config["output_layers"])) {
+        *uses.entry(name).or_default() += 1;
+    }
+    uses
+}
+
+/// The layer in `["name", node, tensor]`, and what may stand behind it.
+fn reference(value: &Value) -> Option<(&str, Option<&Value>)> {
+    match value.as_array()?.as_slice() {
+        [Value::String(name), Value::Number(_), Value::Number(_)] => Some((name, None)),
+        [Value::String(name), Value::Number(_), Value::Number(_), options] => Some((name, Some(options))),
+        _ => None,
+    }
+}
+
+/// The layers in a list of references, or in one.
+fn references(value: &Value) -> Vec<&str> {
+    match reference(value) {
+        Some((name, _)) => vec![name],
+        None => value.as_array().into_iter().flatten().filter_map(|value| Some(reference(value)?.0)).collect(),
+    }
+}
+
+fn zero_padding(layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+    /// Far above every network, and small enough that no size computed from it overflows.
+    const MOST: f64 = 1024.0;
+    let value = &layer.config["padding"];
+    let mut numbers = Vec::new();
+    flatten(value, &mut numbers);
+    let [top, bottom, left, right] = match numbers[..] {
+        [all] => [all; 4],
+        [vertical, horizontal] => [vertical, vertical, horizontal, horizontal],
+        [top, bottom, left, right] => [top, bottom, left, right],
+        _ => [-1.0; 4],
+    };
+    let sides = [top, left, bottom, right];
+    if sides.iter().any(|side| !(0.0..=MOST).contains(side) || side.fract() != 0.0) {
+        return Err(layer.error(format!("padding={value} is no number of pixels for each side")));
+    }
+    let mut padding = x.padding;
+    for (sum, side) in padding.iter_mut().zip(sides) {
+        *sum += side as usize;
+    }
+    Ok(Tensor { padding, pooled: false, ..x })
+}
+
+fn conv_op(layer: &Layer<'_>, x: Tensor, channels: usize, groups: usize, bias: bool) -> Result<LayerOp, KerasError> {
+    if layer.pair("dilation_rate").unwrap_or([1; 2]) != [1; 2] {
+        let dilation = &layer.config["dilation_rate"];
+        return Err(layer.error(format!("dilation_rate={dilation} is not supported, only 1")));
+    }
+    let (kernel, stride) = (layer.pair("kernel_size")?, layer.pair("strides")?);
+    let padding = padding(layer, x, kernel, stride)?;
+    Ok(LayerOp::Conv { channels, kernel, stride, padding, groups, bias })
+}
+
+fn pool(layer: &Layer<'_>) -> Result<([usize; 2], [usize; 2]), KerasError> {
+    let kernel = layer.pair("pool_size")?;
+    let stride = match layer.config["strides"] {
+        Value::Null => kernel,
+        _ => layer.pair("strides")?,
+    };
+    Ok((kernel, stride))
+}
+
+/// A window's padding, with the zeros that a layer before it adds.
+fn padding(layer: &Layer<'_>, x: Tensor, kernel: [usize; 2], stride: [usize; 2]) -> Result<Padding, KerasError> {
+    let word = layer.config["padding"].as_str().unwrap_or("valid");
+    match word.to_ascii_lowercase().as_str() {
+        "valid" => Ok(Padding::Pixels(x.padding)),
+        "same" if x.padding != [0; 4] => Err(layer.error("it adds zeros around zeros that a layer before it adds")),
+        // Does not depend on the image's size.
+        "same" if stride == [1; 2] => {
+            let [h, w] = kernel.map(|side| side.saturating_sub(1));
+            Ok(Padding::Pixels([h / 2, w / 2, h - h / 2, w - w / 2]))
+        }
+        "same" => Ok(Padding::Same),
+        _ => Err(layer.error(format!("padding=`{word}` is not supported, only valid and same"))),
+    }
+}
+
+/// The residual block that a layer belongs to, by the names that `keras.applications` gives: `block1a_dwconv` is in
+/// `block1a`, `conv2_block1_1_conv` in `conv2_block1`, `block_1_expand` in `block_1`, `expanded_conv_project` in
+/// `expanded_conv`.
+fn block_of(path: &str) -> Option<String> {
+    let (model, name) = path.rsplit_once('/').map_or(("", path), |(model, name)| (&path[..=model.len()], name));
+    if let Some(rest) = name.strip_prefix("expanded_conv_") {
+        let number = rest.split_once('_').map_or("", |(number, _)| number);
+        let block = match number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            true => "expanded_conv".to_owned(),
+            false => format!("expanded_conv_{number}"),
+        };
+        return Some(format!("{model}{block}"));
+    }
+    let start = name.find("block")? + "block".len();
+    let rest = &name[start..];
+    let digits = rest.strip_prefix('_').unwrap_or(rest);
+    let end = digits.find('_')?;
+    let numbered = digits.starts_with(|c: char| c.is_ascii_digit());
+    numbered.then(|| format!("{model}{}", &name[..start + (rest.len() - digits.len()) + end]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_found_by_the_names_of_keras_applications() {
+        for (name, block) in [
+            ("block1a_dwconv", Some("block1a")),
+            ("conv2_block1_1_conv", Some("conv2_block1")),
+            ("block_1_expand", Some("block_1")),
+            ("expanded_conv_project", Some("expanded_conv")),
+            ("expanded_conv_3_depthwise", Some("expanded_conv_3")),
+            ("base/block2b_se_reduce.silu", Some("base/block2b")),
+            ("stem_conv", None),
+            ("blocks", None),
+        ] {
+            assert_eq!(block_of(name).as_deref(), block, "{name}");
+        }
+    }
+
+    #[test]
+    fn chains_of_rescaling_become_one_mean_and_deviation() {
+        let images = Rescaling { scale: [1.0; 3], offset: [0.0; 3] };
+        assert_eq!(images.then([1.0 / 127.5; 3], [-1.0; 3]).mean_and_deviation(), ([0.5; 3], [0.5; 3]));
+        let normalized = images.then([1.0 / 255.0; 3], [0.0; 3]).then([4.0; 3], [-2.0; 3]);
+        assert_eq!(normalized.mean_and_deviation(), ([0.5; 3], [0.25; 3]));
+    }
+}
