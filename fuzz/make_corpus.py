@@ -192,8 +192,8 @@ def zips():
             [data, storage], end=b"PK\x06\x06" + struct.pack("<Q", 2**63) + bytes(44) + b"PK\x06\x07\0\0\0\0"
             + struct.pack("<QI", len(good) - 22, 1),
         ),
-        "path-up": named(b"../../../../tmp/evil"),
-        "path-absolute": named(b"/tmp/evil"),
+        "path-up": named(b"../../../../evil"),
+        "path-absolute": named(b"/evil"),
         "path-of-windows": named(b"a\\..\\..\\evil"),
         "path-with-drive": named(b"C:/evil"),
         "path-not-utf8": named(b"\xff\xfe/data/0"),
@@ -288,6 +288,7 @@ def hdf5s():
         space = h5py.h5s.create_simple((2**40,))
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+        plist.set_obj_track_times(False)
         h5py.h5d.create(root["dense/dense"].id, b"kernel:0", h5py.h5t.IEEE_F32LE, space, plist)
 
     def bomb(root):
@@ -405,7 +406,7 @@ def keras_archives():
         "good-weights-twice": archive([*parts, parts[2]]),
         "shards": archive([*parts[:2], (b"model.weights.json", b"{}", {})]),
         "path-up": archive([*parts, (b"../../evil", b"", {})]),
-        "path-absolute": archive([*parts, (b"/tmp/evil", b"", {})]),
+        "path-absolute": archive([*parts, (b"/evil", b"", {})]),
     }
     return files | cut("archive", good)
 

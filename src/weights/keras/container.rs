@@ -9,8 +9,7 @@ use hdf5_pure::{File, FormatError, Source};
 use serde_json::Value;
 use zip::ZipArchive;
 
-use super::super::error::printable;
-use super::super::leads_out;
+use crate::weights::{leads_out, printable};
 
 /// The entries of a `.keras` archive.
 pub(super) const CONFIG: &str = "config.json";
