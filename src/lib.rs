@@ -48,7 +48,8 @@
 //! [`onnx`] reads and writes other programs' networks, [`convert`] turns weights over to another framework's variant of
 //! a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
-//! The feature `cli`, on by default, is for the binary; a library user sets `default-features = false`.
+//! The feature `cli`, on by default, is for the binary, and `hub`, on by default, for fetching weights by name; a library
+//! user sets `default-features = false`, and adds `hub` where it is wanted.
 
 mod act;
 pub mod compile;
@@ -57,6 +58,8 @@ pub mod data;
 pub mod export;
 pub mod gpu;
 pub mod graph;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod kernels;
 pub mod lab;
 pub mod models;

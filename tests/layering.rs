@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("reference", &["graph", "kernels", "plan"]),
     ("gpu", &["graph", "kernels", "plan", "tensor"]),
     ("weights", &["graph", "rng", "tensor"]),
+    ("hub", &["weights"]),
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
     ("onnx", &["export", "graph", "models", "tensor", "weights"]),

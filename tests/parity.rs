@@ -132,9 +132,17 @@ fn initial(network: &Graph, values: &golden::Values) -> StateDict {
 
 /// A case's images, in the device's layout.
 enum Batch {
-    Values { n: usize, images: Vec<f32> },
+    Values {
+        n: usize,
+        images: Vec<f32>,
+    },
     /// RGBX, and the model's mean and deviation.
-    Bytes { n: usize, images: Vec<u8>, mean: [f32; 3], std: [f32; 3] },
+    Bytes {
+        n: usize,
+        images: Vec<u8>,
+        mean: [f32; 3],
+        std: [f32; 3],
+    },
 }
 
 impl Batch {

@@ -1,11 +1,10 @@
 //! Arguments that several commands share, and what they stand for.
 
+use super::source::{self, HubArgs};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thawline::compile::{Optimizer, Options};
@@ -18,7 +17,7 @@ use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::onnx::{self, Imported};
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
-use thawline::weights::{self, StateDict};
+use thawline::weights::{self, Config, StateDict};
 
 /// Height and width of images, in pixels: `N` or `HxW`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +69,7 @@ pub fn side(pixels: usize) -> Result<u32> {
     u32::try_from(pixels).with_context(|| format!("an image cannot have {pixels} pixels a side"))
 }
 
-/// `--model`, `--weights`, `--classes`, `--seed`.
+/// `--model`, `--weights`, `--offline`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
@@ -78,9 +77,11 @@ pub struct ModelArgs {
     /// weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch, Keras or ONNX file [default: random weights]
-    #[arg(long, value_name = "FILE")]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub [default: random weights]
+    #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
@@ -320,7 +321,7 @@ pub struct Model {
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.weights.as_deref().map(read_weights).transpose()?)
+        self.of(self.weights.as_ref().map(|name| source::load(name, self.hub)).transpose()?)
     }
 
     /// As [`read`](Self::read), with the weights file's content.
@@ -333,6 +334,7 @@ impl ModelArgs {
             return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
+        let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
         let described = match &named {
             Some(_) => None,
             None => described(&state)?,
@@ -345,6 +347,7 @@ impl ModelArgs {
             }
             (named, _) => {
                 let recognised = recognise(&state);
+                let beside = || config.architecture.as_deref().and_then(models::of_timm).cloned();
                 let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
                 let spec = match &recognised {
                     Some(Recognised { models: found, .. }) => {
@@ -353,7 +356,7 @@ impl ModelArgs {
                             bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
                         }
                         let told = named.or(told.filter(is_one));
-                        match (&found[..], told.or_else(|| self.beside().cloned().filter(is_one))) {
+                        match (&found[..], told.or_else(|| beside().filter(is_one))) {
                             (_, Some(spec)) => spec,
                             (&[name], None) => models::spec(name)?.clone(),
                             _ => bail!(
@@ -363,7 +366,7 @@ impl ModelArgs {
                             ),
                         }
                     }
-                    None => named.or(told).with_context(|| {
+                    None => named.or(told).or_else(beside).with_context(|| {
                         format!(
                             "{file} holds the weights of no network that is known; --model NAME says how it differs \
                              from one, and --model FILE.json describes another"
@@ -373,30 +376,30 @@ impl ModelArgs {
                 (spec, recognised.map(|found| found.classes))
             }
         };
+        for (what, told, taken) in [("mean", config.mean, spec.mean), ("std", config.std, spec.std)] {
+            if let Some(told) = told.filter(|told| *told != taken) {
+                log::warn!(
+                    "{file} was trained on images with {what} {told:?}, but {} takes {taken:?}: it will do worse",
+                    spec.name
+                );
+            }
+        }
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
+        let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
             classes,
-            trained_size: state.metadata.get("size").and_then(|size| size.parse().ok()),
+            trained_size: told_size.or(config.size.map(|(height, width)| Size { height, width })),
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
             seed: self.seed,
         })
     }
-
-    /// The network that timm's `config.json` names where there is one beside the weights file, as on the Hugging Face hub.
-    fn beside(&self) -> Option<&'static Spec> {
-        /// A longer one is not timm's.
-        const MAX_CONFIG: u64 = 1 << 20;
-        let file = File::open(self.weights.as_ref()?.with_file_name("config.json")).ok()?;
-        let config: serde_json::Value = serde_json::from_reader(file.take(MAX_CONFIG)).ok()?;
-        models::of_timm(config.get("architecture")?.as_str()?)
-    }
 }
 
-/// The content of a weights file. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
+/// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
 pub fn read_weights(path: &Path) -> Result<StateDict> {
     if !has_ending(path, "onnx") {
         return Ok(StateDict::load(path)?);
@@ -520,6 +523,12 @@ impl Model {
             None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
         };
         folder.classes.iter().map(label).collect()
+    }
+
+    /// The file that the weights came from, in the hub's cache if they came by name; none if they are random.
+    pub fn origin(&self) -> Result<Option<PathBuf>> {
+        let origin = self.state.as_ref().and_then(|state| state.origin.as_ref());
+        Ok(origin.map(std::path::absolute).transpose()?)
     }
 
     /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.

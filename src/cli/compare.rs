@@ -1,8 +1,9 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
-use super::args::{self, policy_help};
+use super::args::policy_help;
 use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
+use super::source;
 use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -96,7 +97,7 @@ pub fn run(args: Args) -> Result<()> {
             let saved = &setup.settings;
             let data = args.training.data.as_ref().unwrap_or(&saved.data);
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
-            let weights = weights.map(|file| args::read_weights(file)).transpose()?;
+            let weights = weights.map(|name| source::load(name, args.training.hub)).transpose()?;
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
@@ -140,7 +141,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
-    let settings = args.training.settings(None, images, &model.spec, size, first)?;
+    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
     let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
     let (data, folder) = (images.data.clone(), &images.folder);

@@ -1,4 +1,5 @@
 use super::args::{self, DeviceArgs, Model, ModelArgs, SizeArgs};
+use super::source::HubArgs;
 use super::{fold, output};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -25,8 +26,10 @@ use thawline::weights;
   thawline convert efficientnet_b0.pth --to timm_efficientnet_b0 --out timm.safetensors
   thawline convert tf_efficientnet_b0.safetensors --to EfficientNetB0.keras --out tuned.keras")]
 pub struct Args {
-    /// The weights: a safetensors, PyTorch or Keras file
+    /// The weights: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     file: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// The network's name, if the file does not tell
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
@@ -84,7 +87,7 @@ pub fn run(args: Args) -> Result<()> {
         Format::Keras => Some(template(&args)?),
     };
 
-    let read = |model, weights, classes| ModelArgs { model, weights, classes, seed: 0 }.read();
+    let read = |model, weights, classes| ModelArgs { model, weights, hub: args.hub, classes, seed: 0 }.read();
     let mut from = read(args.model.clone(), Some(args.file.clone()), None)?;
     let to = match (&args.to, &template) {
         (_, Some(template)) => read(None, Some(template.clone()), None)?,
@@ -110,8 +113,8 @@ pub fn run(args: Args) -> Result<()> {
     }
 
     let mut state = weights::to_state(&after, &converted.tensors);
-    let notes = match &template {
-        Some(template) => weights::keras::save(&state, template, &args.out)?,
+    let notes = match to.origin()?.filter(|_| template.is_some()) {
+        Some(template) => weights::keras::save(&state, &template, &args.out)?,
         None => {
             state.metadata = metadata.into_iter().filter(|(key, _)| key != GRAPH).chain(to.metadata(size)?).collect();
             state.metadata.insert("model".into(), to.spec.name.to_string());

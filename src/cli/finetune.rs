@@ -122,7 +122,7 @@ fn start(args: &Args) -> Result<Run> {
     };
     let policy = policy.with_last_rules(&args.rules)?;
     let size = model.size(training.size.size);
-    let mut settings = training.settings(None, &images, &model.spec, size, in_words(&policy))?;
+    let mut settings = training.settings(None, model.origin()?, &images, &model.spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
     let stages = stages(&settings, &model.spec, &policy)?;
     let network = &stages[0];
@@ -175,7 +175,8 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
             if saved.policy.rules.ends_with(&given) { policy } else { policy.with_last_rules(&given)? }
         }
     };
-    let mut settings = training.settings(Some(&saved), &images, &spec, size, in_words(&policy))?;
+    let mut settings =
+        training.settings(Some(&saved), saved.weights.clone(), &images, &spec, size, in_words(&policy))?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);
     let stages = stages(&settings, &spec, &policy)?;
     let device = args.training.device.open()?;

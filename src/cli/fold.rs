@@ -1,5 +1,6 @@
 use super::args::{self, DeviceArgs, ModelArgs, SizeArgs};
 use super::output;
+use super::source::HubArgs;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::fs;
@@ -28,9 +29,11 @@ use thawline::weights::{self, layout};
   thawline fold --weights run/best.safetensors --out folded.safetensors
   thawline fold --weights resnet18.pth --out resnet18.onnx --batch 1")]
 pub struct Args {
-    /// The trained network: a safetensors, PyTorch or ONNX file
-    #[arg(long, value_name = "FILE")]
+    /// The trained network: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub
+    #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     weights: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
@@ -86,7 +89,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     args::check_output(&args.out)?;
     args::check_distinct(("--out", &args.out), ("--weights", &args.weights))?;
-    let model = ModelArgs { model: args.model, weights: Some(args.weights.clone()), classes: None, seed: 0 };
+    let model =
+        ModelArgs { model: args.model, weights: Some(args.weights.clone()), hub: args.hub, classes: None, seed: 0 };
     let mut model = model.read()?;
     if model.folded && (args.no_fold || format == Format::Safetensors) {
         bail!("{file} is folded already");

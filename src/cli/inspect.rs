@@ -1,5 +1,6 @@
 use super::args::{self, ModelArgs, Size};
 use super::output;
+use super::source::{self, HubArgs};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::json;
@@ -15,12 +16,15 @@ use thawline::weights::{self, StateDict, TensorData};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline inspect resnet18.pth
+  thawline inspect hf:timm/resnet18.a1_in1k
   thawline inspect --model resnet50 --size 192x256 --json
   thawline inspect --model resnet18 --classes 10 --graph > mine.json")]
 pub struct Args {
-    /// A safetensors, PyTorch, Keras or ONNX file
+    /// A safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// A model's name, or a graph file, instead of a file, or beside one that does not tell
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
@@ -59,7 +63,7 @@ struct LayerRow {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let state = args.file.as_deref().map(args::read_weights).transpose()?;
+    let state = args.file.as_ref().map(|name| source::load(name, args.hub)).transpose()?;
     let file = state.as_ref().map(FileFacts::of);
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file), None) = (&state, &file, &args.model)
@@ -71,7 +75,8 @@ pub fn run(args: Args) -> Result<()> {
         }
         return unknown(state, file, args.json);
     }
-    let model = ModelArgs { model: args.model, weights: args.file, classes: args.classes, seed: 0 }.of(state)?;
+    let model = ModelArgs { model: args.model, weights: args.file, hub: args.hub, classes: args.classes, seed: 0 };
+    let model = model.of(state)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
     if args.graph {

@@ -16,6 +16,7 @@ mod plan;
 mod predict;
 mod recalibrate;
 mod sample_data;
+mod source;
 mod step;
 mod subject;
 mod training;

@@ -118,7 +118,7 @@ pub fn run(args: Args) -> Result<()> {
             subject.file.tensors.extend(weights::to_file(&subject.network, param, &tensor.data));
         }
     }
-    args::save_weights(&subject.file, Some(&args.subject.weights), &args.out)?;
+    args::save_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
     report(&args, &subject, var, &before, &after)
 }
 

@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
     let network = model.network(n, Size { height, width })?;
     let resolved = args.policy.resolve(network)?;
     resolved.check_training()?;
-    let metadata = model.metadata(Size { height, width })?;
+    let (metadata, origin) = (model.metadata(Size { height, width })?, model.origin()?);
     let tensors = model.tensors(&resolved.graph)?;
 
     let device = args.device.open()?;
@@ -84,7 +84,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut state = weights::to_state(session.network(), &session.parameters()?);
     state.metadata = metadata;
-    args::save_weights(&state, args.model.weights.as_deref(), &args.out)
+    args::save_weights(&state, origin.as_deref(), &args.out)
 }
 
 /// The last step's gradients of what trains, in file form.

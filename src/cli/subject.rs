@@ -1,6 +1,7 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
+use super::source::HubArgs;
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
@@ -14,9 +15,11 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors, PyTorch, Keras or ONNX file
-    #[arg(long, value_name = "FILE")]
+    /// A safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub
+    #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: PathBuf,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
@@ -56,6 +59,7 @@ impl SubjectArgs {
         let model = ModelArgs {
             model: self.model.clone(),
             weights: Some(self.weights.clone()),
+            hub: self.hub,
             classes: None,
             seed: self.seed,
         };

@@ -1,6 +1,7 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
 use super::args::{DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::source::HubArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,12 @@ pub struct TrainingArgs {
     /// weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch, Keras or ONNX file; a head for another number of classes starts anew [default:
-    /// random weights]
-    #[arg(long, value_name = "FILE")]
+    /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub; a head for another number of
+    /// classes starts anew [default: random weights]
+    #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Number of classes, to be sure: the folders of DATA decide
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
@@ -176,9 +179,9 @@ impl Images {
 impl TrainingArgs {
     /// The network for images of so many classes, and the weights file if one is named.
     pub fn read_model(&self, classes: usize) -> Result<Model> {
-        let Self { model, weights, .. } = self;
-        let (named, file) = (model.clone(), weights.clone());
-        let model = ModelArgs { model: named, weights: file, classes: Some(classes), seed: self.seed(None) }.read()?;
+        let Self { model, weights, hub, .. } = self;
+        let (model, file, seed) = (model.clone(), weights.clone(), self.seed(None));
+        let model = ModelArgs { model, weights: file, hub: *hub, classes: Some(classes), seed }.read()?;
         if let (true, Some(weights)) = (model.folded, weights) {
             // What came out could neither be resumed nor have its batch norms back.
             bail!(
@@ -201,10 +204,12 @@ impl TrainingArgs {
         self.seed.or(saved.map(|s| s.seed)).unwrap_or(0)
     }
 
-    /// What was asked for, over what the resumed run was begun with, over the defaults.
+    /// What was asked for, over what the resumed run was begun with, over the defaults; `weights` is where those come
+    /// from.
     pub fn settings(
         &self,
         saved: Option<&Settings>,
+        weights: Option<PathBuf>,
         images: &Images,
         spec: &Spec,
         size: Size,
@@ -225,7 +230,7 @@ impl TrainingArgs {
             thawline: env!("CARGO_PKG_VERSION").into(),
             model: spec.name.to_string(),
             graph: spec.file().map(|_| spec.describe(size.pair(), classes.len())).transpose()?.map(|file| file.json()),
-            weights: self.weights.as_ref().map(std::path::absolute).transpose()?,
+            weights,
             data: images.data.clone(),
             classes,
             batch: self.batch.or(saved.map(|s| s.batch)).unwrap_or(32),

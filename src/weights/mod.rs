@@ -10,6 +10,7 @@
 
 mod atomic;
 mod bind;
+mod config;
 mod convert;
 mod error;
 pub mod keras;
@@ -29,6 +30,7 @@ use memmap2::Mmap;
 pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
+pub use config::Config;
 pub(crate) use convert::{Dtype, decode};
 pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};
@@ -194,4 +196,10 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
     } else {
         refused("it is neither safetensors nor a PyTorch or Keras file")
     }
+}
+
+/// Whether an archive's entry of that name would be unpacked to a place outside of the archive's own folder.
+fn leads_out(name: &str) -> bool {
+    let drive = matches!(name.as_bytes(), [_, b':', b'/' | b'\\', ..]);
+    drive || name.starts_with(['/', '\\']) || name.split(['/', '\\']).any(|part| part == "..")
 }

@@ -14,7 +14,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::convert::{Conversions, Dtype, decode};
 use super::error::printable;
-use super::{FileTensor, StateDict, WeightsError};
+use super::{FileTensor, StateDict, WeightsError, leads_out};
 
 /// Where a checkpoint keeps its state dict, in order of preference.
 const CHECKPOINT_KEYS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
@@ -92,6 +92,10 @@ fn zip_pickle<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightsError
         .map(|name| name.map(|name| name.into_owned()))
         .collect::<Result<_, _>>()
         .map_err(|error| malformed(error.to_string()))?;
+    // Nothing is unpacked here, but whoever unpacks such an archive is harmed.
+    if let Some(name) = names.iter().find(|name| leads_out(name)) {
+        return Err(refused(&format!("its entry `{}` has a path that leads out of it", printable(name))));
+    }
     let is_pickle = |name: &str| name == "data.pkl" || name.ends_with("/data.pkl");
     if names.iter().any(|name| name.ends_with("/constants.pkl")) {
         return Err(refused("it is a TorchScript program; in Python, torch.save(torch.jit.load(…).state_dict(), …)"));

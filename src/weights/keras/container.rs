@@ -9,7 +9,7 @@ use hdf5_pure::{File, FormatError, Source};
 use serde_json::Value;
 use zip::ZipArchive;
 
-use crate::weights::error::printable;
+use crate::weights::{leads_out, printable};
 
 /// The entries of a `.keras` archive.
 pub(super) const CONFIG: &str = "config.json";
@@ -67,7 +67,7 @@ impl Container {
         for index in 0..archive.len() {
             let entry = archive.by_index_raw(index).map_err(|error| error.to_string())?;
             let name = entry.name().map_err(|error| error.to_string())?.into_owned();
-            if entry.enclosed_name().is_none() {
+            if leads_out(&name) {
                 return Err(format!("it has an entry `{}`, which leads out of the archive", printable(&name)));
             }
             if let Some(name) = names.replace(name) {

@@ -12,11 +12,12 @@ mod save;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use hdf5_pure::{DType, Dataset, Datatype, File, Layout};
+use hdf5_pure::{DType, Dataset, Datatype, DatatypeByteOrder, File, FloatingPointLayout, Layout};
 use serde_json::Value;
 
 pub use save::save;
 
+use super::convert::{Dtype, decode};
 use super::error::printable;
 use super::{FileTensor, StateDict, TensorData, WeightsError};
 use container::{Container, Kind};
@@ -202,12 +203,26 @@ fn size_in_memory(dataset: &Dataset, file: u64) -> Result<u64, String> {
     }
 }
 
+/// As numpy's float16 is stored; the reader itself makes no values of it.
+const HALF: Datatype = Datatype::FloatingPoint {
+    size: 2,
+    byte_order: DatatypeByteOrder::LittleEndian,
+    layout: FloatingPointLayout {
+        bit_offset: 0,
+        bit_precision: 16,
+        exponent_location: 10,
+        exponent_size: 5,
+        mantissa_location: 0,
+        mantissa_size: 10,
+        exponent_bias: 15,
+    },
+};
+
 fn values(dataset: &Dataset) -> Result<TensorData, String> {
     match dataset.dtype().map_err(text)? {
         DType::F32 => dataset.read_f32().map(TensorData::F32).map_err(text),
-        // Of half precision, too.
         DType::F64 => narrow(dataset),
-        DType::Other(kind) if matches!(*kind, Datatype::FloatingPoint { size: 2, .. }) => narrow(dataset),
+        DType::Other(kind) if *kind == HALF => decode(Dtype::F16, &dataset.read_raw().map_err(text)?),
         DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::U8 | DType::U16 | DType::U32 | DType::U64 => {
             dataset.read_i64().map(TensorData::I64).map_err(text)
         }

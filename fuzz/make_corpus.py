@@ -1,0 +1,561 @@
+#!/usr/bin/env python3
+"""Writes fuzz/corpus: small files of each format, sound ones (good-*) and hostile ones.
+
+    python3 fuzz/make_corpus.py
+
+Needs h5py and onnx; made with h5py 3 and onnx 1.
+"""
+
+import io
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+CORPUS = Path(__file__).parent / "corpus"
+LARGEST = 20_000
+
+
+def write(target, files):
+    folder = CORPUS / target
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        assert len(content) < LARGEST, (target, name, len(content))
+        (folder / name).write_bytes(content)
+
+
+def cut(name, content):
+    """The file cut off at its beginning, in its middle, and just before its end."""
+    lengths = {0, 1, 4, len(content) // 3, len(content) // 2, len(content) - 1}
+    return {f"cut-{name}-{length}": content[:length] for length in sorted(lengths)}
+
+
+# PyTorch's pickles. Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py
+
+
+def numbers(values):
+    return b"(" + b"".join(b"I%d\n" % value for value in values) + b"t"
+
+
+def tensor(shape, stride, storage=2, offset=0, kind=b"FloatStorage", key=b"0"):
+    """{"w": tensor}, of which storage 0 has two floats."""
+    return (
+        b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n" + kind + b"\nU"
+        + bytes([len(key)]) + key + b"U\x03cpuJ" + struct.pack("<I", storage) + b"tQI%d\n" % offset
+        + numbers(shape) + numbers(stride) + b"\x89NtRs."
+    )
+
+
+def pickles():
+    huge = 2**63 - 1
+    # Each list holds the one before it twice.
+    laughs = b"\x80\x02]q\0" + b"".join(b"(h%ch%clq%c" % (n, n, n + 1) for n in range(60)) + b"."
+    files = {
+        "good-tensor": tensor([2], [1]),
+        "good-transposed": tensor([1, 2], [2, 1]),
+        "good-expanded": tensor([1000], [0]),
+        "good-many-dimensions": tensor([1] * 2000, [1] * 2000),
+        "good-empty-tensor": tensor([0], [1]),
+        "shape-huge": tensor([huge], [0]),
+        "shape-overflows": tensor([2**32] * 3, [1] * 3),
+        "shape-negative": tensor([-2], [1]),
+        "view-huge": tensor([10**9], [0]),
+        "view-just-too-large": tensor([20_000_000], [0]),
+        "stride-huge": tensor([2], [huge]),
+        "stride-negative": tensor([2], [-1]),
+        "rank-differs": tensor([2, 1], [1]),
+        "offset-huge": tensor([2], [1], offset=huge),
+        "offset-negative": tensor([2], [1], offset=-1),
+        "storage-declares-more": tensor([1000], [1], storage=1000),
+        "storage-declares-all": tensor([2], [1], storage=2**32 - 1),
+        "storage-unknown": tensor([2], [1], key=b"7"),
+        "storage-elsewhere": tensor([2], [1], key=b"../../../../etc/passwd"),
+        "storage-absolute": tensor([2], [1], key=b"/etc/passwd"),
+        "storage-of-no-kind": tensor([2], [1], kind=b"EvilStorage"),
+        "call-system": b"\x80\x02}U\x01wcposix\nsystem\nU\x02ls\x85Rs.",
+        "call-eval": b"\x80\x04}\x8c\x01w\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85Rs.",
+        "call-inst": b"\x80\x02(U\x02lsiposix\nsystem\n.",
+        "list-holds-itself": b"\x80\x02]q\0h\0a.",
+        "dict-holds-itself": b"\x80\x02}q\0U\x01wh\0s.",
+        "tuple-holds-itself": b"\x80\x02]q\0h\0\x85q\x01a.",
+        "build-itself": b"\x80\x02c__main__\nM\n)\x81q\0h\0b.",
+        "memo-doubles": laughs,
+        "memo-of-a-long-text": b"\x80\x02X" + struct.pack("<I", 8000) + b"x" * 8000 + b"q\0" + b"h\0" * 5000 + b".",
+        "memo-unknown": b"\x80\x02h\x07.",
+        "memo-far": b"\x80\x02Nr\xff\xff\xff\xffj\xff\xff\xff\xff.",
+        "dup-doubles": b"\x80\x02]" + b"2\x86" * 60 + b".",
+        "dup-many": b"\x80\x02]" + b"2" * 15_000 + b".",
+        "lists-deep": b"\x80\x02" + b"]" * 9000 + b"a" * 8999 + b".",
+        "tuples-deep": b"\x80\x02)" + b"\x85" * 15_000 + b".",
+        "dicts-deep": b"\x80\x02" + b"}K\x01" * 4000 + b"N" + b"s" * 4000 + b".",
+        "calls-deep": b"\x80\x02" + b"ca\nb\n(" * 2000 + b"tR" * 2000 + b".",
+        "marks-only": b"\x80\x02" + b"(" * 15_000 + b".",
+        "text-of-4-gib": b"\x80\x02X\xff\xff\xff\xffabc.",
+        "text-of-16-eib": b"\x80\x04\x8d" + b"\xff" * 8 + b".",
+        "bytes-of-8-eib": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
+        "bytearray-of-8-eib": b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.",
+        "frame-of-8-eib": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN.",
+        "integer-long": b"\x80\x02I" + b"9" * 15_000 + b"\n.",
+        "integer-of-2-gib": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+        "integer-negative-length": b"\x80\x02\x8b\xff\xff\xff\xff.",
+        "text-not-utf8": b"\x80\x02X\x02\0\0\0\xff\xfe.",
+        "keys-not-text": b"\x80\x02}(NNK\x01K\x02](u.",
+        "stack-empty": b".",
+        "nothing-left": b"\x80\x02N0.",
+        "protocol-unknown": b"\x80\xff}.",
+        "opcode-unknown": b"\x80\x02\xfe.",
+        "persistent-text": b"\x80\x02P../../etc/passwd\n.",
+        "no-tensor": b"\x80\x02}U\x01aK\x01s.",
+    }
+    return files | cut("tensor", files["good-tensor"])
+
+
+# Zip: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+
+
+def archive(entries, *, count=None, start=None, end=b""):
+    """A zip of (name, content, changes) with the fields of its headers changed at will."""
+    body, directory = b"", b""
+    for name, content, change in entries:
+        raw = change.get("raw", content)
+        crc = change.get("crc", zlib.crc32(content))
+        sizes = struct.pack("<II", change.get("packed", len(raw)), change.get("size", len(content)))
+        method = struct.pack("<H", change.get("method", 0))
+        flags = struct.pack("<H", change.get("flags", 0))
+        extra = change.get("extra", b"")
+        lengths = struct.pack("<HH", change.get("name_length", len(name)), len(extra))
+        header = b"\x14\0" + flags + method + b"\0\0\x21\0" + struct.pack("<I", crc) + sizes + lengths
+        at = change.get("at", len(body))
+        directory += b"PK\x01\x02\x14\0" + header + bytes(10) + struct.pack("<I", at) + name + extra
+        if "at" not in change:
+            body += b"PK\x03\x04" + header + name + extra + raw
+    count = len(entries) if count is None else count
+    start = len(body) if start is None else start
+    return (
+        body + directory + end + b"PK\x05\x06\0\0\0\0" + struct.pack("<HH", count & 0xFFFF, count & 0xFFFF)
+        + struct.pack("<II", len(directory), start) + b"\0\0"
+    )
+
+
+def deflated(content):
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(content) + packer.flush()
+
+
+def zips():
+    pickle = tensor([2], [1])
+    data, storage = ("a/data.pkl".encode(), pickle, {}), (b"a/data/0", bytes(8), {})
+    good = archive([data, storage])
+    legacy = (Path(__file__).parent.parent / "tests/golden/weights/legacy.pth").read_bytes()
+    millions = bytes(10_000_000)
+    inner = deflated(millions)
+
+    def with_data(**change):
+        return archive([(data[0], pickle, change), storage])
+
+    def named(name):
+        return archive([data, (name, bytes(8), {})])
+
+    files = {
+        "good-zip": good,
+        "good-legacy": legacy,
+        "bomb": archive([(b"a/data.pkl", millions, {"raw": inner, "method": 8}), storage]),
+        "bomb-in-storage": archive([data, (b"a/data/0", millions, {"raw": inner, "method": 8})]),
+        # Many entries share one content, but no tensor names them.
+        "good-entries-overlapping": archive([data, storage] + [(b"a/data/%d" % n, bytes(8), {"at": 0}) for n in range(1, 250)]),
+        "bomb-of-names": archive([data, storage] + [(b"a/data/0", b"", {"at": 0})] * 300),
+        "sizes-4-gib": with_data(size=2**32 - 1, packed=2**32 - 1),
+        "sizes-past-the-end": with_data(size=5000, packed=5000),
+        "sizes-differ": with_data(size=5000),
+        "sizes-zip64": with_data(size=2**32 - 1, packed=2**32 - 1, extra=struct.pack("<HHQQ", 1, 16, 2**63, 2**63)),
+        "name-past-the-end": with_data(name_length=65535),
+        "method-unknown": with_data(method=99),
+        "encrypted": with_data(flags=1),
+        "several-pickles": archive([data, storage, (b"b/data.pkl", pickle, {})]),
+        "no-pickle": archive([storage]),
+        "torchscript": archive([data, storage, (b"a/constants.pkl", b"", {})]),
+        "empty-archive": archive([]),
+        "count-65535": archive([data, storage], count=65535),
+        "count-0": archive([data, storage], count=0),
+        "directory-at-itself": archive([data, storage], start=2**32 - 1),
+        "directory-at-0": archive([data, storage], start=0),
+        "entry-is-the-directory": archive([(data[0], pickle, {"at": 60}), storage]),
+        # Nobody looks at a zip64 record that the plain one does not ask for.
+        "good-zip64-end-at-itself": archive(
+            [data, storage], end=b"PK\x06\x06" + struct.pack("<Q", 2**63) + bytes(44) + b"PK\x06\x07\0\0\0\0"
+            + struct.pack("<QI", len(good) - 22, 1),
+        ),
+        "path-up": named(b"../../../../evil"),
+        "path-absolute": named(b"/evil"),
+        "path-of-windows": named(b"a\\..\\..\\evil"),
+        "path-with-drive": named(b"C:/evil"),
+        "path-not-utf8": named(b"\xff\xfe/data/0"),
+        "path-up-to-the-pickle": archive([(b"../data.pkl", pickle, {}), (b"../data/0", bytes(8), {})]),
+        "legacy-storage-huge": legacy.replace(struct.pack("<q", 12), struct.pack("<q", 2**62)),
+        "html": b"<!DOCTYPE html><html>404</html>",
+        "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    }
+    return files | cut("zip", good) | cut("legacy", legacy)
+
+
+# Safetensors: https://huggingface.co/docs/safetensors/index#format
+
+
+def safetensors(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(shape, start, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def all_safetensors():
+    good = safetensors({"__metadata__": {"a": "b"}, "x": entry([2], 0, 8), "y": entry([], 8, 16, "I64")}, bytes(16))
+    files = {
+        "good-two": good,
+        "good-half": safetensors({"x": entry([2], 0, 4, "F16")}, bytes(4)),
+        "header-of-16-eib": safetensors({}, length=2**64 - 1),
+        "header-of-8-mib": safetensors({}, length=8 << 20),
+        "header-empty": safetensors(b""),
+        "header-a-list": safetensors(b"[]"),
+        "header-deep": safetensors(b"[" * 15_000),
+        "header-deep-value": safetensors(b'{"x":' + b'{"x":' * 3000),
+        "header-not-utf8": safetensors(b'{"\xff\xfe":1}'),
+        "name-twice": safetensors(b'{"x":%s,"x":%s}' % ((json.dumps(entry([2], 0, 8)).encode(),) * 2), bytes(8)),
+        "names-many": safetensors({f"{n}": entry([0], 0, 0) for n in range(280)} | {"z": entry([1], 0, 8)}),
+        "offsets-past-the-end": safetensors({"x": entry([1000], 0, 4000)}, bytes(8)),
+        "offsets-huge": safetensors({"x": entry([2**61], 0, 2**63)}, bytes(8)),
+        "offsets-turned-round": safetensors({"x": entry([2], 8, 0)}, bytes(8)),
+        "offsets-overlap": safetensors({"x": entry([2], 0, 8), "y": entry([2], 4, 12)}, bytes(12)),
+        "offsets-with-gap": safetensors({"x": entry([2], 8, 16)}, bytes(16)),
+        "offsets-negative": safetensors({"x": entry([2], -8, 0)}, bytes(8)),
+        "shape-overflows": safetensors({"x": entry([2**32, 2**32], 0, 0)}),
+        "shape-overflows-to-fit": safetensors({"x": entry([2**62 + 2], 0, 8)}, bytes(8)),
+        "good-shape-of-zeros": safetensors({"x": entry([2**63, 0, 2**63], 0, 0)}),
+        "shape-negative": safetensors({"x": entry([-2], 0, 8)}, bytes(8)),
+        "shape-long": safetensors({"x": entry([1] * 5000, 0, 8)}, bytes(8)),
+        "kind-unknown": safetensors({"x": entry([2], 0, 8, "F33")}, bytes(8)),
+        "kind-unsupported": safetensors({"x": entry([8], 0, 8, "BOOL")}, bytes(8)),
+        "metadata-not-text": safetensors({"__metadata__": {"a": 1}, "x": entry([2], 0, 8)}, bytes(8)),
+        "more-behind": good + b"more",
+        "no-tensor": safetensors({}),
+    }
+    return files | cut("two", good)
+
+
+# Keras's files. HDF5: https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html
+
+
+def hdf5(fill, **options):
+    file = io.BytesIO()
+    with h5py.File(file, "w", **options) as root:
+        fill(root)
+    return file.getvalue()
+
+
+def layer(root, name="dense", kernel=((1.0, 2.0), (3.0, 4.0)), bias=(0.5, 0.25), **options):
+    """A layer as Keras 2 lists it."""
+    root.attrs["layer_names"] = [name.encode()]
+    group = root.create_group(name)
+    group.attrs["weight_names"] = [f"{name}/kernel:0".encode(), f"{name}/bias:0".encode()]
+    for part, value in (("kernel:0", kernel), ("bias:0", bias)):
+        if value is not None:
+            group.create_dataset(f"{name}/{part}", data=np.array(value, "f4"), **(options if part == "kernel:0" else {}))
+
+
+def vars_of(root, values=((1.0, 2.0), (3.0, 4.0)), **options):
+    """A layer as Keras 3 keeps it."""
+    root.create_group("layers/dense/vars").attrs["name"] = "dense"
+    root.create_dataset("layers/dense/vars/0", data=np.array(values, "f4"), **options)
+    root.create_dataset("layers/dense/vars/1", data=np.array((0.5, 0.25), "f4"))
+
+
+def hdf5s():
+    def huge(root):
+        layer(root, kernel=None)
+        root["dense/dense"].create_dataset("kernel:0", shape=(2**40,), dtype="f4", chunks=(1024,))
+
+    def huge_in_one_piece(root):
+        layer(root, kernel=None)
+        space = h5py.h5s.create_simple((2**40,))
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+        plist.set_obj_track_times(False)
+        h5py.h5d.create(root["dense/dense"].id, b"kernel:0", h5py.h5t.IEEE_F32LE, space, plist)
+
+    def bomb(root):
+        layer(root, kernel=np.zeros((2000, 1000), "f4"), compression="gzip", compression_opts=9, chunks=(2000, 1000))
+
+    def many_bombs(root):
+        layer(root, kernel=np.zeros((2000, 2000), "f4"), compression="gzip", compression_opts=9, chunks=(2000, 2000))
+
+    def group_in_itself(root):
+        vars_of(root)
+        root["layers/dense/layers"] = root["layers"]
+        root["layers/again"] = root
+
+    def links_to_each_other(root):
+        layer(root, kernel=None)
+        root["dense/dense/kernel:0"] = h5py.SoftLink("/dense/dense/other")
+        root["dense/dense/other"] = h5py.SoftLink("/dense/dense/kernel:0")
+
+    def link_out(root):
+        layer(root, kernel=None)
+        root["dense/dense/kernel:0"] = h5py.ExternalLink("/etc/passwd", "/")
+
+    def data_outside(root):
+        layer(root, kernel=None)
+        root["dense/dense"].create_dataset("kernel:0", (2, 2), "f4", external=[("../../../etc/passwd", 0, 16)])
+
+    def deep(root):
+        root.create_dataset("layers/" + "layers/" * 30 + "vars/0", data=np.zeros(1, "f4"))
+
+    def config(text):
+        def fill(root):
+            layer(root)
+            root.attrs["model_config"] = text
+
+        return fill
+
+    def names(**attributes):
+        def fill(root):
+            layer(root)
+            root.attrs.update(attributes)
+
+        return fill
+
+    def of_type(dtype):
+        def fill(root):
+            layer(root, kernel=None)
+            root["dense/dense"].create_dataset("kernel:0", data=np.zeros((2, 2)).astype(dtype))
+
+        return fill
+
+    good = hdf5(layer)
+    latest = hdf5(layer, libver="latest")
+    files = {
+        "good-keras-2": good,
+        "good-latest": latest,
+        "good-vars": hdf5(vars_of),
+        "good-zipped": hdf5(lambda root: vars_of(root, compression="gzip", shuffle=True)),
+        "good-float16": hdf5(of_type("f2")),
+        "huge": hdf5(huge),
+        "huge-in-one-piece": hdf5(huge_in_one_piece),
+        "good-bomb-of-8-mb": hdf5(bomb),
+        "links-to-each-other": hdf5(links_to_each_other),
+        "link-out": hdf5(link_out),
+        "data-outside": hdf5(data_outside),
+        "deep": hdf5(deep, libver="latest"),
+        "config-not-json": hdf5(config("{")),
+        "config-deep": hdf5(config("[" * 8000)),
+        "names-missing": hdf5(names(layer_names=[b"dense", b"other"])),
+        "names-of-paths": hdf5(names(layer_names=[b"../../dense"])),
+        "names-twice": hdf5(names(layer_names=[b"dense", b"dense"])),
+        "type-text": hdf5(of_type("S4")),
+        "type-complex": hdf5(of_type("c8")),
+        "no-group": hdf5(lambda root: None),
+        # Every group is a table of links at an address; here the root's is itself.
+        "addresses-all-same": good.replace(struct.pack("<Q", 680), struct.pack("<Q", 136)),
+        # Nobody needs the field.
+        "good-end-of-file-far": good[:40] + struct.pack("<Q", 2**62) + good[48:],
+        "root-far": good[:64] + struct.pack("<Q", 2**62) + good[72:],
+        "root-at-0": good[:64] + struct.pack("<Q", 0) + good[72:],
+        "signature-alone": b"\x89HDF\r\n\x1a\n",
+        "superblock-unknown": b"\x89HDF\r\n\x1a\n\x63" + good[9:],
+    }
+    group = hdf5(group_in_itself)
+    return files | {"group-in-itself": group} | cut("keras-2", good) | cut("latest", latest)
+
+
+def keras_archives():
+    config = json.dumps({"class_name": "Sequential", "config": {"name": "s", "layers": [
+        {"class_name": "InputLayer", "config": {"batch_shape": [None, 2], "name": "in"}},
+        {"class_name": "Dense", "config": {"name": "dense", "units": 2, "use_bias": True, "activation": "linear"}},
+    ]}}).encode()
+    metadata = b'{"keras_version": "3.0.0"}'
+    weights = hdf5(vars_of)
+    parts = [(b"metadata.json", metadata, {}), (b"config.json", config, {}), (b"model.weights.h5", weights, {})]
+    good = archive(parts)
+    zeros = bytes(9_000_000)
+    packed = {"raw": deflated(zeros), "method": 8}
+
+    def with_part(index, content, change=None):
+        return archive([*parts[:index], (parts[index][0], content, change or {}), *parts[index + 1 :]])
+
+    files = {
+        "good-archive": good,
+        "config-a-bomb": with_part(1, zeros, packed),
+        "config-deep": with_part(1, b"[" * 8000),
+        "config-deep-layers": with_part(1, b'{"config":{"layers":[' * 300 + b"]}}" * 300),
+        "config-not-json": with_part(1, b"keras"),
+        "config-claims-4-gib": with_part(1, config, {"size": 2**32 - 1}),
+        "weights-a-bomb": with_part(2, zeros, packed),
+        "weights-claim-4-gib": with_part(2, weights, {"size": 2**32 - 1}),
+        "weights-not-hdf5": with_part(2, b"keras"),
+        "weights-damaged": with_part(2, weights, {"crc": 1}),
+        "weights-missing": archive(parts[:2]),
+        # The last one counts, as for Python.
+        "good-weights-twice": archive([*parts, parts[2]]),
+        "shards": archive([*parts[:2], (b"model.weights.json", b"{}", {})]),
+        "path-up": archive([*parts, (b"../../evil", b"", {})]),
+        "path-absolute": archive([*parts, (b"/evil", b"", {})]),
+    }
+    return files | cut("archive", good)
+
+
+# ONNX: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+
+
+def network():
+    weights = np.linspace(-1, 1, 4 * 3 * 3 * 3, dtype="f4").reshape(4, 3, 3, 3)
+    tensors = {"w": weights, "b": np.zeros(4, "f4"), "fw": np.ones((2, 4), "f4"), "fb": np.zeros(2, "f4")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv", pads=[1, 1, 1, 1], strides=[1, 1], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["f"], "flatten", axis=1),
+        helper.make_node("Gemm", ["f", "fw", "fb"], ["y"], "fc", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="corpus")
+
+
+def onnx_files():
+    def changed(change):
+        model = network()
+        change(model.graph, model)
+        return model.SerializeToString()
+
+    def attribute(node, name, values):
+        def change(graph, _):
+            kept = [a for a in graph.node[node].attribute if a.name != name]
+            del graph.node[node].attribute[:]
+            graph.node[node].attribute.extend([*kept, helper.make_attribute(name, values)])
+
+        return changed(change)
+
+    def dims(values):
+        def change(graph, _):
+            graph.initializer[0].dims[:] = values
+
+        return changed(change)
+
+    def image(values):
+        def change(graph, _):
+            shape = graph.input[0].type.tensor_type.shape
+            for dim, value in zip(shape.dim, values):
+                dim.dim_value = value
+
+        return changed(change)
+
+    def outside(location, **more):
+        def change(graph, _):
+            tensor = graph.initializer[0]
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": location, **more}.items():
+                tensor.external_data.add(key=key, value=value)
+
+        return changed(change)
+
+    def edit(node, **fields):
+        def change(graph, _):
+            for field, values in fields.items():
+                if isinstance(values, list):
+                    getattr(graph.node[node], field)[:] = values
+                else:
+                    setattr(graph.node[node], field, values)
+
+        return changed(change)
+
+    def within(field, times, content=b""):
+        """Messages within messages."""
+        for _ in range(times):
+            size, length = len(content), b""
+            while size >= 0x80:
+                length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+            content = bytes([field << 3 | 2]) + length + bytes([size]) + content
+        return content
+
+    def turn_round(graph, _):
+        nodes = list(graph.node)[::-1]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    good = network().SerializeToString()
+    huge = 2**63 - 1
+    files = {
+        "good-network": good,
+        "good-batch-of-any-size": image([0]),
+        "op-unknown": edit(1, op_type="Evil"),
+        "domain-unknown": edit(1, domain="evil"),
+        "node-reads-itself": edit(1, input=["r"]),
+        "nodes-in-a-circle": edit(0, input=["y", "w", "b"]),
+        "nodes-turned-round": changed(turn_round),
+        "node-without-input": edit(0, input=[]),
+        "node-without-output": edit(1, output=[]),
+        "output-twice": edit(1, output=["c"]),
+        "input-unknown": edit(1, input=["nothing"]),
+        "name-long": edit(1, op_type="E" * 10_000),
+        "name-of-lines": edit(1, op_type="a\nb\0c"),
+        "strides-0": attribute(0, "strides", [0, 0]),
+        "strides-huge": attribute(0, "strides", [huge, huge]),
+        "strides-negative": attribute(0, "strides", [-1, -1]),
+        "pads-huge": attribute(0, "pads", [huge] * 4),
+        "pads-negative": attribute(0, "pads", [-5] * 4),
+        "pads-many": attribute(0, "pads", [1] * 5000),
+        "group-0": attribute(0, "group", 0),
+        "group-huge": attribute(0, "group", huge),
+        "kernel-differs": attribute(0, "kernel_shape", [5, 5]),
+        "dilations": attribute(0, "dilations", [2, 2]),
+        "axis-huge": attribute(3, "axis", huge),
+        "dims-huge": dims([huge, 3, 3, 3]),
+        "dims-overflow": dims([2**32, 2**32, 1, 1]),
+        "dims-negative": dims([-4, 3, 3, 3]),
+        "dims-many": dims([1] * 9000),
+        "dims-0": dims([0, 3, 3, 3]),
+        "dims-short": dims([4, 3, 3]),
+        "image-huge": image([1, 3, 2**40, 2**40]),
+        "image-large": image([1, 3, 2**31, 2**31]),
+        "image-negative": image([1, 3, -8, -8]),
+        "image-of-5-colours": image([1, 5, 8, 8]),
+        "data-up": outside("../../../../etc/passwd"),
+        "data-absolute": outside("/etc/passwd"),
+        "data-huge": outside("file", offset="0", length=str(huge)),
+        "data-none": changed(lambda graph, _: graph.initializer[0].ClearField("raw_data")),
+        "type-unknown": changed(lambda graph, _: setattr(graph.initializer[0], "data_type", 99)),
+        "no-nodes": changed(lambda graph, _: graph.ClearField("node")),
+        "no-input": changed(lambda graph, _: graph.ClearField("input")),
+        "no-output": changed(lambda graph, _: graph.ClearField("output")),
+        "no-graph": changed(lambda _, model: model.ClearField("graph")),
+        # Attributes hold graphs, which hold nodes, which hold attributes: 7.1.5.6.1.5.6 …
+        "graphs-deep": within(7, 1, within(1, 1, within(5, 1, within(6, 3000)))),
+        "messages-deep": within(7, 4000),
+        "length-huge": b"\x3a" + b"\xff" * 9 + b"\x01",
+        "length-past-the-end": b"\x3a\x7f",
+        "varint-endless": b"\x08" + b"\xff" * 5000,
+        "group-endless": b"\x3b" * 5000,
+        "empties-many": b"\x3a\x00" * 9000,
+    }
+    return files | cut("network", good)
+
+
+write("pickle", pickles())
+write("zip", zips())
+write("safetensors", all_safetensors())
+write("hdf5", hdf5s())
+write("keras", keras_archives())
+write("onnx", onnx_files())

@@ -1,0 +1,82 @@
+//! What the fuzzers feed: each takes bytes of which nothing is known, and reads them as what they pretend to be.
+//!
+//! A target may fail, but not panic, nor take memory or time without measure. `tests/hostile.rs` runs them on the
+//! stable compiler, over the corpus and changed copies of it.
+
+use std::fs;
+use std::path::Path;
+use thawline::models::Spec;
+use thawline::onnx::{self, Imported};
+use thawline::weights::{StateDict, WeightsError};
+
+pub type Target = fn(&[u8]) -> Result<(), String>;
+
+/// Every target, by the name of its fuzzer and of its folder in the corpus.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("hdf5", weights),
+    ("keras", weights),
+    ("onnx", onnx),
+    ("pickle", pickle),
+    ("safetensors", weights),
+    ("zip", weights),
+];
+
+/// A weights file of any format.
+pub fn weights(bytes: &[u8]) -> Result<(), String> {
+    let state = loaded(bytes).map_err(|error| error.to_string())?;
+    for (name, tensor) in &state.tensors {
+        let values: usize = tensor.shape.iter().product();
+        assert_eq!(values, tensor.data.len(), "the values of {name} do not fill its shape {:?}", tensor.shape);
+    }
+    Ok(())
+}
+
+/// The pickle in a PyTorch file. The archive around it is whole and has no checksum, so that the pickle is reached.
+pub fn pickle(bytes: &[u8]) -> Result<(), String> {
+    weights(&archive(bytes))
+}
+
+/// An ONNX file, as far as the network for the images that it was made for.
+pub fn onnx(bytes: &[u8]) -> Result<(), String> {
+    let Imported { file, .. } = onnx::parse(bytes, Path::new("file.onnx")).map_err(|error| error.to_string())?;
+    let spec = Spec::of_file(file);
+    spec.build(1, spec.size(), 2).map(drop).map_err(|error| error.to_string())
+}
+
+fn loaded(bytes: &[u8]) -> Result<StateDict, WeightsError> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("file");
+    fs::write(&path, bytes).expect("a temporary file");
+    StateDict::load(path)
+}
+
+/// A PyTorch zip with this pickle and one storage of 8 bytes. Checksums are zero, which stands for "none".
+fn archive(pickle: &[u8]) -> Vec<u8> {
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    let entries: [(&[u8], &[u8]); 2] = [(b"a/data.pkl", pickle), (b"a/data/0", &[0; 8])];
+    for (name, content) in entries {
+        // Version, flags, method (stored), time, date, checksum; then sizes and the lengths of name and extra field.
+        let mut common = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for _ in 0..2 {
+            common.extend((content.len() as u32).to_le_bytes());
+        }
+        common.extend([name.len() as u8, 0, 0, 0]);
+        directory.extend(b"PK\x01\x02\x14\0");
+        directory.extend(&common);
+        // Comment length, disk, attributes.
+        directory.extend([0; 10]);
+        directory.extend((bytes.len() as u32).to_le_bytes());
+        directory.extend(name);
+        bytes.extend(b"PK\x03\x04");
+        bytes.extend(&common);
+        bytes.extend(name);
+        bytes.extend(content);
+    }
+    let start = bytes.len() as u32;
+    bytes.extend(&directory);
+    bytes.extend(b"PK\x05\x06\0\0\0\0\x02\0\x02\0");
+    bytes.extend((directory.len() as u32).to_le_bytes());
+    bytes.extend(start.to_le_bytes());
+    bytes.extend([0, 0]);
+    bytes
+}

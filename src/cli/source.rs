@@ -1,0 +1,53 @@
+//! Where weights come from: a file, or a hub by name.
+
+use super::args;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use thawline::weights::StateDict;
+
+/// `--offline`.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct HubArgs {
+    /// Take what the cache has of hf:… weights, and download nothing
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Reads weights by the name of their file, or by hf:owner/name[@revision][:file]. A file may have a name that begins like
+/// this; `./hf:…` is always a file.
+pub fn load(name: &Path, hub: HubArgs) -> Result<StateDict> {
+    match name.to_str().filter(|text| text.starts_with("hf:")) {
+        Some(reference) => args::read_weights(&fetched(reference, hub.offline)?),
+        None => args::read_weights(name),
+    }
+}
+
+/// The file in the cache.
+#[cfg(feature = "hub")]
+fn fetched(reference: &str, offline: bool) -> Result<PathBuf> {
+    use indicatif::{ProgressBar, ProgressStyle};
+    use thawline::hub::{Hub, Progress};
+
+    let hub = Hub::from_env()?.offline(offline);
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}")?;
+    let bar = ProgressBar::new(0).with_style(style);
+    let fetched = hub.fetch(&reference.parse()?, &mut |Progress { file, done, total }| {
+        if bar.message() != file {
+            bar.set_length(total);
+            bar.set_message(file.to_owned());
+            // What was there before is no sign of speed.
+            bar.set_position(done);
+            bar.reset_eta();
+        }
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let fetched = fetched?;
+    log::info!("{reference} is {}", fetched.reference);
+    Ok(fetched.path)
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetched(reference: &str, _: bool) -> Result<PathBuf> {
+    anyhow::bail!("{reference}: this thawline was built without the feature `hub`; download the file, and name it")
+}

@@ -1,0 +1,127 @@
+//! Weights by name on the command line, from a server of the test's own.
+#![cfg(feature = "hub")]
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use server::{Reply, Server};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::{fs, process};
+use tempfile::TempDir;
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::models;
+use thawline::train::Settings;
+use thawline::weights::{initialise, to_state};
+
+#[path = "../src/hub/tests/server.rs"]
+mod server;
+
+const COMMIT: &str = "00112233445566778899aabbccddeeff00112233";
+
+/// The bytes of a file with random weights of resnet_tiny.
+fn weights() -> Vec<u8> {
+    let graph = models::build("resnet_tiny", 1, (16, 16), 10).unwrap();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("w.safetensors");
+    to_state(&graph, &initialise(&graph, 3)).save(&path).unwrap();
+    fs::read(path).unwrap()
+}
+
+/// A hub with one repository, `me/tiny`.
+fn hub() -> Server {
+    let config = br#"{"architecture": "resnet_tiny", "pretrained_cfg":
+        {"input_size": [3, 24, 20], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#;
+    Server::start(move |request| {
+        let reply = |body: Vec<u8>| {
+            let etag: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+            Reply::new(200, body).with("ETag", format!("\"{etag}\""))
+        };
+        let files = json!([{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]);
+        match request.path.rsplit('/').next() {
+            Some("main" | COMMIT) => Reply::new(200, json!({"sha": COMMIT, "siblings": files}).to_string()),
+            Some("config.json") => reply(config.to_vec()),
+            Some("model.safetensors") => reply(weights()),
+            _ => Reply::new(404, ""),
+        }
+    })
+}
+
+fn thawline(server: &Server, home: &Path, args: &[&str]) -> process::Output {
+    let mut command = Command::cargo_bin("thawline").unwrap();
+    for name in ["RUST_LOG", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"] {
+        command.env_remove(name);
+    }
+    command
+        .env("HF_ENDPOINT", &server.address)
+        .env("HF_HOME", home)
+        .env("HF_TOKEN", "hf_mine")
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn stdout(output: process::Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn stderr(output: process::Output) -> String {
+    assert_eq!(output.status.code(), Some(1));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message
+}
+
+#[test]
+fn weights_are_fetched_once_and_found_offline() {
+    let (server, home) = (hub(), TempDir::new().unwrap());
+    let inspect = |more: &[&str]| {
+        let args = [&["inspect", "hf:me/tiny", "--json"], more].concat();
+        thawline(&server, home.path(), &args)
+    };
+    let output = inspect(&[]);
+    let warning = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(warning.contains("with std [0.25, 0.25, 0.25], but resnet_tiny takes [0.5, 0.5, 0.5]"), "{warning}");
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    let report: Value = serde_json::from_str(&stdout(output)).unwrap();
+    assert_eq!(report["model"], "resnet_tiny");
+    assert_eq!(report["size"], json!([24, 20]), "config.json tells");
+    let snapshot = home.path().join("hub/models--me--tiny/snapshots").join(COMMIT);
+    assert_eq!(fs::read(snapshot.join("model.safetensors")).unwrap(), weights());
+
+    let asked = server.requests();
+    assert!(!asked.is_empty() && asked.iter().all(|request| request.header("authorization") == Some("Bearer hf_mine")));
+    let again: Value = serde_json::from_str(&stdout(inspect(&["--offline"]))).unwrap();
+    assert_eq!(again, report);
+    assert!(server.requests().is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_a_name_is_said_in_a_line() {
+    let (server, home) = (hub(), TempDir::new().unwrap());
+    let message = |name: &str, more: &[&str]| {
+        stderr(thawline(&server, home.path(), &[&["plan", "--weights", name], more].concat()))
+    };
+    assert!(message("hf:../tiny", &[]).contains("is not a reference of the form"));
+    assert!(message("hf:me/tiny", &["--offline"]).contains("hf:me/tiny is not in the cache"));
+    assert!(message("hf:me/tiny:other.h5", &[]).contains("it has config.json, model.safetensors"));
+    assert!(message("hf:me/tiny@nowhere", &[]).contains("has no me/tiny at nowhere"));
+    assert!(message("./hf:me/tiny", &[]).contains("cannot read ./hf:me/tiny"));
+    assert!(!home.path().join("hub").exists(), "nothing half-fetched");
+}
+
+/// The branch may move on, and the run's settings must say where it began.
+#[test]
+fn a_run_remembers_the_commit() {
+    let (server, home) = (hub(), TempDir::new().unwrap());
+    let (data, out) = (home.path().join("data"), home.path().join("run"));
+    write_sample_data(SampleSet::Shapes, &data, &SampleOptions { size: 16, per_class: 5, seed: 1 }).unwrap();
+    let (data, to) = (data.to_str().unwrap(), out.to_str().unwrap());
+    let args = ["finetune", "--weights", "hf:me/tiny", "--policy", "head", "--epochs", "1", "--batch", "8"];
+    stdout(thawline(&server, home.path(), &[&args[..], &["--size", "16", "--data", data, "--out", to]].concat()));
+    let file = home.path().join("hub/models--me--tiny/snapshots").join(COMMIT).join("model.safetensors");
+    assert_eq!(Settings::of_run(&out).unwrap().weights, Some(file));
+}
