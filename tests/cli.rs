@@ -1177,7 +1177,7 @@ fn bad_weights_are_named_and_nothing_is_overwritten() {
     };
     for (file, expected) in [
         ("truncated", "truncated"),
-        ("text", "neither safetensors nor a PyTorch file"),
+        ("text", "neither safetensors nor a PyTorch or Keras file"),
         ("hostile", "hostile"),
         ("empty", "it is empty"),
         ("missing", "cannot read"),

@@ -565,7 +565,7 @@ impl Importer<'_> {
             (Value::Null, _) | (_, Value::Null) => {
                 let [mean, variance] = (self.model.normalization)(layer.path)
                     .ok_or_else(|| layer.error("the file has neither its mean and variance nor variables for them"))?;
-                [mean, variance].map(|values| Value::from(values))
+                [mean, variance].map(Value::from)
             }
             (mean, variance) => [mean.clone(), variance.clone()],
         };

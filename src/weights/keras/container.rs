@@ -9,7 +9,7 @@ use hdf5_pure::{File, FormatError, Source};
 use serde_json::Value;
 use zip::ZipArchive;
 
-use super::super::error::printable;
+use crate::weights::printable;
 
 /// The entries of a `.keras` archive.
 pub(super) const CONFIG: &str = "config.json";
