@@ -4,7 +4,7 @@
 //! the same shape whose input is computed in the same way, all the way down to the images. [`convert`] turns parameters
 //! over, and gives an account of what was converted and of what no parameter can express.
 
-use crate::graph::{Act, Averaging, Graph, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
+use crate::graph::{Act, Affine, Averaging, Graph, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
 use crate::tensor::HostTensor;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -75,6 +75,8 @@ pub enum ConvertError {
          take it up"
     )]
     Bias { layer: String, counterpart: String },
+    #[error("`{layer}` has a {part}, or needs one for another epsilon, but its counterpart `{counterpart}` has none")]
+    Affine { layer: String, counterpart: String, part: &'static str },
     #[error(
         "`{layer}`: its epsilon cannot be converted, for it has a running variance below 0 or one that is not a number; \
          convert weights from before training diverged"
@@ -85,7 +87,7 @@ pub enum ConvertError {
 /// The parameters `tensors` of `from`, as `to` has them.
 ///
 /// # Errors
-/// The variants are not of one network, a bias has no place, or a variance is impossible.
+/// The variants are not of one network, a bias, gamma or beta has no place, or a variance is impossible.
 ///
 /// # Panics
 /// `tensors` are not those of `from`.
@@ -121,6 +123,14 @@ pub fn convert(from: &Variant, to: &Variant, tensors: &[HostTensor]) -> Result<C
                 let factor = rescale(&mut affine.data[..channels], &moments.data[c..], old_eps, new_eps);
                 let factor = factor.ok_or_else(|| ConvertError::Variance { layer: old.layer.name.clone() })?;
                 account.epsilon(old_eps, new_eps, factor, new);
+            }
+            let rows = [("gamma", Affine::Gamma, 0, 1.0), ("beta", Affine::Beta, c, 0.0)];
+            for (part, kept, row, neutral) in rows {
+                let absent = new.layer.affine.and(kept) == Affine::None;
+                if absent && affine.data[row..row + channels].iter().any(|value| *value != neutral) {
+                    let [layer, counterpart] = [old, new].map(|place| place.layer.name.clone());
+                    return Err(ConvertError::Affine { layer, counterpart, part });
+                }
             }
             converted.extend([(new.layer.params[0], affine), (new.layer.params[1], moments)]);
             continue;

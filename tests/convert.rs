@@ -2,7 +2,7 @@
 
 use thawline::compile;
 use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
-use thawline::graph::{Act, Averaging, Builder, Graph, Phase, Role, Window};
+use thawline::graph::{Act, Affine, Averaging, Builder, Graph, Phase, Role, Window};
 use thawline::kernels::conv2d;
 use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
@@ -232,6 +232,23 @@ fn other_networks_are_refused() {
         message,
         "`conv` has a bias, but its counterpart `conv` has neither one nor a batch norm behind it that could take it up"
     );
+
+    let scaled = |affine| {
+        let mut b = Builder::new();
+        b.affine(affine);
+        let x = b.input(1, 4, 4, 3).unwrap();
+        let x = b.batch_norm("bn", x, 1e-3).unwrap();
+        let x = b.global_avg_pool("gap", x).unwrap();
+        b.finish(x).unwrap()
+    };
+    let (with, without) = (scaled(Affine::Both), scaled(Affine::Beta));
+    let there = |tensors: &[HostTensor]| convert(&variant("a", &with), &variant("b", &without), tensors);
+    let message = there(&parameters(&with)).unwrap_err().to_string();
+    assert!(
+        message.starts_with("`bn` has a gamma, or needs one for another epsilon, but its counterpart"),
+        "{message}"
+    );
+    assert!(there(&weights::initialise(&with, 1)).is_ok());
 
     let (from, to) = (network(TORCH), network(KERAS));
     let mut ruined = parameters(&from);
