@@ -134,7 +134,7 @@ fn template(args: &Args) -> Result<PathBuf> {
 
 fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {
     let Spec { name, mean, std, .. } = &model.spec;
-    Variant { name, graph, mean: *mean, std: *std }
+    Variant { name, graph, mean: *mean, std: *std, bgr: false }
 }
 
 /// How far apart the logits of both networks are for the same values before the first layer, as a share of the largest.
