@@ -4,7 +4,7 @@
 //! the same shape whose input is computed in the same way, all the way down to the images. [`convert`] turns parameters
 //! over, and gives an account of what was converted and of what no parameter can express.
 
-use crate::graph::{Act, Averaging, Graph, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
+use crate::graph::{Act, Affine, Averaging, Graph, Groups, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
 use crate::tensor::HostTensor;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -19,6 +19,8 @@ pub struct Variant<'a> {
     pub mean: [f32; 3],
     /// What they are divided by then.
     pub std: [f32; 3],
+    /// Whether the network takes blue first.
+    pub bgr: bool,
 }
 
 /// A network's parameters as another variant has them.
@@ -41,6 +43,8 @@ pub enum Remark {
     BiasAbsorbed { layers: Vec<String> },
     /// Convolutions that had no bias: it is zero.
     BiasAdded { layers: Vec<String> },
+    /// Convolutions of images whose colours come in another order; so do their weights now.
+    Colours { layers: Vec<String> },
     /// Batch norms with another ε. Their γ takes up the difference, so that inference stays the same.
     Epsilon {
         from: f32,
@@ -76,6 +80,12 @@ pub enum ConvertError {
     )]
     Bias { layer: String, counterpart: String },
     #[error(
+        "`{layer}` takes the images, whose red and blue change places, but it is no convolution whose weights could"
+    )]
+    Colours { layer: String },
+    #[error("`{layer}` has a {part}, or needs one for another epsilon, but its counterpart `{counterpart}` has none")]
+    Affine { layer: String, counterpart: String, part: &'static str },
+    #[error(
         "`{layer}`: its epsilon cannot be converted, for it has a running variance below 0 or one that is not a number; \
          convert weights from before training diverged"
     )]
@@ -85,7 +95,7 @@ pub enum ConvertError {
 /// The parameters `tensors` of `from`, as `to` has them.
 ///
 /// # Errors
-/// The variants are not of one network, a bias has no place, or a variance is impossible.
+/// The variants are not of one network, a bias, gamma or beta has no place, or a variance is impossible.
 ///
 /// # Panics
 /// `tensors` are not those of `from`.
@@ -103,6 +113,10 @@ pub fn convert(from: &Variant, to: &Variant, tensors: &[HostTensor]) -> Result<C
     for (source, target) in correspond(from, to)? {
         // The images belong to no layer.
         let (Some(old), Some(new)) = (Place::of(from.graph, source), Place::of(to.graph, target)) else { continue };
+        let swaps = from.bgr != to.bgr && to.graph.node(new.input).op == Op::Input;
+        if swaps && !matches!(new.op, Op::Conv2d(conv) if conv.groups == Groups::One) {
+            return Err(ConvertError::Colours { layer: old.layer.name.clone() });
+        }
         account.windows(old, new);
         if new.layer.params.is_empty() {
             continue;
@@ -122,11 +136,24 @@ pub fn convert(from: &Variant, to: &Variant, tensors: &[HostTensor]) -> Result<C
                 let factor = factor.ok_or_else(|| ConvertError::Variance { layer: old.layer.name.clone() })?;
                 account.epsilon(old_eps, new_eps, factor, new);
             }
+            let rows = [("gamma", Affine::Gamma, 0, 1.0), ("beta", Affine::Beta, c, 0.0)];
+            for (part, kept, row, neutral) in rows {
+                let absent = new.layer.affine.and(kept) == Affine::None;
+                if absent && affine.data[row..row + channels].iter().any(|value| *value != neutral) {
+                    let [layer, counterpart] = [old, new].map(|place| place.layer.name.clone());
+                    return Err(ConvertError::Affine { layer, counterpart, part });
+                }
+            }
             converted.extend([(new.layer.params[0], affine), (new.layer.params[1], moments)]);
             continue;
         }
         let [old_weight, new_weight] = [old, new].map(|place| place.layer.params[0]);
-        converted.insert(new_weight, same(old_weight));
+        let mut weight = same(old_weight);
+        if swaps {
+            swap_red_and_blue(&mut weight);
+            account.colours.push(new.layer.name.clone());
+        }
+        converted.insert(new_weight, weight);
         if old.layer.kind != new.layer.kind {
             account.linear.push(new.layer.name.clone());
         }
@@ -148,6 +175,15 @@ pub fn convert(from: &Variant, to: &Variant, tensors: &[HostTensor]) -> Result<C
         }
     }
     Ok(Converted { tensors: converted.into_values().collect(), layers, account: account.remarks(from, to) })
+}
+
+/// Weights are `[KH][KW][Cin][Cout]`.
+fn swap_red_and_blue(weight: &mut HostTensor) {
+    let (rows, c) = (weight.shape.0[2], weight.shape.stored_c());
+    for tap in weight.data.chunks_exact_mut(rows * c) {
+        let (red, rest) = tap.split_at_mut(2 * c);
+        red[..c].swap_with_slice(&mut rest[..c]);
+    }
 }
 
 /// γ·√((v + ε′)/(v + ε)) under ε′ is what γ is under ε: γ/√(v + ε). Returns the factor that is furthest from 1, if all are
@@ -281,6 +317,7 @@ struct Account {
     linear: Vec<String>,
     absorbed: Vec<String>,
     added: Vec<String>,
+    colours: Vec<String>,
     epsilon: Vec<(f32, f32, f64, Vec<String>)>,
     stride: Vec<String>,
     padding: Vec<String>,
@@ -322,6 +359,7 @@ impl Account {
         remarks.extend(some(self.linear).map(|layers| Remark::Linear { layers }));
         remarks.extend(some(self.absorbed).map(|layers| Remark::BiasAbsorbed { layers }));
         remarks.extend(some(self.added).map(|layers| Remark::BiasAdded { layers }));
+        remarks.extend(some(self.colours).map(|layers| Remark::Colours { layers }));
         remarks.extend(self.epsilon.into_iter().map(epsilon));
         remarks.extend(some(self.stride).map(|layers| Remark::Stride { layers }));
         remarks.extend(some(self.padding).map(|layers| Remark::Padding { layers }));
@@ -362,7 +400,11 @@ impl Remark {
     /// Whether the parameters now say what the other variant means by them; otherwise it is for the reader to act.
     pub fn is_converted(&self) -> bool {
         match self {
-            Self::Linear { .. } | Self::BiasAbsorbed { .. } | Self::BiasAdded { .. } | Self::Epsilon { .. } => true,
+            Self::Linear { .. }
+            | Self::BiasAbsorbed { .. }
+            | Self::BiasAdded { .. }
+            | Self::Colours { .. }
+            | Self::Epsilon { .. } => true,
             Self::Stride { .. }
             | Self::Padding { .. }
             | Self::Images { .. }
@@ -388,6 +430,9 @@ impl fmt::Display for Remark {
                 write!(f, "the biases of {} are gone into the running means behind them", some(layers))
             }
             Self::BiasAdded { layers } => write!(f, "there were no biases for {}: they are zero", some(layers)),
+            Self::Colours { layers } => {
+                write!(f, "red and blue are the other way round: the weights of {} have changed places", some(layers))
+            }
             Self::Epsilon { from, to, layers, factor } => write!(
                 f,
                 "epsilon is {to:e} and was {from:e} in {}: gamma takes it up, by a factor of {factor:.4} at the most, so \

@@ -559,6 +559,27 @@ fn convert_renames_and_accounts() {
 }
 
 #[test]
+fn convert_writes_copies_of_keras_files() {
+    let outputs = Outputs::new();
+    let keras = |name: &str| format!("{}/tests/golden/keras/{name}", env!("CARGO_MANIFEST_DIR"));
+    let tensors = |file: &str| StateDict::load(file).unwrap().tensors;
+    let (plain, old, new) = (outputs.text("a.safetensors"), outputs.text("b.h5"), outputs.text("c.keras"));
+    // Keras 3's, safetensors, tf_keras's, and back.
+    let report = json(&["convert", &keras("efficient.keras"), "--out", &plain, "--json"]);
+    assert_eq!(report["converted"][0], "the layout of weights: OIHW, and was HWIO");
+    let told = report["left"].as_array().unwrap();
+    assert_eq!(told.last().unwrap(), "how often running statistics were updated, which Keras does not count");
+    stdout(&["convert", &plain, "--to", &keras("efficient_tf.h5"), "--out", &old]);
+    stdout(&["convert", &old, "--to", &keras("efficient.keras"), "--out", &new]);
+    assert_eq!(tensors(&new), tensors(&keras("efficient.keras")));
+    assert!(tensors(&old) != tensors(&keras("efficient_tf.h5")));
+
+    let other = ["convert", &plain, "--to", &keras("mobilenet.keras"), "--out", &outputs.text("d.keras")];
+    fails(&other, "are not one network");
+    assert!(!outputs.path("d.keras").exists());
+}
+
+#[test]
 fn convert_writes_nothing_that_is_wrong() {
     let outputs = Outputs::new();
     let weights = trained_file();

@@ -2,7 +2,7 @@
 
 use thawline::compile;
 use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
-use thawline::graph::{Act, Averaging, Builder, Graph, Phase, Role, Window};
+use thawline::graph::{Act, Affine, Averaging, Builder, Graph, Phase, Role, Window};
 use thawline::kernels::conv2d;
 use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
@@ -133,7 +133,7 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
 }
 
 fn variant<'a>(name: &'a str, graph: &'a Graph) -> Variant<'a> {
-    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3] }
+    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3], bgr: false }
 }
 
 fn between(from: Style, to: Style) -> Result<Converted, ConvertError> {
@@ -198,6 +198,24 @@ fn the_account_names_every_difference() {
 }
 
 #[test]
+fn colours_in_another_order_meet_the_weights_that_were_theirs() {
+    let graph = network(TORCH);
+    let tensors = parameters(&graph);
+    let rgb = variant("rgb", &graph);
+    let bgr = Variant { bgr: true, ..rgb };
+    let converted = convert(&rgb, &bgr, &tensors).unwrap();
+    let text = "red and blue are the other way round: the weights of conv1 have changed places";
+    assert_eq!(converted.account.iter().map(Remark::to_string).collect::<Vec<_>>(), [text]);
+    // Three rows and one of padding a tap, eight outputs each.
+    let (old, new) = (&tensors[0].data, &converted.tensors[0].data);
+    for (old, new) in old.chunks(32).zip(new.chunks(32)) {
+        assert_eq!([&old[16..24], &old[8..16], &old[..8], &old[24..]].concat(), *new);
+    }
+    assert_eq!(converted.tensors[1..], tensors[1..]);
+    assert_eq!(convert(&bgr, &rgb, &converted.tensors).unwrap().tensors, tensors);
+}
+
+#[test]
 fn other_networks_are_refused() {
     let error = |from, to| between(from, to).unwrap_err().to_string();
     assert_eq!(
@@ -232,6 +250,26 @@ fn other_networks_are_refused() {
         message,
         "`conv` has a bias, but its counterpart `conv` has neither one nor a batch norm behind it that could take it up"
     );
+
+    let scaled = |affine| {
+        let mut b = Builder::new();
+        b.affine(affine);
+        let x = b.input(1, 4, 4, 3).unwrap();
+        let x = b.batch_norm("bn", x, 1e-3).unwrap();
+        let x = b.global_avg_pool("gap", x).unwrap();
+        b.finish(x).unwrap()
+    };
+    let (with, without) = (scaled(Affine::Both), scaled(Affine::Beta));
+    let bgr = Variant { bgr: true, ..variant("b", &with) };
+    let message = convert(&variant("a", &with), &bgr, &parameters(&with)).unwrap_err().to_string();
+    assert!(message.starts_with("`bn` takes the images, whose red and blue change places"), "{message}");
+    let there = |tensors: &[HostTensor]| convert(&variant("a", &with), &variant("b", &without), tensors);
+    let message = there(&parameters(&with)).unwrap_err().to_string();
+    assert!(
+        message.starts_with("`bn` has a gamma, or needs one for another epsilon, but its counterpart"),
+        "{message}"
+    );
+    assert!(there(&weights::initialise(&with, 1)).is_ok());
 
     let (from, to) = (network(TORCH), network(KERAS));
     let mut ruined = parameters(&from);

@@ -63,7 +63,7 @@ impl Format {
     fn of(path: &Path) -> Result<Self> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors),
-            Some("keras" | "h5") => Ok(Self::Keras),
+            _ if args::keras_form(path).is_some() => Ok(Self::Keras),
             Some("pth" | "pt") => bail!(
                 "--out {}: PyTorch's own files are read, not written; write .safetensors, which \
                  safetensors.torch.load_file reads",
@@ -113,25 +113,20 @@ pub fn run(args: Args) -> Result<()> {
     }
 
     let mut state = weights::to_state(&after, &converted.tensors);
-    let notes = match to.origin()?.filter(|_| template.is_some()) {
-        Some(template) => weights::keras::save(&state, &template, &args.out)?,
-        None => {
-            state.metadata = metadata.into_iter().filter(|(key, _)| key != GRAPH).chain(to.metadata(size)?).collect();
-            state.metadata.insert("model".into(), to.spec.name.to_string());
-            state.save(&args.out)?;
-            Vec::new()
-        }
-    };
+    state.metadata = metadata.into_iter().filter(|(key, _)| key != GRAPH).chain(to.metadata(size)?).collect();
+    state.metadata.insert("model".into(), to.spec.name.to_string());
+    let origin = to.origin()?.filter(|_| template.is_some());
+    args::save_weights(&state, origin.as_deref(), &args.out)?;
     let is_keras = [from_keras, template.is_some()];
     let [from_name, to_name] = [&from, &to].map(|model| model.spec.name.to_string());
-    let found = Found { from: from_name, to: to_name, classes: from.classes, converted, difference, is_keras, notes };
+    let found = Found { from: from_name, to: to_name, classes: from.classes, converted, difference, is_keras };
     report(&args, &found)
 }
 
 /// The Keras file that the output is a copy of.
 fn template(args: &Args) -> Result<PathBuf> {
     let template = args.to.as_ref().map_or_else(|| args.file.clone(), PathBuf::from);
-    if template.extension() != args.out.extension() {
+    if args::keras_form(&template) != args::keras_form(&args.out) {
         bail!(
             "--out {}: such a file is written as a copy of one that Keras wrote; name one with the same ending as --to",
             args.out.display()
@@ -143,7 +138,7 @@ fn template(args: &Args) -> Result<PathBuf> {
 
 fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {
     let Spec { name, mean, std, .. } = &model.spec;
-    Variant { name, graph, mean: *mean, std: *std }
+    Variant { name, graph, mean: *mean, std: *std, bgr: false }
 }
 
 /// How far apart the logits of both networks are for the same values before the first layer, as a share of the largest.
@@ -154,9 +149,9 @@ fn difference(device: &Device, networks: [&Graph; 2], tensors: [&[HostTensor]; 2
     Ok(fold::apart(&logits(networks[0], tensors[0])?, &logits(networks[1], tensors[1])?))
 }
 
-/// Says what became of the names and layouts, of what the variants differ in, and of what there is to note of the file.
+/// Says what became of names and layouts, and of what the variants differ in.
 fn report(args: &Args, found: &Found) -> Result<()> {
-    let Found { from, to, classes, converted, difference, is_keras, notes } = found;
+    let Found { from, to, classes, converted, difference, is_keras } = found;
     let layers = &converted.layers;
     let mut done = Vec::new();
     let mut left = Vec::new();
@@ -172,7 +167,6 @@ fn report(args: &Args, found: &Found) -> Result<()> {
     for remark in &converted.account {
         if remark.is_converted() { done.push(remark.to_string()) } else { left.push(remark.to_string()) }
     }
-    left.extend(notes.iter().cloned());
     let out = args.out.display();
     if args.json {
         return output::json(&json!({
@@ -209,5 +203,4 @@ struct Found {
     difference: f32,
     /// Whether the file that was read is Keras's, and the one that was written.
     is_keras: [bool; 2],
-    notes: Vec<String>,
 }
