@@ -10,7 +10,7 @@ use thawline::graph::Graph;
 use thawline::models::{GRAPH, Spec};
 use thawline::plan::Input;
 use thawline::tensor::HostTensor;
-use thawline::train::Evaluator;
+use thawline::train::{Evaluator, Images};
 use thawline::weights;
 
 /// Turn the weights of a network over to another framework's variant of it, and say what that changes.
@@ -106,7 +106,11 @@ pub fn run(args: Args) -> Result<()> {
     let tensors = from.tensors(&before)?;
     let converted =
         convert(&variant(&from, &before), &variant(&to, &after), &tensors).with_context(|| file.to_string())?;
-    let difference = difference(&args.device.open()?, [&before, &after], [&tensors, &converted.tensors])?;
+    let difference = {
+        let device = args.device.open()?;
+        let old = logits(&device, &before, &tensors, from.spec.bgr)?;
+        fold::apart(&old, &logits(&device, &after, &converted.tensors, to.spec.bgr)?)
+    };
     let moved = converted.account.iter().any(Remark::changes_logits);
     if !moved && difference > fold::TOLERANCE {
         bail!("{file}: the logits would change by {difference:.1e} of the largest, though nothing says why");
@@ -137,16 +141,22 @@ fn template(args: &Args) -> Result<PathBuf> {
 }
 
 fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {
-    let Spec { name, mean, std, .. } = &model.spec;
-    Variant { name, graph, mean: *mean, std: *std, bgr: false }
+    let Spec { name, mean, std, bgr, .. } = &model.spec;
+    Variant { name, graph, mean: *mean, std: *std, bgr: *bgr }
 }
 
-/// How far apart the logits of both networks are for the same values before the first layer, as a share of the largest.
-fn difference(device: &Device, networks: [&Graph; 2], tensors: [&[HostTensor]; 2]) -> Result<f32> {
-    let logits = |network, tensors| {
-        fold::logits(network, |images, _| Ok(Evaluator::new(device, network, tensors, Input::Values)?.logits(images)?))
-    };
-    Ok(fold::apart(&logits(networks[0], tensors[0])?, &logits(networks[1], tensors[1])?))
+/// The logits of random images, the same at every call, for a network that takes red first or blue.
+fn logits(device: &Device, network: &Graph, tensors: &[HostTensor], bgr: bool) -> Result<Vec<f32>> {
+    fold::logits(network, |images, _| {
+        let mut evaluator = Evaluator::new(device, network, tensors, Input::Values)?;
+        let Images::Values(values) = images else { return Ok(evaluator.logits(images)?) };
+        let mut values = values.to_vec();
+        if bgr {
+            // Three colours and one of padding.
+            values.chunks_exact_mut(4).for_each(|pixel| pixel.swap(0, 2));
+        }
+        Ok(evaluator.logits(Images::Values(&values))?)
+    })
 }
 
 /// Says what became of names and layouts, and of what the variants differ in.
