@@ -57,7 +57,11 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
         seed: 0,
     };
     let mut session = Session::new(device, network.clone(), &tensors, images.input(), options).expect("a session");
+    let mut worst: (f64, String) = (0.0, String::new());
     let mut compare = |what: &str, distance: f64, allowed: f64| {
+        if distance / allowed > worst.0 {
+            worst = (distance / allowed, what.to_owned());
+        }
         // Not a number must fail, too.
         if !matches!(distance.partial_cmp(&allowed), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
             writeln!(failures, "{model}/{}: {what}: {distance:.2e} > {allowed:.2e}", case.name).expect("a string");
@@ -102,6 +106,7 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
     let logits = self::logits(device, &network, &trained, &images);
     let (distance, allowed) = case.logits_after.distance(&logits);
     compare("logits after", distance, allowed);
+    println!("{model}/{}: at most {:.2} of what is allowed, {}", case.name, worst.0, worst.1);
 }
 
 fn values(tensor: &FileTensor) -> &[f32] {

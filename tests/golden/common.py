@@ -121,8 +121,8 @@ def estimated_distance(a, truth, norm):
 def gradient_norm(name, grads):
     """||gradient||, or that of the layer's weight where this one vanishes.
 
-    A bias has no gradient if nothing that bends stands between it and the next batch norm, which takes the batch's mean
-    away again: what a run leaves there is nothing but rounding.
+    A bias has no gradient if nothing that bends stands between it and the next batch norm, which takes the batch's
+    mean away again: what a run leaves there is nothing but rounding.
     """
     norm, weight = norm_of(grads[name]), grads.get(f"{name.rsplit('.', 1)[0]}.weight")
     return norm_of(weight) if weight is not None and norm < 1e-9 * norm_of(weight) else norm
@@ -141,7 +141,8 @@ def results(run):
 def foreign_share(truth, single, foreign):
     """The worst share of what is allowed that the foreign f32 run uses up, and where."""
     worst = (0.0, "")
-    for (name, t64, floor, norm), (_, t32, *_), (_, other, *_) in zip(results(truth), results(single), results(foreign)):
+    runs = zip(results(truth), results(single), results(foreign))
+    for (name, t64, floor, norm), (_, t32, *_), (_, other, *_) in runs:
         allowed = max(ALLOWED * distance(t32, t64, norm), floor)
         used = max(distance(other, t64, norm), estimated_distance(other, t64, norm)) / allowed
         worst = max(worst, (used, name))

@@ -3,8 +3,8 @@
 
 Usage: generate_keras_goldens.py    (README.md says what is in the files; needs keras 3 and tensorflow-cpu)
 
-Each case is trained three times from the same f32 values: in f64 (the truth), in f32 as Keras does it on TensorFlow (the
-yardstick), and in f32 as XLA compiles it (a stand-in for a foreign implementation, see `common.foreign_share`). The
+Each case is trained three times from the same f32 values: in f64 (the truth), in f32 as Keras does it on TensorFlow
+(the yardstick), and in f32 as XLA compiles it (a stand-in for a foreign implementation, see `common.foreign_share`). The
 network that is trained bends nowhere, so any images do.
 """
 
@@ -71,7 +71,7 @@ ROLES = {
 
 
 def tensors(net):
-    """Every variable of layers that train, by its name in the goldens, with the order of axes that PyTorch has it in."""
+    """Every variable of layers that train, by its name in the goldens, with the order of its axes in PyTorch."""
     found = {}
     for layer in net.layers:
         if isinstance(layer, (keras.layers.Normalization, keras.layers.Dropout)):
