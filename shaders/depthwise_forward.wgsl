@@ -62,9 +62,10 @@ fn depthwise_forward(
     // sums[b] is of the output row b rows above the one whose window begins at the present input row.
     let reach = (kernel_h - 1u) / stride_h;
     var sums: array<array<vec4<f32>, 4>, 7>;
-    // Rows above the image add nothing.
-    let begin = clamp(u32(p.pad_top) / stride_h, top, top + reach);
-    for (var below = begin; below < behind + reach; below++) {
+    // Rows above and below the image add nothing.
+    let end = min(behind + reach, (u32(p.in_h + p.pad_top) + stride_h - 1u) / stride_h);
+    var below = clamp(u32(p.pad_top) / stride_h, top, top + reach);
+    for (; below < end; below++) {
         var values: array<array<vec4<f32>, 13>, 2>;
         for (var j = 0u; j < 2u; j++) {
             if j < stride_h {
@@ -90,18 +91,33 @@ fn depthwise_forward(
             }
         }
         if below >= top + reach {
-            let row = image * p.out_h + below - reach;
-            for (var i = 0u; i < 4u; i++) {
-                if first + i < p.out_w {
-                    let at = (row * p.out_w + first + i) * p.quads + quad;
-                    var y = sums[reach][i] + offset;
-                    if p.has_residual != 0u {
-                        y += residual[at];
-                    }
-                    z[at] = activate(y, p.act);
-                }
-            }
+            store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
         }
-        sums = array(array<vec4<f32>, 4>(), sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
+        sums = moved(sums);
+    }
+    for (; below < behind + reach; below++) {
+        if below >= top + reach {
+            store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
+        }
+        sums = moved(sums);
+    }
+}
+
+fn moved(sums: array<array<vec4<f32>, 4>, 7>) -> array<array<vec4<f32>, 4>, 7> {
+    return array(array<vec4<f32>, 4>(), sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
+}
+
+// Four columns of an output row.
+fn store(sums: array<vec4<f32>, 4>, offset: vec4<f32>, row: u32, first: u32, quad: u32) {
+    var values = sums;
+    for (var i = 0u; i < 4u; i++) {
+        if first + i < p.out_w {
+            let at = (row * p.out_w + first + i) * p.quads + quad;
+            var y = values[i] + offset;
+            if p.has_residual != 0u {
+                y += residual[at];
+            }
+            z[at] = activate(y, p.act);
+        }
     }
 }

@@ -61,14 +61,17 @@ fn depthwise_input_grad(
     }
     // sums[ky] is of the row of dx that row ky of the window of the present row of dy lies on.
     var sums: array<array<vec4<f32>, 4>, 8>;
-    for (var oy = max(top - i32(reach_h), 0); oy < behind; oy++) {
-        let begin = u32((i32(image) * p.out_h + clamp(oy, 0, p.out_h - 1)) * p.out_w);
+    // Rows above and below the outputs add nothing.
+    let end = min(behind, p.out_h);
+    var oy = max(top - i32(reach_h), 0);
+    for (; oy < end; oy++) {
+        let begin = u32((i32(image) * p.out_h + oy) * p.out_w);
         var values: array<vec4<f32>, 10>;
         for (var i = 0u; i < 10u; i++) {
             if i <= reach_w + 3u / stride_w {
                 let ox = left + i32(i);
                 let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
-                let inside = oy >= 0 && oy < p.out_h && ox >= 0 && ox < p.out_w;
+                let inside = ox >= 0 && ox < p.out_w;
                 values[i] = select(vec4<f32>(), value, inside);
             }
         }
@@ -83,27 +86,44 @@ fn depthwise_input_grad(
                 }
             }
         }
-        for (var j = 0u; j < 2u; j++) {
-            let iy = oy * i32(stride_h) + i32(j) - i32(p.pad_top);
-            if j < stride_h && oy >= top && iy >= 0 && iy < p.in_h {
-                for (var i = 0; i < 4; i++) {
-                    let ix = first + i;
-                    if ix >= 0 && ix < p.in_w {
-                        let at = u32((i32(image) * p.in_h + iy) * p.in_w + ix) * p.quads + quad;
-                        var sum = sums[j][i];
-                        if p.accumulate != 0u {
-                            sum += dx[at];
-                        }
-                        dx[at] = sum;
+        if oy >= top {
+            store(sums, image, oy, first, quad);
+        }
+        sums = moved(sums);
+    }
+    for (; oy < behind; oy++) {
+        if oy >= top {
+            store(sums, image, oy, first, quad);
+        }
+        sums = moved(sums);
+    }
+}
+
+fn moved(sums: array<array<vec4<f32>, 4>, 8>) -> array<array<vec4<f32>, 4>, 8> {
+    let none = array<vec4<f32>, 4>();
+    if stride_h == 1u {
+        return array(sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], none, none);
+    }
+    return array(sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], none, none);
+}
+
+// Four columns of the rows of dx that row `oy` of dy is the last to reach.
+fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: i32, first: i32, quad: u32) {
+    var values = sums;
+    for (var j = 0u; j < 2u; j++) {
+        let iy = oy * i32(stride_h) + i32(j) - i32(p.pad_top);
+        if j < stride_h && iy >= 0 && iy < p.in_h {
+            for (var i = 0; i < 4; i++) {
+                let ix = first + i;
+                if ix >= 0 && ix < p.in_w {
+                    let at = u32((i32(image) * p.in_h + iy) * p.in_w + ix) * p.quads + quad;
+                    var sum = values[j][i];
+                    if p.accumulate != 0u {
+                        sum += dx[at];
                     }
+                    dx[at] = sum;
                 }
             }
-        }
-        let none = array<vec4<f32>, 4>();
-        if stride_h == 1u {
-            sums = array(sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], none, none);
-        } else {
-            sums = array(sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], none, none);
         }
     }
 }

@@ -49,7 +49,9 @@ fn depthwise_weight_grad(
         let left = i32(first * stride_w) - p.pad_left;
         // rows[b] is the row of dy b rows above the one whose window begins at the present row of x.
         var rows: array<array<vec4<f32>, 4>, 7>;
-        for (var below = top; below < behind + reach; below++) {
+        // Rows below the image add nothing.
+        let end = min(behind + reach, (u32(p.in_h + p.pad_top) + stride_h - 1u) / stride_h);
+        for (var below = top; below < end; below++) {
             for (var i = 0u; i < 4u; i++) {
                 let oy = min(below, behind - 1u);
                 let ox = min(first + i, p.out_w - 1u);
