@@ -147,7 +147,11 @@ fn networks_compute_what_keras_computes() {
         let known = record(known);
         let mut images = Vec::with_capacity(3 * PIXELS * 4);
         for pixel in numbers(&known["images"]).chunks_exact(3) {
-            images.extend([0, 1, 2].map(|channel| (pixel[channel] / 255.0 - mean[channel]) / std[channel]));
+            let mut values = [0, 1, 2].map(|channel| (pixel[channel] / 255.0 - mean[channel]) / std[channel]);
+            if graph.bgr() {
+                values.reverse();
+            }
+            images.extend(values);
             images.push(0.0);
         }
         let mut evaluator = Evaluator::new(&device, &network, &tensors, Input::Values).unwrap();
@@ -177,9 +181,12 @@ fn trainable(graph: &Graph) -> Vec<&str> {
 /// `for layer in model.layers: if isinstance(layer, BatchNormalization): layer.trainable = True`.
 #[test]
 fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
-    for (file, known) in
-        [("efficient.keras", "efficient"), ("efficient_tf.h5", "efficient_tf"), ("resnet.keras", "resnet")]
-    {
+    for (file, known) in [
+        ("efficient.keras", "efficient"),
+        ("efficient_tf.h5", "efficient_tf"),
+        ("resnet.keras", "resnet"),
+        ("resnet_tf.h5", "resnet_tf"),
+    ] {
         let record = record(known);
         let layers = record["layers"].as_array().unwrap();
         for index in 0..layers.len() {

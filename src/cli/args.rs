@@ -12,9 +12,10 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::keras::KerasConfig;
+use thawline::models::keras::{KerasConfig, Prepared};
 use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::onnx::{self, Imported};
+use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::{self, Config, StateDict};
@@ -339,7 +340,7 @@ impl ModelArgs {
             Some(_) => None,
             None => described(&state)?,
         };
-        let (spec, in_file) = match (named, described) {
+        let (mut spec, in_file) = match (named, described) {
             // Names and shapes would only tell which named network it is like.
             (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
                 let classes = spec.file().and_then(|file| classes_of(file, &state));
@@ -376,21 +377,21 @@ impl ModelArgs {
                 (spec, recognised.map(|found| found.classes))
             }
         };
-        for (what, told, taken) in [("mean", config.mean, spec.mean), ("std", config.std, spec.std)] {
-            if let Some(told) = told.filter(|told| *told != taken) {
-                log::warn!(
-                    "{file} was trained on images with {what} {told:?}, but {} takes {taken:?}: it will do worse",
-                    spec.name
-                );
-            }
-        }
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
+        let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
+        let images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        if spec.file().is_none() && images != (spec.mean, spec.std) {
+            // The network that has the name takes other images than these weights were trained on.
+            (spec.mean, spec.std) = images;
+            let size = trained_size.map_or_else(|| spec.size(), |size| size.pair());
+            spec = Spec::of_file(spec.describe(size, classes)?);
+        }
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
             classes,
-            trained_size: told_size.or(config.size.map(|(height, width)| Size { height, width })),
+            trained_size,
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
@@ -421,6 +422,11 @@ pub fn spec(model: &str) -> Result<Spec> {
     } else {
         Ok(models::spec(model)?.clone())
     }
+}
+
+/// How images become what the network takes.
+pub fn input(&Spec { mean, std, bgr, .. }: &Spec) -> Input {
+    Input::Bytes { mean, std, bgr }
 }
 
 /// The number of classes of `file`'s head in a weights file.
@@ -456,11 +462,16 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
     for note in imported.notes {
         log::info!("{file}: {note}");
     }
-    if !imported.prepares_images {
-        log::warn!(
+    match imported.images {
+        Prepared::ByModel => {}
+        Prepared::AsApplication(name) => log::warn!(
+            "{file}: the model does not prepare its images, so that is done as the preprocess_input of {name} does; if it \
+             was trained on others, change `mean`, `std` and `bgr` in what inspect --graph prints, and give that to --model"
+        ),
+        Prepared::Unknown => log::warn!(
             "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
              save it with a Rescaling layer at the beginning"
-        );
+        ),
     }
     Ok(Some(Spec::of_file(imported.graph)))
 }

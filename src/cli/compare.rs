@@ -1,6 +1,6 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
-use super::args::policy_help;
+use super::args::{self, policy_help};
 use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
 use super::source;
@@ -12,7 +12,6 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
-use thawline::plan::Input;
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
 use thawline::train::{Event, Outcome, StepMetrics};
@@ -143,7 +142,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let first = arms.first().cloned().context("there is no policy")?;
     let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first)?;
     let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
+    let input = args::input(&model.spec);
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
     let seed = settings.seed;
@@ -162,7 +161,7 @@ fn bench<'a>(
     let spec = training::spec(settings)?;
     let size = (settings.transform.height as usize, settings.transform.width as usize);
     let network = spec.build(settings.batch, size, settings.classes.len())?;
-    let input = Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr };
+    let input = args::input(&spec);
     Ok(Bench { device, network, input, images: &images.folder, data: images.data.clone(), weights })
 }
 

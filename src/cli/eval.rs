@@ -4,7 +4,6 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use std::time::Instant;
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
-use thawline::plan::Input;
 use thawline::train::{self, Evaluator, Images, PADDING, Totals};
 
 /// Measure loss and accuracy of a network on a folder of images.
@@ -63,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
         LoaderOptions { skip_broken: args.data.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, model.seed) };
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
+    let input = args::input(&model.spec);
     let mut evaluator = Evaluator::new(&device, &graph, &tensors, input)?;
 
     let start = Instant::now();

@@ -2,7 +2,6 @@ use super::args::{self, ModelArgs, OptimizerArgs, PolicyArgs, SizeArgs};
 use super::output;
 use anyhow::Result;
 use serde::Serialize;
-use thawline::plan::Input;
 use thawline::report::{LayerPrice, Phases, Price, Total, price};
 
 /// Show what a policy costs before anything runs: a line a layer, and totals against inference and full fine-tuning.
@@ -60,7 +59,7 @@ pub fn run(args: Args) -> Result<()> {
     let options = args.optimizer.options(0.9)?;
     let model = args.model.read()?;
     let network = model.network(args.batch, model.size(args.size.size))?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
+    let input = args::input(&model.spec);
     let mut stages = Vec::new();
     for (from, resolved) in args.policy.resolve_stages(&network)? {
         stages.push((from, price(&resolved, &options, input)?));

@@ -108,7 +108,7 @@ fn classify(args: Args) -> Result<()> {
     let samples = paths.into_iter().map(|path| Sample { path, label: 0 }).collect();
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
-    let input = Input::Bytes { mean: model.spec.mean, std: model.spec.std, bgr: model.spec.bgr };
+    let input = args::input(&model.spec);
     let mut evaluator = Evaluator::new(&device, &graph, &tensors, input)?;
 
     let names = model.class_names.unwrap_or_default();

@@ -98,7 +98,7 @@ impl SubjectArgs {
 impl Subject {
     /// The form in which the network takes images.
     pub fn input(&self) -> Input {
-        Input::Bytes { mean: self.spec.mean, std: self.spec.std, bgr: self.spec.bgr }
+        args::input(&self.spec)
     }
 
     /// At most so many images of `split`, in a seeded order, which mixes the classes.

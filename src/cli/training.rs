@@ -1,6 +1,6 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::args::{self, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
 use super::source::HubArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -9,7 +9,6 @@ use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::{self, GraphFile, Spec};
-use thawline::plan::Input;
 use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
 
 /// Where images and weights come from, and how training goes.
@@ -171,7 +170,7 @@ impl Images {
 
     /// What a run of these images works on.
     pub fn job<'a>(&'a self, device: &'a Device, stages: Vec<Graph>, spec: &Spec, settings: Settings) -> Job<'a> {
-        let input = Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr };
+        let input = args::input(spec);
         Job { device, stages, input, images: &self.folder, settings, cache: None }
     }
 }

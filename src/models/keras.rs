@@ -27,10 +27,32 @@ pub struct Imported {
     pub graph: GraphFile,
     /// In what it differs from the model, a sentence each.
     pub notes: Vec<String>,
-    /// Whether the model itself rescales its images. If not, it gets values from 0 to 255, and if it was trained on others
-    /// the file does not tell.
-    pub prepares_images: bool,
+    pub images: Prepared,
 }
+
+/// Who says what becomes of a pixel's values from 0 to 255.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Prepared {
+    /// The model, which has layers for it.
+    ByModel,
+    /// `preprocess_input` of `keras.applications`, by the name of a model: the file does not tell whether it was used.
+    AsApplication(&'static str),
+    /// Nothing: the network gets them as they are, and if it was trained on others the file does not tell.
+    Unknown,
+}
+
+/// What `preprocess_input` does for the models of `keras.applications` that do not prepare their images themselves, by the
+/// beginning of their names. Source: `mode` in each of its modules, and `imagenet_utils.py` for what a mode is.
+const APPLICATIONS: [(&str, Rescaling); 8] = [
+    ("resnet50v2", Rescaling::TF),
+    ("resnet101v2", Rescaling::TF),
+    ("resnet152v2", Rescaling::TF),
+    ("resnet50", Rescaling::CAFFE),
+    ("resnet101", Rescaling::CAFFE),
+    ("resnet152", Rescaling::CAFFE),
+    ("mobilenet_", Rescaling::TF),
+    ("mobilenetv2", Rescaling::TF),
+];
 
 /// A Keras model that has no counterpart here.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +68,8 @@ pub enum KerasError {
 /// The classes of layers that become part of a network.
 const SUPPORTED: &str = "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, Activation, ReLU, Softmax, \
                          ZeroPadding2D, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, Add, Multiply, Dropout, \
-                         Flatten and Reshape of pooled features, and at the beginning Rescaling, Normalization, Resizing \
-                         and random augmentation";
+                         Flatten and Reshape of pooled features, and at the beginning Rescaling, Normalization, Resizing, \
+                         random augmentation and preprocess_input";
 
 /// Models within models, far more than there are in practice.
 const MAX_DEPTH: usize = 16;
@@ -61,8 +83,15 @@ const DEFAULT_SIZE: usize = 224;
 /// It is no Functional or Sequential model from images of three channels to the logits of classes, or has a layer that is
 /// not supported: names the layer, its class, and what is.
 pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
-    let mut importer =
-        Importer { model, entries: Vec::new(), images: None, size: None, notes: Vec::new(), position: 0 };
+    let mut importer = Importer {
+        model,
+        entries: Vec::new(),
+        images: None,
+        models: Vec::new(),
+        size: None,
+        notes: Vec::new(),
+        position: 0,
+    };
     let images = Tensor {
         from: From::Images(Rescaling::NONE),
         channels: 3,
@@ -86,28 +115,46 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     };
     let name = model.config["config"]["name"].as_str().unwrap_or("keras").chars().filter(|c| !c.is_control()).collect();
     let size = importer.size.unwrap_or((DEFAULT_SIZE, DEFAULT_SIZE));
+    let application = || {
+        let is_one = |&(name, _): &(&str, Rescaling)| importer.models.iter().any(|model| model.starts_with(name));
+        APPLICATIONS.into_iter().find(is_one)
+    };
+    let (images, prepared) = match (images == Rescaling::NONE).then(application) {
+        None => (images, Prepared::ByModel),
+        Some(Some((name, rescaling))) => (rescaling, Prepared::AsApplication(name)),
+        Some(None) => (images, Prepared::Unknown),
+    };
     let (mean, std) = images.mean_and_deviation();
     let mut layers = importer.entries;
     alias(&mut layers);
-    let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: false }, layers)?;
-    Ok(Imported { graph, notes: importer.notes, prepares_images: images != Rescaling::NONE })
+    let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: images.bgr }, layers)?;
+    Ok(Imported { graph, notes: importer.notes, images: prepared })
 }
 
-/// What rescaling makes of a pixel's values from 0 to 255: `scale · x + offset`.
+/// What rescaling makes of a pixel's values from 0 to 255, of red, green and blue: `scale · x + offset`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Rescaling {
     scale: [f64; 3],
     offset: [f64; 3],
+    /// Whether blue comes first then.
+    bgr: bool,
 }
 
 impl Rescaling {
-    const NONE: Self = Self { scale: [1.0; 3], offset: [0.0; 3] };
+    const NONE: Self = Self { scale: [1.0; 3], offset: [0.0; 3], bgr: false };
+    /// From −1 to 1.
+    const TF: Self = Self { scale: [1.0 / 127.5; 3], offset: [-1.0; 3], bgr: false };
+    /// Less the mean colour of ImageNet.
+    const CAFFE: Self = Self { scale: [1.0; 3], offset: [-123.68, -116.779, -103.939], bgr: true };
 
+    /// With numbers for the channels in the order in which they are by now.
     fn then(self, scale: [f64; 3], offset: [f64; 3]) -> Self {
         let channels = [0, 1, 2];
+        let at = |c: usize| if self.bgr { 2 - c } else { c };
         Self {
-            scale: channels.map(|c| self.scale[c] * scale[c]),
-            offset: channels.map(|c| self.offset[c] * scale[c] + offset[c]),
+            scale: channels.map(|c| self.scale[c] * scale[at(c)]),
+            offset: channels.map(|c| self.offset[c] * scale[at(c)] + offset[at(c)]),
+            bgr: self.bgr,
         }
     }
 
@@ -115,7 +162,7 @@ impl Rescaling {
     fn mean_and_deviation(self) -> ([f32; 3], [f32; 3]) {
         let channels = [0, 1, 2];
         let std = self.scale.map(|scale| 1.0 / (255.0 * scale));
-        (channels.map(|c| (-self.offset[c] * std[c]) as f32), std.map(|std| std as f32))
+        (channels.map(|c| (0.0 - self.offset[c] * std[c]) as f32), std.map(|std| std as f32))
     }
 }
 
@@ -151,13 +198,15 @@ enum Form {
     Clipped {
         entry: usize,
     },
+    /// One of its three channels, which are put together in another order.
+    Channel(usize),
 }
 
 /// An argument of a layer.
 #[derive(Clone, Copy, Debug)]
-enum Arg {
+enum Arg<'a> {
     Tensor(Tensor),
-    Number(f64),
+    Constant(&'a Value),
 }
 
 /// The layer that is being read.
@@ -165,6 +214,8 @@ struct Layer<'a> {
     path: &'a str,
     class: &'a str,
     config: &'a Value,
+    /// How it is called: what is in its `inbound_nodes`.
+    call: &'a Value,
 }
 
 impl Layer<'_> {
@@ -249,6 +300,8 @@ struct Importer<'a> {
     entries: Vec<Entry>,
     /// What is done to the images before the first layer.
     images: Option<Rescaling>,
+    /// The names of the model and of those within it.
+    models: Vec<String>,
     size: Option<(usize, usize)>,
     notes: Vec<String>,
     /// The number of the layer in the outermost model's `layers`.
@@ -262,6 +315,7 @@ impl Importer<'_> {
         if depth == MAX_DEPTH {
             return Err(KerasError::Model(format!("models lie within models more than {MAX_DEPTH} deep")));
         }
+        self.models.push(name_of(model).to_owned());
         match class {
             "Functional" | "Model" => self.functional(model, prefix, inputs, depth),
             "Sequential" => self.sequential(model, prefix, inputs, depth),
@@ -317,10 +371,14 @@ impl Importer<'_> {
         }
         let mut tensors: HashMap<&str, Tensor> = names.into_iter().zip(inputs.iter().copied()).collect();
         let uses = uses(config);
-        for (position, layer) in config["layers"].as_array().into_iter().flatten().enumerate() {
+        // Keras 3 has arithmetic in this list, too, but not in the model's `layers`.
+        let is_layer = |layer: &Value| !layer["module"].as_str().is_some_and(|module| module.contains(".ops."));
+        let mut position = 0;
+        for layer in config["layers"].as_array().into_iter().flatten() {
             let name = name_of(layer);
             if depth == 0 {
                 self.position = position;
+                position += usize::from(is_layer(layer));
             }
             if layer["class_name"] == "InputLayer" {
                 if depth == 0 {
@@ -341,7 +399,7 @@ impl Importer<'_> {
             let mut args = Vec::new();
             for argument in arguments(node) {
                 args.push(match argument {
-                    Argument::Number(number) => Arg::Number(number),
+                    Argument::Constant(value) => Arg::Constant(value),
                     Argument::Layer(input) => Arg::Tensor(
                         *tensors
                             .get(input)
@@ -379,7 +437,7 @@ impl Importer<'_> {
         }
     }
 
-    fn layer(&mut self, layer: &Value, prefix: &str, args: &[Arg], depth: usize) -> Result<Tensor, KerasError> {
+    fn layer(&mut self, layer: &Value, prefix: &str, args: &[Arg<'_>], depth: usize) -> Result<Tensor, KerasError> {
         let class = layer["class_name"].as_str().unwrap_or_default();
         let path = format!("{prefix}{}", name_of(layer));
         if self.entries.len() >= MAX_LAYERS {
@@ -388,17 +446,19 @@ impl Importer<'_> {
         if layer["config"].get("layers").is_some() {
             let tensors = args.iter().filter_map(|arg| match arg {
                 Arg::Tensor(tensor) => Some(*tensor),
-                Arg::Number(_) => None,
+                Arg::Constant(_) => None,
             });
             return self.model(layer, &format!("{path}/"), &tensors.collect::<Vec<_>>(), depth + 1);
         }
-        let layer = Layer { path: &path, class, config: &layer["config"] };
+        let layer = Layer { path: &path, class, config: &layer["config"], call: &layer["inbound_nodes"][0] };
         layer.only("data_format", &["channels_last".into()])?;
-        match *args {
-            [Arg::Tensor(x)] => self.of_one(&layer, x),
-            [Arg::Tensor(a), Arg::Tensor(b)] => self.of_two(&layer, a, b),
-            [Arg::Tensor(x), Arg::Number(number)] | [Arg::Number(number), Arg::Tensor(x)] => {
-                self.with_number(&layer, x, number)
+        match (operation(&layer), args) {
+            ("GetItem", &[Arg::Tensor(x), ..]) => self.subscript(&layer, x),
+            ("Stack", &[Arg::Tensor(a), Arg::Tensor(b), Arg::Tensor(c)]) => self.stack(&layer, [a, b, c]),
+            (_, &[Arg::Tensor(x)]) => self.of_one(&layer, x),
+            (_, &[Arg::Tensor(a), Arg::Tensor(b)]) => self.of_two(&layer, a, b),
+            (_, &[Arg::Tensor(x), Arg::Constant(value)] | &[Arg::Constant(value), Arg::Tensor(x)]) => {
+                self.with_constant(&layer, x, value)
             }
             _ => Err(layer.error(format!("it has {} inputs; {SUPPORTED} are supported", args.len()))),
         }
@@ -525,19 +585,59 @@ impl Importer<'_> {
     }
 
     /// What comes of arithmetic with a constant.
-    fn with_number(&mut self, layer: &Layer<'_>, x: Tensor, number: f64) -> Result<Tensor, KerasError> {
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-6;
+    fn with_constant(&mut self, layer: &Layer<'_>, x: Tensor, value: &Value) -> Result<Tensor, KerasError> {
+        let is = |number: f64| value.as_f64().is_some_and(|value| (value - number).abs() < 1e-6);
         match (operation(layer), x.from, x.form) {
-            ("TrueDivide", From::Images(_), _) => self.rescaled(layer, x, [1.0 / number; 3], [0.0; 3]),
-            ("Multiply", From::Images(_), _) => self.rescaled(layer, x, [number; 3], [0.0; 3]),
-            ("Add", From::Images(_), _) => self.rescaled(layer, x, [1.0; 3], [number; 3]),
-            ("Subtract", From::Images(_), _) => self.rescaled(layer, x, [1.0; 3], [-number; 3]),
+            (operation, From::Images(_), Form::Plain) => {
+                let numbers = layer.channels(value)?;
+                match operation {
+                    "TrueDivide" => self.rescaled(layer, x, numbers.map(|number| 1.0 / number), [0.0; 3]),
+                    "Multiply" => self.rescaled(layer, x, numbers, [0.0; 3]),
+                    "Add" => self.rescaled(layer, x, [1.0; 3], numbers),
+                    "Subtract" => self.rescaled(layer, x, [1.0; 3], numbers.map(|number| -number)),
+                    _ => Err(layer.error(format!("`{operation}` of images and {value} is not supported"))),
+                }
+            }
             // A hard sigmoid, as the MobileNetV3 of Keras spells it.
-            ("Add", From::Entry(_), Form::Plain) if number == 3.0 => Ok(Tensor { form: Form::Plus3, ..x }),
-            ("Multiply", _, Form::Clipped { entry }) if close(number, 1.0 / 6.0) => {
+            ("Add", From::Entry(_), Form::Plain) if is(3.0) => Ok(Tensor { form: Form::Plus3, ..x }),
+            ("Multiply", _, Form::Clipped { entry }) if is(1.0 / 6.0) => {
                 Ok(Tensor { from: From::Entry(entry), form: Form::Plain, ..x })
             }
-            _ => Err(layer.error(format!("arithmetic with {number} is supported on images only"))),
+            _ => Err(layer.error("arithmetic with a number is supported on images only")),
+        }
+    }
+
+    /// `images[..., ::-1]`, or `images[..., c]` on the way to a [`stack`](Self::stack).
+    fn subscript(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let rescaling = self.images_only(layer, x)?;
+        let of_keras_2 = &layer.call[3]["slice_spec"];
+        let items = layer.call["args"].get(1).unwrap_or(of_keras_2);
+        let [first, channel] = [&items[0], &items[1]];
+        // Keras 3 has a slice's parts in a `config`.
+        let slice = channel.get("config").unwrap_or(channel);
+        let is_reversed = slice["step"] == -1 && slice["start"].is_null() && slice["stop"].is_null();
+        match channel.as_u64() {
+            _ if first["class_name"] != "__ellipsis__" || !items[2].is_null() => {}
+            Some(c @ 0..3) => return Ok(Tensor { form: Form::Channel(c as usize), ..x }),
+            None if is_reversed => return Ok(reversed(x, rescaling)),
+            _ => {}
+        }
+        Err(layer.error("of images only the order of the channels can be reversed: images[..., ::-1]"))
+    }
+
+    /// Channels put together again, as in the `preprocess_input` of `keras.applications.resnet50`.
+    fn stack(&mut self, layer: &Layer<'_>, parts: [Tensor; 3]) -> Result<Tensor, KerasError> {
+        layer.only("axis", &[(-1).into(), 3.into()])?;
+        let x = parts[0];
+        let same = parts.iter().all(|part| part.from == x.from);
+        match (parts.map(|part| part.form), x.from) {
+            ([Form::Channel(0), Form::Channel(1), Form::Channel(2)], _) if same => {
+                Ok(Tensor { form: Form::Plain, ..x })
+            }
+            ([Form::Channel(2), Form::Channel(1), Form::Channel(0)], From::Images(rescaling)) if same => {
+                Ok(reversed(x, rescaling))
+            }
+            _ => Err(layer.error("only the three channels of images can be stacked, in their order or in reverse")),
         }
     }
 
@@ -557,7 +657,7 @@ impl Importer<'_> {
 
     fn images_only(&self, layer: &Layer<'_>, x: Tensor) -> Result<Rescaling, KerasError> {
         match x.from {
-            From::Images(rescaling) if x.padding == [0; 4] => Ok(rescaling),
+            From::Images(rescaling) if x.padding == [0; 4] && x.form == Form::Plain => Ok(rescaling),
             _ => Err(layer.error("it is supported at the beginning only, before the first layer that has weights")),
         }
     }
@@ -759,6 +859,7 @@ impl Importer<'_> {
         match x.form {
             Form::Plain => Ok(x),
             Form::Softmax => Err(layer.error("it comes after a softmax, which is supported at the end only")),
+            Form::Channel(_) => Err(layer.error("it takes one channel of the images; all three are supported")),
             Form::Plus3 | Form::Clipped { .. } => {
                 Err(layer.error("arithmetic with a number is supported on images, and as part of a hard sigmoid"))
             }
@@ -796,6 +897,12 @@ impl Importer<'_> {
     }
 }
 
+/// The channels of images in reverse order.
+fn reversed(x: Tensor, rescaling: Rescaling) -> Tensor {
+    let rescaling = Rescaling { bgr: !rescaling.bgr, ..rescaling };
+    Tensor { from: From::Images(rescaling), form: Form::Plain, ..x }
+}
+
 /// Lets the layers of models within the model be known by their own names, too, where only one layer is called so.
 fn alias(layers: &mut [Entry]) {
     let own = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
@@ -820,15 +927,16 @@ fn operation<'a>(layer: &Layer<'a>) -> &'a str {
         ("TFOpLambda", Some("math.truediv")) => "TrueDivide",
         ("TFOpLambda", Some("math.subtract")) => "Subtract",
         ("TFOpLambda", Some("math.multiply")) => "Multiply",
-        ("TFOpLambda", Some("math.add" | "__operators__.add")) => "Add",
+        ("TFOpLambda", Some("math.add" | "__operators__.add" | "nn.bias_add")) => "Add",
+        ("SlicingOpLambda", Some("__operators__.getitem")) => "GetItem",
         (class, _) => class,
     }
 }
 
-/// An argument of a layer by the name of the layer that gives it.
+/// An argument of a layer by the name of the layer that gives it, or a number or several in lists.
 enum Argument<'a> {
     Layer(&'a str),
-    Number(f64),
+    Constant(&'a Value),
 }
 
 /// The arguments of a layer's call: `[["name", 0, 0, {}], …]` in Keras 2, `{"args": […], "kwargs": {…}}` in Keras 3.
@@ -837,10 +945,12 @@ fn arguments(node: &Value) -> Vec<Argument<'_>> {
         if let Some((name, options)) = reference(value) {
             out.push(Argument::Layer(name));
             // The second operand of arithmetic.
-            match options.map(|options| &options["y"]) {
-                Some(Value::Number(number)) => out.extend(number.as_f64().map(Argument::Number)),
-                Some(other) => out.extend(reference(other).map(|(name, _)| Argument::Layer(name))),
-                None => {}
+            match options.and_then(|options| options.get("y").or_else(|| options.get("bias"))) {
+                None | Some(Value::Null) => {}
+                Some(value) => out.push(match reference(value) {
+                    Some((name, _)) => Argument::Layer(name),
+                    None => Argument::Constant(value),
+                }),
             }
         } else if let Some(values) = value.as_array() {
             values.iter().for_each(|value| keras_2(value, out));
@@ -849,7 +959,8 @@ fn arguments(node: &Value) -> Vec<Argument<'_>> {
     fn keras_3<'a>(value: &'a Value, out: &mut Vec<Argument<'a>>) {
         match value {
             Value::Array(values) => values.iter().for_each(|value| keras_3(value, out)),
-            Value::Number(number) => out.extend(number.as_f64().map(Argument::Number)),
+            Value::Number(_) => out.push(Argument::Constant(value)),
+            value if value["class_name"] == "__tensor__" => out.push(Argument::Constant(&value["config"]["value"])),
             value => {
                 out.extend(reference(&value["config"]["keras_history"]).map(|(name, _)| Argument::Layer(name)));
             }
@@ -875,7 +986,7 @@ fn uses(config: &Value) -> HashMap<&str, usize> {
     let nodes = layers.flat_map(|layer| layer["inbound_nodes"].as_array().into_iter().flatten());
     let taken = nodes.flat_map(arguments).filter_map(|argument| match argument {
         Argument::Layer(name) => Some(name),
-        Argument::Number(_) => None,
+        Argument::Constant(_) => None,
     });
     for name in taken.chain(references(&config["output_layers"])) {
         *uses.entry(name).or_default() += 1;

@@ -42,8 +42,8 @@ impl Config {
         let size = cfg.and_then(|cfg| cfg.input_size).map(|[_, height, width]| (height, width));
         Some(Self {
             architecture,
-            mean: cfg.and_then(|cfg| cfg.mean),
-            std: cfg.and_then(|cfg| cfg.std),
+            mean: cfg.and_then(|cfg| cfg.mean).filter(|mean| mean.iter().all(|mean| mean.is_finite())),
+            std: cfg.and_then(|cfg| cfg.std).filter(|std| std.iter().all(|&std| std > 0.0 && std.is_finite())),
             size: size.filter(|&(height, width)| height > 0 && width > 0),
         })
     }
