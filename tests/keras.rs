@@ -201,7 +201,7 @@ fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
                 "kind:bn -> stats=batch, update=ema(0.99), affine=both".to_owned(),
             ];
             // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
-            let policy = Policy::recipe("head").unwrap().with_rules(&["last:linear -> weights=frozen"]).unwrap();
+            let policy = Policy::recipe("head").unwrap().with_rules(&["head -> weights=frozen"]).unwrap();
             let Ok(with_both) = policy.with_rules(&rules).map(|policy| policy::resolve(&policy, network(file))) else {
                 panic!("{rules:?}")
             };

@@ -178,17 +178,19 @@ fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolve
     Ok(resolved)
 }
 
-/// The error, with the reason that it most likely has where the network's weights are folded.
+/// The error of a policy, with the reason that it most likely has where the network has no batch norms.
 pub fn explained(error: impl Into<anyhow::Error>, graph: &Graph) -> anyhow::Error {
-    match has_batch_norms(graph) {
-        true => error.into(),
-        false => error
-            .into()
-            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
+    let error = error.into();
+    match has_batch_norms(graph) || !error.to_string().contains("kind bn") {
+        true => error,
+        false => error.context(
+            "the network has no batch norms, as if its weights were folded: take a policy that needs none, such as `full` \
+             or `head`",
+        ),
     }
 }
 
-/// Whether a policy can speak of batch norms. Every model has some, but not when its weights are folded.
+/// Whether a policy can speak of batch norms. Networks that have some lose them when their weights are folded.
 pub fn has_batch_norms(graph: &Graph) -> bool {
     graph.layers().iter().any(|layer| layer.kind == LayerKind::Bn)
 }

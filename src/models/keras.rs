@@ -8,7 +8,7 @@
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a Keras file says of its network.
 #[derive(Clone, Copy)]
@@ -110,6 +110,7 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
         let reason = format!("the model ends in `{}`; logits and softmax are supported", importer.entries[index].name);
         return Err(KerasError::Model(reason));
     }
+    importer.forget_gates(output.from);
     let Some(images) = importer.images else {
         return Err(KerasError::Model("the model has no layer that computes anything".into()));
     };
@@ -457,8 +458,10 @@ impl Importer<'_> {
             ("Stack", &[Arg::Tensor(a), Arg::Tensor(b), Arg::Tensor(c)]) => self.stack(&layer, [a, b, c]),
             (_, &[Arg::Tensor(x)]) => self.of_one(&layer, x),
             (_, &[Arg::Tensor(a), Arg::Tensor(b)]) => self.of_two(&layer, a, b),
-            (_, &[Arg::Tensor(x), Arg::Constant(value)] | &[Arg::Constant(value), Arg::Tensor(x)]) => {
-                self.with_constant(&layer, x, value)
+            (_, &[Arg::Tensor(x), Arg::Constant(value)]) => self.with_constant(&layer, x, value),
+            ("Add" | "Multiply", &[Arg::Constant(value), Arg::Tensor(x)]) => self.with_constant(&layer, x, value),
+            (operation, &[Arg::Constant(value), Arg::Tensor(_)]) => {
+                Err(layer.error(format!("`{operation}` with {value} on its left is not supported")))
             }
             _ => Err(layer.error(format!("it has {} inputs; {SUPPORTED} are supported", args.len()))),
         }
@@ -484,6 +487,10 @@ impl Importer<'_> {
             }
             class if class.starts_with("Random") => {
                 self.images_only(layer, x)?;
+                if class == "RandomCrop" && self.model.keras_2 {
+                    // In inference it resizes.
+                    self.size = Some((layer.count("height")?, layer.count("width")?));
+                }
                 self.notes.push(format!("`{}` ({class}) is left out: augmentation is --augment here", layer.path));
                 Ok(x)
             }
@@ -504,7 +511,7 @@ impl Importer<'_> {
                 let act = if layer.config["max_value"].is_null() { Act::Relu } else { Act::Relu6 };
                 if act == Act::Relu6 && x.form == Form::Plus3 {
                     let entry = self.hard_sigmoid(layer, x)?;
-                    return Ok(Tensor { form: Form::Clipped { entry }, ..x });
+                    return Ok(Tensor { form: Form::Clipped { entry }, shared: false, ..x });
                 }
                 self.activated(layer, layer.path, x, Activation::Act(act))
             }
@@ -571,16 +578,13 @@ impl Importer<'_> {
                 Act::HardSigmoid => Act::HardSwish,
                 _ => return None,
             };
-            (self.entries[index].inputs == [self.name_of(x)]).then_some((x, gate, act))
+            (self.entries[index].inputs == [self.name_of(x)]).then_some((x, act))
         };
-        let Some((x, gate, act)) = gated(a, b).or_else(|| gated(b, a)) else {
+        let Some((x, act)) = gated(a, b).or_else(|| gated(b, a)) else {
             return Err(
                 layer.error("only a gate [N, 1, 1, C], or a sigmoid of the same tensor, can be multiplied with it")
             );
         };
-        if !gate.shared && gate.from == From::Entry(self.entries.len() - 1) {
-            self.entries.pop();
-        }
         self.push(layer, layer.path, LayerOp::Activation { act }, &[x])
     }
 
@@ -762,6 +766,9 @@ impl Importer<'_> {
             (false, false) => Affine::None,
         };
         let keep = layer.float("momentum", f64::from(Averaging::KERAS.keep))? as f32;
+        if !(0.0..1.0).contains(&keep) {
+            return Err(layer.error(format!("momentum={keep} is not supported, only from 0 to below 1")));
+        }
         // Keras 2 normalises images, not features, by one fused operation, which stores the unbiased variance.
         let var = if self.model.keras_2 && !x.pooled { Variance::Unbiased } else { Averaging::KERAS.var };
         self.push(layer, layer.path, LayerOp::Bn { eps, keep, var, affine }, &[x])
@@ -889,6 +896,17 @@ impl Importer<'_> {
         Ok(Tensor { from: From::Entry(self.entries.len() - 1), shared: false, ..inputs[0] })
     }
 
+    /// Takes out the gates of [`smooth`](Self::smooth) that nothing else reads.
+    fn forget_gates(&mut self, output: From) {
+        let read: HashSet<String> = self.entries.iter().flat_map(|entry| entry.inputs.iter().cloned()).collect();
+        let mut index = 0;
+        self.entries.retain(|entry| {
+            let is_output = output == From::Entry(index);
+            index += 1;
+            is_output || read.contains(&entry.name) || !matches!(entry.op, LayerOp::Activation { .. })
+        });
+    }
+
     fn name_of(&self, tensor: Tensor) -> &str {
         match tensor.from {
             From::Images(_) => IMAGES,
@@ -929,6 +947,7 @@ fn operation<'a>(layer: &Layer<'a>) -> &'a str {
         ("TFOpLambda", Some("math.multiply")) => "Multiply",
         ("TFOpLambda", Some("math.add" | "__operators__.add" | "nn.bias_add")) => "Add",
         ("SlicingOpLambda", Some("__operators__.getitem")) => "GetItem",
+        ("Divide", _) => "TrueDivide",
         (class, _) => class,
     }
 }
