@@ -382,7 +382,13 @@ impl ModelArgs {
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
-        let images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
+        if let Some([one]) = in_keras.as_deref()
+            && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
+        {
+            images = (mean, std);
+        }
         if spec.file().is_none() && images != (spec.mean, spec.std) {
             // The network that has the name takes other images than these weights were trained on.
             (spec.mean, spec.std) = images;

@@ -5,6 +5,7 @@
 //! and so are the halves of a separable convolution (`name.depthwise`, `name.pointwise`). What stands at the beginning and
 //! only rescales the images is no layer but the network's mean and deviation.
 
+use super::Spec;
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
 use serde_json::Value;
@@ -130,6 +131,19 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     alias(&mut layers);
     let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: images.bgr }, layers)?;
     Ok(Imported { graph, notes: importer.notes, images: prepared })
+}
+
+/// Mean and deviation of the images, as values from 0 to 1, that a `Normalization` layer's variables mean in the network
+/// `spec`, where a file has no configuration beside them.
+///
+/// The EfficientNets of `keras.applications` keep the deviation itself as the variance if they have ImageNet's weights, and
+/// divide by its root once more; then there is nothing to tell. None, too, if there is not one number a channel.
+pub fn image_statistics(spec: &Spec, [mean, variance]: &[Vec<f32>; 2]) -> Option<[[f32; 3]; 2]> {
+    let [mean, variance]: [[f32; 3]; 2] = [mean.as_slice().try_into().ok()?, variance.as_slice().try_into().ok()?];
+    let is_deviation = variance.iter().zip(spec.std).all(|(variance, std)| (variance - std).abs() < 1e-3);
+    let std = variance.map(f32::sqrt);
+    let is_sound = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|&std| std > 0.0 && std.is_finite());
+    (is_sound && !is_deviation).then_some([mean, std])
 }
 
 /// What rescaling makes of a pixel's values from 0 to 255, of red, green and blue: `scale · x + offset`.
@@ -1127,6 +1141,18 @@ mod tests {
         ] {
             assert_eq!(block_of(name).as_deref(), block, "{name}");
         }
+    }
+
+    #[test]
+    fn a_normalization_without_its_configuration() {
+        let spec = crate::models::spec("keras_efficientnet_b0").unwrap();
+        let own = [vec![0.4, 0.5, 0.6], vec![0.04, 0.09, 0.25]];
+        let [mean, std] = image_statistics(spec, &own).unwrap();
+        assert_eq!(mean, [0.4, 0.5, 0.6]);
+        assert!(std.iter().zip([0.2, 0.3, 0.5]).all(|(std, expected)| (std - expected).abs() < 1e-6), "{std:?}");
+        assert_eq!(image_statistics(spec, &[vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225]]), None);
+        assert_eq!(image_statistics(spec, &[vec![0.5], vec![0.25]]), None);
+        assert_eq!(image_statistics(spec, &[vec![0.5; 3], vec![-1.0; 3]]), None);
     }
 
     #[test]
