@@ -108,7 +108,11 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     if let From::Entry(index) = output.from
         && matches!(importer.entries[index].op, LayerOp::Activation { .. })
     {
-        let reason = format!("the model ends in `{}`; logits and softmax are supported", importer.entries[index].name);
+        let reason = format!(
+            "the model ends in `{}`; logits and softmax are supported. Two classes are two outputs here: in Keras, give the \
+             model Dense(2, activation=\"softmax\") as its last layer",
+            importer.entries[index].name
+        );
         return Err(KerasError::Model(reason));
     }
     importer.forget_gates(output.from);
@@ -467,6 +471,12 @@ impl Importer<'_> {
         }
         let layer = Layer { path: &path, class, config: &layer["config"], call: &layer["inbound_nodes"][0] };
         layer.only("data_format", &["channels_last".into()])?;
+        for key in ["kernel_regularizer", "depthwise_regularizer", "pointwise_regularizer", "kernel_constraint"] {
+            let note = format!("the {key} of the model's layers is left out: weight decay is --weight-decay here");
+            if !layer.config[key].is_null() && !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
         match (operation(&layer), args) {
             ("GetItem", &[Arg::Tensor(x), ..]) => self.subscript(&layer, x),
             ("Stack", &[Arg::Tensor(a), Arg::Tensor(b), Arg::Tensor(c)]) => self.stack(&layer, [a, b, c]),
