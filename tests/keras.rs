@@ -1,12 +1,13 @@
 //! Keras's files, small ones of every kind that `tests/golden/generate_keras.py` writes, read and written back.
 
-use hdf5_pure::File;
+use hdf5_pure::{DatasetBuilder, Datatype, DatatypeByteOrder, File};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{Affine, Graph, LayerKind, Variance};
 use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
@@ -536,6 +537,91 @@ fn a_file_is_trained_and_written_in_its_own_form() {
 
         let listing = thawline(&["inspect", &at(file)]).unwrap();
         assert!(listing.contains("base/stem_conv") && listing.contains("5 classes"), "{listing}");
+    }
+}
+
+/// Images in folders, and their path.
+fn photos(folder: &Path) -> String {
+    let data = folder.join("data");
+    write_sample_data(SampleSet::Shapes, &data, &SampleOptions { size: 12, per_class: 5, seed: 1 }).unwrap();
+    data.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_run_writes_files_under_names_that_keras_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = photos(folder.path());
+    let graph = thawline(&["inspect", golden("efficient.keras").to_str().unwrap(), "--graph"]).unwrap();
+    fs::write(at("graph.json"), graph).unwrap();
+    let train = |weights: &str, out: &str, more: &[&str]| {
+        let args =
+            ["finetune", "--data", &data, "--policy", "head", "--epochs", "1", "--batch", "8", "--weights", weights];
+        thawline(&[&args[..], &["--out", &at(out)], more].concat())
+    };
+    // By its name, Keras takes a file for a whole model or for weights alone.
+    let weights = at("mine.weights.h5");
+    fs::copy(golden("efficient.weights.h5"), &weights).unwrap();
+    let report = train(&weights, "run", &["--model", &at("graph.json")]).unwrap();
+    for name in ["best", "last"] {
+        let [ours, keras] = ["safetensors", "weights.h5"].map(|ending| at(&format!("run/{name}.{ending}")));
+        assert!(report.contains(&keras), "{report}");
+        let [ours, keras] = [ours, keras].map(|file| StateDict::load(file).unwrap().tensors);
+        assert!(keras.iter().all(|(name, tensor)| ours[name] == *tensor));
+    }
+    assert!(!Path::new(&at("run/best.h5")).exists());
+
+    // What was learned is told, whatever has become of the file.
+    fs::remove_file(&weights).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_thawline")).args(["finetune", "--resume", &at("run")]).output();
+    let output = output.unwrap();
+    let [told, error] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(told.contains("last weights:") && !told.contains("for Keras:"), "{told}");
+    assert!(!output.status.success() && error.contains("mine.weights.h5"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = photos(folder.path());
+    // Numbers in another byte order are read only.
+    fs::copy(golden("sequential.h5"), at("foreign.h5")).unwrap();
+    let file = File::open_rw(at("foreign.h5")).unwrap();
+    let group = file.group("model_weights/dense/sequential/dense").unwrap();
+    let Datatype::FloatingPoint { size, layout, .. } = group.dataset("bias").unwrap().datatype().unwrap() else {
+        panic!()
+    };
+    let foreign = Datatype::FloatingPoint { size, layout, byte_order: DatatypeByteOrder::BigEndian };
+    let bytes = [0.1f32, 0.2, 0.3, 0.4, 0.5].iter().flat_map(|value| value.to_be_bytes()).collect();
+    group.delete("bias").unwrap();
+    let build = |builder: &mut DatasetBuilder| {
+        builder.with_raw_data(foreign, bytes, 5);
+    };
+    group.create_dataset("bias", build).unwrap();
+    file.commit().unwrap();
+    file.close().unwrap();
+    let read = StateDict::load(at("foreign.h5")).unwrap();
+    assert_eq!(floats(&read.tensors["dense.bias"]), [0.1, 0.2, 0.3, 0.4, 0.5]);
+    let args = ["finetune", "--data", &data, "--policy", "full", "--weights", &at("foreign.h5"), "--out", &at("run")];
+    let message = thawline(&args).unwrap_err();
+    assert!(message.contains("`dense.bias`") && message.contains("write .safetensors"), "{message}");
+    assert!(!Path::new(&at("run")).exists());
+}
+
+#[test]
+fn the_ending_of_a_name_says_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let keras = |name: &str| golden(name).to_str().unwrap().to_owned();
+    let convert =
+        |from: &str, to: &str, out: &str| thawline(&["convert", &keras(from), "--to", &keras(to), "--out", &at(out)]);
+    convert("efficient.keras", "efficient.h5", "loud.H5").unwrap();
+    assert!(fs::read(at("loud.H5")).unwrap().starts_with(b"\x89HDF"));
+    for (to, out) in [("efficient.h5", "out.weights.h5"), ("efficient.weights.h5", "out.h5")] {
+        let message = convert("efficient.keras", to, out).unwrap_err();
+        assert!(message.contains("with the same ending"), "{message}");
+        assert!(!Path::new(&at(out)).exists());
     }
 }
 
