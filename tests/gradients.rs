@@ -97,6 +97,25 @@ fn mobile() -> Graph {
     b.finish(logits).expect("a network")
 }
 
+/// Two gates that follow from one mean, and a convolution as the head.
+fn two_gates() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(BATCH, 8, 6, 3).expect("an input");
+    let x = b.conv2d("stem", x, 8, Window::square(3, 2, 1), true).expect("conv");
+    let squeezed = b.global_avg_pool("squeeze", x).expect("pool");
+    let [one, two] = ["one", "two"].map(|name| {
+        let gate = b.conv2d(&format!("{name}.fc"), squeezed, 8, Window::square(1, 1, 0), true).expect("conv");
+        let gate = b.activation(&format!("{name}.gate"), gate, Act::Sigmoid).expect("act");
+        b.scale(&format!("{name}.scale"), x, gate).expect("scale")
+    });
+    let x = b.add("add", one, two).expect("add");
+    let x = b.batch_norm("bn", x, 1e-3).expect("bn");
+    let x = b.activation("act", x, Act::Silu).expect("act");
+    let x = b.global_avg_pool("pool", x).expect("pool");
+    let logits = b.conv2d("head", x, CLASSES, Window::square(1, 1, 0), true).expect("conv");
+    b.finish(logits).expect("a network")
+}
+
 /// A tensor in f64, in the graph's order of values.
 type Values = Vec<f64>;
 
@@ -475,6 +494,14 @@ fn mobile_networks_train() {
     check_on(mobile(), "head", &["name:a.se.fc2 -> weights=train"]);
     check_on(mobile(), "full", &["name:a.se.* -> weights=frozen", "name:b.fc* -> weights=frozen"]);
     check_on(mobile(), "full", &["kind:bn -> domain=ghost(2)"]);
+}
+
+#[test]
+fn gates_that_share_a_mean_train() {
+    for recipe in ["full", "keras-guide", "bn-only"] {
+        check_on(two_gates(), recipe, &[]);
+    }
+    check_on(two_gates(), "full", &["name:one.* -> weights=frozen"]);
 }
 
 #[test]

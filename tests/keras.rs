@@ -19,13 +19,14 @@ use thawline::weights::{self, FileTensor, StateDict, TensorData};
 use zip::ZipArchive;
 
 /// The files, each with the name of what is known of it.
-const FILES: [(&str, &str); 25] = [
+const FILES: [(&str, &str); 27] = [
     ("efficient.keras", "efficient"),
     ("efficient.h5", "efficient"),
     ("efficient.weights.h5", "efficient"),
     ("resnet.keras", "resnet"),
     ("mobilenet.keras", "mobilenet"),
     ("mobilenet.h5", "mobilenet"),
+    ("hard.keras", "hard"),
     ("transfer.keras", "transfer"),
     ("transfer.h5", "transfer"),
     ("transfer.weights.h5", "transfer"),
@@ -35,6 +36,7 @@ const FILES: [(&str, &str); 25] = [
     ("efficient_tf.h5", "efficient_tf"),
     ("efficient_tf_weights.h5", "efficient_tf"),
     ("resnet_tf.h5", "resnet_tf"),
+    ("hard_tf.h5", "hard_tf"),
     ("transfer_tf.keras", "transfer_tf"),
     ("transfer_tf.h5", "transfer_tf"),
     ("sequential_tf.keras", "sequential_tf"),
@@ -194,10 +196,14 @@ fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
         ("efficient_tf.h5", "efficient_tf"),
         ("resnet.keras", "resnet"),
         ("resnet_tf.h5", "resnet_tf"),
+        ("hard.keras", "hard"),
+        ("hard_tf.h5", "hard_tf"),
     ] {
         let record = record(known);
         let layers = record["layers"].as_array().unwrap();
-        for index in 0..layers.len() {
+        // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
+        let last = layers.iter().rposition(|layer| !layer["weights"].as_array().unwrap().is_empty()).unwrap();
+        for index in 0..=last {
             let trains = |(number, layer): &(usize, &Value)| {
                 let has_weights = !layer["weights"].as_array().unwrap().is_empty() && layer["class"] != "Normalization";
                 has_weights && (*number >= index || layer["class"] == "BatchNormalization")
@@ -208,8 +214,7 @@ fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
                 format!("index:{index}.. & !kind:bn -> weights=train"),
                 "kind:bn -> stats=batch, update=ema(0.99), affine=both".to_owned(),
             ];
-            // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
-            let policy = Policy::recipe("head").unwrap().with_rules(&["last:linear -> weights=frozen"]).unwrap();
+            let policy = Policy::recipe("head").unwrap().with_rules(&["head -> weights=frozen"]).unwrap();
             let Ok(with_both) = policy.with_rules(&rules).map(|policy| policy::resolve(&policy, network(file))) else {
                 panic!("{rules:?}")
             };

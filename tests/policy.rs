@@ -172,7 +172,7 @@ fn everything_starts_frozen() {
     assert_eq!(
         resolved.check_training().unwrap_err().to_string(),
         "policy `test` freezes the whole network: nothing trains and no statistics move; try `head`, or a rule such as \
-         `last:linear -> weights=train`"
+         `head -> weights=train`"
     );
 }
 
@@ -211,7 +211,7 @@ fn resolving_forgets_an_earlier_policy() {
 
 #[test]
 fn malformed_rules_are_explained() {
-    let write = "write kind:…, last:…, name:…, index:…, block:…, from:…";
+    let write = "write head, kind:…, last:…, name:…, index:…, block:…, from:…";
     let axes = "the axes are weights, lr, stats, update, affine, var, domain, dropout";
     let cases = [
         ("kind:bn", "there is no `->`; write SELECTOR -> axis=value, axis=value".to_owned()),
@@ -376,6 +376,12 @@ fn rules_that_miss_the_network_are_errors() {
     assert!(reason("last:linear -> lr=1").ends_with("the network has no layer of kind linear"));
     assert!(reason("block:0 -> lr=1").ends_with("the network has no blocks that are named"));
     assert!(resolve("!kind:bn -> weights=train").unwrap().trains());
+
+    // Recipes that are about more than batch norms do without them, and a head need not be a linear layer.
+    for recipe in ["full", "full-frozen-bn", "keras-guide", "head", "head-then-full"] {
+        assert!(policy::resolve(&Policy::recipe(recipe).unwrap(), plain.clone()).unwrap().trains(), "{recipe}");
+    }
+    assert!(policy::resolve(&Policy::recipe("bn-only").unwrap(), plain.clone()).is_err());
 }
 
 #[test]
@@ -708,6 +714,7 @@ fn half_frozen_gates_draw_a_warning() {
     assert_eq!(warnings(4, "from:block1c_project_conv -> weights=train").len(), 1);
     assert!(warnings(4, "name:*_se_reduce -> weights=train").is_empty());
     assert_eq!(warnings(4, "name:block1[ab]_se_reduce -> weights=train").len(), 4);
+    assert!(warnings(4, "name:block1[abc]_se_reduce -> weights=train").is_empty());
     // Other pools and convolutions are no part of one.
     assert!(warnings(1, "last:linear -> weights=train").is_empty());
 }
@@ -728,7 +735,7 @@ fn policy_files() {
     assert_eq!(
         policy.rules.iter().map(Rule::to_string).collect::<Vec<_>>(),
         [
-            "last:linear -> weights=train",
+            "head -> weights=train",
             "kind:dropout? -> dropout=on",
             "kind:bn -> stats=batch, update=ema(0.95)",
             "last:linear -> lr=10"

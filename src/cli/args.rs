@@ -179,17 +179,19 @@ fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolve
     Ok(resolved)
 }
 
-/// The error, with the reason that it most likely has where the network's weights are folded.
+/// The error of a policy, with the reason that it most likely has where the network has no batch norms.
 pub fn explained(error: impl Into<anyhow::Error>, graph: &Graph) -> anyhow::Error {
-    match has_batch_norms(graph) {
-        true => error.into(),
-        false => error
-            .into()
-            .context("the weights are folded and have no batch norms: take a policy that names none, such as `head`"),
+    let error = error.into();
+    match has_batch_norms(graph) || !error.to_string().contains("kind bn") {
+        true => error,
+        false => error.context(
+            "the network has no batch norms, as if its weights were folded: take a policy that needs none, such as `full` \
+             or `head`",
+        ),
     }
 }
 
-/// Whether a policy can speak of batch norms. Every model has some, but not when its weights are folded.
+/// Whether a policy can speak of batch norms. Networks that have some lose them when their weights are folded.
 pub fn has_batch_norms(graph: &Graph) -> bool {
     graph.layers().iter().any(|layer| layer.kind == LayerKind::Bn)
 }
@@ -381,7 +383,13 @@ impl ModelArgs {
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
-        let images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
+        if let Some([one]) = in_keras.as_deref()
+            && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
+        {
+            images = (mean, std);
+        }
         if spec.file().is_none() && images != (spec.mean, spec.std) {
             // The network that has the name takes other images than these weights were trained on.
             (spec.mean, spec.std) = images;
@@ -571,24 +579,18 @@ pub fn check_output(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what [`save_weights`] would, before there is anything to save; `state` has the network's names and shapes.
+/// Refuses to save weights as a Keras file that they do not come from or do not fit, before there is anything to save;
+/// `state` has the network's names and shapes.
 pub fn check_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
-    check_form(source, out)?;
-    source.filter(|_| keras_form(out).is_some()).map(|source| keras_copy(state, source)).transpose()?;
-    Ok(())
-}
-
-/// Refuses a name of a Keras file where the weights come from no file of that form.
-pub fn check_form(source: Option<&Path>, out: &Path) -> Result<()> {
     let Some(form) = keras_form(out) else { return Ok(()) };
-    if source.and_then(keras_form) != Some(form) {
-        bail!(
+    match source.filter(|source| keras_form(source) == Some(form)) {
+        Some(source) => keras_copy(state, source).map(drop),
+        None => bail!(
             "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
              that ends in .safetensors",
             out.display()
-        );
+        ),
     }
-    Ok(())
 }
 
 /// Which of Keras's files a name stands for. A whole model and weights alone are both HDF5, which Keras tells apart by the

@@ -87,7 +87,7 @@ pub fn run(args: Args) -> Result<()> {
     args::check_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
     if !args::has_batch_norms(&subject.network) {
         bail!(
-            "{}: the weights are folded and have no batch norms: give the file that they were folded from",
+            "{}: the network has no batch norms; if its weights were folded, give the file that they were folded from",
             args.subject.weights.display()
         );
     }

@@ -12,7 +12,9 @@ use thawline::weights::{self, StateDict};
 /// Do optimiser steps on one batch from a file, for comparing with other tools.
 ///
 /// The inputs file is safetensors with `images` f32 [N, 3, H, W], used as they are, and `labels` i64 [N]. The same batch is
-/// used for every step. Standard output has one JSON object a step. No augmentation, no dropout, nothing random.
+/// used for every step, without augmentation. Dropout and stochastic depth act where the policy says so: add
+/// --set 'kind:dropout? -> dropout=off' and --set 'kind:stochastic_depth? -> dropout=off' for steps without chance. Standard
+/// output has one JSON object a step.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   thawline step --model resnet18 --weights in.safetensors --inputs batch.safetensors --policy bn-only \\

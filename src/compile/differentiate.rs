@@ -195,8 +195,10 @@ impl Walk<'_> {
                     let d_gate = self.push(Op::ScaleGateGrad, vec![gradient, x], layer)?;
                     self.contribute(gate, d_gate)?;
                 }
-                // Squeeze-and-excitation gates what it takes the mean of: one pass gives the gradients of both.
-                if self.needs(gate) && self.needs(x) && self.mean_of(x, id) {
+                // Squeeze-and-excitation gates what it takes the mean of: one pass gives the gradients of both. The mean waits
+                // for one gate; what a second one gives is added.
+                let waiting = self.gated.iter().any(|gated| gated.x == x);
+                if self.needs(gate) && self.needs(x) && !waiting && self.mean_of(x, id) {
                     self.gated.push(Gated { x, gate, gradient });
                 } else if self.needs(x) {
                     let dx = self.push(Op::Scale { mean: false }, vec![gradient, gate], layer)?;

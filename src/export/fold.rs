@@ -115,6 +115,9 @@ impl Folding {
                 continue;
             };
             b.block(layer.block.as_deref());
+            b.position(layer.position);
+            b.averaging(layer.averaging);
+            b.affine(layer.affine);
             let name = layer.name.as_str();
             let same = || layer.params.iter().copied().map(Source::Same);
             let new = match node.op {
@@ -160,6 +163,10 @@ impl Folding {
                 Op::AvgPool { window } => b.avg_pool(name, operand(0), window)?,
                 _ => return Err(unsupported(network, id)),
             };
+            // An absorbed batch norm added no layer.
+            if let Some(alias) = layer.alias.as_deref().filter(|_| !matches!(products.get(&id), Some(Ok(_)))) {
+                b.alias(alias)?;
+            }
             map[id.index()] = Some(new);
         }
         let logits = map[logits(network)?.index()].expect("every layer is mapped");

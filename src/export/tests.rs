@@ -4,7 +4,7 @@
 use super::*;
 use crate::compile;
 use crate::gpu::{Device, DeviceOptions};
-use crate::graph::{Act, Builder, LayerKind, Role, Window};
+use crate::graph::{Act, Affine, Averaging, Builder, LayerKind, Role, Variance, Window};
 use crate::models;
 use crate::onnx::proto::tensor_shape_proto::dimension;
 use crate::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
@@ -171,6 +171,33 @@ fn what_folds_and_what_stays() {
         assert_eq!((folding.folded.len(), folding.kept.len()), (norms, 0), "{}", spec.name);
         assert_eq!(Folding::of(&folding.graph).unwrap().graph, folding.graph);
     }
+}
+
+#[test]
+fn layers_that_stay_keep_what_is_said_of_them() {
+    let mut b = Builder::new();
+    let averaging = Averaging { keep: 0.99, var: Variance::Biased };
+    b.averaging(averaging);
+    b.affine(Affine::Beta);
+    let x = b.input(1, 4, 4, 3).unwrap();
+    b.position(Some(3));
+    let x = b.batch_norm("base/first", x, 1e-3).unwrap();
+    b.alias("first").unwrap();
+    b.position(Some(7));
+    let x = b.conv2d("base/conv", x, 4, Window::square(3, 1, 1), false).unwrap();
+    b.alias("conv").unwrap();
+    let x = b.batch_norm("base/second", x, 1e-3).unwrap();
+    b.alias("second").unwrap();
+    let x = b.global_avg_pool("pool", x).unwrap();
+    let network = b.finish(x).unwrap();
+    let folded = Folding::of(&network).unwrap().graph;
+    let kept = network.layers().iter().filter(|layer| layer.name != "base/second");
+    assert_eq!(folded.layers().len(), 3);
+    for (after, before) in folded.layers().iter().zip(kept) {
+        assert_eq!((&after.name, &after.alias, after.position), (&before.name, &before.alias, before.position));
+        assert_eq!((after.averaging, after.affine), (before.averaging, before.affine));
+    }
+    assert_eq!((folded.layers()[0].averaging, folded.layers()[0].affine), (averaging, Affine::Beta));
 }
 
 #[test]

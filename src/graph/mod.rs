@@ -366,6 +366,12 @@ impl Graph {
         self.layers[layer.index()].position.unwrap_or(layer.index())
     }
 
+    /// The layer whose outputs are the classes: the last linear layer or convolution.
+    pub fn head(&self) -> Option<LayerId> {
+        let is_product = |layer: &Layer| matches!(layer.kind, LayerKind::Linear | LayerKind::Conv);
+        self.layers.iter().rposition(is_product).map(LayerId::new)
+    }
+
     /// The names of the blocks, in the order of their first layers: the list that `block:` selectors count in.
     pub fn blocks(&self) -> Vec<&str> {
         let mut blocks = Vec::new();

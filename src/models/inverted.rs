@@ -179,7 +179,10 @@ impl Layout {
         if variant.drops {
             x = b.dropout(tail.dropout, x, self.dropout)?;
         }
-        b.linear(tail.classes, x, classes)
+        match naming {
+            Naming::KerasMobileNetV3 => b.conv2d(tail.classes, x, classes, Window::square(1, 1, 0), true),
+            _ => b.linear(tail.classes, x, classes),
+        }
     }
 }
 

@@ -5,10 +5,11 @@
 //! and so are the halves of a separable convolution (`name.depthwise`, `name.pointwise`). What stands at the beginning and
 //! only rescales the images is no layer but the network's mean and deviation.
 
+use super::Spec;
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a Keras file says of its network.
 #[derive(Clone, Copy)]
@@ -107,9 +108,14 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     if let From::Entry(index) = output.from
         && matches!(importer.entries[index].op, LayerOp::Activation { .. })
     {
-        let reason = format!("the model ends in `{}`; logits and softmax are supported", importer.entries[index].name);
+        let reason = format!(
+            "the model ends in `{}`; logits and softmax are supported. Two classes are two outputs here: in Keras, give the \
+             model Dense(2, activation=\"softmax\") as its last layer",
+            importer.entries[index].name
+        );
         return Err(KerasError::Model(reason));
     }
+    importer.forget_gates(output.from);
     let Some(images) = importer.images else {
         return Err(KerasError::Model("the model has no layer that computes anything".into()));
     };
@@ -129,6 +135,19 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     alias(&mut layers);
     let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: images.bgr }, layers)?;
     Ok(Imported { graph, notes: importer.notes, images: prepared })
+}
+
+/// Mean and deviation of the images, as values from 0 to 1, that a `Normalization` layer's variables mean in the network
+/// `spec`, where a file has no configuration beside them.
+///
+/// The EfficientNets of `keras.applications` keep the deviation itself as the variance if they have ImageNet's weights, and
+/// divide by its root once more; then there is nothing to tell. None, too, if there is not one number a channel.
+pub fn image_statistics(spec: &Spec, [mean, variance]: &[Vec<f32>; 2]) -> Option<[[f32; 3]; 2]> {
+    let [mean, variance]: [[f32; 3]; 2] = [mean.as_slice().try_into().ok()?, variance.as_slice().try_into().ok()?];
+    let is_deviation = variance.iter().zip(spec.std).all(|(variance, std)| (variance - std).abs() < 1e-3);
+    let std = variance.map(f32::sqrt);
+    let is_sound = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|&std| std > 0.0 && std.is_finite());
+    (is_sound && !is_deviation).then_some([mean, std])
 }
 
 /// What rescaling makes of a pixel's values from 0 to 255, of red, green and blue: `scale · x + offset`.
@@ -452,13 +471,21 @@ impl Importer<'_> {
         }
         let layer = Layer { path: &path, class, config: &layer["config"], call: &layer["inbound_nodes"][0] };
         layer.only("data_format", &["channels_last".into()])?;
+        for key in ["kernel_regularizer", "depthwise_regularizer", "pointwise_regularizer", "kernel_constraint"] {
+            let note = format!("the {key} of the model's layers is left out: weight decay is --weight-decay here");
+            if !layer.config[key].is_null() && !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
         match (operation(&layer), args) {
             ("GetItem", &[Arg::Tensor(x), ..]) => self.subscript(&layer, x),
             ("Stack", &[Arg::Tensor(a), Arg::Tensor(b), Arg::Tensor(c)]) => self.stack(&layer, [a, b, c]),
             (_, &[Arg::Tensor(x)]) => self.of_one(&layer, x),
             (_, &[Arg::Tensor(a), Arg::Tensor(b)]) => self.of_two(&layer, a, b),
-            (_, &[Arg::Tensor(x), Arg::Constant(value)] | &[Arg::Constant(value), Arg::Tensor(x)]) => {
-                self.with_constant(&layer, x, value)
+            (_, &[Arg::Tensor(x), Arg::Constant(value)]) => self.with_constant(&layer, x, value),
+            ("Add" | "Multiply", &[Arg::Constant(value), Arg::Tensor(x)]) => self.with_constant(&layer, x, value),
+            (operation, &[Arg::Constant(value), Arg::Tensor(_)]) => {
+                Err(layer.error(format!("`{operation}` with {value} on its left is not supported")))
             }
             _ => Err(layer.error(format!("it has {} inputs; {SUPPORTED} are supported", args.len()))),
         }
@@ -484,6 +511,10 @@ impl Importer<'_> {
             }
             class if class.starts_with("Random") => {
                 self.images_only(layer, x)?;
+                if class == "RandomCrop" && self.model.keras_2 {
+                    // In inference it resizes.
+                    self.size = Some((layer.count("height")?, layer.count("width")?));
+                }
                 self.notes.push(format!("`{}` ({class}) is left out: augmentation is --augment here", layer.path));
                 Ok(x)
             }
@@ -504,7 +535,7 @@ impl Importer<'_> {
                 let act = if layer.config["max_value"].is_null() { Act::Relu } else { Act::Relu6 };
                 if act == Act::Relu6 && x.form == Form::Plus3 {
                     let entry = self.hard_sigmoid(layer, x)?;
-                    return Ok(Tensor { form: Form::Clipped { entry }, ..x });
+                    return Ok(Tensor { form: Form::Clipped { entry }, shared: false, ..x });
                 }
                 self.activated(layer, layer.path, x, Activation::Act(act))
             }
@@ -571,16 +602,13 @@ impl Importer<'_> {
                 Act::HardSigmoid => Act::HardSwish,
                 _ => return None,
             };
-            (self.entries[index].inputs == [self.name_of(x)]).then_some((x, gate, act))
+            (self.entries[index].inputs == [self.name_of(x)]).then_some((x, act))
         };
-        let Some((x, gate, act)) = gated(a, b).or_else(|| gated(b, a)) else {
+        let Some((x, act)) = gated(a, b).or_else(|| gated(b, a)) else {
             return Err(
                 layer.error("only a gate [N, 1, 1, C], or a sigmoid of the same tensor, can be multiplied with it")
             );
         };
-        if !gate.shared && gate.from == From::Entry(self.entries.len() - 1) {
-            self.entries.pop();
-        }
         self.push(layer, layer.path, LayerOp::Activation { act }, &[x])
     }
 
@@ -762,6 +790,9 @@ impl Importer<'_> {
             (false, false) => Affine::None,
         };
         let keep = layer.float("momentum", f64::from(Averaging::KERAS.keep))? as f32;
+        if !(0.0..1.0).contains(&keep) {
+            return Err(layer.error(format!("momentum={keep} is not supported, only from 0 to below 1")));
+        }
         // Keras 2 normalises images, not features, by one fused operation, which stores the unbiased variance.
         let var = if self.model.keras_2 && !x.pooled { Variance::Unbiased } else { Averaging::KERAS.var };
         self.push(layer, layer.path, LayerOp::Bn { eps, keep, var, affine }, &[x])
@@ -889,6 +920,17 @@ impl Importer<'_> {
         Ok(Tensor { from: From::Entry(self.entries.len() - 1), shared: false, ..inputs[0] })
     }
 
+    /// Takes out the gates of [`smooth`](Self::smooth) that nothing else reads.
+    fn forget_gates(&mut self, output: From) {
+        let read: HashSet<String> = self.entries.iter().flat_map(|entry| entry.inputs.iter().cloned()).collect();
+        let mut index = 0;
+        self.entries.retain(|entry| {
+            let is_output = output == From::Entry(index);
+            index += 1;
+            is_output || read.contains(&entry.name) || !matches!(entry.op, LayerOp::Activation { .. })
+        });
+    }
+
     fn name_of(&self, tensor: Tensor) -> &str {
         match tensor.from {
             From::Images(_) => IMAGES,
@@ -929,6 +971,7 @@ fn operation<'a>(layer: &Layer<'a>) -> &'a str {
         ("TFOpLambda", Some("math.multiply")) => "Multiply",
         ("TFOpLambda", Some("math.add" | "__operators__.add" | "nn.bias_add")) => "Add",
         ("SlicingOpLambda", Some("__operators__.getitem")) => "GetItem",
+        ("Divide", _) => "TrueDivide",
         (class, _) => class,
     }
 }
@@ -1074,8 +1117,9 @@ fn padding(layer: &Layer<'_>, x: Tensor, kernel: [usize; 2], stride: [usize; 2])
 /// `expanded_conv`, and so is `expanded_conv/project/BatchNorm`, as Keras 2 has it.
 fn block_of(path: &str) -> Option<String> {
     let is_block = |part: &str| {
-        let number = part.strip_prefix("expanded_conv").map(|rest| rest.strip_prefix('_').unwrap_or(rest));
-        number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        let is_number = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit());
+        let rest = part.strip_prefix("expanded_conv");
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('_').is_some_and(is_number))
     };
     let mut ends = path.match_indices('/').map(|(slash, _)| slash);
     if let Some(end) = ends.find(|&end| is_block(path[..end].rsplit('/').next().unwrap_or_default())) {
@@ -1119,6 +1163,18 @@ mod tests {
         ] {
             assert_eq!(block_of(name).as_deref(), block, "{name}");
         }
+    }
+
+    #[test]
+    fn a_normalization_without_its_configuration() {
+        let spec = crate::models::spec("keras_efficientnet_b0").unwrap();
+        let own = [vec![0.4, 0.5, 0.6], vec![0.04, 0.09, 0.25]];
+        let [mean, std] = image_statistics(spec, &own).unwrap();
+        assert_eq!(mean, [0.4, 0.5, 0.6]);
+        assert!(std.iter().zip([0.2, 0.3, 0.5]).all(|(std, expected)| (std - expected).abs() < 1e-6), "{std:?}");
+        assert_eq!(image_statistics(spec, &[vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225]]), None);
+        assert_eq!(image_statistics(spec, &[vec![0.5], vec![0.25]]), None);
+        assert_eq!(image_statistics(spec, &[vec![0.5; 3], vec![-1.0; 3]]), None);
     }
 
     #[test]

@@ -337,18 +337,17 @@ fn compare(spec: &Spec, file: &HashMap<&str, &[usize]>) -> Option<(usize, usize)
         let [kh, kw, _, cout] = param.shape.0;
         let layer = &graph.layers()[param.layer.index()].name;
         let in_file = file.get(format!("{layer}.weight").as_str()).copied();
-        let same = match param.role {
-            Role::ConvWeight | Role::DepthwiseWeight => in_file == Some(&[cout, param.channels, kh, kw]),
-            Role::LinearWeight if cout == 1 => match in_file {
-                // Keras's MobileNetV3 ends in a convolution.
-                Some(&[rows, columns] | &[rows, columns, 1, 1]) if columns == param.channels => {
-                    classes = Some(rows);
-                    true
-                }
-                _ => false,
-            },
-            Role::LinearWeight => in_file == Some(&[cout, param.channels]),
+        let expected = match param.role {
+            Role::ConvWeight | Role::DepthwiseWeight => &[cout, param.channels, kh, kw][..],
+            Role::LinearWeight => &[cout, param.channels],
             Role::Bias | Role::Affine | Role::Moments => continue,
+        };
+        let same = match in_file.and_then(<[usize]>::split_first) {
+            Some((&rows, rest)) if graph.head() == Some(param.layer) && *rest == expected[1..] => {
+                classes = Some(rows);
+                true
+            }
+            _ => in_file == Some(expected),
         };
         shared += usize::from(same);
         weights += 1;

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `kind:bn` | of a [kind](LayerKind::ALL) |
 //! | `kind:dropout?` | the same, where that there is none is no error |
+//! | `head` | the one that gives the classes: the last linear layer or convolution |
 //! | `last:linear` | the last one of a kind |
 //! | `name:layer4.*` | whose name or alias matches a glob; `*` matches dots too |
 //! | `index:10..20` | by [number](Graph::number); also `10..`, `..20`, `10..=19`, `10` |
@@ -24,7 +25,7 @@
 //! base = "head"            # optional: the recipe whose rules come first
 //! rules = [
 //!     "kind:bn & from:layer4 -> stats=batch, update=ema(0.95), affine=both",
-//!     "last:linear -> lr=10",
+//!     "head -> lr=10",
 //! ]
 //! [[stages]]               # optional: rules that are added later in the run
 //! from = 0.8               # the share of its optimiser steps before them
@@ -122,7 +123,7 @@ pub enum PolicyError {
     SingleValue { layers: String },
     #[error(
         "policy `{policy}` freezes the whole network: nothing trains and no statistics move; try `head`, or a rule \
-         such as `last:linear -> weights=train`"
+         such as `head -> weights=train`"
     )]
     AllFrozen { policy: String },
 }

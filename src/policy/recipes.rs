@@ -12,7 +12,8 @@ pub struct Recipe {
 }
 
 /// What PyTorch's `model.train()` switches on with the batch norms' batch statistics: recipes that stand for it do, too. The
-/// others leave stochastic depth alone, so that what is frozen runs as inference. A network may have neither.
+/// others leave stochastic depth alone, so that what is frozen runs as inference. A network may have neither, and for the
+/// recipes that are not about batch norms none of those either (`kind:bn?`).
 const DROPOUT: &str = "kind:dropout? -> dropout=on";
 const STOCHASTIC_DEPTH: &str = "kind:stochastic_depth? -> dropout=on";
 
@@ -24,7 +25,7 @@ pub static RECIPES: &[Recipe] = &[
         summary: "everything trains; batch norms normalise by the batch and follow it (PyTorch's model.train())",
         rules: &[
             "!kind:bn -> weights=train",
-            "kind:bn -> stats=batch, update=ema, affine=both",
+            "kind:bn? -> stats=batch, update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
         ],
@@ -39,31 +40,26 @@ pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "keras-guide",
         summary: "every weight, gamma and beta train; running statistics stay and are what normalises",
-        rules: &["!kind:bn -> weights=train", "kind:bn -> stats=running, update=off, affine=both", DROPOUT],
+        rules: &["!kind:bn -> weights=train", "kind:bn? -> stats=running, update=off, affine=both", DROPOUT],
         stages: &[],
     },
     Recipe {
         name: "head",
-        summary: "the last linear layer trains; everything below it is frozen",
-        rules: &["last:linear -> weights=train", DROPOUT],
+        summary: "the head, which gives the classes, trains; everything below it is frozen",
+        rules: &["head -> weights=train", DROPOUT],
         stages: &[],
     },
     Recipe {
         name: "bn-only",
         summary: "the head trains, and batch norms in full: batch statistics, running statistics, gamma and beta",
-        rules: &[
-            "last:linear -> weights=train",
-            "kind:bn -> stats=batch, update=ema, affine=both",
-            DROPOUT,
-            STOCHASTIC_DEPTH,
-        ],
+        rules: &["head -> weights=train", "kind:bn -> stats=batch, update=ema, affine=both", DROPOUT, STOCHASTIC_DEPTH],
         stages: &[],
     },
     Recipe {
         name: "bn-affine",
         summary: "the head trains, and gamma and beta under fixed running statistics",
         rules: &[
-            "last:linear -> weights=train",
+            "head -> weights=train",
             "kind:bn -> stats=running, update=off, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,
@@ -73,7 +69,7 @@ pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "head-adapt",
         summary: "the head trains, and running statistics still move (PyTorch's requires_grad=False trap, on purpose)",
-        rules: &["last:linear -> weights=train", "kind:bn -> stats=batch, update=ema", DROPOUT, STOCHASTIC_DEPTH],
+        rules: &["head -> weights=train", "kind:bn -> stats=batch, update=ema", DROPOUT, STOCHASTIC_DEPTH],
         stages: &[],
     },
     // Wu & Johnson 2021, "Rethinking Batch in BatchNorm": train as inference will be.
@@ -92,10 +88,10 @@ pub static RECIPES: &[Recipe] = &[
     Recipe {
         name: "head-then-full",
         summary: "the head alone for three tenths of the steps, then everything (LP-FT)",
-        rules: &["last:linear -> weights=train", DROPOUT],
+        rules: &["head -> weights=train", DROPOUT],
         stages: &[(
             0.3,
-            &["!kind:bn -> weights=train", "kind:bn -> stats=batch, update=ema, affine=both", STOCHASTIC_DEPTH],
+            &["!kind:bn -> weights=train", "kind:bn? -> stats=batch, update=ema, affine=both", STOCHASTIC_DEPTH],
         )],
     },
     Recipe {
@@ -135,7 +131,7 @@ pub static RECIPES: &[Recipe] = &[
         name: "bn-blend",
         summary: "the head trains, and batch norms, which normalise halfway between running and batch statistics",
         rules: &[
-            "last:linear -> weights=train",
+            "head -> weights=train",
             "kind:bn -> stats=blend(0.5), update=ema, affine=both",
             DROPOUT,
             STOCHASTIC_DEPTH,

@@ -276,13 +276,11 @@ fn halves<'a>(layers: impl Iterator<Item = &'a Layer>) -> Halves {
     [trains, frozen].map(|half| half.iter().map(|l| l.name.clone()).collect())
 }
 
-/// The parts that a policy cuts in two. One that cuts every part means it: it goes by what layers are, not where. A range
-/// of layers has two ends, so it cuts two parts at most.
+/// The parts that a policy cuts in two. A range of layers has two ends, so it cuts two parts at most: a policy that cuts more
+/// means it, since it goes by what layers are, not where.
 fn cut(parts: Vec<Halves>) -> Vec<Option<Halves>> {
     let is_cut = |[trains, frozen]: &Halves| !trains.is_empty() && !frozen.is_empty();
-    let with_weights = parts.iter().filter(|[trains, frozen]| !trains.is_empty() || !frozen.is_empty()).count();
-    let cuts = parts.iter().filter(|part| is_cut(part)).count();
-    let meant = cuts > 2 && cuts == with_weights;
+    let meant = parts.iter().filter(|part| is_cut(part)).count() > 2;
     parts.into_iter().map(|part| (is_cut(&part) && !meant).then_some(part)).collect()
 }
 

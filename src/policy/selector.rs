@@ -24,6 +24,8 @@ enum Test {
         /// That there is none is no slip of the pen.
         if_any: bool,
     },
+    /// The layer that gives the classes.
+    Head,
     /// The last layer of a kind.
     Last(LayerKind),
     Name(GlobMatcher),
@@ -48,6 +50,8 @@ struct Range {
     start: isize,
     end: Option<isize>,
 }
+
+const HEAD: &str = "head";
 
 /// Forms, and what follows the colon in each.
 const FORMS: [(&str, &str); 6] = [
@@ -111,6 +115,7 @@ impl Term {
 impl Test {
     fn parse(text: &str) -> Result<Self, String> {
         let (form, argument) = match text.split_once(':') {
+            None if text == HEAD => return Ok(Self::Head),
             Some((form, argument)) => (form.trim_end(), argument.trim()),
             None if text.is_empty() => return Err(format!("a selector is missing; {}", forms())),
             None => return Err(format!("`{text}` is not a selector; {}", forms())),
@@ -160,6 +165,10 @@ impl Test {
                 return Ok(numbers.iter().map(|number| range.contains(number)).collect());
             }
             Self::Block(blocks) => return Ok(blocks.find(graph)),
+            Self::Head => match graph.head() {
+                Some(head) => head.index()..head.index() + 1,
+                None => 0..0,
+            },
             Self::Last(kind) => match layers.iter().rposition(|l| l.kind == *kind) {
                 Some(last) => last..last + 1,
                 None => 0..0,
@@ -182,6 +191,7 @@ impl Test {
     /// Why none of the layers pass.
     fn why_nothing(&self, graph: &Graph) -> String {
         match self {
+            Self::Head => "the network has neither a linear layer nor a convolution".into(),
             Self::Kind { kind, .. } | Self::Last(kind) => format!("the network has no layer of kind {}", kind.name()),
             Self::Index(_) => {
                 let numbers = numbers(graph);
@@ -249,7 +259,7 @@ impl Blocks {
 }
 
 fn forms() -> String {
-    format!("write {}", FORMS.map(|(name, _)| format!("{name}:…")).join(", "))
+    format!("write {HEAD}, {}", FORMS.map(|(name, _)| format!("{name}:…")).join(", "))
 }
 
 fn kind(text: &str) -> Result<LayerKind, String> {
@@ -318,6 +328,7 @@ impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kind { kind, if_any } => write!(f, "kind:{}{}", kind.name(), if *if_any { "?" } else { "" }),
+            Self::Head => write!(f, "{HEAD}"),
             Self::Last(kind) => write!(f, "last:{}", kind.name()),
             Self::Name(glob) => write!(f, "name:{}", glob.glob()),
             Self::Index(range) => write!(f, "index:{range}"),

@@ -1,7 +1,7 @@
 //! A network's parameters on the host, and their names, shapes and layouts in a file.
 
 use super::{Bound, Expected, ExpectedKind, FileTensor, StateDict, TensorData, WeightsError, bind, layout};
-use crate::graph::{Graph, LayerKind, Param, Role};
+use crate::graph::{Graph, Param, Role};
 use crate::rng::Rng;
 use crate::tensor::{HostTensor, pad4};
 
@@ -32,7 +32,8 @@ fn parts(graph: &Graph, param: &Param) -> Vec<Expected> {
 }
 
 /// Fresh parameters, as torchvision initialises them: He normal over the outputs of a group for convolutions (He et al. 2015),
-/// uniform within `1/√fan_in` for the linear layer, identity for batch norms. A function of `seed` only.
+/// uniform within `1/√fan_in` for linear layers and for a convolution that gives the classes, identity for batch norms. A
+/// function of `seed` only.
 pub fn initialise(graph: &Graph, seed: u64) -> Vec<HostTensor> {
     (0..graph.params().len()).map(|index| initialise_param(graph, index, seed)).collect()
 }
@@ -46,9 +47,13 @@ fn initialise_param(graph: &Graph, index: usize, seed: u64) -> HostTensor {
     let fan_in = |g: &Graph| g.layers()[param.layer.index()].params.first().map_or(1, |&p| g.param(p).channels);
     match param.role {
         Role::ConvWeight | Role::DepthwiseWeight => {
-            let groups = graph.groups(param.layer);
-            let std = (2.0 / (out / groups * kh * kw) as f64).sqrt();
-            let file: Vec<f32> = (0..out * param.channels * kh * kw).map(|_| (std * normal(&mut rng)) as f32).collect();
+            let fan_out = out / graph.groups(param.layer) * kh * kw;
+            let bound = 1.0 / ((param.channels * kh * kw) as f64).sqrt();
+            let draw = |_| match graph.head() == Some(param.layer) {
+                true => rng.range(-bound, bound) as f32,
+                false => ((2.0 / fan_out as f64).sqrt() * normal(&mut rng)) as f32,
+            };
+            let file: Vec<f32> = (0..out * param.channels * kh * kw).map(draw).collect();
             tensor.data = match param.role {
                 Role::DepthwiseWeight => layout::depthwise_to_device(&file, [out, kh, kw]),
                 _ => layout::conv_to_device(&file, [out, param.channels, kh, kw]),
@@ -83,14 +88,13 @@ pub struct Loaded {
     pub head_reinitialised: Option<(usize, usize)>,
 }
 
-/// Takes a network's parameters from `state`. The last linear layer or convolution may have another number of classes; it is
-/// initialised from `seed` then.
+/// Takes a network's parameters from `state`. The [head](Graph::head) may have another number of classes; it is initialised
+/// from `seed` then.
 ///
 /// # Errors
 /// [`WeightsError::Mismatch`] lists every tensor that is missing, unexpected or misshapen.
 pub fn from_state(graph: &Graph, state: StateDict, seed: u64) -> Result<Loaded, WeightsError> {
-    let is_product = |kind| matches!(kind, LayerKind::Linear | LayerKind::Conv);
-    let head = graph.layers().iter().rfind(|l| is_product(l.kind)).map_or("", |l| &l.name);
+    let head = graph.head().map_or("", |head| &graph.layers()[head.index()].name);
     let Bound { tensors, head_reinitialised } = bind(state, &expected(graph), head)?;
     let mut files = tensors.into_iter();
     let tensors = graph

@@ -215,6 +215,34 @@ def compress(source, target):
         copy(old, new)
 
 
+def hard(k):
+    """Hard-swish and a gate of hard-sigmoids spelled out as in keras.applications.MobileNetV3, and its convolution as head."""
+    L = k.layers
+
+    def hard_sigmoid(x, name):
+        return L.ReLU(6.0, name=name)(x + 3.0) * (1.0 / 6.0)
+
+    image = L.Input((SIZE, SIZE, 3), name="input_1")
+    x = L.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(image)
+    x = L.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="conv")(x)
+    x = bn(k, "conv_bn", epsilon=1e-3, momentum=0.999)(x)
+    x = L.Multiply(name="conv_swish")([x, hard_sigmoid(x, "conv_relu")])
+    skip = x
+    s = L.GlobalAveragePooling2D(keepdims=True, name="expanded_conv_squeeze")(x)
+    s = L.Conv2D(8, 1, padding="same", name="expanded_conv_reduce")(s)
+    s = L.ReLU(name="expanded_conv_relu")(s)
+    s = L.Conv2D(8, 1, padding="same", name="expanded_conv_expand")(s)
+    x = L.Multiply(name="expanded_conv_scale")([x, hard_sigmoid(s, "expanded_conv_gate")])
+    x = L.Conv2D(8, 1, padding="same", use_bias=False, name="expanded_conv_project")(x)
+    x = bn(k, "expanded_conv_project_bn", epsilon=1e-3, momentum=0.999)(x)
+    x = L.Add(name="expanded_conv_add")([skip, x])
+    x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = L.Conv2D(CLASSES, 1, name="logits")(x)
+    x = L.Flatten(name="flatten")(x)
+    x = L.Activation("softmax", name="predictions")(x)
+    return k.Model(image, x, name="hard")
+
+
 def transfer(k):
     """A base as one layer of another model, under augmentation and a new head; two names occur twice."""
     L = k.layers
@@ -367,10 +395,12 @@ def main():
     save(keras, efficient, "efficient", [".keras", ".h5", ".weights.h5"])
     save(keras, resnet, "resnet", [".keras"], train=True)
     save(keras, mobilenet, "mobilenet", [".keras", ".h5"])
+    save(keras, hard, "hard", [".keras"])
     save(keras, transfer, "transfer", [".keras", ".h5", ".weights.h5"])
     save(keras, sequential, "sequential", [".keras", ".h5"])
     save(tf_keras, efficient, "efficient_tf", [".keras", ".h5", "_weights.h5"])
     save(tf_keras, resnet, "resnet_tf", [".h5"], train=True)
+    save(tf_keras, hard, "hard_tf", [".h5"])
     save(tf_keras, transfer, "transfer_tf", [".keras", ".h5"])
     save(tf_keras, sequential, "sequential_tf", [".keras", ".h5"])
     save(keras, mobilenet_1, "mobilenet_1", [".keras"])
