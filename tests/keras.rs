@@ -1,6 +1,6 @@
 //! Keras's files, small ones of every kind that `tests/golden/generate_keras.py` writes, read and written back.
 
-use hdf5_pure::{DatasetBuilder, Datatype, DatatypeByteOrder, File};
+use hdf5_pure::{AttrValue, DatasetBuilder, Datatype, DatatypeByteOrder, File};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -329,6 +329,10 @@ fn weights_of_another_network_are_refused() {
     state.tensors.insert("block1_0_conv.bias".into(), FileTensor::f32([4], vec![0.0; 4]));
     let shapes = weights::keras::save(&state, &golden("resnet.keras"), &out).unwrap_err().to_string();
     assert!(shapes.contains("and the network's is"), "{shapes}");
+    let mut wider = load("resnet.keras");
+    wider.tensors.insert("predictions.weight".into(), FileTensor::f32([5, 9], vec![0.0; 45]));
+    let inputs = weights::keras::save(&wider, &golden("resnet.keras"), &out).unwrap_err().to_string();
+    assert!(inputs.contains("is [8, 5], and the network's is [9, 5]"), "{inputs}");
     let torch = golden("resnet.json");
     assert!(weights::keras::save(&state, &torch, &out).is_err());
     let mut state = load("half.keras");
@@ -439,6 +443,20 @@ fn halves_stay_halves() {
     let again = folder.path().join("again.keras");
     assert!(weights::keras::save(&read, &out, &again).unwrap().is_empty());
     assert!(contents(&out) == contents(&again));
+}
+
+#[test]
+fn a_layer_that_is_listed_twice_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("twice.h5");
+    fs::copy(golden("slashes_tf.h5"), &path).unwrap();
+    let file = File::open_rw(&path).unwrap();
+    let names = ["base", "head/logits", "base"].map(str::to_owned).to_vec();
+    file.group("model_weights").unwrap().set_attr("layer_names", AttrValue::StringArray(names)).unwrap();
+    file.commit().unwrap();
+    file.close().unwrap();
+    let message = StateDict::load(&path).unwrap_err().to_string();
+    assert!(message.contains("lists the layer `base` twice"), "{message}");
 }
 
 #[test]

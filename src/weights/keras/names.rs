@@ -20,6 +20,9 @@ const MAX_DEPTH: usize = 16;
 const MAX_SLASHES: usize = 64;
 const MAX_NAMESAKES: usize = 64;
 
+/// Bytes of the paths of all layers; EfficientNetB7's are less than 30 kB.
+const MAX_PATHS: usize = 32 << 20;
+
 /// A layer as a configuration lists it.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
@@ -109,14 +112,22 @@ pub(super) struct Variable {
 /// The layers that are no models by their own names, each with its path.
 type Leaves<'a> = HashMap<&'a str, Vec<(String, &'a Node)>>;
 
-fn leaves<'a>(nodes: &'a [Node], prefix: &str, out: &mut Leaves<'a>) {
+/// Adds the layers below `nodes`, whose paths may take `left` bytes.
+fn leaves<'a>(nodes: &'a [Node], prefix: &str, left: &mut usize, out: &mut Leaves<'a>) -> Result<(), String> {
     for node in nodes {
         let path = format!("{prefix}{}", node.name);
+        charge(left, &path)?;
         match node.children.is_empty() {
             true => out.entry(&node.name).or_default().push((path, node)),
-            false => leaves(&node.children, &format!("{path}/"), out),
+            false => leaves(&node.children, &format!("{path}/"), left, out)?,
         }
     }
+    Ok(())
+}
+
+fn charge(left: &mut usize, path: &str) -> Result<(), String> {
+    *left = left.checked_sub(path.len()).ok_or("the names of its layers are too long")?;
+    Ok(())
 }
 
 /// The layers of a model by name; the first of those that have one name.
@@ -284,6 +295,7 @@ fn parts_in_order(
 fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variable>) -> Result<(), String> {
     let by_name = tree.map(by_name);
     let mut listed = HashSet::new();
+    let mut left = MAX_PATHS;
     for name in list(model, "layer_names")? {
         if !listed.insert(name.clone()) {
             return Err(format!("it lists the layer `{name}` twice"));
@@ -304,7 +316,7 @@ fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variabl
         };
         let owner = |weight| owner(weight).filter(|_| nested);
         let mut leaves_within = Leaves::new();
-        leaves(node.map_or(&[], |node| &node.children), "", &mut leaves_within);
+        leaves(node.map_or(&[], |node| &node.children), "", &mut left, &mut leaves_within)?;
         // Of one layer, so that what a kernel is can be told from what is beside it.
         let mut labels: HashMap<Option<&str>, HashSet<&str>> = HashMap::new();
         for weight in &weights {
@@ -324,6 +336,7 @@ fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variabl
                     (format!("{name}/{path}"), Some(node))
                 }
             };
+            charge(&mut left, &layer)?;
             let has = |label: &str| labels.get(&inner).is_some_and(|labels| labels.contains(label));
             let (half, part) = part_of(weight, node, has);
             found.push(Variable { layer: format!("{layer}{half}"), part, dataset: format!("{at}{name}/{weight}") });
@@ -404,6 +417,44 @@ fn part_of(weight: &str, node: Option<&Node>, has: impl Fn(&str) -> bool) -> (&'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn variables_belong_to_the_layer_whose_name_is_longest() {
+        let layer = |name: &str| json!({"class_name": "Conv2D", "config": {"name": name}});
+        let model =
+            |name: &str, layers: Value| json!({"class_name": "Functional", "config": {"name": name, "layers": layers}});
+        let config = model(
+            "m",
+            json!([
+                layer("Conv"),
+                layer("BatchNorm"),
+                layer("Conv/BatchNorm"),
+                model("a", json!([layer("stem"), layer("twice")])),
+                model("b", json!([layer("twice")])),
+            ]),
+        );
+        let nodes = Node::all(&config);
+        let mut found = Leaves::new();
+        leaves(&nodes, "", &mut MAX_PATHS.clone(), &mut found).unwrap();
+        let path = |owner: &str| descendant(&found, owner).map(|(path, _)| path);
+        for (owner, expected) in [
+            ("Conv", "Conv"),
+            ("Conv/BatchNorm", "Conv/BatchNorm"),
+            ("m/Conv/BatchNorm", "Conv/BatchNorm"),
+            ("other/BatchNorm", "BatchNorm"),
+            ("stem", "a/stem"),
+            ("a/stem", "a/stem"),
+            ("b/twice", "b/twice"),
+            ("m_1/a/twice", "a/twice"),
+        ] {
+            assert_eq!(path(owner).as_deref(), Ok(expected), "{owner}");
+        }
+        assert!(path("nowhere").unwrap_err().contains("no layer that it could belong to"));
+        assert!(path(&"/".repeat(1000)).unwrap_err().contains("no layer that it could belong to"));
+        assert!(path("twice").unwrap_err().contains("several layers are called `twice`"));
+        assert!(leaves(&nodes, "", &mut 20, &mut Leaves::new()).unwrap_err().contains("too long"));
+    }
 
     #[test]
     fn classes_are_written_as_keras_writes_them() {

@@ -67,7 +67,7 @@ impl Copied {
         let mut hdf5 = reader.container.hdf5.to_vec();
         let mut changes = Vec::new();
         let mut resized: Vec<Resized> = Vec::new();
-        let mut halves = 0;
+        let mut rounded = 0;
         for (name, variable) in by_tensor(&reader.variables) {
             let tensor = |reason| WeightsError::Tensor { path: source.into(), tensor: name.clone(), reason };
             // What no network has a place for, `state` has not either.
@@ -85,26 +85,28 @@ impl Copied {
             let old = reader.tensor(variable).map_err(|reason| malformed(source, &reason))?;
             // Before anything trains, nothing has changed yet, and it should be known whether it may.
             let dataset = reader.file.dataset(&variable.dataset).map_err(|error| malformed(source, &text(error)))?;
-            let place = Storage::of(&dataset).and_then(|storage| storage.check().map(|()| storage)).map_err(tensor)?;
+            let storage = Storage::of(&dataset).map_err(tensor)?;
             if is_same(&old, &shape, &values) {
                 continue;
             }
-            let bytes = encoded(&values, &place.datatype).map_err(tensor)?;
-            halves += usize::from(place.datatype == HALF);
+            let bytes = encoded(&values, &storage.datatype).map_err(tensor)?;
+            rounded += usize::from(storage.datatype == HALF);
             if old.shape != shape {
                 let layer = variable.layer.clone();
                 resized.push(Resized { dataset: variable.dataset.clone(), layer, old: old.shape, new: shape.clone() });
             } else if overwrite(&dataset, &mut hdf5, &bytes).map_err(|reason| malformed(source, &reason))? {
                 continue;
             }
-            changes.push(Change { dataset: variable.dataset.clone(), shape, datatype: place.datatype, bytes });
+            changes.push(Change { dataset: variable.dataset.clone(), shape, datatype: storage.datatype, bytes });
         }
         changes.sort_by(|a, b| a.dataset.cmp(&b.dataset));
         resized.sort_by(|a, b| a.dataset.cmp(&b.dataset));
 
         let head = match &resized[..] {
             [] => None,
-            [Resized { layer, old, new, .. }, rest @ ..] if rest.iter().all(|other| other.layer == *layer) => {
+            [Resized { layer, old, new, .. }, ..]
+                if resized.iter().all(|other| other.layer == *layer && other.keeps_inputs()) =>
+            {
                 Some((layer.as_str(), [old, new].map(|shape| shape.last().copied().unwrap_or(0))))
             }
             [Resized { dataset, old, new, .. }, ..] => {
@@ -113,8 +115,8 @@ impl Copied {
             }
         };
         let mut notes = notes(reader.has_optimizer(), head);
-        if halves > 0 {
-            notes.push(format!("{halves} tensors are float16, to which their new values are rounded"));
+        if rounded > 0 {
+            notes.push(format!("{rounded} tensors are float16, to which their new values are rounded"));
         }
         let other = head.map(|(layer, classes)| {
             let mut other = reader.description.clone();
@@ -198,6 +200,14 @@ struct Resized {
     new: Vec<usize>,
 }
 
+impl Resized {
+    /// Whether only the last dimension changes, the number of outputs.
+    fn keeps_inputs(&self) -> bool {
+        let [old, new] = [&self.old, &self.new].map(|shape| shape.split_last().map(|(_, inputs)| inputs));
+        old == new
+    }
+}
+
 /// How a dataset keeps its values.
 struct Storage {
     datatype: Datatype,
@@ -213,28 +223,22 @@ impl Storage {
     const FLETCHER32: u16 = 3;
     const LZF: u16 = 32000;
 
+    /// Refuses what can be read but not written.
     fn of(dataset: &Dataset) -> Result<Self, String> {
+        let instead = "load the model in Keras and save it again, or write .safetensors";
+        let (datatype, filters) = (dataset.datatype().map_err(text)?, dataset.filter_pipeline());
+        if ![make_f32_type(), make_f64_type(), HALF].contains(&datatype) {
+            return Err(format!("it is stored as {datatype}, which cannot be written; {instead}"));
+        }
+        let known = [Self::DEFLATE, Self::SHUFFLE, Self::FLETCHER32, Self::LZF];
+        if let Some(Filter { id, .. }) = filters.iter().find(|filter| !known.contains(&filter.id)) {
+            return Err(format!("it went through HDF5's filter {id}, which cannot be written; {instead}"));
+        }
         let chunks = match dataset.layout().map_err(text)? {
             Layout::Chunked { chunk_shape, .. } => Some(chunk_shape),
             _ => None,
         };
-        Ok(Self { datatype: dataset.datatype().map_err(text)?, chunks, filters: dataset.filter_pipeline() })
-    }
-
-    /// Refuses what can be read but not written.
-    fn check(&self) -> Result<(), String> {
-        let instead = "load the model in Keras and save it again, or write .safetensors";
-        if ![make_f32_type(), make_f64_type(), HALF].contains(&self.datatype) {
-            return Err(format!("it is stored as {}, which cannot be written; {instead}", self.datatype));
-        }
-        let known = [Self::DEFLATE, Self::SHUFFLE, Self::FLETCHER32, Self::LZF];
-        match self.filters.iter().find(|filter| !known.contains(&filter.id)) {
-            Some(filter) => {
-                let name = filter.name.clone().unwrap_or_else(|| format!("HDF5's filter {}", filter.id));
-                Err(format!("it is compressed by {name}, which cannot be written; {instead}"))
-            }
-            None => Ok(()),
-        }
+        Ok(Self { datatype, chunks, filters })
     }
 
     /// Lets a new dataset keep its values in the same way.
@@ -245,7 +249,8 @@ impl Storage {
         }
         for filter in &self.filters {
             match filter.id {
-                Self::DEFLATE => builder.with_deflate(filter.client_data.first().copied().unwrap_or(6)),
+                // Its level, from 0 to 9; 6 is zlib's own default.
+                Self::DEFLATE => builder.with_deflate(filter.client_data.first().map_or(6, |&level| level.min(9))),
                 Self::SHUFFLE => builder.with_shuffle(),
                 Self::LZF => builder.with_lzf(),
                 _ => builder.with_fletcher32(),
@@ -366,7 +371,9 @@ fn pass_on(layers: &mut [Value], index: usize, in_row: bool, outputs: [usize; 2]
         }
         behind.insert(name(layer));
         for key in ["inbound_nodes", "build_config"] {
-            layer.get_mut(key).map(|value| reshape(value, outputs));
+            if let Some(value) = layer.get_mut(key) {
+                reshape(value, outputs);
+            }
         }
         // What a Reshape makes of them.
         if let Some(shape) = layer.get_mut("config").and_then(|config| config.get_mut("target_shape")) {
