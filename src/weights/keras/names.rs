@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 16;
 const MAX_SLASHES: usize = 64;
 const MAX_NAMESAKES: usize = 64;
 
-/// Bytes of the paths of all layers; EfficientNetB7's are less than 30 kB.
+/// Bytes of the paths of all layers; EfficientNetB7's take less than 100 kB.
 const MAX_PATHS: usize = 32 << 20;
 
 /// A layer as a configuration lists it.
