@@ -359,19 +359,30 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
     }
 
     // The same bits twice, with every optimiser setting; moving statistics are counted.
-    let adamw = ["--optimizer", "adamw", "--weight-decay", "0.1", "--label-smoothing", "0.1", "--steps", "2"];
+    let adamw = [
+        "--variant",
+        "direct",
+        "--optimizer",
+        "adamw",
+        "--weight-decay",
+        "0.1",
+        "--label-smoothing",
+        "0.1",
+        "--steps",
+        "2",
+    ];
     let (first, second) = (step("c", &adamw), step("c", &adamw));
     assert_eq!(first, second);
     assert_eq!(first.1.tensors["bn1.num_batches_tracked"].data, TensorData::I64(vec![2]));
-    let sgd = ["--momentum", "0.9", "--nesterov", "--weight-decay", "0.1", "--decoupled-decay"];
-    assert_ne!(step("d", &sgd).1, step("d", &sgd[..3]).1);
+    let sgd = ["--variant", "direct", "--momentum", "0.9", "--nesterov", "--weight-decay", "0.1", "--decoupled-decay"];
+    assert_ne!(step("d", &sgd).1, step("d", &sgd[..5]).1);
 }
 
 #[test]
 fn step_checks_the_device_against_the_reference() {
     let outputs = Outputs::new();
     let files = [weights_file(), inputs_file(), outputs.text("out")];
-    let files = ["step", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
+    let files = ["step", "--variant", "direct", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
     for policy in [
         &["--policy", "bn-only"][..],
         &["--policy", "bn-blend"],

@@ -12,6 +12,7 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
+use thawline::kernels::conv2d::Variant;
 use thawline::models::keras::{KerasConfig, KerasError, Prepared};
 use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::onnx::{self, Imported};
@@ -123,17 +124,31 @@ pub fn policy_help(what: &str, note: &str) -> String {
     format!("{what}: {}, or a TOML file{note}", names.join(", "))
 }
 
-/// `--device`.
+/// `--device`, `--variant`.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgs {
     /// Index or part of the name of a device that `thawline devices` lists [default: the first]
     #[arg(long, value_name = "NAME|INDEX")]
     pub device: Option<String>,
+    /// How convolutions are computed: direct, workgroup or subgroup. Two runs give the same bits if they use the same
+    /// [default: the fastest, which each process finds out by measuring]
+    #[arg(long, value_name = "NAME", value_parser = variant)]
+    pub variant: Option<Variant>,
+}
+
+fn variant(name: &str) -> Result<Variant, String> {
+    Variant::of_name(name).ok_or_else(|| format!("the variants are {}", Variant::ALL.map(Variant::name).join(", ")))
 }
 
 impl DeviceArgs {
     pub fn open(&self) -> Result<Device> {
-        Ok(Device::open(&DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() })?)
+        let device = Device::open(&DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() })?;
+        match self.variant {
+            None => Ok(device),
+            Some(variant) => device.with_variant(variant).with_context(|| {
+                format!("--variant {}: {} lacks what it takes; try another", variant.name(), device.info().name)
+            }),
+        }
     }
 }
 

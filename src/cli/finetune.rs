@@ -26,9 +26,9 @@ use thawline::weights::{self, StateDict};
 /// Fine-tune a network on a folder of images
 ///
 /// Trains on DATA/train and validates on DATA/val, or on a split of DATA, before the first epoch and after each. The
-/// folder OUT gets best.safetensors and last.safetensors (torchvision loads them), metrics.csv, TensorBoard events,
-/// run.toml with every setting, and a checkpoint. Ctrl-C finishes the step and saves; --resume continues, and gives the
-/// same bits as a run that never stopped.
+/// folder OUT gets best.safetensors and last.safetensors, with the names of the framework that the weights came from, and
+/// copies of the Keras file if they came from one; metrics.csv, TensorBoard events, run.toml with every setting, and a
+/// checkpoint. Ctrl-C finishes the step and saves; --resume continues, and gives the same bits as a run that never stopped.
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the results go: a new or empty folder
