@@ -1,11 +1,12 @@
 //! Weights by name on the command line, from a server of the test's own.
 #![cfg(feature = "hub")]
 
-use assert_cmd::Command;
+use assert_cmd::cargo::cargo_bin;
 use serde_json::{Value, json};
 use server::{Reply, Server};
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use std::time::Duration;
 use std::{fs, process};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
@@ -29,6 +30,11 @@ fn weights() -> Vec<u8> {
 
 /// A hub with one repository, `me/tiny`.
 fn hub() -> Server {
+    slow_hub(Duration::ZERO)
+}
+
+/// The same, which stops for so long in the middle of the weights.
+fn slow_hub(stall: Duration) -> Server {
     let config = br#"{"architecture": "resnet_tiny", "pretrained_cfg":
         {"input_size": [3, 24, 20], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#;
     Server::start(move |request| {
@@ -40,24 +46,33 @@ fn hub() -> Server {
         match request.path.rsplit('/').next() {
             Some("main" | COMMIT) => Reply::new(200, json!({"sha": COMMIT, "siblings": files}).to_string()),
             Some("config.json") => reply(config.to_vec()),
-            Some("model.safetensors") => reply(weights()),
+            Some("model.safetensors") => Reply { stall, ..reply(weights()) },
             _ => Reply::new(404, ""),
         }
     })
 }
 
-fn thawline(server: &Server, home: &Path, args: &[&str]) -> process::Output {
-    let mut command = Command::cargo_bin("thawline").unwrap();
-    for name in ["RUST_LOG", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"] {
+fn command(server: &Server, home: &Path, args: &[&str]) -> process::Command {
+    let mut command = process::Command::new(cargo_bin("thawline"));
+    for name in [
+        "RUST_LOG",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "http_proxy",
+        "HTTP_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
         command.env_remove(name);
     }
+    command.env("HF_ENDPOINT", &server.address).env("HF_HOME", home).env("HF_TOKEN", "hf_mine").args(args);
     command
-        .env("HF_ENDPOINT", &server.address)
-        .env("HF_HOME", home)
-        .env("HF_TOKEN", "hf_mine")
-        .args(args)
-        .output()
-        .unwrap()
+}
+
+fn thawline(server: &Server, home: &Path, args: &[&str]) -> process::Output {
+    command(server, home, args).output().unwrap()
 }
 
 #[track_caller]
@@ -122,4 +137,38 @@ fn a_run_remembers_the_commit() {
     stdout(thawline(&server, home.path(), &[&args[..], &["--size", "16", "--data", data, "--out", to]].concat()));
     let file = home.path().join("hub/models--me--tiny/snapshots").join(COMMIT).join("model.safetensors");
     assert_eq!(Settings::of_run(&out).unwrap().weights, Some(file));
+}
+
+/// There is nothing to save yet.
+#[cfg(unix)]
+#[test]
+fn one_ctrl_c_ends_a_run_that_still_downloads() {
+    use std::os::unix::process::ExitStatusExt;
+    use std::{iter, thread};
+
+    const INTERRUPT: i32 = 2;
+    let server = slow_hub(Duration::from_secs(100));
+    let home = TempDir::new().unwrap();
+    let (data, out) = (home.path().join("data"), home.path().join("run"));
+    write_sample_data(SampleSet::Shapes, &data, &SampleOptions { size: 16, per_class: 5, seed: 1 }).unwrap();
+    let args =
+        ["finetune", "--weights", "hf:me/tiny", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let mut child = command(&server, home.path(), &args).stderr(process::Stdio::null()).spawn().unwrap();
+    let mut asked = iter::repeat_with(|| {
+        thread::sleep(Duration::from_millis(50));
+        server.requests().iter().any(|request| request.method == "GET" && request.path.ends_with("model.safetensors"))
+    });
+    assert!(asked.by_ref().take(1200).any(|asked| asked), "it never asks for the weights");
+    let id = child.id().to_string();
+    assert!(process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let mut ended = iter::repeat_with(|| {
+        thread::sleep(Duration::from_millis(50));
+        child.try_wait().unwrap()
+    });
+    let status = ended.by_ref().take(200).flatten().next();
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    assert_eq!(status.and_then(|status| status.signal()), Some(INTERRUPT));
+    assert!(!out.exists());
 }
