@@ -727,7 +727,7 @@ fn weights_are_counted_wherever_they_are() {
         node
     };
     let with_constants = [&[constant(&a), constant(&b)], &nodes[..]].concat();
-    assert!(read(with_constants, &[first.clone()]) == expected);
+    assert!(read(with_constants, std::slice::from_ref(&first)) == expected);
     let outside = |tensor: &TensorProto| {
         let file = format!("{}.data", tensor.name());
         std::fs::write(folder.path().join(&file), tensor.raw_data()).unwrap();
