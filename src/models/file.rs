@@ -27,7 +27,7 @@ pub(crate) const IMAGES: &str = "input";
 /// Far above every network. Finding a name that is taken costs as much as there are layers.
 pub(crate) const MAX_LAYERS: usize = 10_000;
 
-/// Bytes of text. The largest network takes twice 10⁵, and what JSON is read into some fifty times its text.
+/// Bytes of text. The largest network takes twice 10⁵, and JSON takes up to ninety times its text in memory.
 const MAX_TEXT: usize = 4 << 20;
 
 /// Far above every window, and small enough that no size computed from it overflows.
