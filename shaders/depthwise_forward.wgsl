@@ -1,9 +1,10 @@
-// z = act(x ∗ weight + bias + residual), each channel by itself. One invocation: four channels of a strip, four columns of
-// `band` rows. It goes down the strip, loads each row of the input once and adds it to all the outputs whose windows
+// z = act(x ∗ weight + bias + residual), each channel by itself. One invocation: four channels of a strip, a few columns
+// of `band` rows of `images_each` images. It goes down the strip, loads each row of the input once and adds it to all the outputs whose windows
 // have it: the sums in the making move along as it goes.
 
 struct Params {
     images: u32,
+    images_each: u32,
     in_h: i32,
     in_w: i32,
     quads: u32,
@@ -36,12 +37,12 @@ fn depthwise_forward(
 ) {
     let index = linear_index(group, groups, local);
     let quad = index % p.quads;
-    let tiles = (p.out_w + 3u) / 4u;
+    let tiles = (p.out_w + columns - 1u) / columns;
     let bands = (p.out_h + p.band - 1u) / p.band;
-    let first = index / p.quads % tiles * 4u;
+    let first = index / p.quads % tiles * columns;
     let line = index / p.quads / tiles;
-    let image = line / bands;
-    if image >= p.images {
+    let start = line / bands * p.images_each;
+    if start >= p.images {
         return;
     }
     let top = line % bands * p.band;
@@ -59,47 +60,52 @@ fn depthwise_forward(
     if p.has_bias != 0u {
         offset = bias[quad];
     }
-    // sums[b] is of the output row b rows above the one whose window begins at the present input row.
     let reach = (kernel_h - 1u) / stride_h;
-    var sums: array<array<vec4<f32>, 4>, 7>;
     // Rows above and below the image add nothing.
+    let begin = clamp(u32(p.pad_top) / stride_h, top, top + reach);
     let end = min(behind + reach, (u32(p.in_h + p.pad_top) + stride_h - 1u) / stride_h);
-    var below = clamp(u32(p.pad_top) / stride_h, top, top + reach);
-    for (; below < end; below++) {
-        var values: array<array<vec4<f32>, 13>, 2>;
-        for (var j = 0u; j < 2u; j++) {
-            if j < stride_h {
-                let iy = i32(below * stride_h + j) - p.pad_top;
-                let row = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
-                for (var i = 0u; i < 13u; i++) {
-                    if i < 3u * stride_w + kernel_w {
-                        let ix = left + i32(i);
-                        let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
-                        let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
-                        values[j][i] = select(vec4<f32>(), value, inside);
+    for (var image = start; image < min(start + p.images_each, p.images); image++) {
+        // sums[b] is of the output row b rows above the one whose window begins at the present input row.
+        var sums: array<array<vec4<f32>, 4>, 7>;
+        var below = begin;
+        for (; below < end; below++) {
+            var values: array<array<vec4<f32>, 13>, 2>;
+            for (var j = 0u; j < 2u; j++) {
+                if j < stride_h {
+                    let iy = i32(below * stride_h + j) - p.pad_top;
+                    let row = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
+                    for (var i = 0u; i < 13u; i++) {
+                        if i < (columns - 1u) * stride_w + kernel_w {
+                            let ix = left + i32(i);
+                            let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
+                            let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
+                            values[j][i] = select(vec4<f32>(), value, inside);
+                        }
                     }
-                }
-                for (var b = 0u; b < 7u; b++) {
-                    for (var kx = 0u; kx < 7u; kx++) {
-                        if b * stride_h + j < kernel_h && kx < kernel_w {
-                            for (var i = 0u; i < 4u; i++) {
-                                sums[b][i] += values[j][i * stride_w + kx] * w[b * stride_h + j][kx];
+                    for (var b = 0u; b < 7u; b++) {
+                        for (var kx = 0u; kx < 7u; kx++) {
+                            if b * stride_h + j < kernel_h && kx < kernel_w {
+                                for (var i = 0u; i < 4u; i++) {
+                                    if i < columns {
+                                        sums[b][i] += values[j][i * stride_w + kx] * w[b * stride_h + j][kx];
+                                    }
+                                }
                             }
                         }
                     }
                 }
             }
+            if below >= top + reach {
+                store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
+            }
+            sums = moved(sums);
         }
-        if below >= top + reach {
-            store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
+        for (; below < behind + reach; below++) {
+            if below >= top + reach {
+                store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
+            }
+            sums = moved(sums);
         }
-        sums = moved(sums);
-    }
-    for (; below < behind + reach; below++) {
-        if below >= top + reach {
-            store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
-        }
-        sums = moved(sums);
     }
 }
 
@@ -107,11 +113,11 @@ fn moved(sums: array<array<vec4<f32>, 4>, 7>) -> array<array<vec4<f32>, 4>, 7> {
     return array(array<vec4<f32>, 4>(), sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]);
 }
 
-// Four columns of an output row.
+// The columns of an output row.
 fn store(sums: array<vec4<f32>, 4>, offset: vec4<f32>, row: u32, first: u32, quad: u32) {
     var values = sums;
     for (var i = 0u; i < 4u; i++) {
-        if first + i < p.out_w {
+        if i < columns && first + i < p.out_w {
             let at = (row * p.out_w + first + i) * p.quads + quad;
             var y = values[i] + offset;
             if p.has_residual != 0u {

@@ -5,6 +5,7 @@
 
 struct Params {
     images: u32,
+    images_each: u32,
     in_h: i32,
     in_w: i32,
     quads: u32,
@@ -36,21 +37,21 @@ fn depthwise_input_grad(
     // Strips begin where a window does, so that which taps meet which pixels is the same for every strip.
     let above = p.pad_top % stride_h;
     let before = p.pad_left % stride_w;
-    let tiles = (u32(p.in_w) + before + 3u) / 4u;
+    let tiles = (u32(p.in_w) + before + columns - 1u) / columns;
     let steps = (u32(p.in_h) + above + stride_h - 1u) / stride_h;
     let bands = (steps + p.band - 1u) / p.band;
     let tile = index / p.quads % tiles;
     let line = index / p.quads / tiles;
-    let image = line / bands;
-    if image >= p.images {
+    let start = line / bands * p.images_each;
+    if start >= p.images {
         return;
     }
-    let first = i32(tile * 4u) - i32(before);
+    let first = i32(tile * columns) - i32(before);
     let top = i32(line % bands * p.band + p.pad_top / stride_h);
     let behind = min(top + i32(p.band), i32(steps + p.pad_top / stride_h));
     let reach_h = (kernel_h - 1u) / stride_h;
     let reach_w = (kernel_w - 1u) / stride_w;
-    let left = i32((tile * 4u + p.pad_left - before) / stride_w) - i32(reach_w);
+    let left = i32((tile * columns + p.pad_left - before) / stride_w) - i32(reach_w);
     var w: array<array<vec4<f32>, 7>, 7>;
     for (var ky = 0u; ky < 7u; ky++) {
         for (var kx = 0u; kx < 7u; kx++) {
@@ -59,43 +60,45 @@ fn depthwise_input_grad(
             }
         }
     }
-    // sums[ky] is of the row of dx that row ky of the window of the present row of dy lies on.
-    var sums: array<array<vec4<f32>, 4>, 8>;
     // Rows above and below the outputs add nothing.
     let end = min(behind, p.out_h);
-    var oy = max(top - i32(reach_h), 0);
-    for (; oy < end; oy++) {
-        let begin = u32((i32(image) * p.out_h + oy) * p.out_w);
-        var values: array<vec4<f32>, 10>;
-        for (var i = 0u; i < 10u; i++) {
-            if i <= reach_w + 3u / stride_w {
-                let ox = left + i32(i);
-                let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
-                let inside = ox >= 0 && ox < p.out_w;
-                values[i] = select(vec4<f32>(), value, inside);
+    for (var image = start; image < min(start + p.images_each, p.images); image++) {
+        // sums[ky] is of the row of dx that row ky of the window of the present row of dy lies on.
+        var sums: array<array<vec4<f32>, 4>, 8>;
+        var oy = max(top - i32(reach_h), 0);
+        for (; oy < end; oy++) {
+            let begin = u32((i32(image) * p.out_h + oy) * p.out_w);
+            var values: array<vec4<f32>, 10>;
+            for (var i = 0u; i < 10u; i++) {
+                if i <= reach_w + (columns - 1u) / stride_w {
+                    let ox = left + i32(i);
+                    let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
+                    let inside = ox >= 0 && ox < p.out_w;
+                    values[i] = select(vec4<f32>(), value, inside);
+                }
             }
-        }
-        for (var ky = 0u; ky < 7u; ky++) {
-            for (var kx = 0u; kx < 7u; kx++) {
-                if ky < kernel_h && kx < kernel_w {
-                    for (var i = 0u; i < 4u; i++) {
-                        if (i + kx) % stride_w == 0u {
-                            sums[ky][i] += values[(reach_w * stride_w + i - kx) / stride_w] * w[ky][kx];
+            for (var ky = 0u; ky < 7u; ky++) {
+                for (var kx = 0u; kx < 7u; kx++) {
+                    if ky < kernel_h && kx < kernel_w {
+                        for (var i = 0u; i < 4u; i++) {
+                            if i < columns && (i + kx) % stride_w == 0u {
+                                sums[ky][i] += values[(reach_w * stride_w + i - kx) / stride_w] * w[ky][kx];
+                            }
                         }
                     }
                 }
             }
+            if oy >= top {
+                store(sums, image, oy, first, quad);
+            }
+            sums = moved(sums);
         }
-        if oy >= top {
-            store(sums, image, oy, first, quad);
+        for (; oy < behind; oy++) {
+            if oy >= top {
+                store(sums, image, oy, first, quad);
+            }
+            sums = moved(sums);
         }
-        sums = moved(sums);
-    }
-    for (; oy < behind; oy++) {
-        if oy >= top {
-            store(sums, image, oy, first, quad);
-        }
-        sums = moved(sums);
     }
 }
 
@@ -107,7 +110,7 @@ fn moved(sums: array<array<vec4<f32>, 4>, 8>) -> array<array<vec4<f32>, 4>, 8> {
     return array(sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], none, none);
 }
 
-// Four columns of the rows of dx that row `oy` of dy is the last to reach.
+// The columns of the rows of dx that row `oy` of dy is the last to reach.
 fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: i32, first: i32, quad: u32) {
     var values = sums;
     for (var j = 0u; j < 2u; j++) {
@@ -115,7 +118,7 @@ fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: i32, first: i32, q
         if j < stride_h && iy >= 0 && iy < p.in_h {
             for (var i = 0; i < 4; i++) {
                 let ix = first + i;
-                if ix >= 0 && ix < p.in_w {
+                if i < i32(columns) && ix >= 0 && ix < p.in_w {
                     let at = u32((i32(image) * p.in_h + iy) * p.in_w + ix) * p.quads + quad;
                     var sum = values[j][i];
                     if p.accumulate != 0u {

@@ -1,5 +1,5 @@
 // dw = x ∗ dy over one split of the strips, each channel by itself. One invocation: four channels of the whole window. It
-// goes down each strip, four columns of `band` rows of dy, loads each row of x and of dy once, and keeps as many rows of dy
+// goes down each strip, a few columns of `band` rows of dy, loads each row of x and of dy once, and keeps as many rows of dy
 // as meet a row of x.
 
 struct Params {
@@ -37,12 +37,12 @@ fn depthwise_weight_grad(
     if start >= p.strips {
         return;
     }
-    let tiles = (p.out_w + 3u) / 4u;
+    let tiles = (p.out_w + columns - 1u) / columns;
     let bands = (p.out_h + p.band - 1u) / p.band;
     let reach = (kernel_h - 1u) / stride_h;
     var sums: array<array<vec4<f32>, 7>, 7>;
     for (var strip = start; strip < min(start + p.strips_per_split, p.strips); strip++) {
-        let first = strip % tiles * 4u;
+        let first = strip % tiles * columns;
         let image = strip / tiles / bands;
         let top = strip / tiles % bands * p.band;
         let behind = min(top + p.band, p.out_h);
@@ -53,10 +53,12 @@ fn depthwise_weight_grad(
         let end = min(behind + reach, (u32(p.in_h + p.pad_top) + stride_h - 1u) / stride_h);
         for (var below = top; below < end; below++) {
             for (var i = 0u; i < 4u; i++) {
-                let oy = min(below, behind - 1u);
-                let ox = min(first + i, p.out_w - 1u);
-                let value = dy[((image * p.out_h + oy) * p.out_w + ox) * p.quads + quad];
-                rows[0][i] = select(vec4<f32>(), value, below < behind && first + i < p.out_w);
+                if i < columns {
+                    let oy = min(below, behind - 1u);
+                    let ox = min(first + i, p.out_w - 1u);
+                    let value = dy[((image * p.out_h + oy) * p.out_w + ox) * p.quads + quad];
+                    rows[0][i] = select(vec4<f32>(), value, below < behind && first + i < p.out_w);
+                }
             }
             var values: array<array<vec4<f32>, 13>, 2>;
             for (var j = 0u; j < 2u; j++) {
@@ -64,7 +66,7 @@ fn depthwise_weight_grad(
                     let iy = i32(below * stride_h + j) - p.pad_top;
                     let begin = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
                     for (var i = 0u; i < 13u; i++) {
-                        if i < 3u * stride_w + kernel_w {
+                        if i < (columns - 1u) * stride_w + kernel_w {
                             let ix = left + i32(i);
                             let value = x[(begin + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
                             let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
@@ -75,7 +77,9 @@ fn depthwise_weight_grad(
                         for (var kx = 0u; kx < 7u; kx++) {
                             if b * stride_h + j < kernel_h && kx < kernel_w {
                                 for (var i = 0u; i < 4u; i++) {
-                                    sums[b * stride_h + j][kx] += values[j][i * stride_w + kx] * rows[b][i];
+                                    if i < columns {
+                                        sums[b * stride_h + j][kx] += values[j][i * stride_w + kx] * rows[b][i];
+                                    }
                                 }
                             }
                         }

@@ -496,8 +496,8 @@ fn a_folded_file_does_what_the_file_did() {
     let step = ["step", "--weights", &folded, "--inputs", &inputs_file(), "--out", &out, "--policy"];
     stdout(&[&step[..], &["head"]].concat());
     assert_eq!(StateDict::load(&out).unwrap().metadata["folded"], "true");
-    fails(&[&step[..], &["bn-only"]].concat(), "the weights are folded");
-    fails(&["plan", "--weights", &folded], "such as `head`");
+    fails(&[&step[..], &["bn-only"]].concat(), "the network has no batch norms");
+    fails(&["plan", "--weights", &folded, "--policy", "bn-affine"], "such as `full`");
     fails(&["finetune", "--weights", &folded, "--data", &data(), "--out", &outputs.text("run")], "inference only");
     fails(&["eval", "--weights", &folded, "--data", &data(), "--policy", "heed"], "did you mean `head`");
 
@@ -928,7 +928,7 @@ fn recalibrate_gives_a_file_other_statistics() {
     other(&weights, &weights, "the same file");
     let folded = outputs.text("folded.safetensors");
     stdout(&["fold", "--weights", &trained_file(), "--out", &folded]);
-    other(&folded, &out, "the weights are folded and have no batch norms");
+    other(&folded, &out, "the network has no batch norms");
     assert_eq!(fs::read(&out).unwrap(), b"precious");
 }
 

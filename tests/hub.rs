@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::models;
 use thawline::train::Settings;
-use thawline::weights::{initialise, to_state};
+use thawline::weights::{FileTensor, StateDict, initialise, to_state};
 
 #[path = "../src/hub/tests/server.rs"]
 mod server;
@@ -30,24 +30,25 @@ fn weights() -> Vec<u8> {
 
 /// A hub with one repository, `me/tiny`.
 fn hub() -> Server {
-    slow_hub(Duration::ZERO)
-}
-
-/// The same, which stops for so long in the middle of the weights.
-fn slow_hub(stall: Duration) -> Server {
     let config = br#"{"architecture": "resnet_tiny", "pretrained_cfg":
         {"input_size": [3, 24, 20], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#;
+    hub_of(vec![("config.json", config.to_vec()), ("model.safetensors", weights())], Duration::ZERO)
+}
+
+/// A hub whose one repository has these files, and which stops for so long in the middle of each.
+fn hub_of(files: Vec<(&'static str, Vec<u8>)>, stall: Duration) -> Server {
+    let list: Vec<Value> = files.iter().map(|(name, _)| json!({"rfilename": name})).collect();
     Server::start(move |request| {
-        let reply = |body: Vec<u8>| {
-            let etag: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
-            Reply::new(200, body).with("ETag", format!("\"{etag}\""))
-        };
-        let files = json!([{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}]);
-        match request.path.rsplit('/').next() {
-            Some("main" | COMMIT) => Reply::new(200, json!({"sha": COMMIT, "siblings": files}).to_string()),
-            Some("config.json") => reply(config.to_vec()),
-            Some("model.safetensors") => Reply { stall, ..reply(weights()) },
-            _ => Reply::new(404, ""),
+        let asked = request.path.rsplit('/').next().unwrap_or_default();
+        match files.iter().find(|(name, _)| *name == asked) {
+            Some((_, body)) => {
+                let etag: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
+                Reply { stall, ..Reply::new(200, body.clone()).with("ETag", format!("\"{etag}\"")) }
+            }
+            None if ["main", COMMIT].contains(&asked) => {
+                Reply::new(200, json!({"sha": COMMIT, "siblings": list}).to_string())
+            }
+            None => Reply::new(404, ""),
         }
     })
 }
@@ -139,6 +140,35 @@ fn a_run_remembers_the_commit() {
     assert_eq!(Settings::of_run(&out).unwrap().weights, Some(file));
 }
 
+/// A reference need not name the file, so what its form is becomes known when it was fetched.
+#[test]
+fn a_keras_file_of_a_hub_is_written_in_its_own_form() {
+    let keras = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/keras/efficient.keras");
+    let (server, home) =
+        (hub_of(vec![("model.keras", fs::read(keras).unwrap())], Duration::ZERO), TempDir::new().unwrap());
+    let convert =
+        |out: &Path| thawline(&server, home.path(), &["convert", "hf:me/tiny", "--out", out.to_str().unwrap()]);
+    let out = home.path().join("out.keras");
+    stdout(convert(&out));
+    assert!(StateDict::load(&out).unwrap().keras.is_some());
+    assert!(stderr(convert(&home.path().join("out.h5"))).contains("with the same ending"));
+
+    let mut batch = StateDict::default();
+    batch.tensors.insert("images".into(), FileTensor::f32([1, 3, 12, 12], vec![0.5; 3 * 12 * 12]));
+    batch.tensors.insert("labels".into(), FileTensor::i64([1], vec![2]));
+    batch.save(home.path().join("batch.safetensors")).unwrap();
+    let step = |out: &Path| {
+        let batch = home.path().join("batch.safetensors");
+        let [batch, out] = [&batch, out].map(|path| path.to_str().unwrap().to_owned());
+        let args = ["step", "--weights", "hf:me/tiny", "--policy", "head", "--inputs", &batch, "--out", &out];
+        thawline(&server, home.path(), &args)
+    };
+    let out = home.path().join("trained.keras");
+    stdout(step(&out));
+    assert!(StateDict::load(&out).unwrap().keras.is_some());
+    assert!(stderr(step(&home.path().join("trained.h5"))).contains("a .h5 file can be written only where"));
+}
+
 /// There is nothing to save yet.
 #[cfg(unix)]
 #[test]
@@ -147,7 +177,7 @@ fn one_ctrl_c_ends_a_run_that_still_downloads() {
     use std::{iter, thread};
 
     const INTERRUPT: i32 = 2;
-    let server = slow_hub(Duration::from_secs(100));
+    let server = hub_of(vec![("model.safetensors", weights())], Duration::from_secs(100));
     let home = TempDir::new().unwrap();
     let (data, out) = (home.path().join("data"), home.path().join("run"));
     write_sample_data(SampleSet::Shapes, &data, &SampleOptions { size: 16, per_class: 5, seed: 1 }).unwrap();

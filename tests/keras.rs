@@ -1,11 +1,13 @@
 //! Keras's files, small ones of every kind that `tests/golden/generate_keras.py` writes, read and written back.
 
+use hdf5_pure::{AttrValue, DatasetBuilder, Datatype, DatatypeByteOrder, File};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{Affine, Graph, LayerKind, Variance};
 use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
@@ -17,13 +19,14 @@ use thawline::weights::{self, FileTensor, StateDict, TensorData};
 use zip::ZipArchive;
 
 /// The files, each with the name of what is known of it.
-const FILES: [(&str, &str); 19] = [
+const FILES: [(&str, &str); 27] = [
     ("efficient.keras", "efficient"),
     ("efficient.h5", "efficient"),
     ("efficient.weights.h5", "efficient"),
     ("resnet.keras", "resnet"),
     ("mobilenet.keras", "mobilenet"),
     ("mobilenet.h5", "mobilenet"),
+    ("hard.keras", "hard"),
     ("transfer.keras", "transfer"),
     ("transfer.h5", "transfer"),
     ("transfer.weights.h5", "transfer"),
@@ -33,10 +36,17 @@ const FILES: [(&str, &str); 19] = [
     ("efficient_tf.h5", "efficient_tf"),
     ("efficient_tf_weights.h5", "efficient_tf"),
     ("resnet_tf.h5", "resnet_tf"),
+    ("hard_tf.h5", "hard_tf"),
     ("transfer_tf.keras", "transfer_tf"),
     ("transfer_tf.h5", "transfer_tf"),
     ("sequential_tf.keras", "sequential_tf"),
     ("sequential_tf.h5", "sequential_tf"),
+    ("mobilenet_1.keras", "mobilenet_1"),
+    ("mobilenet_1_tf.h5", "mobilenet_1_tf"),
+    ("slashes_tf.h5", "slashes_tf"),
+    ("slashes_tf_weights.h5", "slashes_tf"),
+    ("separable.keras", "separable"),
+    ("compressed.h5", "sequential"),
 ];
 
 fn golden(name: &str) -> PathBuf {
@@ -186,10 +196,14 @@ fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
         ("efficient_tf.h5", "efficient_tf"),
         ("resnet.keras", "resnet"),
         ("resnet_tf.h5", "resnet_tf"),
+        ("hard.keras", "hard"),
+        ("hard_tf.h5", "hard_tf"),
     ] {
         let record = record(known);
         let layers = record["layers"].as_array().unwrap();
-        for index in 0..layers.len() {
+        // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
+        let last = layers.iter().rposition(|layer| !layer["weights"].as_array().unwrap().is_empty()).unwrap();
+        for index in 0..=last {
             let trains = |(number, layer): &(usize, &Value)| {
                 let has_weights = !layer["weights"].as_array().unwrap().is_empty() && layer["class"] != "Normalization";
                 has_weights && (*number >= index || layer["class"] == "BatchNormalization")
@@ -200,7 +214,6 @@ fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
                 format!("index:{index}.. & !kind:bn -> weights=train"),
                 "kind:bn -> stats=batch, update=ema(0.99), affine=both".to_owned(),
             ];
-            // A rule that matches nothing is an error, as it should be; Keras's loop says nothing then.
             let policy = Policy::recipe("head").unwrap().with_rules(&["head -> weights=frozen"]).unwrap();
             let Ok(with_both) = policy.with_rules(&rules).map(|policy| policy::resolve(&policy, network(file))) else {
                 panic!("{rules:?}")
@@ -316,8 +329,16 @@ fn weights_of_another_network_are_refused() {
     state.tensors.insert("block1_0_conv.bias".into(), FileTensor::f32([4], vec![0.0; 4]));
     let shapes = weights::keras::save(&state, &golden("resnet.keras"), &out).unwrap_err().to_string();
     assert!(shapes.contains("and the network's is"), "{shapes}");
+    let mut wider = load("resnet.keras");
+    wider.tensors.insert("predictions.weight".into(), FileTensor::f32([5, 9], vec![0.0; 45]));
+    let inputs = weights::keras::save(&wider, &golden("resnet.keras"), &out).unwrap_err().to_string();
+    assert!(inputs.contains("is [8, 5], and the network's is [9, 5]"), "{inputs}");
     let torch = golden("resnet.json");
     assert!(weights::keras::save(&state, &torch, &out).is_err());
+    let mut state = load("half.keras");
+    state.tensors.insert("conv_preds.bias".into(), FileTensor::f32([5], vec![1e6; 5]));
+    let huge = weights::keras::save(&state, &golden("half.keras"), &out).unwrap_err().to_string();
+    assert!(huge.contains("1e6 does not fit into float16"), "{huge}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is half written");
 }
 
@@ -329,18 +350,38 @@ fn a_head_for_other_classes_changes_the_configuration() {
         ("resnet.keras", "predictions"),
         ("resnet_tf.h5", "predictions"),
         ("sequential.h5", "dense"),
+        ("compressed.h5", "dense"),
+        ("slashes_tf.h5", "head/logits"),
+        // A Reshape and a softmax come behind these.
+        ("mobilenet_1.keras", "conv_preds"),
+        ("mobilenet_1_tf.h5", "conv_preds"),
+        ("separable.keras", "separable.pointwise"),
+        ("half.keras", "conv_preds"),
     ] {
         let out = folder.path().join(file);
         let mut state = load(file);
-        state.tensors.insert(format!("{head}.weight"), FileTensor::f32([3, 8], (0..24).map(|v| v as f32).collect()));
+        let mut shape = state.tensors[&format!("{head}.weight")].shape.clone();
+        shape[0] = 3;
+        state.tensors.insert(format!("{head}.weight"), FileTensor::f32(shape, (0..24).map(|v| v as f32).collect()));
         state.tensors.insert(format!("{head}.bias"), FileTensor::f32([3], vec![1.0, 2.0, 3.0]));
         let notes = weights::keras::save(&state, &golden(file), &out).unwrap();
         assert!(notes[0].contains("has 3 outputs"), "{notes:?}");
         // Only what was compiled and trained has an optimizer.
-        assert_eq!(notes.len() == 2, file.starts_with("resnet"), "{notes:?}");
+        let expected = file.starts_with("resnet") || file == "half.keras";
+        assert_eq!(notes.len() == 2, expected, "{notes:?}");
         let read = StateDict::load(&out).unwrap();
         assert_eq!(read.tensors, state.tensors, "{file}");
-        assert_eq!(imported(&read).unwrap().graph.classes(), 3, "{file}");
+        assert_eq!(imported(&read).unwrap_or_else(|error| panic!("{file}: {error}")).graph.classes(), 3, "{file}");
+        if file.starts_with("mobilenet") {
+            let config = read.keras.as_ref().unwrap().config.as_ref().unwrap();
+            let layers = config["config"]["layers"].as_array().unwrap();
+            let reshape = layers.iter().find(|layer| layer["class_name"] == "Reshape").unwrap();
+            assert_eq!(reshape["config"]["target_shape"], json!([3]));
+            if file.ends_with(".keras") {
+                let input = &reshape["inbound_nodes"][0]["args"][0]["config"];
+                assert_eq!(input["shape"], json!([null, 1, 1, 3]));
+            }
+        }
         let again = folder.path().join(format!("again-{file}"));
         let notes = weights::keras::save(&read, &out, &again).unwrap();
         assert!(notes.is_empty(), "{file}: {notes:?}");
@@ -349,6 +390,80 @@ fn a_head_for_other_classes_changes_the_configuration() {
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
     assert_eq!(leftovers.count(), 0);
+}
+
+/// A file with every value that it has itself moved a little.
+fn moved(before: &StateDict) -> StateDict {
+    let mut after = before.clone();
+    // What the file lacks cannot be written.
+    let lacking = |name: &str, tensor: &FileTensor| {
+        let neutral = if name.ends_with(".weight") { 1.0 } else { 0.0 };
+        floats(tensor).iter().all(|&value| value == neutral)
+    };
+    for (name, tensor) in after.tensors.iter_mut().filter(|(name, tensor)| !lacking(name, tensor)) {
+        let TensorData::F32(values) = &mut tensor.data else { panic!("{name}") };
+        values.iter_mut().for_each(|value| *value += 1.0);
+    }
+    after
+}
+
+#[test]
+fn compressed_tensors_are_written_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.h5");
+    let (before, source) = (load("compressed.h5"), golden("compressed.h5"));
+    let after = moved(&before);
+    weights::keras::save(&after, &source, &out).unwrap();
+    assert_eq!(StateDict::load(&out).unwrap().tensors, after.tensors);
+    let [old, new] = [&source, &out].map(|path| File::open(path).unwrap());
+    let dataset = "model_weights/dense/sequential/dense/kernel";
+    let [old, new] = [&old, &new].map(|file| file.dataset(dataset).unwrap());
+    // Shuffled, and packed by gzip at level 7.
+    let filters = new.filter_pipeline().into_iter().map(|filter| (filter.id, filter.client_data));
+    assert_eq!(filters.collect::<Vec<_>>(), [(2, vec![4]), (1, vec![7])]);
+    assert_eq!(new.chunk_shape().unwrap(), old.chunk_shape().unwrap());
+    assert_eq!(new.attrs().unwrap()["note"].as_str(), Some("kept"));
+}
+
+#[test]
+fn halves_stay_halves() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.keras");
+    let after = moved(&load("half.keras"));
+    let notes = weights::keras::save(&after, &golden("half.keras"), &out).unwrap();
+    assert!(notes[0].contains("float16"), "{notes:?}");
+    let read = StateDict::load(&out).unwrap();
+    for (name, tensor) in &after.tensors {
+        for (ours, theirs) in floats(tensor).iter().zip(floats(&read.tensors[name])) {
+            // Half a unit in the last of eleven places.
+            assert!((ours - theirs).abs() <= ours.abs() / 2048.0, "{name}: {ours} is {theirs}");
+        }
+    }
+    // What was rounded is written as it is.
+    let again = folder.path().join("again.keras");
+    assert!(weights::keras::save(&read, &out, &again).unwrap().is_empty());
+    assert!(contents(&out) == contents(&again));
+}
+
+#[test]
+fn a_layer_that_is_listed_twice_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("twice.h5");
+    fs::copy(golden("slashes_tf.h5"), &path).unwrap();
+    let file = File::open_rw(&path).unwrap();
+    let names = ["base", "head/logits", "base"].map(str::to_owned).to_vec();
+    file.group("model_weights").unwrap().set_attr("layer_names", AttrValue::StringArray(names)).unwrap();
+    file.commit().unwrap();
+    file.close().unwrap();
+    let message = StateDict::load(&path).unwrap_err().to_string();
+    assert!(message.contains("lists the layer `base` twice"), "{message}");
+}
+
+#[test]
+fn several_channels_of_each_are_refused_by_the_name_of_their_layer() {
+    let message = StateDict::load(golden("multiplied.keras")).unwrap_err().to_string();
+    assert!(message.contains("layer `depthwise`: depth_multiplier=2 is not supported"), "{message}");
+    assert!(!message.contains("damaged"), "{message}");
 }
 
 /// The content of an archive by entry, or of a file.
@@ -381,19 +496,11 @@ fn what_does_not_change_keeps_every_byte() {
 #[test]
 fn what_changes_is_all_that_changes() {
     let folder = tempfile::tempdir().unwrap();
-    for (file, _) in FILES {
+    // Compressed anew, values take another number of bytes.
+    for (file, _) in FILES.into_iter().filter(|(file, _)| *file != "compressed.h5") {
         let before = load(file);
         let out = folder.path().join(file);
-        let mut after = before.clone();
-        // What the file lacks cannot be written.
-        let lacking = |name: &str, tensor: &FileTensor| {
-            let neutral = if name.ends_with(".weight") { 1.0 } else { 0.0 };
-            floats(tensor).iter().all(|&value| value == neutral)
-        };
-        for (name, tensor) in after.tensors.iter_mut().filter(|(name, tensor)| !lacking(name, tensor)) {
-            let TensorData::F32(values) = &mut tensor.data else { panic!("{name}") };
-            values.iter_mut().for_each(|value| *value += 1.0);
-        }
+        let after = moved(&before);
         weights::keras::save(&after, &golden(file), &out).unwrap();
         let read = StateDict::load(&out).unwrap();
         assert_eq!(read.tensors, after.tensors, "{file}");
@@ -453,6 +560,91 @@ fn a_file_is_trained_and_written_in_its_own_form() {
 
         let listing = thawline(&["inspect", &at(file)]).unwrap();
         assert!(listing.contains("base/stem_conv") && listing.contains("5 classes"), "{listing}");
+    }
+}
+
+/// Images in folders, and their path.
+fn photos(folder: &Path) -> String {
+    let data = folder.join("data");
+    write_sample_data(SampleSet::Shapes, &data, &SampleOptions { size: 12, per_class: 5, seed: 1 }).unwrap();
+    data.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_run_writes_files_under_names_that_keras_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = photos(folder.path());
+    let graph = thawline(&["inspect", golden("efficient.keras").to_str().unwrap(), "--graph"]).unwrap();
+    fs::write(at("graph.json"), graph).unwrap();
+    let train = |weights: &str, out: &str, more: &[&str]| {
+        let args =
+            ["finetune", "--data", &data, "--policy", "head", "--epochs", "1", "--batch", "8", "--weights", weights];
+        thawline(&[&args[..], &["--out", &at(out)], more].concat())
+    };
+    // By its name, Keras takes a file for a whole model or for weights alone.
+    let weights = at("mine.weights.h5");
+    fs::copy(golden("efficient.weights.h5"), &weights).unwrap();
+    let report = train(&weights, "run", &["--model", &at("graph.json")]).unwrap();
+    for name in ["best", "last"] {
+        let [ours, keras] = ["safetensors", "weights.h5"].map(|ending| at(&format!("run/{name}.{ending}")));
+        assert!(report.contains(&keras), "{report}");
+        let [ours, keras] = [ours, keras].map(|file| StateDict::load(file).unwrap().tensors);
+        assert!(keras.iter().all(|(name, tensor)| ours[name] == *tensor));
+    }
+    assert!(!Path::new(&at("run/best.h5")).exists());
+
+    // What was learned is told, whatever has become of the file.
+    fs::remove_file(&weights).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_thawline")).args(["finetune", "--resume", &at("run")]).output();
+    let output = output.unwrap();
+    let [told, error] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(told.contains("last weights:") && !told.contains("for Keras:"), "{told}");
+    assert!(!output.status.success() && error.contains("mine.weights.h5"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = photos(folder.path());
+    // Numbers in another byte order are read only.
+    fs::copy(golden("sequential.h5"), at("foreign.h5")).unwrap();
+    let file = File::open_rw(at("foreign.h5")).unwrap();
+    let group = file.group("model_weights/dense/sequential/dense").unwrap();
+    let Datatype::FloatingPoint { size, layout, .. } = group.dataset("bias").unwrap().datatype().unwrap() else {
+        panic!()
+    };
+    let foreign = Datatype::FloatingPoint { size, layout, byte_order: DatatypeByteOrder::BigEndian };
+    let bytes = [0.1f32, 0.2, 0.3, 0.4, 0.5].iter().flat_map(|value| value.to_be_bytes()).collect();
+    group.delete("bias").unwrap();
+    let build = |builder: &mut DatasetBuilder| {
+        builder.with_raw_data(foreign, bytes, 5);
+    };
+    group.create_dataset("bias", build).unwrap();
+    file.commit().unwrap();
+    file.close().unwrap();
+    let read = StateDict::load(at("foreign.h5")).unwrap();
+    assert_eq!(floats(&read.tensors["dense.bias"]), [0.1, 0.2, 0.3, 0.4, 0.5]);
+    let args = ["finetune", "--data", &data, "--policy", "full", "--weights", &at("foreign.h5"), "--out", &at("run")];
+    let message = thawline(&args).unwrap_err();
+    assert!(message.contains("`dense.bias`") && message.contains("write .safetensors"), "{message}");
+    assert!(!Path::new(&at("run")).exists());
+}
+
+#[test]
+fn the_ending_of_a_name_says_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let keras = |name: &str| golden(name).to_str().unwrap().to_owned();
+    let convert =
+        |from: &str, to: &str, out: &str| thawline(&["convert", &keras(from), "--to", &keras(to), "--out", &at(out)]);
+    convert("efficient.keras", "efficient.h5", "loud.H5").unwrap();
+    assert!(fs::read(at("loud.H5")).unwrap().starts_with(b"\x89HDF"));
+    for (to, out) in [("efficient.h5", "out.weights.h5"), ("efficient.weights.h5", "out.h5")] {
+        let message = convert("efficient.keras", to, out).unwrap_err();
+        assert!(message.contains("with the same ending"), "{message}");
+        assert!(!Path::new(&at(out)).exists());
     }
 }
 

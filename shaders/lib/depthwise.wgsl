@@ -6,3 +6,5 @@ override kernel_h: u32 = 3u;
 override kernel_w: u32 = 3u;
 override stride_h: u32 = 1u;
 override stride_w: u32 = 1u;
+// Of a strip, at most four.
+override columns: u32 = 4u;

@@ -12,12 +12,13 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::models::keras::{KerasConfig, Prepared};
+use thawline::models::keras::{KerasConfig, KerasError, Prepared};
 use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
 use thawline::onnx::{self, Imported};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
+use thawline::weights::keras::{Copied, Description};
 use thawline::weights::{self, Config, StateDict};
 
 /// Height and width of images, in pixels: `N` or `HxW`.
@@ -382,7 +383,13 @@ impl ModelArgs {
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
-        let images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+        let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
+        if let Some([one]) = in_keras.as_deref()
+            && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
+        {
+            images = (mean, std);
+        }
         if spec.file().is_none() && images != (spec.mean, spec.std) {
             // The network that has the name takes other images than these weights were trained on.
             (spec.mean, spec.std) = images;
@@ -454,13 +461,11 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
     if let Some(text) = state.metadata.get(GRAPH) {
         return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
     }
-    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
+    let imported = state.keras.as_deref().map(import).transpose();
+    let Some(imported) = imported.map(Option::flatten).with_context(|| format!("{file} cannot be read"))? else {
         return Ok(None);
     };
-    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
-    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
-    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
-    let imported = models::keras::import(model).with_context(|| format!("{file} cannot be read"))?;
     for note in imported.notes {
         log::info!("{file}: {note}");
     }
@@ -476,6 +481,14 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
         ),
     }
     Ok(Some(Spec::of_file(imported.graph)))
+}
+
+/// The network that a Keras file describes, if it does.
+fn import(keras: &Description) -> Result<Option<models::keras::Imported>, KerasError> {
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let config = keras.config.as_ref();
+    let model = config.map(|config| KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization });
+    model.map(models::keras::import).transpose()
 }
 
 /// The networks whose weights `state` may hold, and its number of classes.
@@ -566,27 +579,26 @@ pub fn check_output(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// As [`check_output`], for weights, which are written as Keras's file only in the form of the file that they come from.
-pub fn check_weights_output(out: &Path, source: Option<&Path>) -> Result<()> {
-    check_output(out)?;
+/// Refuses to save weights as a Keras file that they do not come from or do not fit, before there is anything to save;
+/// `state` has the network's names and shapes.
+pub fn check_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
     let Some(form) = keras_form(out) else { return Ok(()) };
-    if source.and_then(keras_form) != Some(form) {
-        bail!(
+    match source.filter(|source| keras_form(source) == Some(form)) {
+        Some(source) => keras_copy(state, source).map(drop),
+        None => bail!(
             "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
              that ends in .safetensors",
             out.display()
-        );
+        ),
     }
-    Ok(())
 }
 
-/// Which of Keras's files a name stands for.
+/// Which of Keras's files a name stands for. A whole model and weights alone are both HDF5, which Keras tells apart by the
+/// name.
 pub fn keras_form(path: &Path) -> Option<&'static str> {
-    match path.extension()?.to_str()? {
-        "keras" => Some(".keras"),
-        "h5" | "hdf5" => Some(".h5"),
-        _ => None,
-    }
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let forms = [(".keras", ".keras"), (".weights.h5", ".weights.h5"), (".h5", ".h5"), (".hdf5", ".h5")];
+    forms.into_iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, form)| form)
 }
 
 /// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
@@ -594,13 +606,24 @@ pub fn keras_form(path: &Path) -> Option<&'static str> {
 pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
     match source.filter(|_| keras_form(out).is_some()) {
         Some(source) => {
-            for note in weights::keras::save(state, source, out)? {
+            let copied = keras_copy(state, source)?;
+            copied.write(out)?;
+            for note in copied.notes {
                 eprintln!("note: {}: {note}", out.display());
             }
         }
         None => state.save(out)?,
     }
     Ok(())
+}
+
+/// A copy of the Keras file `source` that has these weights and can be read again.
+fn keras_copy(state: &StateDict, source: &Path) -> Result<Copied> {
+    let copied = Copied::of(state, source)?;
+    if let Some(other) = &copied.other {
+        import(other).with_context(|| format!("{} cannot be written with other classes", source.display()))?;
+    }
+    Ok(copied)
 }
 
 /// Refuses two options, each with its file, that name the same one. Neither file need exist.

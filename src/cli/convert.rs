@@ -1,5 +1,5 @@
 use super::args::{self, DeviceArgs, Model, ModelArgs, SizeArgs};
-use super::source::HubArgs;
+use super::source::{self, HubArgs};
 use super::{fold, output};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -90,7 +90,11 @@ pub fn run(args: Args) -> Result<()> {
     let read = |model, weights, classes| ModelArgs { model, weights, hub: args.hub, classes, seed: 0 }.read();
     let mut from = read(args.model.clone(), Some(args.file.clone()), None)?;
     let to = match (&args.to, &template) {
-        (_, Some(template)) => read(None, Some(template.clone()), None)?,
+        (_, Some(template)) => {
+            let to = read(None, Some(template.clone()), None)?;
+            check_template(to.origin()?.as_deref(), &args.out)?;
+            to
+        }
         (Some(name), None) => read(Some(name.clone()), None, Some(from.classes))?,
         (None, None) => Model { spec: from.spec.clone(), class_names: None, state: None, ..from },
     };
@@ -127,17 +131,24 @@ pub fn run(args: Args) -> Result<()> {
     report(&args, &found)
 }
 
-/// The Keras file that the output is a copy of.
+/// The Keras file that the output is a copy of, or its name in a hub.
 fn template(args: &Args) -> Result<PathBuf> {
     let template = args.to.as_ref().map_or_else(|| args.file.clone(), PathBuf::from);
-    if args::keras_form(&template) != args::keras_form(&args.out) {
-        bail!(
-            "--out {}: such a file is written as a copy of one that Keras wrote; name one with the same ending as --to",
-            args.out.display()
-        );
+    if !source::is_reference(&template) {
+        check_template(Some(&template), &args.out)?;
     }
     args::check_distinct(("--out", &args.out), ("--to", &template))?;
     Ok(template)
+}
+
+fn check_template(template: Option<&Path>, out: &Path) -> Result<()> {
+    if template.and_then(args::keras_form) != args::keras_form(out) {
+        bail!(
+            "--out {}: such a file is written as a copy of one that Keras wrote; name one with the same ending as --to",
+            out.display()
+        );
+    }
+    Ok(())
 }
 
 fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {

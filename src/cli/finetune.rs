@@ -151,6 +151,10 @@ fn start(args: &Args) -> Result<Run> {
         }
         _ => weights::initialise(network, settings.seed),
     };
+    if let Some((source, form)) = keras_source(&settings) {
+        let file = with_form(&out.join(LAST_FILE), form);
+        args::check_weights(&weights::to_state(network, &tensors), Some(source), &file)?;
+    }
     announce(&settings, &stages, &device)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
@@ -326,18 +330,26 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
+/// The Keras file that a run's weights came from, if they came from one, and its form.
+fn keras_source(settings: &Settings) -> Option<(&Path, &'static str)> {
+    let source = settings.weights.as_deref()?;
+    Some((source, args::keras_form(source)?))
+}
+
+/// A file's name with the ending of one of Keras's.
+fn with_form(file: &Path, form: &str) -> PathBuf {
+    file.with_extension(form.trim_start_matches('.'))
+}
+
 /// Beside each weights file of the run a copy of the Keras file that it came from, if it did, with the new weights.
 fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
-    let Some(source) = run.settings().weights.as_deref().filter(|source| args::keras_form(source).is_some()) else {
-        return Ok(Vec::new());
-    };
-    let extension = source.extension().unwrap_or_default();
+    let Some((source, form)) = keras_source(run.settings()) else { return Ok(Vec::new()) };
     let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
     files
         .into_iter()
         .filter(|file| file.exists())
         .map(|file| {
-            let out = file.with_extension(extension);
+            let out = with_form(&file, form);
             args::save_weights(&StateDict::load(&file)?, Some(source), &out)?;
             Ok(out)
         })
@@ -346,7 +358,6 @@ fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
 
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
-    let for_keras = write_keras(run)?;
     let history = run.history();
     let file = |name: &str| run.folder().join(name).display().to_string();
     let accuracy = |metrics: &EpochMetrics| metrics.val.map(|val| percent(val.accuracy()));
@@ -365,8 +376,10 @@ fn summarise(run: &Run) -> Result<()> {
     if run.settings().then == Some(Then::Recalibrate) {
         output::line(format_args!("recalibrated: {}", file(RECALIBRATED_FILE)))?;
     }
-    for file in for_keras {
+    output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))?;
+    // Last, since it can fail: the Keras file may be gone by now.
+    for file in write_keras(run)? {
         output::line(format_args!("for Keras:    {}", file.display()))?;
     }
-    output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))
+    Ok(())
 }

@@ -77,13 +77,14 @@ struct State {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    args::check_weights_output(&args.out, Some(&args.subject.weights))?;
+    args::check_output(&args.out)?;
     if args.out.extension().is_none_or(|extension| extension != "safetensors") && args::keras_form(&args.out).is_none()
     {
         bail!("--out {}: the name must end in .safetensors, or as that of a Keras file", args.out.display());
     }
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
     let mut subject = args.subject.open()?;
+    args::check_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
     if !args::has_batch_norms(&subject.network) {
         bail!(
             "{}: the network has no batch norms; if its weights were folded, give the file that they were folded from",

@@ -16,10 +16,19 @@ pub struct HubArgs {
 /// Reads weights by the name of their file, or by hf:owner/name[@revision][:file]. A file may have a name that begins like
 /// this; `./hf:…` is always a file.
 pub fn load(name: &Path, hub: HubArgs) -> Result<StateDict> {
-    match name.to_str().filter(|text| text.starts_with("hf:")) {
+    match reference(name) {
         Some(reference) => args::read_weights(&fetched(reference, hub.offline)?),
         None => args::read_weights(name),
     }
+}
+
+/// Whether it names weights of a hub, of which it need not name the file.
+pub fn is_reference(name: &Path) -> bool {
+    reference(name).is_some()
+}
+
+fn reference(name: &Path) -> Option<&str> {
+    name.to_str().filter(|text| text.starts_with("hf:"))
 }
 
 /// The file in the cache.

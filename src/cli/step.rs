@@ -51,7 +51,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    args::check_weights_output(&args.out, args.model.weights.as_deref())?;
+    args::check_output(&args.out)?;
     args.grads.as_deref().map(args::check_output).transpose()?;
     if args.grads.as_ref() == Some(&args.out) {
         bail!("--out and --grads are the same file");
@@ -66,6 +66,7 @@ pub fn run(args: Args) -> Result<()> {
     resolved.check_training()?;
     let (metadata, origin) = (model.metadata(Size { height, width })?, model.origin()?);
     let tensors = model.tensors(&resolved.graph)?;
+    args::check_weights(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;
 
     let device = args.device.open()?;
     let mut session = Session::new(&device, resolved.graph, &tensors, Input::Values, options)?;

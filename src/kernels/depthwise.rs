@@ -1,6 +1,6 @@
 //! Depthwise convolution: each channel with a window of its own. Forward, gradient of the input, gradient of the weights.
 //!
-//! Bound by memory, not by arithmetic: so an invocation goes down a strip of the image, four columns wide, and loads each
+//! Bound by memory, not by arithmetic: so an invocation goes down a strip of the image, a few columns wide, and loads each
 //! row of it once. The window's size and step are constants of the pipeline, beside the parameters of those names, for
 //! the compiler to keep rows and sums in registers: at most 7×7 pixels, at a stride of at most 2, as the graph sees to.
 
@@ -9,12 +9,16 @@ use super::{Args, Dispatch, Geometry, Kernel, LINEAR, linear_groups, params, rea
 use crate::act::Act;
 use crate::tensor::Shape;
 
-/// Columns of a strip.
-const COLUMNS: usize = 4;
+/// Columns of a strip of an image of so many.
+fn columns(width: usize) -> usize {
+    if width <= 2 { 2 } else { 4 }
+}
 
 params! {
     pub struct ForwardParams {
         images: u32,
+        /// Images that an invocation goes through.
+        images_each: u32,
         in_h: i32,
         in_w: i32,
         quads: u32,
@@ -51,10 +55,12 @@ pub static FORWARD: Kernel = Kernel {
 /// invocations.
 pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
     debug_assert!(!epilogue.mask);
-    let columns = x.n() * out.w().div_ceil(COLUMNS) * x.stored_c() / 4;
-    let band = band(variant, out.h(), columns);
+    let columns = columns(out.w());
+    let lines = out.w().div_ceil(columns) * x.stored_c() / 4;
+    let Share { images, band } = Share::of(variant, x.n(), out.h(), lines);
     let params = ForwardParams {
         images: x.n() as u32,
+        images_each: images as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
         quads: quads(x),
@@ -71,14 +77,30 @@ pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Ep
         has_residual: epilogue.residual.into(),
         act: epilogue.act.code(),
     };
-    windowed(Dispatch::new(&FORWARD, params, linear_groups(columns * out.h().div_ceil(band))), g)
-        .activating(epilogue.act)
+    windowed(
+        Dispatch::new(&FORWARD, params, linear_groups(lines * x.n().div_ceil(images) * out.h().div_ceil(band))),
+        g,
+        columns,
+    )
+    .activating(epilogue.act)
 }
 
-/// Rows of each strip of an image of `height` rows, where strips of the whole height would take so many `invocations`.
-/// A strip begins with rows that the one above has, too: so there are only as many as fill the device.
-fn band(variant: Variant, height: usize, invocations: usize) -> usize {
-    height.div_ceil(filling(variant).div_ceil(invocations).min(height))
+/// What an invocation does: so much that there are only as many as fill the device, since each loads the weights, and
+/// begins with rows that the strip above has, too.
+struct Share {
+    images: usize,
+    /// Rows of each.
+    band: usize,
+}
+
+impl Share {
+    /// Of `images` of `height` rows, each of which takes so many invocations if strips are as high as it is.
+    fn of(variant: Variant, images: usize, height: usize, invocations: usize) -> Self {
+        let filling = filling(variant);
+        let each = (invocations * images / filling).clamp(1, images);
+        let bands = filling.div_ceil(invocations * images).min(height);
+        Self { images: each, band: height.div_ceil(bands) }
+    }
 }
 
 /// Invocations that keep a device busy: a function of the variant only, so that a plan always computes the same bits.
@@ -86,7 +108,7 @@ fn filling(variant: Variant) -> usize {
     match variant {
         Variant::Workgroup => 16_384,
         // A CPU has few lanes to fill.
-        Variant::Direct | Variant::Subgroup => 1024,
+        Variant::Direct | Variant::Subgroup => 512,
     }
 }
 
@@ -95,9 +117,10 @@ fn quads(x: Shape) -> u32 {
 }
 
 /// With the constants of `shaders/lib/depthwise.wgsl`.
-fn windowed(mut dispatch: Dispatch, g: Geometry) -> Dispatch {
+fn windowed(mut dispatch: Dispatch, g: Geometry, columns: usize) -> Dispatch {
     let ([kernel_h, kernel_w], [stride_h, stride_w]) = (g.kernel, g.stride);
-    let constants = [("kernel_h", kernel_h), ("kernel_w", kernel_w), ("stride_h", stride_h), ("stride_w", stride_w)];
+    let window = [("kernel_h", kernel_h), ("kernel_w", kernel_w), ("stride_h", stride_h), ("stride_w", stride_w)];
+    let constants = window.into_iter().chain([("columns", columns)]);
     dispatch.constants.extend(constants.map(|(name, value)| (name, value as f64)));
     dispatch
 }
@@ -137,6 +160,7 @@ fn forward_reference(args: Args<'_>) {
 params! {
     pub struct InputGradParams {
         images: u32,
+        images_each: u32,
         in_h: i32,
         in_w: i32,
         quads: u32,
@@ -170,12 +194,14 @@ pub static INPUT_GRAD: Kernel = Kernel {
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
 pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
     // Strips begin where a window does.
-    let tiles = (input.w() + g.padding[1] % g.stride[1]).div_ceil(COLUMNS);
+    let width = input.w() + g.padding[1] % g.stride[1];
+    let columns = columns(width);
     let steps = (input.h() + g.padding[0] % g.stride[0]).div_ceil(g.stride[0]);
-    let columns = input.n() * tiles * input.stored_c() / 4;
-    let band = band(variant, steps, columns);
+    let lines = width.div_ceil(columns) * input.stored_c() / 4;
+    let Share { images, band } = Share::of(variant, input.n(), steps, lines);
     let params = InputGradParams {
         images: input.n() as u32,
+        images_each: images as u32,
         in_h: input.h() as i32,
         in_w: input.w() as i32,
         quads: quads(input),
@@ -190,7 +216,11 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accum
         band: band as u32,
         accumulate: accumulate.into(),
     };
-    windowed(Dispatch::new(&INPUT_GRAD, params, linear_groups(columns * steps.div_ceil(band))), g)
+    windowed(
+        Dispatch::new(&INPUT_GRAD, params, linear_groups(lines * input.n().div_ceil(images) * steps.div_ceil(band))),
+        g,
+        columns,
+    )
 }
 
 fn input_grad_reference(args: Args<'_>) {
@@ -271,9 +301,9 @@ impl Splits {
     fn of(variant: Variant, out: Shape) -> Self {
         // At least 64 pixels a split, or the sum of the splits costs more than they do.
         let wanted = filling(variant).div_ceil(out.stored_c() / 4).min(out.pixels().div_ceil(64));
-        let columns = out.n() * out.w().div_ceil(COLUMNS);
-        let band = out.h().div_ceil(wanted.div_ceil(columns).min(out.h()));
-        let strips = columns * out.h().div_ceil(band);
+        let lines = out.n() * out.w().div_ceil(columns(out.w()));
+        let band = out.h().div_ceil(wanted.div_ceil(lines).min(out.h()));
+        let strips = lines * out.h().div_ceil(band);
         let strips_per_split = strips.div_ceil(wanted);
         Self { band, strips, strips_per_split, count: strips.div_ceil(strips_per_split) }
     }
@@ -304,20 +334,22 @@ pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispa
         strips: splits.strips as u32,
         strips_per_split: splits.strips_per_split as u32,
     };
-    windowed(Dispatch::new(&WEIGHT_GRAD, params, linear_groups(splits.count * x.stored_c() / 4)), g)
+    let groups = linear_groups(splits.count * x.stored_c() / 4);
+    windowed(Dispatch::new(&WEIGHT_GRAD, params, groups), g, columns(out.w()))
 }
 
 fn weight_grad_reference(args: Args<'_>) {
     let (p, [x, dy, partials]) = args.unpack::<WeightGradParams, 3>();
     let (channels, taps) = (p.quads as usize * 4, (p.kernel_h * p.kernel_w) as usize);
-    let (tiles, bands) = (p.out_w.div_ceil(COLUMNS as u32), p.out_h.div_ceil(p.band));
+    let columns = columns(p.out_w as usize) as u32;
+    let (tiles, bands) = (p.out_w.div_ceil(columns), p.out_h.div_ceil(p.band));
     partials[..p.strips.div_ceil(p.strips_per_split) as usize * taps * channels].fill(0.0);
     for strip in 0..p.strips {
         let split = (strip / p.strips_per_split) as usize;
-        let (first, line) = (strip % tiles * COLUMNS as u32, strip / tiles);
+        let (first, line) = (strip % tiles * columns, strip / tiles);
         let (image, top) = (line / bands, line % bands * p.band);
         for oy in top..(top + p.band).min(p.out_h) {
-            for ox in first..(first + COLUMNS as u32).min(p.out_w) {
+            for ox in first..(first + columns).min(p.out_w) {
                 for tap in 0..taps {
                     let (ky, kx) = (tap as u32 / p.kernel_w, tap as u32 % p.kernel_w);
                     let iy = (oy * p.stride_h + ky) as i32 - p.pad_top;

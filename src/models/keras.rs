@@ -5,6 +5,7 @@
 //! and so are the halves of a separable convolution (`name.depthwise`, `name.pointwise`). What stands at the beginning and
 //! only rescales the images is no layer but the network's mean and deviation.
 
+use super::Spec;
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
 use serde_json::Value;
@@ -112,7 +113,11 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     if let From::Entry(index) = output.from
         && matches!(importer.entries[index].op, LayerOp::Activation { .. })
     {
-        let reason = format!("the model ends in `{}`; logits and softmax are supported", importer.entries[index].name);
+        let reason = format!(
+            "the model ends in `{}`; logits and softmax are supported. Two classes are two outputs here: in Keras, give the \
+             model Dense(2, activation=\"softmax\") as its last layer",
+            importer.entries[index].name
+        );
         return Err(KerasError::Model(reason));
     }
     importer.forget_gates(output.from);
@@ -135,6 +140,19 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     alias(&mut layers);
     let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: images.bgr }, layers)?;
     Ok(Imported { graph, notes: importer.notes, images: prepared })
+}
+
+/// Mean and deviation of the images, as values from 0 to 1, that a `Normalization` layer's variables mean in the network
+/// `spec`, where a file has no configuration beside them.
+///
+/// The EfficientNets of `keras.applications` keep the deviation itself as the variance if they have ImageNet's weights, and
+/// divide by its root once more; then there is nothing to tell. None, too, if there is not one number a channel.
+pub fn image_statistics(spec: &Spec, [mean, variance]: &[Vec<f32>; 2]) -> Option<[[f32; 3]; 2]> {
+    let [mean, variance]: [[f32; 3]; 2] = [mean.as_slice().try_into().ok()?, variance.as_slice().try_into().ok()?];
+    let is_deviation = variance.iter().zip(spec.std).all(|(variance, std)| (variance - std).abs() < 1e-3);
+    let std = variance.map(f32::sqrt);
+    let is_sound = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|&std| std > 0.0 && std.is_finite());
+    (is_sound && !is_deviation).then_some([mean, std])
 }
 
 /// What rescaling makes of a pixel's values from 0 to 255, of red, green and blue: `scale · x + offset`.
@@ -458,6 +476,12 @@ impl Importer<'_> {
         }
         let layer = Layer { path: &path, class, config: &layer["config"], call: &layer["inbound_nodes"][0] };
         layer.only("data_format", &["channels_last".into()])?;
+        for key in ["kernel_regularizer", "depthwise_regularizer", "pointwise_regularizer", "kernel_constraint"] {
+            let note = format!("the {key} of the model's layers is left out: weight decay is --weight-decay here");
+            if !layer.config[key].is_null() && !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
         match (operation(&layer), args) {
             ("GetItem", &[Arg::Tensor(x), ..]) => self.subscript(&layer, x),
             ("Stack", &[Arg::Tensor(a), Arg::Tensor(b), Arg::Tensor(c)]) => self.stack(&layer, [a, b, c]),
@@ -1095,8 +1119,17 @@ fn padding(layer: &Layer<'_>, x: Tensor, kernel: [usize; 2], stride: [usize; 2])
 
 /// The residual block that a layer belongs to, by the names that `keras.applications` gives: `block1a_dwconv` is in
 /// `block1a`, `conv2_block1_1_conv` in `conv2_block1`, `block_1_expand` in `block_1`, `expanded_conv_project` in
-/// `expanded_conv`.
+/// `expanded_conv`, and so is `expanded_conv/project/BatchNorm`, as Keras 2 has it.
 fn block_of(path: &str) -> Option<String> {
+    let is_block = |part: &str| {
+        let is_number = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit());
+        let rest = part.strip_prefix("expanded_conv");
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('_').is_some_and(is_number))
+    };
+    let mut ends = path.match_indices('/').map(|(slash, _)| slash);
+    if let Some(end) = ends.find(|&end| is_block(path[..end].rsplit('/').next().unwrap_or_default())) {
+        return Some(path[..end].to_owned());
+    }
     let (model, name) = path.rsplit_once('/').map_or(("", path), |(model, name)| (&path[..=model.len()], name));
     if let Some(rest) = name.strip_prefix("expanded_conv_") {
         let number = rest.split_once('_').map_or("", |(number, _)| number);
@@ -1126,12 +1159,27 @@ mod tests {
             ("block_1_expand", Some("block_1")),
             ("expanded_conv_project", Some("expanded_conv")),
             ("expanded_conv_3_depthwise", Some("expanded_conv_3")),
+            ("expanded_conv/project", Some("expanded_conv")),
+            ("base/expanded_conv_3/expand/BatchNorm", Some("base/expanded_conv_3")),
+            ("expanded_convolutions/1", None),
             ("base/block2b_se_reduce.silu", Some("base/block2b")),
             ("stem_conv", None),
             ("blocks", None),
         ] {
             assert_eq!(block_of(name).as_deref(), block, "{name}");
         }
+    }
+
+    #[test]
+    fn a_normalization_without_its_configuration() {
+        let spec = crate::models::spec("keras_efficientnet_b0").unwrap();
+        let own = [vec![0.4, 0.5, 0.6], vec![0.04, 0.09, 0.25]];
+        let [mean, std] = image_statistics(spec, &own).unwrap();
+        assert_eq!(mean, [0.4, 0.5, 0.6]);
+        assert!(std.iter().zip([0.2, 0.3, 0.5]).all(|(std, expected)| (std - expected).abs() < 1e-6), "{std:?}");
+        assert_eq!(image_statistics(spec, &[vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225]]), None);
+        assert_eq!(image_statistics(spec, &[vec![0.5], vec![0.25]]), None);
+        assert_eq!(image_statistics(spec, &[vec![0.5; 3], vec![-1.0; 3]]), None);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum WeightsError {
     Malformed { path: PathBuf, format: &'static str, reason: String },
     #[error("{path} is refused: {reason}", path = path.display())]
     Refused { path: PathBuf, reason: String },
+    #[error("cannot write a copy of {path} with these weights: {reason}", path = path.display())]
+    NotCopied { path: PathBuf, reason: String },
     #[error("{path} holds no tensor; write it with torch.save(model.state_dict(), …) or as safetensors", path = path.display())]
     Empty { path: PathBuf },
     #[error("tensor `{tensor}` in {path}: {reason}", path = path.display())]

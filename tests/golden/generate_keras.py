@@ -1,10 +1,10 @@
 """Writes the small Keras files in tests/golden/keras, with images and what Keras predicts for them.
 
-Needs keras, tf_keras, tensorflow-cpu and numpy; made with keras 3.15.1, tf_keras 2.21.0 and tensorflow 2.21:
+Needs keras, tf_keras, tensorflow-cpu, h5py and numpy; made with keras 3.15.1, tf_keras 2.21.0 and tensorflow 2.21:
 
     python tests/golden/generate_keras.py
 
-Every file NAME.keras or NAME.h5 has a NAME.json beside it: images in [0, 255] as [N, H, W, 3], the logits that Keras
+Nearly every file NAME.keras or NAME.h5 has a NAME.json beside it: images in [0, 255] as [N, H, W, 3], the logits that Keras
 computes, and what `model.layers` says of every layer. Weights and images are drawn from a fixed seed, running statistics
 too, so that nothing is what an untrained network has.
 """
@@ -17,6 +17,7 @@ import sys
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 import keras  # noqa: E402
 import tf_keras  # noqa: E402
@@ -124,6 +125,122 @@ def mobilenet(k):
     x = L.Conv2D(CLASSES, 1, name="Logits")(x)
     x = L.Flatten(name="flatten")(x)
     return k.Model(image, x, name="mobilenet")
+
+
+def mobilenet_1(k):
+    """A convolution as head, whose outputs a Reshape counts."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="input_1")
+    x = L.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(image)
+    x = L.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="conv1")(x)
+    x = bn(k, "conv1_bn")(x)
+    x = L.ReLU(6.0, name="conv1_relu")(x)
+    x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = L.Dropout(1e-3, name="dropout")(x)
+    x = L.Conv2D(CLASSES, 1, padding="same", name="conv_preds")(x)
+    x = L.Reshape((CLASSES,), name="reshape_2")(x)
+    x = L.Activation("softmax", name="predictions")(x)
+    return k.Model(image, x, name="mobilenet_1")
+
+
+def slashes(k):
+    """Slashes in the names of layers, as in tf_keras's MobileNetV3; some names end in others. Keras 3 refuses them."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="image")
+    x = L.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(image)
+    x = L.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="Conv")(x)
+    x = skip = L.ReLU(name="re_lu")(bn(k, "Conv/BatchNorm")(x))
+    x = L.DepthwiseConv2D(3, padding="same", use_bias=False, name="expanded_conv/depthwise")(x)
+    x = L.ReLU(name="expanded_conv/re_lu")(bn(k, "expanded_conv/depthwise/BatchNorm")(x))
+    se = L.GlobalAveragePooling2D(keepdims=True, name="expanded_conv/squeeze_excite/AvgPool")(x)
+    se = L.Conv2D(4, 1, activation="relu", name="expanded_conv/squeeze_excite/Conv")(se)
+    se = L.Conv2D(8, 1, activation="sigmoid", name="expanded_conv/squeeze_excite/Conv_1")(se)
+    x = L.Multiply(name="expanded_conv/squeeze_excite/Mul")([x, se])
+    x = L.Conv2D(8, 1, use_bias=False, name="expanded_conv/project")(x)
+    x = L.Add(name="expanded_conv/Add")([bn(k, "expanded_conv/project/BatchNorm")(x), skip])
+    base = k.Model(image, x, name="base")
+    image = L.Input((SIZE, SIZE, 3), name="photo")
+    x = L.GlobalAveragePooling2D(name="gap")(base(image, training=False))
+    x = L.Dense(CLASSES, activation="softmax", name="head/logits")(x)
+    return k.Model(image, x, name="slashes")
+
+
+def separable(k):
+    """A separable convolution as head, and softmax as a layer."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="image")
+    x = L.Rescaling(1 / 255.0, name="rescaling")(image)
+    x = L.Conv2D(8, 3, strides=2, activation="relu", name="conv")(x)
+    x = L.SeparableConv2D(CLASSES, 3, padding="same", name="separable")(x)
+    x = L.GlobalAveragePooling2D(name="pool")(x)
+    x = L.Activation("softmax", name="predictions")(x)
+    return k.Model(image, x, name="separable")
+
+
+def multiplied(k):
+    """Two channels of each."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="image")
+    x = L.Conv2D(4, 3, name="conv")(image)
+    x = L.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise")(x)
+    x = L.GlobalAveragePooling2D(name="pool")(x)
+    return k.Model(image, L.Dense(CLASSES, name="predictions")(x), name="multiplied")
+
+
+def half(k):
+    """All weights float16."""
+    k.config.set_dtype_policy("float16")
+    model = mobilenet_1(k)
+    k.config.set_dtype_policy("float32")
+    return model
+
+
+def compress(source, target):
+    """Copies an HDF5 file, with gzip, shuffle and small chunks, as a file is that was repacked."""
+
+    def copy(old, new):
+        for name, value in old.attrs.items():
+            new.attrs[name] = value
+        for name, value in old.items():
+            if isinstance(value, h5py.Group):
+                copy(value, new.create_group(name))
+            elif value.ndim:
+                chunks = tuple(max(1, size // 2) for size in value.shape)
+                data = new.create_dataset(name, data=value[...], chunks=chunks, compression=7, shuffle=True)
+                data.attrs["note"] = "kept"
+            else:
+                new.create_dataset(name, data=value[...])
+
+    with h5py.File(OUT / source, "r") as old, h5py.File(OUT / target, "w") as new:
+        copy(old, new)
+
+
+def hard(k):
+    """Hard-swish and a gate of hard-sigmoids spelled out as in keras.applications.MobileNetV3, and its convolution as head."""
+    L = k.layers
+
+    def hard_sigmoid(x, name):
+        return L.ReLU(6.0, name=name)(x + 3.0) * (1.0 / 6.0)
+
+    image = L.Input((SIZE, SIZE, 3), name="input_1")
+    x = L.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(image)
+    x = L.Conv2D(8, 3, strides=2, padding="same", use_bias=False, name="conv")(x)
+    x = bn(k, "conv_bn", epsilon=1e-3, momentum=0.999)(x)
+    x = L.Multiply(name="conv_swish")([x, hard_sigmoid(x, "conv_relu")])
+    skip = x
+    s = L.GlobalAveragePooling2D(keepdims=True, name="expanded_conv_squeeze")(x)
+    s = L.Conv2D(8, 1, padding="same", name="expanded_conv_reduce")(s)
+    s = L.ReLU(name="expanded_conv_relu")(s)
+    s = L.Conv2D(8, 1, padding="same", name="expanded_conv_expand")(s)
+    x = L.Multiply(name="expanded_conv_scale")([x, hard_sigmoid(s, "expanded_conv_gate")])
+    x = L.Conv2D(8, 1, padding="same", use_bias=False, name="expanded_conv_project")(x)
+    x = bn(k, "expanded_conv_project_bn", epsilon=1e-3, momentum=0.999)(x)
+    x = L.Add(name="expanded_conv_add")([skip, x])
+    x = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    x = L.Conv2D(CLASSES, 1, name="logits")(x)
+    x = L.Flatten(name="flatten")(x)
+    x = L.Activation("softmax", name="predictions")(x)
+    return k.Model(image, x, name="hard")
 
 
 def transfer(k):
@@ -278,12 +395,24 @@ def main():
     save(keras, efficient, "efficient", [".keras", ".h5", ".weights.h5"])
     save(keras, resnet, "resnet", [".keras"], train=True)
     save(keras, mobilenet, "mobilenet", [".keras", ".h5"])
+    save(keras, hard, "hard", [".keras"])
     save(keras, transfer, "transfer", [".keras", ".h5", ".weights.h5"])
     save(keras, sequential, "sequential", [".keras", ".h5"])
     save(tf_keras, efficient, "efficient_tf", [".keras", ".h5", "_weights.h5"])
     save(tf_keras, resnet, "resnet_tf", [".h5"], train=True)
+    save(tf_keras, hard, "hard_tf", [".h5"])
     save(tf_keras, transfer, "transfer_tf", [".keras", ".h5"])
     save(tf_keras, sequential, "sequential_tf", [".keras", ".h5"])
+    save(keras, mobilenet_1, "mobilenet_1", [".keras"])
+    save(tf_keras, mobilenet_1, "mobilenet_1_tf", [".h5"])
+    save(tf_keras, slashes, "slashes_tf", [".h5", "_weights.h5"])
+    save(keras, separable, "separable", [".keras"])
+    compress("sequential.h5", "compressed.h5")
+    save(keras, multiplied, "multiplied", [".keras"])
+    save(keras, half, "half", [".keras"])
+    # Nothing is computed from these.
+    for stem in ("multiplied", "half"):
+        (OUT / f"{stem}.json").unlink()
     print(sorted((p.name, p.stat().st_size) for p in OUT.iterdir()), file=sys.stderr)
 
 

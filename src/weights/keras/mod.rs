@@ -9,13 +9,13 @@ mod container;
 mod names;
 mod save;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use hdf5_pure::{DType, Dataset, Datatype, DatatypeByteOrder, File, FloatingPointLayout, Layout};
 use serde_json::Value;
 
-pub use save::save;
+pub use save::{Copied, save};
 
 use super::convert::{Dtype, decode};
 use super::error::printable;
@@ -64,6 +64,7 @@ pub(super) fn is_keras(bytes: &[u8]) -> bool {
 
 pub(super) fn load(path: &Path, bytes: &[u8]) -> Result<StateDict, WeightsError> {
     let reader = Reader::open(path, bytes)?;
+    reader.supported().map_err(|reason| WeightsError::Refused { path: path.into(), reason: printable(&reason) })?;
     reader.state().map_err(|reason| malformed(path, &reason))
 }
 
@@ -94,7 +95,7 @@ impl Reader {
         }
         let tree = description.config.as_ref().map(Node::all);
         let mut variables = names::variables(&root, tree.as_deref())?;
-        let with_bias: Vec<String> =
+        let with_bias: HashSet<String> =
             variables.iter().filter(|v| v.part == Part::Bias).map(|v| v.layer.clone()).collect();
         let mut limit = MAX_GROWTH_FROM.max(MAX_GROWTH * bytes.len() as u64);
         for variable in &mut variables {
@@ -142,6 +143,20 @@ impl Reader {
             return Err(failed(format!("it is {shape:?}, but holds {} values", data.len())));
         }
         Ok(FileTensor { shape, data })
+    }
+
+    /// Refuses what is a real file, but of a network that there is none of here.
+    fn supported(&self) -> Result<(), String> {
+        for Variable { layer, dataset, .. } in self.variables.iter().filter(|v| v.part == Part::Depthwise) {
+            let shape = self.file.dataset(dataset).and_then(|dataset| dataset.shape()).map_err(text)?;
+            if let &[_, _, _, multiplier] = &shape[..]
+                && multiplier != 1
+            {
+                let layer = layer.strip_suffix(".depthwise").unwrap_or(layer);
+                return Err(format!("layer `{layer}`: depth_multiplier={multiplier} is not supported, only 1"));
+            }
+        }
+        Ok(())
     }
 
     fn state(self) -> Result<StateDict, String> {
@@ -252,9 +267,6 @@ fn to_ours(tensor: FileTensor, part: &Part) -> Result<FileTensor, String> {
         }
         (Part::Depthwise, &[kh, kw, c, 1]) => {
             FileTensor::f32([c, 1, kh, kw], permuted(&values, [kh, kw, c, 1], [2, 3, 0, 1]))
-        }
-        (Part::Depthwise, &[_, _, _, multiplier]) => {
-            return Err(format!("it makes {multiplier} channels of each; depth_multiplier=1 is supported"));
         }
         (Part::Dense, &[cin, cout]) => FileTensor::f32([cout, cin], permuted(&values, [cin, cout, 1, 1], [1, 0, 2, 3])),
         (Part::DenseWithoutBias, &[cin, cout]) => {

@@ -7,13 +7,21 @@
 //! with an attribute that lists its variables by name (`stem_bn/gamma:0`); those of a model inside the model lie flat in
 //! that model's group.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::iter;
 
 use hdf5_pure::Group;
 use serde_json::Value;
 
 /// Models within models, far more than there are in practice.
 const MAX_DEPTH: usize = 16;
+
+/// Slashes in the name of a variable, and layers of one name within a model: far more than there are in practice.
+const MAX_SLASHES: usize = 64;
+const MAX_NAMESAKES: usize = 64;
+
+/// Bytes of the paths of all layers; EfficientNetB7's take less than 100 kB.
+const MAX_PATHS: usize = 32 << 20;
 
 /// A layer as a configuration lists it.
 #[derive(Clone, Debug)]
@@ -101,15 +109,30 @@ pub(super) struct Variable {
     pub(super) dataset: String,
 }
 
-/// The layers that are no models, with their paths.
-fn leaves<'a>(nodes: &'a [Node], prefix: &str, out: &mut Vec<(String, &'a Node)>) {
+/// The layers that are no models by their own names, each with its path.
+type Leaves<'a> = HashMap<&'a str, Vec<(String, &'a Node)>>;
+
+/// Adds the layers below `nodes`, whose paths may take `left` bytes.
+fn leaves<'a>(nodes: &'a [Node], prefix: &str, left: &mut usize, out: &mut Leaves<'a>) -> Result<(), String> {
     for node in nodes {
         let path = format!("{prefix}{}", node.name);
+        charge(left, &path)?;
         match node.children.is_empty() {
-            true => out.push((path, node)),
-            false => leaves(&node.children, &format!("{path}/"), out),
+            true => out.entry(&node.name).or_default().push((path, node)),
+            false => leaves(&node.children, &format!("{path}/"), left, out)?,
         }
     }
+    Ok(())
+}
+
+fn charge(left: &mut usize, path: &str) -> Result<(), String> {
+    *left = left.checked_sub(path.len()).ok_or("the names of its layers are too long")?;
+    Ok(())
+}
+
+/// The layers of a model by name; the first of those that have one name.
+fn by_name(nodes: &[Node]) -> HashMap<&str, &Node> {
+    nodes.iter().rev().map(|node| (node.name.as_str(), node)).collect()
 }
 
 /// All variables of the layers, in the order of the file.
@@ -146,6 +169,7 @@ fn counted(
         return Err(format!("models lie within models more than {MAX_DEPTH} deep"));
     }
     let by_group: Option<HashMap<String, &Node>> = tree.map(counted_names);
+    let by_name = tree.map(by_name);
     let layers = model.group("layers").map_err(text)?;
     for (group, layer) in layers.iter_groups().map_err(text)? {
         let path = format!("{at}layers/{group}/");
@@ -155,8 +179,8 @@ fn counted(
             Some(vars) => vars.attrs().map_err(text)?.get("name").and_then(|name| name.as_str().map(str::to_owned)),
             None => None,
         };
-        let node = match (&told, tree, &by_group) {
-            (Some(name), Some(tree), _) => tree.iter().find(|node| node.name == *name),
+        let node = match (&told, &by_name, &by_group) {
+            (Some(name), Some(by_name), _) => by_name.get(name.as_str()).copied(),
             (None, _, Some(by_group)) => by_group.get(&group).copied(),
             _ => None,
         };
@@ -269,40 +293,52 @@ fn parts_in_order(
 
 /// The variables below the group of a model, in the older structure. `at` is empty or ends in a slash.
 fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variable>) -> Result<(), String> {
+    let by_name = tree.map(by_name);
+    let mut listed = HashSet::new();
+    let mut left = MAX_PATHS;
     for name in list(model, "layer_names")? {
+        if !listed.insert(name.clone()) {
+            return Err(format!("it lists the layer `{name}` twice"));
+        }
         let group = model.group(&name).map_err(text)?;
         let weights = list(&group, "weight_names")?;
-        let node = match tree {
-            Some(tree) if !weights.is_empty() => Some(
-                tree.iter()
-                    .find(|node| node.name == name)
-                    .ok_or_else(|| format!("`{name}` has weights, but model_config has no such layer"))?,
-            ),
+        let node = match &by_name {
+            Some(by_name) if !weights.is_empty() => {
+                let node = by_name.get(name.as_str()).copied();
+                Some(node.ok_or_else(|| format!("`{name}` has weights, but model_config has no such layer"))?)
+            }
             _ => None,
         };
-        let owner = |weight: &str| weight.rsplit('/').nth(1).map(str::to_owned);
         // Without a configuration, a layer that is named otherwise than the group lies in a model within the model.
         let nested = match node {
             Some(node) => !node.children.is_empty(),
-            None => weights.iter().any(|weight| owner(weight).is_some_and(|owner| owner != name)),
+            None => weights.iter().filter_map(|weight| owner(weight)).any(|owner| !ends_in(owner, &name)),
         };
+        let owner = |weight| owner(weight).filter(|_| nested);
+        let mut leaves_within = Leaves::new();
+        leaves(node.map_or(&[], |node| &node.children), "", &mut left, &mut leaves_within)?;
         // Of one layer, so that what a kernel is can be told from what is beside it.
-        let siblings = |layer: &str, label: &str| {
-            weights.iter().any(|weight| {
-                owner(weight).as_deref().is_none_or(|owner| !nested || owner == layer) && self::label(weight) == label
-            })
-        };
+        let mut labels: HashMap<Option<&str>, HashSet<&str>> = HashMap::new();
         for weight in &weights {
-            let inner = owner(weight).filter(|_| nested);
-            let (layer, node) = match (&inner, node) {
+            labels.entry(owner(weight)).or_default().insert(label(weight));
+        }
+        for weight in &weights {
+            let inner = owner(weight);
+            let (layer, node) = match (inner, node) {
                 (None, node) => (name.clone(), node),
-                (Some(inner), None) => (format!("{name}/{inner}"), None),
-                (Some(_), Some(model)) => {
-                    let (path, node) = descendant(model, weight)?;
+                (Some(inner), None) => {
+                    let inner = inner.strip_prefix(&name).and_then(|inner| inner.strip_prefix('/')).unwrap_or(inner);
+                    (format!("{name}/{inner}"), None)
+                }
+                (Some(inner), Some(_)) => {
+                    let (path, node) = descendant(&leaves_within, inner)
+                        .map_err(|reason| format!("`{name}` has a variable `{weight}`, but {reason}"))?;
                     (format!("{name}/{path}"), Some(node))
                 }
             };
-            let (half, part) = part_of(weight, node, |label| siblings(inner.as_deref().unwrap_or(&name), label));
+            charge(&mut left, &layer)?;
+            let has = |label: &str| labels.get(&inner).is_some_and(|labels| labels.contains(label));
+            let (half, part) = part_of(weight, node, has);
             found.push(Variable { layer: format!("{layer}{half}"), part, dataset: format!("{at}{name}/{weight}") });
         }
     }
@@ -326,23 +362,32 @@ fn label(weight: &str) -> &str {
     last.split_once(':').map_or(last, |(label, _)| label)
 }
 
-/// The layer of a model within the model that a variable's name is about, and its path.
-fn descendant<'a>(model: &'a Node, weight: &str) -> Result<(String, &'a Node), String> {
-    let mut all = Vec::new();
-    leaves(&model.children, "", &mut all);
-    let path = weight.rsplit_once('/').map_or("", |(path, _)| path);
-    let owner = path.rsplit('/').next().unwrap_or(path);
-    all.retain(|(_, node)| node.name == owner);
+/// What is before a variable's own name.
+fn owner(weight: &str) -> Option<&str> {
+    weight.rsplit_once('/').map(|(owner, _)| owner)
+}
+
+/// Whether the last parts of a path, between slashes, are those of another.
+fn ends_in(path: &str, end: &str) -> bool {
+    path.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
+}
+
+/// The layer that the variables of `owner` belong to, and its path in the model that has `leaves`.
+fn descendant<'a>(leaves: &Leaves<'a>, owner: &str) -> Result<(String, &'a Node), String> {
+    // A layer's own name may have slashes, as in `Conv/BatchNorm`, and the models that it is in may come before it.
+    let starts = iter::once(0).chain(owner.match_indices('/').map(|(slash, _)| slash + 1));
+    let namesakes = starts.take(MAX_SLASHES).find_map(|start| leaves.get(&owner[start..]));
+    let namesakes = namesakes.ok_or("no layer that it could belong to")?;
     // Of several layers of one name, the one that the variable's name gives the way to.
-    if all.len() > 1 {
-        all.retain(|(full, _)| {
-            full == path || path.ends_with(&format!("/{full}")) || full.ends_with(&format!("/{path}"))
-        });
-    }
-    match all.len() {
-        1 => Ok(all.remove(0)),
-        0 => Err(format!("`{}` has a variable `{weight}`, but no layer that it could belong to", model.name)),
-        _ => Err(format!("`{}` has several layers called `{owner}`: save the model as .keras", model.name)),
+    let is_meant = |path: &str| ends_in(owner, path) || ends_in(path, owner);
+    let meant: Vec<_> = match &namesakes[..] {
+        [one] => vec![one],
+        several if several.len() > MAX_NAMESAKES => Vec::new(),
+        several => several.iter().filter(|(path, _)| is_meant(path)).collect(),
+    };
+    match meant[..] {
+        [(path, node)] => Ok((path.clone(), node)),
+        _ => Err(format!("several layers are called `{}`: save the model as .keras", namesakes[0].1.name)),
     }
 }
 
@@ -372,6 +417,44 @@ fn part_of(weight: &str, node: Option<&Node>, has: impl Fn(&str) -> bool) -> (&'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn variables_belong_to_the_layer_whose_name_is_longest() {
+        let layer = |name: &str| json!({"class_name": "Conv2D", "config": {"name": name}});
+        let model =
+            |name: &str, layers: Value| json!({"class_name": "Functional", "config": {"name": name, "layers": layers}});
+        let config = model(
+            "m",
+            json!([
+                layer("Conv"),
+                layer("BatchNorm"),
+                layer("Conv/BatchNorm"),
+                model("a", json!([layer("stem"), layer("twice")])),
+                model("b", json!([layer("twice")])),
+            ]),
+        );
+        let nodes = Node::all(&config);
+        let mut found = Leaves::new();
+        leaves(&nodes, "", &mut MAX_PATHS.clone(), &mut found).unwrap();
+        let path = |owner: &str| descendant(&found, owner).map(|(path, _)| path);
+        for (owner, expected) in [
+            ("Conv", "Conv"),
+            ("Conv/BatchNorm", "Conv/BatchNorm"),
+            ("m/Conv/BatchNorm", "Conv/BatchNorm"),
+            ("other/BatchNorm", "BatchNorm"),
+            ("stem", "a/stem"),
+            ("a/stem", "a/stem"),
+            ("b/twice", "b/twice"),
+            ("m_1/a/twice", "a/twice"),
+        ] {
+            assert_eq!(path(owner).as_deref(), Ok(expected), "{owner}");
+        }
+        assert!(path("nowhere").unwrap_err().contains("no layer that it could belong to"));
+        assert!(path(&"/".repeat(1000)).unwrap_err().contains("no layer that it could belong to"));
+        assert!(path("twice").unwrap_err().contains("several layers are called `twice`"));
+        assert!(leaves(&nodes, "", &mut 20, &mut Leaves::new()).unwrap_err().contains("too long"));
+    }
 
     #[test]
     fn classes_are_written_as_keras_writes_them() {
