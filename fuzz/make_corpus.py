@@ -278,6 +278,92 @@ def vars_of(root, values=((1.0, 2.0), (3.0, 4.0)), **options):
     root.create_dataset("layers/dense/vars/1", data=np.array((0.5, 0.25), "f4"))
 
 
+def model_vars(root):
+    """The variables of `model`."""
+    for name, values in {
+        "conv2d": [np.ones((3, 3, 3, 2)), np.zeros(2)],
+        "batch_normalization": [np.ones(2), np.zeros(2), np.zeros(2), np.ones(2)],
+        "dense": [np.ones((2, 2)), np.zeros(2)],
+    }.items():
+        root.create_group(f"layers/{name}/vars").attrs["name"] = name
+        for index, value in enumerate(values):
+            root.create_dataset(f"layers/{name}/vars/{index}", data=value.astype("f4"))
+
+
+def model(change=lambda layers, config: None):
+    """The configuration of a network as Keras 3 writes it, changed; the layers by their names."""
+
+    def tensor(name):
+        return {"class_name": "__keras_tensor__", "config": {"keras_history": [name, 0, 0]}}
+
+    def layer(kind, name, *inputs, **config):
+        args = [tensor(input) for input in inputs]
+        nodes = [{"args": [args] if len(args) > 1 else args, "kwargs": {}}] if args else []
+        return {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
+
+    layers = [
+        layer("InputLayer", "images", batch_shape=[None, 8, 8, 3]),
+        layer("Conv2D", "conv2d", "images", filters=2, kernel_size=[3, 3], strides=[1, 1], padding="same", groups=1,
+              dilation_rate=[1, 1], data_format="channels_last", activation="linear", use_bias=True),
+        layer("BatchNormalization", "batch_normalization", "conv2d", axis=-1, momentum=0.99, epsilon=0.001, center=True,
+              scale=True),
+        layer("Activation", "activation", "batch_normalization", activation="relu"),
+        layer("Add", "add", "activation", "batch_normalization"),
+        layer("GlobalAveragePooling2D", "pool", "add", data_format="channels_last", keepdims=False),
+        layer("Dropout", "dropout", "pool", rate=0.2),
+        layer("Dense", "dense", "dropout", units=2, use_bias=True, activation="softmax"),
+    ]
+    config = {"name": "m", "layers": layers, "input_layers": [["images", 0, 0]], "output_layers": [["dense", 0, 0]]}
+    change({layer["name"]: layer for layer in layers}, config)
+    return {"class_name": "Functional", "config": config}
+
+
+def hostile_models():
+    """What no network can be made of."""
+    huge = 2**63 - 1
+
+    def of(name, **fields):
+        return model(lambda layers, _: layers[name]["config"].update(fields))
+
+    def reads(name, *inputs):
+        def change(layers, _):
+            history = [{"config": {"keras_history": [input, 0, 0]}, "class_name": "__keras_tensor__"} for input in inputs]
+            layers[name]["inbound_nodes"] = [{"args": history, "kwargs": {}}]
+
+        return model(change)
+
+    deep = model()
+    for _ in range(25):
+        deep = {"class_name": "Sequential", "config": {"name": "s", "layers": [deep]}}
+    return {
+        "image-huge": of("images", batch_shape=[None, huge, huge, 3]),
+        "image-of-5-colours": of("images", batch_shape=[None, 8, 8, 5]),
+        "filters-huge": of("conv2d", filters=huge),
+        "filters-large": of("conv2d", filters=2**31),
+        "filters-a-text": of("conv2d", filters="2"),
+        "kernel-0": of("conv2d", kernel_size=[0, 0]),
+        "kernel-huge": of("conv2d", kernel_size=[huge, huge]),
+        "strides-0": of("conv2d", strides=[0, 0]),
+        "strides-negative": of("conv2d", strides=[-1, -1]),
+        "groups-0": of("conv2d", groups=0),
+        "groups-huge": of("conv2d", groups=huge),
+        "epsilon-negative": of("batch_normalization", epsilon=-1.0),
+        "momentum-2": of("batch_normalization", momentum=2),
+        "rate-1": of("dropout", rate=1.0),
+        "units-huge": of("dense", units=huge),
+        "units-0": of("dense", units=0),
+        "reads-itself": reads("conv2d", "conv2d"),
+        "reads-what-comes-later": reads("conv2d", "dense"),
+        "reads-nothing-known": reads("conv2d", "n" * 5000),
+        "class-unknown": model(lambda layers, _: layers["conv2d"].update(class_name="Evil\nLayer")),
+        "name-of-lines": json.loads(json.dumps(model()).replace('"conv2d"', '"conv\\n2d"')),
+        "output-missing": model(lambda _, config: config.update(output_layers=[["evil", 0, 0]])),
+        "outputs-two": model(lambda _, config: config.update(output_layers=[["dense", 0, 0], ["pool", 0, 0]])),
+        "layers-none": model(lambda _, config: config.update(layers=[])),
+        "models-deep": deep,
+    }
+
+
 def hdf5s():
     def huge(root):
         layer(root, kernel=None)
@@ -347,6 +433,9 @@ def hdf5s():
         "good-vars": hdf5(vars_of),
         "good-zipped": hdf5(lambda root: vars_of(root, compression="gzip", shuffle=True)),
         "good-float16": hdf5(of_type("f2")),
+        "good-model": hdf5(config(json.dumps(model()))),
+        "config-no-model": hdf5(config("{}")),
+        "config-kernel-huge": hdf5(config(json.dumps(hostile_models()["kernel-huge"]))),
         "huge": hdf5(huge),
         "huge-in-one-piece": hdf5(huge_in_one_piece),
         "good-bomb-of-8-mb": hdf5(bomb),
@@ -376,12 +465,9 @@ def hdf5s():
 
 
 def keras_archives():
-    config = json.dumps({"class_name": "Sequential", "config": {"name": "s", "layers": [
-        {"class_name": "InputLayer", "config": {"batch_shape": [None, 2], "name": "in"}},
-        {"class_name": "Dense", "config": {"name": "dense", "units": 2, "use_bias": True, "activation": "linear"}},
-    ]}}).encode()
+    config = json.dumps(model()).encode()
     metadata = b'{"keras_version": "3.0.0"}'
-    weights = hdf5(vars_of)
+    weights = hdf5(model_vars, libver="latest")
     parts = [(b"metadata.json", metadata, {}), (b"config.json", config, {}), (b"model.weights.h5", weights, {})]
     good = archive(parts)
     zeros = bytes(9_000_000)
@@ -408,7 +494,8 @@ def keras_archives():
         "path-up": archive([*parts, (b"../../evil", b"", {})]),
         "path-absolute": archive([*parts, (b"/evil", b"", {})]),
     }
-    return files | cut("archive", good)
+    hostile = {name: with_part(1, json.dumps(model).encode()) for name, model in hostile_models().items()}
+    return files | hostile | cut("archive", good)
 
 
 # ONNX: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -471,6 +558,20 @@ def onnx_files():
 
         return changed(change)
 
+    def outside_unused(graph, _):
+        """Nobody asks for it, and it must not make room for others."""
+        tensor = graph.initializer.add(name="unused", dims=[2**40], data_type=TensorProto.FLOAT)
+        tensor.data_location = TensorProto.EXTERNAL
+
+    def foreign(graph, model):
+        """Other programs have other uses for our keys."""
+        for key, value in {"mean": "123.7 116.3 103.5", "classes": "cat,dog", "blocks": "3"}.items():
+            model.metadata_props.add(key=key, value=value)
+
+    def ours(graph, model):
+        foreign(graph, model)
+        model.producer_name = "thawline"
+
     def edit(node, **fields):
         def change(graph, _):
             for field, values in fields.items():
@@ -500,6 +601,9 @@ def onnx_files():
     files = {
         "good-network": good,
         "good-batch-of-any-size": image([0]),
+        "good-data-unused": changed(outside_unused),
+        "good-metadata-foreign": changed(foreign),
+        "metadata-damaged": changed(ours),
         "op-unknown": edit(1, op_type="Evil"),
         "domain-unknown": edit(1, domain="evil"),
         "node-reads-itself": edit(1, input=["r"]),
@@ -553,6 +657,99 @@ def onnx_files():
     return files | cut("network", good)
 
 
+# Graph files: docs/graph.md
+
+
+def graphs():
+    huge = 2**63 - 1
+
+    def network(change=lambda layers, graph: None):
+        layers = [
+            {"name": "conv", "op": "conv", "channels": 8, "kernel": [3, 3], "stride": [2, 2], "padding": "same",
+             "inputs": ["input"]},
+            {"name": "bn", "op": "bn", "eps": 0.001, "inputs": ["conv"]},
+            {"name": "act", "op": "activation", "act": "relu", "inputs": ["bn"], "block": "b"},
+            {"name": "dw", "op": "conv", "channels": 8, "kernel": [3, 3], "padding": [1, 1, 1, 1], "groups": 8,
+             "inputs": ["act"], "block": "b"},
+            {"name": "add", "op": "add", "inputs": ["act", "dw"], "block": "b"},
+            {"name": "max", "op": "max_pool", "kernel": [2, 2], "inputs": ["add"]},
+            {"name": "pool", "op": "global_avg_pool", "inputs": ["max"]},
+            {"name": "drop", "op": "dropout", "rate": 0.2, "inputs": ["pool"]},
+            {"name": "fc", "op": "linear", "channels": 2, "inputs": ["drop"]},
+        ]
+        graph = {"thawline_graph": 1, "name": "n", "size": [8, 8], "mean": [0, 0, 0], "std": [1, 1, 1], "layers": layers}
+        change(layers, graph)
+        return json.dumps(graph).encode()
+
+    def of(index, **fields):
+        return network(lambda layers, _: layers[index].update(fields))
+
+    def graph(**fields):
+        return network(lambda _, graph: graph.update(fields))
+
+    def chain(op, count=100, **fields):
+        """A layer many times over, between the network's last two."""
+
+        def change(layers, _):
+            for index in range(count):
+                before = "drop" if index == 0 else f"x{index - 1}"
+                layers.insert(-1, {"name": f"x{index}", "op": op, "inputs": [before], **fields})
+            layers[-1]["inputs"] = [f"x{count - 1}"]
+
+        return network(change)
+
+    good = network()
+    files = {
+        "good-network": good,
+        "good-deep": chain("activation", act="silu"),
+        "version-2": graph(thawline_graph=2),
+        "version-huge": graph(thawline_graph=10**300),
+        "size-0": graph(size=[0, 0]),
+        "size-huge": graph(size=[huge, huge]),
+        "size-large": graph(size=[2**31, 2**31]),
+        "size-of-one": graph(size=[8]),
+        "mean-huge": good.replace(b'"mean": [0', b'"mean": [1e999'),
+        "std-0": graph(std=[0, 1, 1]),
+        "name-of-lines": graph(name="a\nb"),
+        "layers-none": graph(layers=[]),
+        "layers-a-number": graph(layers=1),
+        "layers-of-nothing": graph(layers=[{}] * 4000),
+        "layers-of-numbers": graph(layers=[1] * 6000),
+        "field-unknown": graph(**{"f" * 5000: 1}),
+        "channels-0": of(0, channels=0),
+        "channels-huge": of(0, channels=2**64 - 1),
+        "channels-large": of(0, channels=2**31),
+        "channels-negative": of(0, channels=-8),
+        "kernel-0": of(0, kernel=[0, 0]),
+        "kernel-huge": of(0, kernel=[2**64 - 1, 2**64 - 1]),
+        "stride-0": of(0, stride=[0, 0]),
+        "padding-huge": of(3, padding=[2**64 - 1] * 4),
+        "padding-unknown": of(3, padding="valid"),
+        "groups-0": of(3, groups=0),
+        "groups-3": of(3, groups=3),
+        "groups-huge": of(3, groups=2**64 - 1),
+        "eps-negative": of(1, eps=-1),
+        "keep-2": of(1, keep=2),
+        "rate-1": of(7, rate=1),
+        "op-unknown": of(1, op="e" * 5000),
+        "reads-itself": of(1, inputs=["bn"]),
+        "reads-what-comes-later": of(1, inputs=["fc"]),
+        "reads-nothing": of(4, inputs=[]),
+        "reads-many": of(4, inputs=["act"] * 1500),
+        "unread": of(8, inputs=["pool"]),
+        "name-twice": of(1, name="conv"),
+        "name-of-the-images": of(1, name="input"),
+        "weights-large": chain("linear", channels=16384),
+        "lists-deep": b"[" * 15_000,
+        "objects-deep": b'{"layers":' * 1500,
+        "not-utf8": good.replace(b'"n"', b'"\xff"'),
+        "not-json": b"thawline",
+        "more-behind": good + b"{}",
+    }
+    return files | cut("network", good)
+
+
+write("graph", graphs())
 write("pickle", pickles())
 write("zip", zips())
 write("safetensors", all_safetensors())

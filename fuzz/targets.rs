@@ -5,7 +5,8 @@
 
 use std::fs;
 use std::path::Path;
-use thawline::models::Spec;
+use thawline::models::keras::KerasConfig;
+use thawline::models::{self, GraphFile, Spec};
 use thawline::onnx::{self, Imported};
 use thawline::weights::{StateDict, WeightsError};
 
@@ -13,8 +14,9 @@ pub type Target = fn(&[u8]) -> Result<(), String>;
 
 /// Every target, by the name of its fuzzer and of its folder in the corpus.
 pub const TARGETS: &[(&str, Target)] = &[
-    ("hdf5", weights),
-    ("keras", weights),
+    ("graph", graph),
+    ("hdf5", keras),
+    ("keras", keras),
     ("onnx", onnx),
     ("pickle", pickle),
     ("safetensors", weights),
@@ -36,11 +38,35 @@ pub fn pickle(bytes: &[u8]) -> Result<(), String> {
     weights(&archive(bytes))
 }
 
+/// A Keras file, and the network that it describes, if it does.
+pub fn keras(bytes: &[u8]) -> Result<(), String> {
+    let state = loaded(bytes).map_err(|error| error.to_string())?;
+    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
+        return Ok(());
+    };
+    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
+    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
+    let imported = models::keras::import(model).map_err(|error| error.to_string())?;
+    built(imported.graph)
+}
+
+/// A graph file, as far as its network.
+pub fn graph(bytes: &[u8]) -> Result<(), String> {
+    let text = str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    built(GraphFile::parse(text, "file.json").map_err(|error| error.to_string())?)
+}
+
 /// An ONNX file, as far as the network for the images that it was made for.
 pub fn onnx(bytes: &[u8]) -> Result<(), String> {
     let Imported { file, .. } = onnx::parse(bytes, Path::new("file.onnx")).map_err(|error| error.to_string())?;
+    built(file)
+}
+
+/// A network for the images and the classes that it was made for can be built, if it is one.
+fn built(file: GraphFile) -> Result<(), String> {
+    let classes = file.classes();
     let spec = Spec::of_file(file);
-    spec.build(1, spec.size(), 2).map(drop).map_err(|error| error.to_string())
+    spec.build(1, spec.size(), classes).map(drop).map_err(|error| error.to_string())
 }
 
 fn loaded(bytes: &[u8]) -> Result<StateDict, WeightsError> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use thawline::graph::{Act, Averaging, Builder, Graph, GraphError, Window};
-use thawline::models::{self, GraphAbout, GraphFile, LayerOp, MODELS, Padding, Spec};
+use thawline::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding, Spec};
 
 fn about(size: (usize, usize)) -> GraphAbout {
     GraphAbout { name: "net".into(), size, mean: [0.5, 0.25, 0.0], std: [0.1, 1.0, 1.5], bgr: false }
@@ -175,7 +175,7 @@ fn what_is_wrong_is_named() {
         ("[\"act\"]", "[\"conv\"]", "act: no layer reads it, and the logits are the last one's, `fc`"),
         ("\"name\": \"act\"", "\"name\": \"conv\"", "conv: the name is taken"),
         ("\"name\": \"act\"", "\"name\": \"input\"", "input: `input` is what the images are called"),
-        ("\"name\": \"act\"", "\"name\": \"a\\nb\"", "layer `a\\nb`: `name` must be a line of text"),
+        ("\"name\": \"act\"", "\"name\": \"a\\nb\"", "a\\nb: the name must be a line of text"),
         ("\"op\": \"linear\", \"channels\": 2", "\"op\": \"bn\", \"eps\": 1, \"var\": 1", "`var` must be a text"),
         (
             "\"op\": \"linear\", \"channels\": 2",
@@ -225,6 +225,46 @@ fn sizes_are_bounded() {
     let layers: Vec<String> = (0..6).map(wide).collect();
     let error = parse(&format!("{head}\"layers\": [{}]}}", layers.join(", "))).unwrap_err();
     assert!(error.contains("w4: the weights up to here are more than"), "{error}");
+    // A batch norm of a million channels has five million values.
+    let norm = |i: usize| {
+        let input = if i == 0 { "w".to_owned() } else { format!("b{}", i - 1) };
+        format!(r#"{{"name": "b{i}", "op": "bn", "eps": 1, "inputs": ["{input}"]}}"#)
+    };
+    let first = wide(0).replace("16384", "1048576").replace("w0", "w");
+    let layers: Vec<String> = [first].into_iter().chain((0..250).map(norm)).collect();
+    let error = parse(&format!("{head}\"layers\": [{}]}}", layers.join(", "))).unwrap_err();
+    assert!(error.contains("b203: the weights up to here are more than"), "{error}");
+}
+
+/// What JSON is read into takes many times its text.
+#[test]
+fn texts_are_bounded() {
+    let network = |layers: usize, name: &dyn Fn(usize) -> String| {
+        let conv = |i: usize| Entry {
+            name: name(i),
+            op: LayerOp::Conv {
+                channels: 8,
+                kernel: [3, 3],
+                stride: [1, 1],
+                padding: Padding::Pixels([1; 4]),
+                groups: 1,
+                bias: false,
+            },
+            inputs: vec![if i == 0 { "input".to_owned() } else { name(i - 1) }],
+            block: Some(format!("features.{}", i / 3)),
+            alias: None,
+            position: None,
+        };
+        GraphFile::new(about((1, 1)), (0..layers).map(conv).collect()).map_err(|error| error.to_string())
+    };
+    let most = network(10_000, &|i| format!("features.{}.block.conv_{i}", i / 3)).unwrap();
+    let text = most.json();
+    assert_eq!(parse(&text).unwrap(), most);
+    let error = parse(&format!("{text}{}", " ".repeat(4 << 20))).unwrap_err();
+    assert!(error.contains("it is longer than 4 MiB"), "{error}");
+    // What could not be read again cannot be made.
+    let error = network(10_000, &|i| format!("{i}{}", "n".repeat(200))).unwrap_err();
+    assert!(error.contains("its text is longer than 4 MiB; give its layers shorter names"), "{error}");
 }
 
 #[test]

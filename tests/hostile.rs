@@ -153,6 +153,59 @@ fn large_hostile_pickles_are_errors() {
     }
 }
 
+/// A field of a protobuf message: a message, a text or bytes within it.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    [varint(u64::from(number) << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+}
+
+fn number(number: u8, value: u64) -> Vec<u8> {
+    [varint(u64::from(number) << 3), varint(value)].concat()
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// A thousand layers that share a tensor, and one that nobody uses and that claims 4 TiB of another file.
+#[test]
+fn claims_of_other_files_make_no_room() {
+    const CHANNELS: u64 = 1 << 16;
+    // ONNX's field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+    let node = |op: &str, inputs: &[&str], output: &str| {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect();
+        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes())].concat())
+    };
+    let tensor = |name: &str, dims: &[u64]| {
+        let dims: Vec<u8> = dims.iter().flat_map(|&size| number(1, size)).collect();
+        [dims, number(2, 1), field(8, name.as_bytes())].concat()
+    };
+    let zeros = |name: &str, dims: &[u64]| {
+        let bytes = vec![0; 4 * dims.iter().product::<u64>() as usize];
+        field(5, &[tensor(name, dims), field(9, &bytes)].concat())
+    };
+    let value = |name: &str, dims: &[u64]| {
+        let dims: Vec<u8> = dims.iter().flat_map(|&size| field(1, &number(1, size))).collect();
+        [field(1, name.as_bytes()), field(2, &field(1, &[number(1, 1), field(2, &dims)].concat()))].concat()
+    };
+    let mut graph = node("Conv", &["x", "w"], "0");
+    for layer in 0..1000 {
+        let (input, output) = (layer.to_string(), (layer + 1).to_string());
+        graph.extend(node("BatchNormalization", &[&input, "s", "s", "s", "s"], &output));
+    }
+    graph.extend([zeros("w", &[CHANNELS, 3, 1, 1]), zeros("s", &[CHANNELS])].concat());
+    graph.extend(field(5, &[tensor("unused", &[1 << 40]), number(14, 1)].concat()));
+    graph.extend([field(11, &value("x", &[1, 3, 1, 1])), field(12, &value("1000", &[1, CHANNELS]))].concat());
+    let file = [number(1, 8), field(7, &graph), field(8, &number(2, 17))].concat();
+    let error = read(targets::onnx, &file, &|| "shared".into()).unwrap_err();
+    assert!(error.contains("layers share tensors until their weights take more than 8 times"), "{error}");
+}
+
 /// The bytes with a few changes of the kinds that lead readers astray: bytes overwritten, the end cut off, a piece
 /// repeated, a number made huge.
 fn changed(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
@@ -190,6 +243,11 @@ fn survives_changes(name: &str) {
             let _ = read(target, &bytes, &|| format!("copy {copy} of {name}/{file}"));
         }
     }
+}
+
+#[test]
+fn changed_graphs_are_survived() {
+    survives_changes("graph");
 }
 
 #[test]

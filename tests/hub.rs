@@ -1,11 +1,12 @@
 //! Weights by name on the command line, from a server of the test's own.
 #![cfg(feature = "hub")]
 
-use assert_cmd::Command;
+use assert_cmd::cargo::cargo_bin;
 use serde_json::{Value, json};
 use server::{Reply, Server};
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use std::time::Duration;
 use std::{fs, process};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
@@ -31,18 +32,18 @@ fn weights() -> Vec<u8> {
 fn hub() -> Server {
     let config = br#"{"architecture": "resnet_tiny", "pretrained_cfg":
         {"input_size": [3, 24, 20], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#;
-    hub_of(vec![("config.json", config.to_vec()), ("model.safetensors", weights())])
+    hub_of(vec![("config.json", config.to_vec()), ("model.safetensors", weights())], Duration::ZERO)
 }
 
-/// A hub whose one repository has these files.
-fn hub_of(files: Vec<(&'static str, Vec<u8>)>) -> Server {
+/// A hub whose one repository has these files, and which stops for so long in the middle of each.
+fn hub_of(files: Vec<(&'static str, Vec<u8>)>, stall: Duration) -> Server {
     let list: Vec<Value> = files.iter().map(|(name, _)| json!({"rfilename": name})).collect();
     Server::start(move |request| {
         let asked = request.path.rsplit('/').next().unwrap_or_default();
         match files.iter().find(|(name, _)| *name == asked) {
             Some((_, body)) => {
                 let etag: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
-                Reply::new(200, body.clone()).with("ETag", format!("\"{etag}\""))
+                Reply { stall, ..Reply::new(200, body.clone()).with("ETag", format!("\"{etag}\"")) }
             }
             None if ["main", COMMIT].contains(&asked) => {
                 Reply::new(200, json!({"sha": COMMIT, "siblings": list}).to_string())
@@ -52,18 +53,27 @@ fn hub_of(files: Vec<(&'static str, Vec<u8>)>) -> Server {
     })
 }
 
-fn thawline(server: &Server, home: &Path, args: &[&str]) -> process::Output {
-    let mut command = Command::cargo_bin("thawline").unwrap();
-    for name in ["RUST_LOG", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"] {
+fn command(server: &Server, home: &Path, args: &[&str]) -> process::Command {
+    let mut command = process::Command::new(cargo_bin("thawline"));
+    for name in [
+        "RUST_LOG",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "http_proxy",
+        "HTTP_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ] {
         command.env_remove(name);
     }
+    command.env("HF_ENDPOINT", &server.address).env("HF_HOME", home).env("HF_TOKEN", "hf_mine").args(args);
     command
-        .env("HF_ENDPOINT", &server.address)
-        .env("HF_HOME", home)
-        .env("HF_TOKEN", "hf_mine")
-        .args(args)
-        .output()
-        .unwrap()
+}
+
+fn thawline(server: &Server, home: &Path, args: &[&str]) -> process::Output {
+    command(server, home, args).output().unwrap()
 }
 
 #[track_caller]
@@ -134,7 +144,8 @@ fn a_run_remembers_the_commit() {
 #[test]
 fn a_keras_file_of_a_hub_is_written_in_its_own_form() {
     let keras = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/keras/efficient.keras");
-    let (server, home) = (hub_of(vec![("model.keras", fs::read(keras).unwrap())]), TempDir::new().unwrap());
+    let (server, home) =
+        (hub_of(vec![("model.keras", fs::read(keras).unwrap())], Duration::ZERO), TempDir::new().unwrap());
     let convert =
         |out: &Path| thawline(&server, home.path(), &["convert", "hf:me/tiny", "--out", out.to_str().unwrap()]);
     let out = home.path().join("out.keras");
@@ -156,4 +167,38 @@ fn a_keras_file_of_a_hub_is_written_in_its_own_form() {
     stdout(step(&out));
     assert!(StateDict::load(&out).unwrap().keras.is_some());
     assert!(stderr(step(&home.path().join("trained.h5"))).contains("a .h5 file can be written only where"));
+}
+
+/// There is nothing to save yet.
+#[cfg(unix)]
+#[test]
+fn one_ctrl_c_ends_a_run_that_still_downloads() {
+    use std::os::unix::process::ExitStatusExt;
+    use std::{iter, thread};
+
+    const INTERRUPT: i32 = 2;
+    let server = hub_of(vec![("model.safetensors", weights())], Duration::from_secs(100));
+    let home = TempDir::new().unwrap();
+    let (data, out) = (home.path().join("data"), home.path().join("run"));
+    write_sample_data(SampleSet::Shapes, &data, &SampleOptions { size: 16, per_class: 5, seed: 1 }).unwrap();
+    let args =
+        ["finetune", "--weights", "hf:me/tiny", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let mut child = command(&server, home.path(), &args).stderr(process::Stdio::null()).spawn().unwrap();
+    let mut asked = iter::repeat_with(|| {
+        thread::sleep(Duration::from_millis(50));
+        server.requests().iter().any(|request| request.method == "GET" && request.path.ends_with("model.safetensors"))
+    });
+    assert!(asked.by_ref().take(1200).any(|asked| asked), "it never asks for the weights");
+    let id = child.id().to_string();
+    assert!(process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let mut ended = iter::repeat_with(|| {
+        thread::sleep(Duration::from_millis(50));
+        child.try_wait().unwrap()
+    });
+    let status = ended.by_ref().take(200).flatten().next();
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    assert_eq!(status.and_then(|status| status.signal()), Some(INTERRUPT));
+    assert!(!out.exists());
 }

@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let _ = thawline_fuzz::weights(bytes);
+    let _ = thawline_fuzz::keras(bytes);
 });

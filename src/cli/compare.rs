@@ -89,7 +89,6 @@ const SETTLED: [&str; 26] = [
 ];
 
 pub fn run(args: Args) -> Result<()> {
-    let stop = stop_on_ctrl_c()?;
     let (images, weights, setup) = match &args.resume {
         Some(folder) => {
             let setup = lab::setup_of(folder)?;
@@ -115,6 +114,8 @@ pub fn run(args: Args) -> Result<()> {
         None => (start(&args, &images, &device)?, false),
     };
     announce(lab.comparison(), resumed)?;
+    // Not before: as in `finetune`, Ctrl-C ends the process at once until there is something to save.
+    let stop = stop_on_ctrl_c()?;
     let mut display = Display::new(lab.comparison());
     let outcome = lab.run(&stop, |event| Ok(display.show(&event)?));
     display.finish();

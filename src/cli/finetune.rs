@@ -62,7 +62,6 @@ enum ThenName {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let stop = stop_on_ctrl_c()?;
     let mut run = match &args.resume {
         None => start(&args)?,
         Some(folder) => {
@@ -73,6 +72,8 @@ pub fn run(args: Args) -> Result<()> {
             resume(&args, folder)?
         }
     };
+    // Not before: until there is a run to save, as while weights are downloaded, Ctrl-C ends the process at once.
+    let stop = stop_on_ctrl_c()?;
     let mut log = RunLog::open(run.folder(), run.step())?;
     let display = Display::new(run.settings());
     let outcome = run.run(&stop, |event| {

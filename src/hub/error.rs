@@ -29,6 +29,8 @@ pub enum HubError {
     Status { host: String, what: String, status: u16 },
     #[error("{host} answers the request for {what} as no hub does: {reason}")]
     Answer { host: String, what: String, reason: String },
+    #[error("{host} has {bytes} bytes for {what}, which are more than it can have, {limit}")]
+    TooLarge { host: String, what: String, bytes: u64, limit: u64 },
     #[error("{what} came damaged from {host}: its {kind} is {found}, not {expected}; the download is thrown away")]
     Checksum { host: String, what: String, kind: &'static str, found: String, expected: String },
     #[error("no space is left for {what}, {bytes} bytes, in {cache}: free some, or set HF_HOME to another disk", cache = cache.display())]

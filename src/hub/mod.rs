@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use ureq::BodyReader;
 
@@ -44,7 +44,8 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
 
-/// Bytes after which an attempt that fails does not count: the connection is slow or short-lived, but works.
+/// Bytes by which an attempt must get further than all before it, for its failure not to count: the connection is slow or
+/// short-lived, but works.
 const FURTHER: u64 = 1 << 20;
 
 /// Files that a message names.
@@ -85,8 +86,9 @@ struct Snapshot {
 
 impl Hub {
     /// The hub and the cache that the environment names, as for Hugging Face's own libraries: `HF_ENDPOINT`;
-    /// `HF_HUB_CACHE`, else the folder `hub` in `HF_HOME`, else in `huggingface` in `XDG_CACHE_HOME` or `~/.cache`;
-    /// `HF_TOKEN`, else what is in the file `HF_TOKEN_PATH` or `token` in `HF_HOME`; `HF_HUB_OFFLINE`.
+    /// `HF_HUB_CACHE` or `HUGGINGFACE_HUB_CACHE`, else the folder `hub` in `HF_HOME`, else in `huggingface` in
+    /// `XDG_CACHE_HOME` or `~/.cache`; `HF_TOKEN`, else what is in the file `HF_TOKEN_PATH` or `token` in `HF_HOME`;
+    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`.
     ///
     /// # Errors
     /// When an address or a token cannot be one, or no folder for the cache is named.
@@ -110,7 +112,8 @@ impl Hub {
         };
         let shared = || path("XDG_CACHE_HOME").or_else(|| Some(user.as_ref()?.join(".cache")));
         let home = path("HF_HOME").or_else(|| Some(shared()?.join("huggingface")));
-        let cache = path("HF_HUB_CACHE").or_else(|| Some(home.as_ref()?.join("hub")));
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let cache = cache.or_else(|| Some(home.as_ref()?.join("hub")));
         let unset = || HubError::Setting { name: "HF_HOME", reason: "is not set, and there is no home folder".into() };
         let token_file = path("HF_TOKEN_PATH").or_else(|| Some(home.as_ref()?.join("token")));
         let token = match text("HF_TOKEN")? {
@@ -121,7 +124,8 @@ impl Hub {
         let token = token.as_deref().map(str::trim).filter(|token| !token.is_empty());
         let endpoint = text("HF_ENDPOINT")?;
         let endpoint = endpoint.as_deref().unwrap_or("https://huggingface.co");
-        let offline = text("HF_HUB_OFFLINE")?.unwrap_or_default().to_ascii_lowercase();
+        let offline = text("HF_HUB_OFFLINE")?.or(text("TRANSFORMERS_OFFLINE")?);
+        let offline = offline.unwrap_or_default().to_ascii_lowercase();
         Ok(Self {
             client: Client::new(endpoint, token, pace)?,
             cache: cache.ok_or_else(unset)?,
@@ -142,6 +146,8 @@ impl Hub {
     /// knows is used, with a warning. A download that was broken off goes on where it ended. The content is verified
     /// where the hub names it by its SHA-256, as it does large files, or its Git hash, as it does small ones.
     ///
+    /// A config.json too large to be one is left out, with a warning.
+    ///
     /// `progress` is told of every piece of a download.
     ///
     /// # Errors
@@ -160,7 +166,10 @@ impl Hub {
             Ok(path)
         };
         if has_config {
-            get(CONFIG, MAX_CONFIG)?;
+            match get(CONFIG, MAX_CONFIG) {
+                Err(error @ HubError::TooLarge { .. }) => log::warn!("{error}; going on without it"),
+                got => drop(got?),
+            }
         }
         let path = get(&file, MAX_WEIGHTS)?;
         if !snapshot.cached {
@@ -217,8 +226,7 @@ impl Hub {
         let attempts = self.client.attempts();
         let facts = self.client.patiently(&what, attempts, |_| self.client.facts(&name, commit, file))?;
         if facts.size > limit {
-            let (host, reason) = (self.client.host(), format!("{} bytes are more than it can have", facts.size));
-            return Err(HubError::Answer { host, what, reason });
+            return Err(HubError::TooLarge { host: self.client.host(), what, bytes: facts.size, limit });
         }
         let etag = facts.etag.clone();
         let blob = repository.blob(&etag);
@@ -226,8 +234,11 @@ impl Hub {
         let _lock = repository.lock(&etag, &what)?;
         if !blob.is_file() {
             let path = blob.with_file_name(format!("{etag}.incomplete"));
-            let out = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(unusable(&path))?;
-            let mut partial = Partial { path, out, what, facts, restarted: false };
+            // Not to append: with that, Windows lets nobody cut the file.
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            let out = options.open(&path).map_err(unusable(&path))?;
+            let mut partial = Partial { path, out, what, facts, furthest: 0, restarted: false };
             let fetch = |from| self.client.content(&name, commit, file, from);
             let mut report = |done, total| progress(Progress { file, done, total });
             let filled = self.client.patiently(&partial.what.clone(), attempts, |further| {
@@ -245,6 +256,8 @@ struct Partial {
     out: File,
     what: String,
     facts: Facts,
+    /// The furthest byte that was ever reached.
+    furthest: u64,
     /// Whether what was there before was thrown away as damaged.
     restarted: bool,
 }
@@ -263,11 +276,13 @@ impl Partial {
         if from > total {
             from = self.clear()?;
         }
+        self.furthest = self.furthest.max(from);
         if from < total {
             let (mut body, start) = fetch(from)?;
             if start < from {
                 from = self.clear()?;
             }
+            self.out.seek(SeekFrom::Start(from)).map_err(unusable(&self.path))?;
             let mut done = from;
             let mut buffer = vec![0; CHUNK];
             loop {
@@ -284,7 +299,10 @@ impl Partial {
                 }
                 self.write(&buffer[..count])?;
                 report(done, total);
-                *further |= done - from >= FURTHER;
+                // A server without ranges begins anew each time, and may break off each time.
+                if done >= self.furthest + FURTHER {
+                    (self.furthest, *further) = (done, true);
+                }
             }
             if done < total {
                 return Err(Failure::Passing(format!("ended after {done} of {total} bytes")));
@@ -293,7 +311,7 @@ impl Partial {
         match self.verify(client)? {
             // What was there before may be what is wrong.
             Some(_) if from > 0 && !self.restarted => {
-                self.restarted = true;
+                (self.restarted, self.furthest) = (true, 0);
                 Err(Failure::Passing("what an earlier attempt left is damaged".into()))
             }
             Some(damage) => Err(damage.into()),

@@ -271,6 +271,42 @@ fn a_server_without_ranges_sends_everything_again() {
     }
 }
 
+/// The second attempt is no further than the first one was.
+#[test]
+fn a_server_that_begins_anew_each_time_is_left_in_the_end() {
+    let count = AtomicUsize::new(0);
+    let (server, cdn) = servers(
+        |_| None,
+        move |_, body| {
+            let endless = count.fetch_add(1, Ordering::Relaxed) > 20;
+            let reply = Reply { cut: Some(3 << 19), ..Reply::new(200, body) };
+            Some(if endless { Reply::new(418, "") } else { reply })
+        },
+    );
+    let home = fails(&server, "broke off after 1572864 of 3145728 bytes");
+    assert_eq!(downloads(&cdn).len(), PACE.attempts as usize);
+    // With what is there already, it is the same.
+    let error = fetch(&hub(&server, &home, None)).unwrap_err().to_string();
+    assert!(error.contains("broke off after 1572864"), "{error}");
+    assert_eq!(downloads(&cdn).len(), PACE.attempts as usize);
+}
+
+#[test]
+fn a_config_too_large_to_be_one_is_left_out() {
+    let (server, _cdn) = servers(
+        |request| {
+            let config = request.path.ends_with("config.json");
+            config.then(|| Reply::new(200, vec![b' '; (1 << 20) + 1]).with("ETag", "0123456789"))
+        },
+        |_, _| None,
+    );
+    let home = TempDir::new().unwrap();
+    let path = fetch(&hub(&server, &home, None)).unwrap().path;
+    assert_eq!(fs::read(&path).unwrap(), weights());
+    assert!(!path.with_file_name(CONFIG).exists());
+    assert_eq!(fetch(&hub(&server, &home, None).offline(true)).unwrap().path, path);
+}
+
 #[test]
 fn content_of_another_hash_is_thrown_away() {
     let (server, _cdn) = servers(|_| None, |_, body| Some(Reply::new(200, vec![0; body.len()])));
@@ -518,8 +554,13 @@ fn the_environment_is_read_as_by_other_libraries() {
     assert_eq!(cache(&[("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
     assert_eq!(cache(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/y")]), Path::new("/home/me/y/hub"));
     assert_eq!(cache(&[("HF_HOME", "/y"), ("HF_HUB_CACHE", "/z")]), Path::new("/z"));
+    assert_eq!(cache(&[("HF_HOME", "/y"), ("HUGGINGFACE_HUB_CACHE", "/z")]), Path::new("/z"));
+    assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/y"), ("HF_HUB_CACHE", "/z")]), Path::new("/z"));
     for (value, offline) in [("1", true), ("True", true), ("on", true), ("0", false), ("", false)] {
         assert_eq!(hub(&[("HF_HUB_OFFLINE", value)]).unwrap().offline, offline);
+        assert_eq!(hub(&[("TRANSFORMERS_OFFLINE", value)]).unwrap().offline, offline);
+        let both = [("HF_HUB_OFFLINE", value), ("TRANSFORMERS_OFFLINE", if offline { "0" } else { "" })];
+        assert_eq!(hub(&both).unwrap().offline, offline);
     }
     for (name, value) in [
         ("HF_ENDPOINT", "huggingface.co"),

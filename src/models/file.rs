@@ -27,8 +27,8 @@ pub(crate) const IMAGES: &str = "input";
 /// Far above every network. Finding a name that is taken costs as much as there are layers.
 pub(crate) const MAX_LAYERS: usize = 10_000;
 
-/// Bytes of text.
-const MAX_TEXT: u64 = 16 << 20;
+/// Bytes of text. The largest network takes twice 10⁵, and JSON takes up to ninety times its text in memory.
+const MAX_TEXT: usize = 4 << 20;
 
 /// Far above every window, and small enough that no size computed from it overflows.
 const MAX_WINDOW: usize = 1024;
@@ -168,7 +168,14 @@ impl GraphFile {
         file.check_about()?;
         let graph = file.assemble(1, file.size(), None)?;
         file.classes = graph.logits_shape().map_or(0, Shape::c);
-        Ok(file)
+        // What is written must be read again.
+        match file.json().len() > MAX_TEXT {
+            false => Ok(file),
+            true => Err(GraphError {
+                node: "the graph".into(),
+                reason: format!("its text is longer than {} MiB; give its layers shorter names", MAX_TEXT >> 20),
+            }),
+        }
     }
 
     fn check_about(&self) -> Result<(), GraphError> {
@@ -194,7 +201,7 @@ impl GraphFile {
         let unreadable = |source| GraphFileError::Read { path: path.into(), source };
         let origin = path.display().to_string();
         let facts = fs::metadata(path).map_err(unreadable)?;
-        if !facts.is_file() || facts.len() > MAX_TEXT {
+        if !facts.is_file() || facts.len() > MAX_TEXT as u64 {
             let reason = format!("it is no graph file, which is JSON of at most {} MiB", MAX_TEXT >> 20);
             return Err(GraphFileError::Invalid { origin, reason });
         }
@@ -382,6 +389,10 @@ impl Assembly {
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<Shape, GraphError> {
         let Entry { name, op, inputs, block, alias, position } = entry;
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
+        if name.chars().any(char::is_control) {
+            let reason = "the name must be a line of text".into();
+            return Err(GraphError { node: name.escape_debug().to_string(), reason });
+        }
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
         }
@@ -455,6 +466,8 @@ impl Assembly {
                 (kernel[0] * kernel[1]).checked_mul(rows).and_then(|taps| taps.checked_mul(channels.saturating_add(4)))
             }
             LayerOp::Linear { channels } => pad4(x.c()).checked_mul(channels.saturating_add(4)),
+            // γ, β, mean, variance and the count.
+            LayerOp::Bn { .. } => pad4(x.c()).checked_mul(5),
             _ => Some(0),
         };
         match values.and_then(|values| self.held.checked_add(values)).filter(|&held| held <= MAX_VALUES) {
@@ -655,7 +668,7 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
 }
 
 fn parse(text: &str) -> Result<GraphFile, String> {
-    if text.len() as u64 > MAX_TEXT {
+    if text.len() > MAX_TEXT {
         return Err(format!("it is longer than {} MiB", MAX_TEXT >> 20));
     }
     let value: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
@@ -699,9 +712,6 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
     let mut fields = Fields::of(value, format!("layer {index}"))?;
     let name: String = fields.take("name", "a text")?;
     fields.of = format!("layer `{}`", name.escape_debug());
-    if name.chars().any(char::is_control) {
-        return Err(format!("{}: `name` must be a line of text", fields.of));
-    }
     let op: String = fields.take("op", "a text")?;
     let (kernel, stride) = ("[height, width]", || [1, 1]);
     let op = match op.as_str() {

@@ -58,12 +58,17 @@ const APPLICATIONS: [(&str, Rescaling); 8] = [
 /// A Keras model that has no counterpart here.
 #[derive(Debug, thiserror::Error)]
 pub enum KerasError {
-    #[error("layer `{layer}` ({class}): {reason}")]
+    #[error("layer `{}` ({}): {}", line(layer), line(class), line(reason))]
     Layer { layer: String, class: String, reason: String },
-    #[error("{0}")]
+    #[error("{}", line(.0))]
     Model(String),
     #[error(transparent)]
     Graph(#[from] GraphError),
+}
+
+/// Messages quote the file.
+fn line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
 }
 
 /// The classes of layers that become part of a network.

@@ -22,7 +22,7 @@ use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
-use super::{BGR, BLOCKS, CLASSES, MEAN, STD};
+use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD};
 use crate::export::{ExportError, layer, logits, unsupported};
 use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Window};
 use crate::tensor::HostTensor;
@@ -134,7 +134,7 @@ fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<M
     Ok(ModelProto {
         ir_version: Some(IR_VERSION),
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
-        producer_name: Some(env!("CARGO_PKG_NAME").into()),
+        producer_name: Some(PRODUCER.into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
         graph: Some(graph),
         metadata_props: metadata.collect(),

@@ -5,7 +5,7 @@ use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::{Dimension, dimension};
 use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use super::reader::{Reader, Value};
-use super::{BGR, BLOCKS, CLASSES, MEAN, STD, bounds};
+use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD, bounds};
 use crate::graph::GraphError;
 use crate::models::{GRAPH, GraphAbout, GraphFile, IMAGENET_MEAN, IMAGENET_STD};
 use crate::weights::{StateDict, WeightsError, map_file, printable};
@@ -101,12 +101,13 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
         reader.read(node).map_err(|reason| format!("node {} ({}): {reason}", label(index, node), node.op_type()))?;
     }
     match reader.values.get(logits.name()) {
-        Some(Value::Layer(_)) => {}
+        Some(Value::Layer(output)) if !output.is_padded() => {}
         _ => return Err(format!("its output `{}` is not what a layer gives", logits.name())),
     }
+    let sharing = reader.sharing_note();
     let Reader { mut layers, weights, notes: found, assembly, .. } = reader;
     assembly.finish().map_err(graph_error)?;
-    notes.extend(found);
+    notes.extend(found.into_iter().chain(sharing));
     match metadata.json::<BTreeMap<String, Vec<String>>>(BLOCKS)? {
         Some(blocks) => {
             let of: HashMap<&str, &String> = blocks
@@ -147,15 +148,15 @@ fn label(index: usize, node: &NodeProto) -> String {
     if node.name().is_empty() { index.to_string() } else { format!("`{}`", printable(node.name())) }
 }
 
-/// What a model says of itself.
+/// What a model of ours says of itself; nothing if another program wrote it, whose keys may mean something else.
 struct Metadata<'a>(HashMap<&'a str, &'a str>);
 
 impl<'a> Metadata<'a> {
     fn of(model: &'a ModelProto) -> Self {
-        Self(model.metadata_props.iter().map(|entry| (entry.key(), entry.value())).collect())
+        let ours = model.metadata_props.iter().filter(|_| model.producer_name() == PRODUCER);
+        Self(ours.map(|entry| (entry.key(), entry.value())).collect())
     }
 
-    /// The value of `key`. Other programs' files may have the same key for something else, unless it is ours.
     fn json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
         let wrong = |error| format!("its metadata `{key}` cannot be read: {error}");
         self.0.get(key).map(|text| serde_json::from_str(text).map_err(wrong)).transpose()
@@ -205,7 +206,8 @@ fn images(graph: &GraphProto) -> Result<Images<'_>, String> {
     Ok(Images { name: input.name(), h: side(h), w: side(w), nhwc: one != Some(3) })
 }
 
-/// The nodes that `output` follows from, in order, and their places in the file.
+/// The nodes that `output` follows from, in order, and their places in the file. Constants come first: they read nothing,
+/// and whoever reads one may have to know it before.
 fn needed<'a>(graph: &'a GraphProto, output: &str) -> Result<Vec<(usize, &'a NodeProto)>, String> {
     let mut from: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
@@ -225,5 +227,7 @@ fn needed<'a>(graph: &'a GraphProto, output: &str) -> Result<Vec<(usize, &'a Nod
             names.extend(graph.node[index].input.iter().map(String::as_str));
         }
     }
-    Ok(graph.node.iter().enumerate().filter(|&(index, _)| wanted[index]).collect())
+    let nodes = || graph.node.iter().enumerate().filter(|&(index, _)| wanted[index]);
+    let is_constant = |node: &NodeProto| node.op_type() == "Constant";
+    Ok(nodes().filter(|(_, node)| is_constant(node)).chain(nodes().filter(|(_, node)| !is_constant(node))).collect())
 }

@@ -17,6 +17,9 @@ mod tests;
 pub use export::{About, MAX_BYTES, encode, save};
 pub use import::{Imported, load, parse};
 
+/// Who wrote a file, as its `producer_name` says. The metadata below mean what they do here in this crate's files only.
+const PRODUCER: &str = env!("CARGO_PKG_NAME");
+
 /// Metadata that this crate writes into a file, and reads: what is done to images before the network sees them, the names of
 /// the classes, and which layers are a residual block. The values are JSON.
 const MEAN: &str = "mean";

@@ -6,6 +6,7 @@
 use super::attributes::{attributes, float, int, ints, near, pool_window, size, text, window};
 use super::import::{Images, graph_error, is_onnx};
 use super::names::{clean, parents, plain, scope};
+use super::proto::tensor_proto::DataType;
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use super::tensor;
 use crate::graph::{Act, Affine, Averaging};
@@ -13,9 +14,10 @@ use crate::models::{Assembly, Entry, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::tensor::Shape;
 use crate::weights::FileTensor;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-/// Layers may share a tensor in the file, and each gets its own copy.
+/// How many times the bytes of the file its weights may take: layers may share a tensor, and each gets its own copy.
 const MAX_GROWTH: usize = 8;
 const MAX_GROWTH_FROM: usize = 16 << 20;
 
@@ -38,11 +40,21 @@ pub(super) enum Value<'a> {
     /// Part of a hard activation that is written out.
     Part(Output, Part),
     /// A product without its bias.
-    Product(Output, &'a TensorProto),
+    Product(Output, Matrix<'a>),
     /// Sizes, as shapes are computed from; `None` is the number of images.
     Sizes(Vec<Option<i64>>),
     Tensor(&'a TensorProto),
+    /// A matrix with its rows and columns exchanged.
+    Transposed(&'a TensorProto),
     Number(f32),
+}
+
+/// The weights of a product.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    tensor: &'a TensorProto,
+    /// Whether its rows are what the product gives, `[O, I]`, and not what it takes.
+    by_output: bool,
 }
 
 /// How far activations that are written out have come.
@@ -73,6 +85,10 @@ impl Output {
     fn is_pixel(&self) -> bool {
         self.shape[1] == 1 && self.shape[2] == 1
     }
+
+    pub(super) fn is_padded(&self) -> bool {
+        self.pad != [0; 4]
+    }
 }
 
 pub(super) struct Reader<'a> {
@@ -90,8 +106,16 @@ pub(super) struct Reader<'a> {
     pub(super) layers: Vec<Entry>,
     pub(super) assembly: Assembly,
     pub(super) weights: BTreeMap<String, FileTensor>,
-    /// Bytes of weights that may still be copied.
-    room: usize,
+    /// Bytes of tensors that are there: in the file, and in `files`.
+    stored: usize,
+    /// Other files that tensors were read from.
+    files: HashSet<PathBuf>,
+    /// Bytes of `weights`.
+    copied: usize,
+    /// The layer that took each tensor first.
+    owners: HashMap<*const TensorProto, String>,
+    /// Layers that took another's tensor, each with that other one.
+    sharing: Vec<(String, String)>,
     pub(super) notes: Vec<String>,
 }
 
@@ -106,9 +130,7 @@ impl<'a> Reader<'a> {
         let mut values: HashMap<&str, Value<'_>> = HashMap::new();
         let input = Output { layer: IMAGES.into(), shape: [3, images.h, images.w], flat: false, pad: [0; 4] };
         values.insert(images.name, if images.nhwc { Value::Nhwc } else { Value::Layer(input) });
-        let mut bytes = 0usize;
         for tensor in &graph.initializer {
-            bytes = bytes.saturating_add(tensor::bytes(tensor)?);
             if values.insert(tensor.name(), Value::Tensor(tensor)).is_some() {
                 return Err(format!("`{}` is there twice", tensor.name()));
             }
@@ -119,6 +141,9 @@ impl<'a> Reader<'a> {
                 readers.entry(input).or_default().push(node);
             }
         }
+        let constants = nodes.iter().filter(|(_, node)| node.op_type() == "Constant");
+        let constants = constants.flat_map(|(_, node)| &node.attribute).filter_map(|attribute| attribute.t.as_ref());
+        let stored = graph.initializer.iter().chain(constants).map(tensor::bytes).sum();
         let scopes = graph.node.iter().filter_map(|node| scope(node.name()));
         let containers = scopes.flat_map(|scope| parents(&scope)).collect();
         Ok(Self {
@@ -132,7 +157,11 @@ impl<'a> Reader<'a> {
             layers: Vec::new(),
             assembly: Assembly::new(1, (images.h, images.w)).map_err(graph_error)?,
             weights: BTreeMap::new(),
-            room: bytes.saturating_mul(MAX_GROWTH).max(MAX_GROWTH_FROM),
+            stored,
+            files: HashSet::new(),
+            copied: 0,
+            owners: HashMap::new(),
+            sharing: Vec::new(),
             notes: Vec::new(),
         })
     }
@@ -171,19 +200,16 @@ impl<'a> Reader<'a> {
             "Transpose" => self.transpose(node)?,
             "Flatten" => {
                 attributes(node, &["axis"])?;
-                match int(node, "axis", 1)? {
-                    1 | -3 => self.flat(node, true)?,
-                    axis => return Err(format!("axis {axis} is not supported; 1 is")),
+                match (int(node, "axis", 1)?, self.output(node, 0)?.flat) {
+                    (1, _) | (-3, false) | (-1, true) => self.flat(node, true)?,
+                    (axis, _) => return Err(format!("axis {axis} is not supported; 1 is")),
                 }
             }
             "Reshape" => self.reshape(node)?,
             "Squeeze" => self.squeeze(node)?,
             "Unsqueeze" => self.unsqueeze(node)?,
             "Identity" => self.value(node, 0)?.clone(),
-            "Cast" => match self.value(node, 0)?.clone() {
-                value @ (Value::Layer(_) | Value::Sizes(_) | Value::Number(_)) => value,
-                _ => return Err("it casts what is no size and no layer's output".into()),
-            },
+            "Cast" => self.cast(node)?,
             "Constant" => constant(node)?,
             "Shape" => self.shape(node)?,
             "Gather" => self.gather(node)?,
@@ -215,8 +241,8 @@ impl<'a> Reader<'a> {
     /// What a layer gives, in any form.
     fn output(&self, node: &'a NodeProto, index: usize) -> Result<Output, String> {
         let output = self.padded(node, index)?;
-        if output.pad != [0; 4] {
-            return Err("it reads what a Pad gives; only a Conv can".into());
+        if output.is_padded() {
+            return Err("it reads what a Pad gives; only a Conv can, and a MaxPool where nothing is below zero".into());
         }
         Ok(output)
     }
@@ -228,7 +254,7 @@ impl<'a> Reader<'a> {
             Value::Nhwc => Err("it reads images with their channels last; only a Transpose to [N, C, H, W] can".into()),
             Value::Part(..) => Err(format!("`{}` is part of an activation that is not known", name())),
             Value::Half(..) | Value::Product(..) => Err(format!("`{}` is read by others, too", name())),
-            Value::Sizes(_) | Value::Tensor(_) | Value::Number(_) => {
+            Value::Sizes(_) | Value::Tensor(_) | Value::Transposed(_) | Value::Number(_) => {
                 Err(format!("its input `{}` is constant, which is not supported here", name()))
             }
         }
@@ -246,6 +272,13 @@ impl<'a> Reader<'a> {
         match self.value(node, index)? {
             Value::Tensor(tensor) => Ok(tensor),
             _ => Err(format!("its input `{}` is not constant, as weights are", node.input[index])),
+        }
+    }
+
+    fn matrix(&self, node: &'a NodeProto, index: usize, by_output: bool) -> Result<Matrix<'a>, String> {
+        match self.value(node, index)? {
+            Value::Transposed(tensor) => Ok(Matrix { tensor, by_output: !by_output }),
+            _ => Ok(Matrix { tensor: self.tensor(node, index)?, by_output }),
         }
     }
 
@@ -302,11 +335,45 @@ impl<'a> Reader<'a> {
     }
 
     fn keep(&mut self, name: String, shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<(), String> {
-        self.room = self.room.checked_sub(values.len() * 4).ok_or_else(|| {
-            format!("layers share tensors until their weights take more than {MAX_GROWTH} times what the file does")
-        })?;
+        self.copied += values.len() * 4;
+        if self.copied > self.stored.saturating_mul(MAX_GROWTH).max(MAX_GROWTH_FROM) {
+            return Err(format!(
+                "layers share tensors until their weights take more than {MAX_GROWTH} times what the file does"
+            ));
+        }
         self.weights.insert(name, FileTensor::f32(shape, values));
         Ok(())
+    }
+
+    /// The values of a tensor that is `layer`'s now.
+    fn floats(&mut self, layer: &str, tensor: &'a TensorProto) -> Result<Vec<f32>, String> {
+        let values = tensor::floats(tensor, self.folder)?;
+        // Another file counts once it has been read, and once only: tensors may claim any size, and the same bytes.
+        if let Some(file) = tensor::file(tensor, self.folder)?
+            && !self.files.contains(&file)
+        {
+            let bytes = fs::metadata(&file).map_or(0, |facts| usize::try_from(facts.len()).unwrap_or(usize::MAX));
+            self.stored = self.stored.saturating_add(bytes.saturating_mul(2));
+            self.files.insert(file);
+        }
+        let owner = self.owners.entry(tensor).or_insert_with(|| layer.to_owned());
+        if owner != layer {
+            self.sharing.push((layer.to_owned(), owner.clone()));
+        }
+        Ok(values)
+    }
+
+    /// What to say of layers that share tensors.
+    pub(super) fn sharing_note(&self) -> Option<String> {
+        let (layer, owner) = self.sharing.first()?;
+        let layers: HashSet<&str> = self.sharing.iter().map(|(layer, _)| layer.as_str()).collect();
+        let others = match layers.len() {
+            1 => String::new(),
+            count => format!(", and so do {} more with others", count - 1),
+        };
+        Some(format!(
+            "`{layer}` shares a tensor with `{owner}` in the file{others}; here each has its own, and trains it apart"
+        ))
     }
 
     /// Names a layer that has weights.
@@ -368,29 +435,26 @@ impl<'a> Reader<'a> {
             ));
         }
         let (stride, padding) = window(node, [kh, kw])?;
-        let padding = match padding {
-            Padding::Pixels(pixels) => Padding::Pixels(std::array::from_fn(|side| pixels[side] + x.pad[side])),
-            Padding::Same if x.pad == [0; 4] => Padding::Same,
-            Padding::Same => return Err("it reads what a Pad gives, and pads by itself".into()),
-        };
+        let padding = around(padding, &x)?;
         let bias = if Self::has(node, 2) { Some(self.tensor(node, 2)?) } else { None };
         let weights: Vec<&TensorProto> = std::iter::once(weight).chain(bias).collect();
         let name = self.weighted(node, &weights);
         let op = LayerOp::Conv { channels: out, kernel: [kh, kw], stride, padding, groups, bias: bias.is_some() };
         let output = self.push(name.clone(), op, &[&x])?;
-        self.keep(format!("{name}.weight"), dims, tensor::floats(weight, self.folder)?)?;
+        let values = self.floats(&name, weight)?;
+        self.keep(format!("{name}.weight"), dims, values)?;
         if let Some(bias) = bias {
-            let values = self.vector(bias, out)?;
+            let values = self.vector(&name, bias, out)?;
             self.keep(format!("{name}.bias"), [out], values)?;
         }
         Ok(Value::Layer(output))
     }
 
-    /// A tensor with so many values in one dimension.
-    fn vector(&self, tensor: &TensorProto, length: usize) -> Result<Vec<f32>, String> {
+    /// A tensor with so many values in one dimension, which is `layer`'s now.
+    fn vector(&mut self, layer: &str, tensor: &'a TensorProto, length: usize) -> Result<Vec<f32>, String> {
         let dims = tensor::dims(tensor)?;
         match dims.iter().product::<usize>() == length && dims.iter().filter(|&&size| size != 1).count() <= 1 {
-            true => tensor::floats(tensor, self.folder),
+            true => self.floats(layer, tensor),
             false => Err(format!("tensor `{}` has the shape {dims:?}, and {length} values are wanted", tensor.name())),
         }
     }
@@ -412,11 +476,17 @@ impl<'a> Reader<'a> {
         let tensors = [scale?, bias?, mean?, var?];
         let name = self.weighted(node, &[tensors[2], tensors[3], tensors[0], tensors[1]]);
         let (eps, keep) = (float(node, "epsilon", 1e-5)?, float(node, "momentum", 0.9)?);
+        if !(0.0..1.0).contains(&keep) {
+            return Err(format!(
+                "its `momentum` of {keep} is not supported; from 0 up to but not including 1 is, which in PyTorch is 1 \
+                 less its own"
+            ));
+        }
         // ONNX has no word for the variance that is stored; most files are PyTorch's.
         let bn = LayerOp::Bn { eps, keep, var: Averaging::PYTORCH.var, affine: Affine::Both };
         let output = self.push(name.clone(), bn, &[&x])?;
         for (part, tensor) in ["weight", "bias", "running_mean", "running_var"].into_iter().zip(tensors) {
-            let values = self.vector(tensor, x.shape[0])?;
+            let values = self.vector(&name, tensor, x.shape[0])?;
             self.keep(format!("{name}.{part}"), [x.shape[0]], values)?;
         }
         Ok(Value::Layer(Output { flat: x.flat, ..output }))
@@ -547,11 +617,9 @@ impl<'a> Reader<'a> {
         attributes(node, &[])?;
         for (one, other) in [(0, 1), (1, 0)] {
             match (self.value(node, one)?.clone(), self.value(node, other)?.clone()) {
-                (Value::Product(x, weight), Value::Tensor(bias)) => {
-                    return self.linear(node, &x, weight, false, Some(bias));
-                }
-                (Value::Layer(x), _) if self.number(node, other)? == Some(3.0) => {
-                    return Ok(Value::Part(x, Part::Shifted));
+                (Value::Product(x, weight), Value::Tensor(bias)) => return self.linear(node, &x, weight, Some(bias)),
+                (Value::Layer(_), _) if self.number(node, other)? == Some(3.0) => {
+                    return Ok(Value::Part(self.output(node, one)?, Part::Shifted));
                 }
                 _ => {}
             }
@@ -566,9 +634,24 @@ impl<'a> Reader<'a> {
     }
 
     fn max_pool(&mut self, node: &'a NodeProto) -> Result<Value<'a>, String> {
-        let x = self.image(node, 0)?;
         let (kernel, stride, padding) = pool_window(node, &["storage_order"])?;
+        let x = self.padded(node, 0)?;
+        // A layer's own padding is narrower than its window, so each window has a pixel of the image. Where that is not below
+        // zero, zeros around it change the greatest as little as the layer's minus infinity does.
+        let (x, padding) = match x.is_padded() && !x.flat && self.is_never_negative(&x) {
+            true => (Output { pad: [0; 4], ..x.clone() }, around(padding, &x)?),
+            false => (self.image(node, 0)?, padding),
+        };
         self.pointwise(node, LayerOp::MaxPool { kernel, stride, padding }, &x)
+    }
+
+    /// Whether `x` comes from a layer that gives nothing below zero.
+    fn is_never_negative(&self, x: &Output) -> bool {
+        let from = self.layers.iter().rfind(|layer| layer.name == x.layer);
+        from.is_some_and(|layer| match layer.op {
+            LayerOp::Activation { act } => matches!(act, Act::Relu | Act::Relu6 | Act::Sigmoid | Act::HardSigmoid),
+            _ => false,
+        })
     }
 
     fn avg_pool(&mut self, node: &'a NodeProto) -> Result<Value<'a>, String> {
@@ -608,15 +691,15 @@ impl<'a> Reader<'a> {
             return Err("alpha and beta other than 1, and transA, are not supported".into());
         }
         let x = self.output(node, 0)?;
-        let weight = self.tensor(node, 1)?;
+        let weight = self.matrix(node, 1, int(node, "transB", 0)? != 0)?;
         let bias = if Self::has(node, 2) { Some(self.tensor(node, 2)?) } else { None };
-        self.linear(node, &x, weight, int(node, "transB", 0)? != 0, bias)
+        self.linear(node, &x, weight, bias)
     }
 
     fn mat_mul(&mut self, node: &'a NodeProto) -> Result<Value<'a>, String> {
         attributes(node, &[])?;
         let x = self.output(node, 0)?;
-        let weight = self.tensor(node, 1)?;
+        let weight = self.matrix(node, 1, false)?;
         let name = node.output.first().ok_or("it gives nothing")?;
         let biased = match self.readers(name) {
             [reader] if reader.op_type() == "Add" && name != self.logits => {
@@ -627,7 +710,7 @@ impl<'a> Reader<'a> {
         };
         match biased {
             true => Ok(Value::Product(x, weight)),
-            false => self.linear(node, &x, weight, false, None),
+            false => self.linear(node, &x, weight, None),
         }
     }
 
@@ -636,8 +719,7 @@ impl<'a> Reader<'a> {
         &mut self,
         node: &'a NodeProto,
         x: &Output,
-        weight: &'a TensorProto,
-        transposed: bool,
+        Matrix { tensor: weight, by_output }: Matrix<'a>,
         bias: Option<&'a TensorProto>,
     ) -> Result<Value<'a>, String> {
         if !x.flat {
@@ -647,7 +729,7 @@ impl<'a> Reader<'a> {
         let [rows, columns] = dims[..] else {
             return Err(format!("its weights have the shape {dims:?}; a matrix is wanted"));
         };
-        let (out, inputs) = if transposed { (rows, columns) } else { (columns, rows) };
+        let (out, inputs) = if by_output { (rows, columns) } else { (columns, rows) };
         let [c, h, w] = x.shape;
         if inputs != c * h * w {
             return Err(format!("its weights {dims:?} do not take the {} values that it gets", c * h * w));
@@ -664,13 +746,13 @@ impl<'a> Reader<'a> {
             }
         };
         let output = self.push(name.clone(), op, &[x])?;
-        let mut values = tensor::floats(weight, self.folder)?;
-        if !transposed {
+        let mut values = self.floats(&name, weight)?;
+        if !by_output {
             values = (0..out).flat_map(|o| (0..inputs).map(move |i| i * out + o)).map(|at| values[at]).collect();
         }
         self.keep(format!("{name}.weight"), shape, values)?;
         let bias = match bias {
-            Some(bias) => self.vector(bias, out)?,
+            Some(bias) => self.vector(&name, bias, out)?,
             None => {
                 self.notes.push(format!("`{name}` has no bias in the file, and gets one of zeros"));
                 vec![0.0; out]
@@ -722,12 +804,32 @@ impl<'a> Reader<'a> {
 
     fn transpose(&mut self, node: &'a NodeProto) -> Result<Value<'a>, String> {
         attributes(node, &["perm"])?;
-        let perm = ints(node, "perm")?.unwrap_or_default();
-        match (self.value(node, 0)?, &perm[..]) {
-            (Value::Nhwc, [0, 3, 1, 2]) => {
+        let perm = ints(node, "perm")?;
+        match (self.value(node, 0)?, perm.as_deref()) {
+            (Value::Nhwc, Some([0, 3, 1, 2])) => {
                 Ok(Value::Layer(Output { layer: IMAGES.into(), shape: self.images, flat: false, pad: [0; 4] }))
             }
-            _ => Err(format!("{perm:?} is not supported; [0, 3, 1, 2], of the images, is")),
+            (Value::Tensor(matrix), Some([1, 0]) | None) if matrix.dims.len() == 2 => Ok(Value::Transposed(matrix)),
+            _ => Err(format!(
+                "{:?} is not supported; [0, 3, 1, 2] of the images, and [1, 0] of weights are",
+                perm.unwrap_or_default()
+            )),
+        }
+    }
+
+    /// Another type of number, which must be able to hold what it is given: here everything is computed in `f32`.
+    fn cast(&mut self, node: &'a NodeProto) -> Result<Value<'a>, String> {
+        attributes(node, &["saturate", "to"])?;
+        let to = int(node, "to", 0)?;
+        let to = i32::try_from(to).ok().and_then(|to| DataType::try_from(to).ok()).unwrap_or(DataType::Undefined);
+        let float = matches!(to, DataType::Float | DataType::Float16 | DataType::Bfloat16 | DataType::Double);
+        match self.value(node, 0)?.clone() {
+            value @ (Value::Layer(_) | Value::Number(_)) if float => Ok(value),
+            value @ Value::Sizes(_) if float || matches!(to, DataType::Int32 | DataType::Int64) => Ok(value),
+            Value::Layer(_) | Value::Number(_) | Value::Sizes(_) => {
+                Err(format!("to {} is not supported; to floats is", to.as_str_name()))
+            }
+            _ => Err("it casts what is no size and no layer's output".into()),
         }
     }
 
@@ -823,6 +925,15 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(Value::Sizes(sizes))
+    }
+}
+
+/// The padding of a window over `x`, with that of `x` itself.
+fn around(padding: Padding, x: &Output) -> Result<Padding, String> {
+    match padding {
+        Padding::Pixels(pixels) => Ok(Padding::Pixels(std::array::from_fn(|side| pixels[side] + x.pad[side]))),
+        Padding::Same if !x.is_padded() => Ok(Padding::Same),
+        Padding::Same => Err("it reads what a Pad gives, and pads by itself".into()),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
 use crate::weights::{Dtype, TensorData, decode, map_file};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 /// A tensor's dimensions.
 ///
@@ -16,13 +16,30 @@ pub(super) fn dims(tensor: &TensorProto) -> Result<Vec<usize>, String> {
         .ok_or_else(|| format!("tensor `{}` cannot have the shape {:?}", tensor.name().escape_debug(), tensor.dims))
 }
 
-/// What the file holds of a tensor, in bytes of four-byte floats; what is in another file counts as if it were there.
-pub(super) fn bytes(tensor: &TensorProto) -> Result<usize, String> {
-    if tensor.data_location() == DataLocation::External {
-        return Ok(dims(tensor)?.iter().product::<usize>().saturating_mul(4));
-    }
+/// What the file itself holds of a tensor, in bytes of four-byte floats.
+pub(super) fn bytes(tensor: &TensorProto) -> usize {
     let values = tensor.float_data.len() + tensor.int32_data.len() + tensor.double_data.len();
-    Ok(tensor.raw_data().len().saturating_mul(2) + 4 * values)
+    2 * tensor.raw_data().len() + 4 * values
+}
+
+/// The other file that a tensor is in, if it may be read: one in `folder`.
+///
+/// # Errors
+/// It is elsewhere.
+pub(super) fn file(tensor: &TensorProto, folder: Option<&Path>) -> Result<Option<PathBuf>, String> {
+    if tensor.data_location() != DataLocation::External {
+        return Ok(None);
+    }
+    let location = external(tensor, "location").unwrap_or_default();
+    let inside = Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    match folder.filter(|_| inside && !location.is_empty() && !location.contains('\\')) {
+        Some(folder) => Ok(Some(folder.join(location))),
+        None => Err(format!("is in another file, `{}`, which is not beside this one", location.escape_debug())),
+    }
+}
+
+fn external<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
+    tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value())
 }
 
 /// The values of a tensor of floats, as many as its dimensions say.
@@ -114,22 +131,18 @@ fn raw<T>(
     folder: Option<&Path>,
     read: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Result<T, String> {
-    if tensor.data_location() != DataLocation::External {
-        return read(tensor.raw_data());
-    }
-    let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
-    let location = entry("location").unwrap_or_default();
-    let inside = Path::new(location).components().all(|part| matches!(part, Component::Normal(_)));
-    let Some(folder) = folder.filter(|_| inside && !location.is_empty() && !location.contains('\\')) else {
-        return Err(format!("is in another file, `{}`, which is not beside this one", location.escape_debug()));
-    };
-    let number = |key: &str| match entry(key) {
+    let Some(path) = file(tensor, folder)? else { return read(tensor.raw_data()) };
+    let number = |key: &str| match external(tensor, key) {
         Some(text) => text.parse::<usize>().map(Some).map_err(|_| format!("has no number as its {key}")),
         None => Ok(None),
     };
-    let bytes = map_file(&folder.join(location)).map_err(|error| error.to_string())?;
+    let bytes = map_file(&path).map_err(|error| error.to_string())?;
     let start = number("offset")?.unwrap_or(0);
     let end = number("length")?.map_or(Some(bytes.len()), |length| start.checked_add(length));
     let content = end.and_then(|end| bytes.get(start..end));
-    read(content.ok_or_else(|| format!("is not in `{}`, which is too short", location.escape_debug()))?)
+    let short = || {
+        let location = external(tensor, "location").unwrap_or_default();
+        format!("is not in `{}`, which is too short", location.escape_debug())
+    };
+    read(content.ok_or_else(short)?)
 }

@@ -21,7 +21,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/onnx").join(name)
 }
 
-const GOLDENS: [&str; 6] = ["resnet", "resnet_folded", "mobile", "lenet", "old", "same"];
+const GOLDENS: [&str; 7] = ["resnet", "resnet_folded", "mobile", "lenet", "old", "same", "unfolded"];
 
 fn imported(model: &ModelProto) -> Result<Imported, String> {
     parse(&model.encode_to_vec(), Path::new("net.onnx")).map_err(|error| error.to_string())
@@ -268,10 +268,212 @@ fn small() -> ModelProto {
     decoded(&network, &tensors, &ABOUT)
 }
 
+fn node_of(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, &[i64])]) -> NodeProto {
+    let attribute = |&(name, values): &(&str, &[i64])| match values {
+        [value] => int(name, *value),
+        _ => AttributeProto { r#type: Some(AttributeType::Ints as i32), ints: values.to_vec(), ..int(name, 0) },
+    };
+    NodeProto {
+        op_type: Some(op.into()),
+        input: inputs.iter().map(|&name| name.into()).collect(),
+        output: vec![output.into()],
+        attribute: attributes.iter().map(attribute).collect(),
+        ..NodeProto::default()
+    }
+}
+
+/// Values from a file's name on, none like the one beside it.
+fn tensor_of(name: &str, dims: &[i64]) -> TensorProto {
+    let count = dims.iter().product::<i64>() as usize;
+    let value = |i: usize| ((i + name.len()) % 97) as f32 / 97.0;
+    TensorProto {
+        name: Some(name.into()),
+        dims: dims.to_vec(),
+        data_type: Some(DataType::Float as i32),
+        raw_data: Some((0..count).flat_map(|i| value(i).to_le_bytes()).collect()),
+        ..TensorProto::default()
+    }
+}
+
+/// A network of other nodes, from `images` of 32×32 pixels to the last one's output.
+fn network_of(nodes: Vec<NodeProto>, tensors: &[TensorProto]) -> ModelProto {
+    let mut model = small();
+    let graph = graph(&mut model);
+    graph.output[0].name = nodes.last().map(|node| node.output[0].clone());
+    (graph.node, graph.initializer) = (nodes, tensors.to_vec());
+    model
+}
+
+/// The same, with a pooling behind it, for nodes that give images.
+fn pooled(mut nodes: Vec<NodeProto>, tensors: &[TensorProto]) -> ModelProto {
+    let last = nodes.last().unwrap().output[0].clone();
+    nodes.push(node_of("GlobalAveragePool", &[&last], "logits", &[]));
+    network_of(nodes, tensors)
+}
+
+fn floats<'a>(imported: &'a Imported, name: &str) -> &'a [f32] {
+    match &imported.state.tensors[name].data {
+        TensorData::F32(values) => values,
+        TensorData::I64(_) => panic!("{name} holds integers"),
+    }
+}
+
+#[test]
+fn metadata_of_other_programs_is_not_read() {
+    let mut model = small();
+    assert_eq!(imported(&model).unwrap().file.mean(), ABOUT.mean);
+    let mut strange = |key: &str, value: &str| {
+        model.metadata_props.retain(|entry| entry.key() != key);
+        model.metadata_props.push(StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) });
+    };
+    strange(MEAN, "[123.675, 116.28, 103.53]");
+    strange(STD, "58.4 57.1 57.4");
+    strange(BGR, "yes");
+    strange(CLASSES, "cat,dog");
+    strange(BLOCKS, "3");
+    for producer in [None, Some("pytorch".to_owned())] {
+        model.producer_name = producer;
+        let Imported { file, state, notes } = imported(&model).unwrap();
+        assert_eq!((file.mean(), file.std(), file.bgr()), (models::IMAGENET_MEAN, models::IMAGENET_STD, false));
+        assert!(notes.len() == 1 && notes[0].contains("ImageNet's mean"), "{notes:?}");
+        assert!(!state.metadata.contains_key(CLASSES));
+        assert!(file.layers().iter().any(|layer| layer.block.is_some()), "blocks are found without");
+    }
+    model.producer_name = Some("thawline".into());
+    assert!(imported(&model).unwrap_err().contains("its metadata `std` cannot be read"));
+}
+
+#[test]
+fn layers_that_share_a_tensor_are_named() {
+    let shared = |others: usize| {
+        let name = |i: usize| if i == 0 { "images".to_owned() } else { format!("c{i}") };
+        let conv = |i: usize| node_of("Conv", &[&name(i), "w"], &name(i + 1), &[]);
+        let nodes = (0..=others).map(conv).collect();
+        imported(&pooled(nodes, &[tensor_of("w", &[3, 3, 1, 1])])).unwrap().notes
+    };
+    assert_eq!(shared(0), [""; 0]);
+    let note = "`c2` shares a tensor with `c1` in the file; here each has its own, and trains it apart";
+    assert_eq!(shared(1), [note]);
+    assert!(shared(3)[0].contains("with `c1` in the file, and so do 2 more with others; here"), "{:?}", shared(3));
+}
+
+#[test]
+fn zeros_around_an_image_are_for_what_can_take_them() {
+    let pads: &[i64] = &[0, 0, 1, 0, 0, 0, 1, 1];
+    let pad = |x: &str| node_of("Pad", &[x], "padded", &[("pads", pads)]);
+    let number = |name: &str, value: f32| TensorProto {
+        dims: vec![],
+        raw_data: Some(value.to_le_bytes().into()),
+        ..tensor_of(name, &[])
+    };
+    let tensors = [tensor_of("w", &[4, 3, 3, 3]), number("three", 3.0), number("zero", 0.0), number("six", 6.0)];
+    let conv = || node_of("Conv", &["images", "w"], "c", &[]);
+    let read = |nodes: Vec<NodeProto>| imported(&pooled(nodes, &tensors));
+    let pool = |kernel: i64| node_of("MaxPool", &["padded"], "pool", &[("kernel_shape", &[kernel, kernel])]);
+    let own =
+        |pads: &'static [i64]| node_of("MaxPool", &["padded"], "pool", &[("kernel_shape", &[3, 3]), ("pads", pads)]);
+
+    let (zero_to_six, no_bounds): (&[&str], &[&str]) = (&["c", "zero", "six"], &["c"]);
+    for (act, inputs) in [("Relu", no_bounds), ("Sigmoid", no_bounds), ("Clip", zero_to_six)] {
+        for (pool, expected) in [(pool(3), [1, 0, 1, 1]), (own(&[0, 1, 1, 0]), [1, 1, 2, 1])] {
+            let file = read(vec![conv(), node_of(act, inputs, "act", &[]), pad("act"), pool]).unwrap().file;
+            match file.layers()[2].op {
+                LayerOp::MaxPool { padding: Padding::Pixels(pixels), .. } => assert_eq!(pixels, expected, "{act}"),
+                ref other => panic!("{other:?}"),
+            }
+        }
+    }
+    // The first would be negative without the zeros; and windows of zeros alone would be minus infinity.
+    let error = read(vec![conv(), pad("c"), pool(3)]).unwrap_err();
+    assert!(error.contains("(MaxPool): it reads what a Pad gives; only a Conv can, and a MaxPool where"), "{error}");
+    let error = read(vec![conv(), node_of("HardSwish", &["c"], "act", &[]), pad("act"), pool(3)]).unwrap_err();
+    assert!(error.contains("(MaxPool): it reads what a Pad gives"), "{error}");
+    let error = read(vec![conv(), node_of("Relu", &["c"], "act", &[]), pad("act"), pool(1)]).unwrap_err();
+    assert!(error.contains("must be smaller than the window"), "{error}");
+    // An activation that is written out is none of zeros that are not there.
+    let hard_swish = vec![
+        conv(),
+        pad("c"),
+        node_of("Add", &["padded", "three"], "shifted", &[]),
+        node_of("Clip", &["shifted", "zero", "six"], "clipped", &[]),
+        node_of("Mul", &["padded", "clipped"], "product", &[]),
+        node_of("Div", &["product", "six"], "act", &[]),
+    ];
+    let error = read(hard_swish).unwrap_err();
+    assert!(error.contains("(Add): it reads what a Pad gives"), "{error}");
+    let error = imported(&network_of(vec![conv(), pad("c")], &tensors)).unwrap_err();
+    assert!(error.contains("its output `padded` is not what a layer gives"), "{error}");
+}
+
+#[test]
+fn casts_to_what_cannot_hold_the_values_are_refused() {
+    let cast = |to: DataType| {
+        let nodes = vec![
+            node_of("Conv", &["images", "w"], "c", &[]),
+            node_of("Cast", &["c"], "cast", &[("to", &[to as i64])]),
+            node_of("Relu", &["cast"], "r", &[]),
+        ];
+        imported(&pooled(nodes, &[tensor_of("w", &[4, 3, 3, 3])]))
+    };
+    for to in [DataType::Float, DataType::Float16, DataType::Bfloat16, DataType::Double] {
+        assert_eq!(cast(to).unwrap().file.layers().len(), 3);
+    }
+    for to in [DataType::Int32, DataType::Int64, DataType::Uint8, DataType::Bool, DataType::Float8e4m3fn] {
+        let error = cast(to).unwrap_err();
+        assert!(error.contains(&format!("(Cast): to {} is not supported; to floats is", to.as_str_name())), "{error}");
+    }
+}
+
+#[test]
+fn linear_layers_are_read_in_every_form() {
+    let (rows, columns) = (tensor_of("rows", &[5, 3]), tensor_of("columns", &[3, 5]));
+    let bias = tensor_of("bias", &[5]);
+    let read = |product: Vec<NodeProto>| {
+        let mut nodes =
+            vec![node_of("GlobalAveragePool", &["images"], "pool", &[]), node_of("Flatten", &["pool"], "flat", &[])];
+        nodes.extend(product);
+        imported(&network_of(nodes, &[rows.clone(), columns.clone()])).unwrap()
+    };
+    let stored = |tensor: &TensorProto| bytemuck::pod_collect_to_vec::<u8, f32>(tensor.raw_data());
+    let turned: Vec<f32> = (0..15).map(|i| stored(&columns)[i % 3 * 5 + i / 3]).collect();
+    let name = |imported: &Imported| imported.file.layers().last().unwrap().name.clone();
+    let weight = |imported: &Imported| floats(imported, &format!("{}.weight", name(imported))).to_vec();
+
+    let transpose = |x: &str| node_of("Transpose", &[x], "turned", &[("perm", &[1, 0])]);
+    assert_eq!(weight(&read(vec![node_of("MatMul", &["flat", "columns"], "y", &[])])), turned);
+    let unfolded = read(vec![transpose("rows"), node_of("MatMul", &["flat", "turned"], "y", &[])]);
+    assert_eq!(weight(&unfolded), stored(&rows));
+    assert_eq!(floats(&unfolded, &format!("{}.bias", name(&unfolded))), [0.0; 5]);
+    assert_eq!(weight(&read(vec![node_of("Gemm", &["flat", "rows"], "y", &[("transB", &[1])])])), stored(&rows));
+    assert_eq!(weight(&read(vec![transpose("rows"), node_of("Gemm", &["flat", "turned"], "y", &[])])), stored(&rows));
+    let turned_twice = vec![transpose("columns"), node_of("Gemm", &["flat", "turned"], "y", &[("transB", &[1])])];
+    assert_eq!(weight(&read(turned_twice)), turned);
+
+    // A bias that is a constant, before its product and behind it.
+    let mut constant = node_of("Constant", &[], "bias", &[("value", &[0])]);
+    (constant.attribute[0].r#type, constant.attribute[0].t) = (Some(AttributeType::Tensor as i32), Some(bias.clone()));
+    let product = node_of("MatMul", &["flat", "columns"], "product", &[]);
+    let add = node_of("Add", &["product", "bias"], "y", &[]);
+    for nodes in [[constant.clone(), product.clone(), add.clone()], [product, constant, add]] {
+        let biased = read(nodes.into());
+        assert_eq!(floats(&biased, &format!("{}.bias", name(&biased))), stored(&bias));
+    }
+    // What is flat already stays so.
+    let twice = |axis: i64| {
+        vec![
+            node_of("Flatten", &["flat"], "again", &[("axis", &[axis])]),
+            node_of("MatMul", &["again", "columns"], "y", &[]),
+        ]
+    };
+    for axis in [1, -1] {
+        assert_eq!(weight(&read(twice(axis))), turned);
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_named() {
     type Change = fn(&mut ModelProto);
-    let cases: [(&str, Change); 28] = [
+    let cases: [(&str, Change); 29] = [
         ("it holds no graph", |m| m.graph = None),
         ("it uses operator set 1; export it again with 7 or later", |m| m.opset_import.clear()),
         ("node `conv1` (Resize): the operator is not supported; supported are Add, AveragePool", |m| {
@@ -316,6 +518,9 @@ fn what_is_not_supported_is_named() {
         ("`conv1.weight` is there twice", |m| {
             let twice = graph(m).initializer[0].clone();
             graph(m).initializer.push(twice);
+        }),
+        ("(BatchNormalization): its `momentum` of 1 is not supported; from 0 up to but not including 1", |m| {
+            node(m, "BatchNormalization").attribute[1].f = Some(1.0);
         }),
         ("it has 0 outputs; a network has one, its logits", |m| graph(m).output.clear()),
         ("it has 0 inputs; a network has one, its images", |m| graph(m).input.clear()),
@@ -406,6 +611,8 @@ fn tensors_in_another_file_are_read_from_beside_it_only() {
         load(&path).map_err(|error| error.to_string())
     };
     assert_eq!(load_with(&|_| {}).unwrap().state.tensors, expected.state.tensors);
+    let here = load_with(&|t| t.external_data[0].value = Some("./net.data".into()));
+    assert_eq!(here.unwrap().state.tensors, expected.state.tensors);
     for location in ["../net.data", "/etc/hostname", "", "./../x", "a\\..\\b"] {
         let error = load_with(&|t| t.external_data[0].value = Some(location.into())).unwrap_err();
         assert!(error.contains("which is not beside this one"), "{error}");
@@ -471,20 +678,64 @@ fn memory_is_bounded() {
         raw_data: Some(vec![0; 512 * 3 * 4]),
         ..TensorProto::default()
     };
-    let graph = graph(&mut model);
-    graph.initializer.push(first);
-    graph.node = vec![NodeProto {
+    let mut pads = int("pads", 0);
+    (pads.r#type, pads.ints) = (Some(AttributeType::Ints as i32), vec![1; 4]);
+    let shared = graph(&mut model);
+    shared.initializer.push(first);
+    shared.node = vec![NodeProto {
         op_type: Some("Conv".into()),
         input: vec!["images".into(), "w".into()],
         output: vec!["first".into()],
         ..NodeProto::default()
     }];
-    let mut pads = int("pads", 0);
-    (pads.r#type, pads.ints) = (Some(AttributeType::Ints as i32), vec![1; 4]);
-    graph.node.extend((0..60).map(conv).map(|node| NodeProto { attribute: vec![pads.clone()], ..node }));
-    graph.output[0].name = Some("c59".into());
-    let error = imported(&model).unwrap_err();
-    assert!(error.contains("layers share tensors until their weights take more than 8 times"), "{error}");
+    shared.node.extend((0..60).map(conv).map(|node| NodeProto { attribute: vec![pads.clone()], ..node }));
+    shared.output[0].name = Some("c59".into());
+    // What is claimed to be in another file makes no room.
+    for claimed in [None, Some(1 << 40)] {
+        let mut model = model.clone();
+        graph(&mut model).initializer.extend(claimed.map(|values| TensorProto {
+            dims: vec![values],
+            raw_data: None,
+            data_location: Some(DataLocation::External as i32),
+            ..tensor_of("unused", &[0])
+        }));
+        let error = imported(&model).unwrap_err();
+        assert!(error.contains("layers share tensors until their weights take more than 8 times"), "{error}");
+    }
+}
+
+/// More than may be copied of tensors that layers share.
+#[test]
+fn weights_are_counted_wherever_they_are() {
+    let (first, a, b) =
+        (tensor_of("first", &[512, 3, 1, 1]), tensor_of("a", &[512, 512, 3, 3]), tensor_of("b", &[512, 512, 3, 3]));
+    let nodes = vec![
+        node_of("Conv", &["images", "first"], "x", &[]),
+        node_of("Conv", &["x", "a"], "y", &[]),
+        node_of("Conv", &["y", "b"], "z", &[]),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.onnx");
+    let read = |nodes: Vec<NodeProto>, tensors: &[TensorProto]| {
+        std::fs::write(&path, pooled(nodes, tensors).encode_to_vec()).unwrap();
+        load(&path).unwrap().state.tensors
+    };
+    let expected = read(nodes.clone(), &[first.clone(), a.clone(), b.clone()]);
+    let constant = |tensor: &TensorProto| {
+        let mut node = node_of("Constant", &[], tensor.name(), &[("value", &[0])]);
+        (node.attribute[0].r#type, node.attribute[0].t) = (Some(AttributeType::Tensor as i32), Some(tensor.clone()));
+        node
+    };
+    let with_constants = [&[constant(&a), constant(&b)], &nodes[..]].concat();
+    assert!(read(with_constants, std::slice::from_ref(&first)) == expected);
+    let outside = |tensor: &TensorProto| {
+        let file = format!("{}.data", tensor.name());
+        std::fs::write(folder.path().join(&file), tensor.raw_data()).unwrap();
+        let location = StringStringEntryProto { key: Some("location".into()), value: Some(file) };
+        let data_location = Some(DataLocation::External as i32);
+        TensorProto { raw_data: None, data_location, external_data: vec![location], ..tensor.clone() }
+    };
+    assert!(read(nodes, &[first, outside(&a), outside(&b)]) == expected);
 }
 
 fn varint(mut value: usize) -> Vec<u8> {

@@ -37,7 +37,10 @@ impl Config {
     /// What the config.json beside `file` says; nothing if there is none, or it is not one of timm's.
     pub fn beside(file: &Path) -> Option<Self> {
         let file = File::open(file.with_file_name("config.json")).ok()?;
-        let Json { architecture, pretrained_cfg } = serde_json::from_reader(file.take(MAX_LENGTH)).ok()?;
+        // Read from the file itself, it would be fetched byte by byte.
+        let mut text = Vec::new();
+        file.take(MAX_LENGTH).read_to_end(&mut text).ok()?;
+        let Json { architecture, pretrained_cfg } = serde_json::from_slice(&text).ok()?;
         let cfg = pretrained_cfg.as_ref();
         let size = cfg.and_then(|cfg| cfg.input_size).map(|[_, height, width]| (height, width));
         Some(Self {

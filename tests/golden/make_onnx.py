@@ -17,13 +17,14 @@ In two steps, since PyTorch's exporter and onnxruntime want different Pythons he
 | lenet | convolutions, and linear layers behind an image that is flattened with its pixels |
 | old | operator set 9: Clip by attributes, hard-swish as x·ReLU6(x + 3)/6, fixed batch |
 | same | as tf2onnx writes a Keras network: NHWC input, SAME padding, MatMul and Add, Softmax |
+| unfolded | what exporters write that fold no constants: a Pad before MaxPool, transposed weights, constants as nodes |
 """
 
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "onnx"
-SIZES = {"lenet": (18, 18), "same": (21, 18), "old": (16, 16)}
+SIZES = {"lenet": (18, 18), "same": (21, 18), "old": (16, 16), "unfolded": (16, 13)}
 IMAGES = {"old": 2}
 
 
@@ -152,11 +153,55 @@ def run():
 
     rng = np.random.default_rng(7)
 
-    def same():
-        def weights(name, *shape):
-            scale = 1 / np.sqrt(np.prod(shape[1:]) if len(shape) > 1 else 1)
-            return numpy_helper.from_array((rng.normal(size=shape) * scale).astype(np.float32), name)
+    def weights(name, *shape, rng=rng):
+        scale = 1 / np.sqrt(np.prod(shape[1:]) if len(shape) > 1 else 1)
+        return numpy_helper.from_array((rng.normal(size=shape) * scale).astype(np.float32), name)
 
+    def value(name, *dims):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+
+    def unfolded():
+        own = np.random.default_rng(8)
+        named = {
+            "c1.w": weights("c1.w", 8, 3, 3, 3, rng=own),
+            "pads": numpy_helper.from_array(np.array([0, 0, 2, 0, 0, 0, 1, 1]), "pads"),
+            "c2.w": weights("c2.w", 8, 8, 3, 3, rng=own),
+            "fc1.w": weights("fc1.w", 6, 8, rng=own),
+            "fc2.w": weights("fc2.w", 5, 6, rng=own),
+            "fc2.b": weights("fc2.b", 5, rng=own),
+        }
+
+        def constant(name):
+            return helper.make_node("Constant", [], [name], value=named[name])
+
+        nodes = [
+            constant("c1.w"),
+            helper.make_node("Conv", ["x", "c1.w"], ["c1"], "/conv1/Conv", pads=[1, 1, 1, 1]),
+            helper.make_node("Cast", ["c1"], ["cast"], "/Cast", to=TensorProto.FLOAT),
+            helper.make_node("Relu", ["cast"], ["r1"], "/relu/Relu"),
+            constant("pads"),
+            helper.make_node("Pad", ["r1", "pads"], ["pad"], "/Pad"),
+            helper.make_node("MaxPool", ["pad"], ["p1"], "/pool/MaxPool", kernel_shape=[3, 3], strides=[2, 2],
+                             pads=[0, 1, 0, 1]),
+            helper.make_node("Conv", ["p1", "c2.w"], ["c2"], "/conv2/Conv"),
+            helper.make_node("ReduceMean", ["c2"], ["m"], "/ReduceMean", axes=[2, 3], keepdims=0),
+            helper.make_node("Flatten", ["m"], ["f"], "/Flatten", axis=-1),
+            helper.make_node("Transpose", ["fc1.w"], ["fc1.t"], "/fc1/Transpose", perm=[1, 0]),
+            helper.make_node("MatMul", ["f", "fc1.t"], ["fc1"], "/fc1/MatMul"),
+            helper.make_node("Sigmoid", ["fc1"], ["s"], "/sigmoid/Sigmoid"),
+            constant("fc2.w"),
+            helper.make_node("Transpose", ["fc2.w"], ["fc2.t"], "/fc2/Transpose", perm=[1, 0]),
+            helper.make_node("MatMul", ["s", "fc2.t"], ["fc2"], "/fc2/MatMul"),
+            constant("fc2.b"),
+            helper.make_node("Add", ["fc2.b", "fc2"], ["output"], "/fc2/Add"),
+        ]
+        graph = helper.make_graph(
+            nodes, "unfolded", [value("x", "N", 3, 16, 13)], [value("output", "N", 5)], [named["c2.w"], named["fc1.w"]]
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+        onnx.save(model, FOLDER / "unfolded.onnx")
+
+    def same():
         def window(kernel, stride, **more):
             return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "auto_pad": "SAME_UPPER", **more}
 
@@ -180,11 +225,11 @@ def run():
             weights("w1", 8, 3, 3, 3), bias, weights("w2", 8, 1, 5, 5), weights("w3", 8, 5), weights("b3", 5),
             numpy_helper.from_array(np.array([2, 3]), "axes"),
         ]
-        value = lambda name, *dims: helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
         graph = helper.make_graph(nodes, "same", [value("x", "N", 21, 18, 3)], [value("output", "N", 5)], initialisers)
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8), FOLDER / "same.onnx")
 
     same()
+    unfolded()
     for path in sorted(FOLDER.glob("*.onnx")):
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(path)
