@@ -23,6 +23,11 @@ impl Act {
     pub const ALL: [Self; 7] =
         [Self::Identity, Self::Relu, Self::Relu6, Self::Silu, Self::HardSwish, Self::HardSigmoid, Self::Sigmoid];
 
+    /// Whether it gives nothing below zero.
+    pub const fn is_never_negative(self) -> bool {
+        matches!(self, Self::Relu | Self::Relu6 | Self::Sigmoid | Self::HardSigmoid)
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",

@@ -103,6 +103,14 @@ fn weights_are_fetched_once_and_found_offline() {
     assert_eq!(report["size"], json!([24, 20]), "config.json tells");
     let graph = stdout(thawline(&server, home.path(), &["inspect", "hf:me/tiny", "--graph"]));
     assert_eq!(serde_json::from_str::<Value>(&graph).unwrap()["std"], json!([0.25, 0.25, 0.25]), "config.json tells");
+    // What is written from them says so itself, whatever it is called by.
+    let out = home.path().join("out.safetensors");
+    let out = out.to_str().unwrap();
+    stdout(thawline(&server, home.path(), &["convert", "hf:me/tiny", "--out", out, "--size", "16"]));
+    for model in [&[][..], &["--model", "resnet_tiny"]] {
+        let graph = stdout(thawline(&server, home.path(), &[&["inspect", out, "--graph"], model].concat()));
+        assert_eq!(serde_json::from_str::<Value>(&graph).unwrap()["std"], json!([0.25, 0.25, 0.25]));
+    }
     let snapshot = home.path().join("hub/models--me--tiny/snapshots").join(COMMIT);
     assert_eq!(fs::read(snapshot.join("model.safetensors")).unwrap(), weights());
 

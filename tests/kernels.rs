@@ -820,8 +820,17 @@ fn grouped_convolution() -> Vec<Case> {
         Geometry { kernel: [6, 1], stride: [2, 1], padding: [5, 0, 1, 0] },
     ];
     for g in geometries {
-        // Strips of one row and of several, splits of one strip and of several, and images of several splits a column.
-        let images = [(3, 11, 9, 98), (1, 8, 14, 13), (3, 1, 1, 1), (1, 2, 5, 8), (9, 7, 10, 130), (1, 37, 5, 10)];
+        // Strips of one row, of several and of several images, splits of one strip and of several, and images of several
+        // splits a column.
+        let images = [
+            (3, 11, 9, 98),
+            (1, 8, 14, 13),
+            (3, 1, 1, 1),
+            (1, 2, 5, 8),
+            (9, 7, 10, 130),
+            (1, 37, 5, 10),
+            (7, 3, 2, 1000),
+        ];
         for (n, h, w, depthwise) in images {
             let side = |size: usize, axis: usize| {
                 let padded = size + g.padding[axis] + g.padding[axis + 2];

@@ -354,11 +354,18 @@ impl ModelArgs {
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
         let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
+        // A network that only takes other images than the one of its name is still meant by that name.
+        let named = match named {
+            Some(named) if named.file().is_none() => {
+                of_metadata(&state)?.filter(|told| told.name == named.name).or(Some(named))
+            }
+            named => named,
+        };
         let described = match &named {
             Some(_) => None,
             None => described(&state)?,
         };
-        let (mut spec, in_file) = match (named, described) {
+        let (spec, in_file) = match (named, described) {
             // Names and shapes would only tell which named network it is like.
             (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
                 let classes = spec.file().and_then(|file| classes_of(file, &state));
@@ -398,19 +405,7 @@ impl ModelArgs {
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
-        let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
-        let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
-        if let Some([one]) = in_keras.as_deref()
-            && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
-        {
-            images = (mean, std);
-        }
-        if spec.file().is_none() && images != (spec.mean, spec.std) {
-            // The network that has the name takes other images than these weights were trained on.
-            (spec.mean, spec.std) = images;
-            let size = trained_size.map_or_else(|| spec.size(), |size| size.pair());
-            spec = Spec::of_file(spec.describe(size, classes)?);
-        }
+        let spec = with_images_of(spec, &state, &config, classes)?;
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
@@ -422,6 +417,22 @@ impl ModelArgs {
             seed: self.seed,
         })
     }
+}
+
+/// The network `spec`; one that only takes other images, if the weights were trained on others.
+fn with_images_of(mut spec: Spec, state: &StateDict, config: &Config, classes: usize) -> Result<Spec> {
+    let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+    let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
+    if let Some([one]) = in_keras.as_deref()
+        && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
+    {
+        images = (mean, std);
+    }
+    if spec.file().is_some() || images == (spec.mean, spec.std) {
+        return Ok(spec);
+    }
+    (spec.mean, spec.std) = images;
+    Ok(Spec::of_file(spec.describe(spec.size(), classes)?))
 }
 
 /// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
@@ -467,14 +478,17 @@ pub fn describes(state: &StateDict) -> bool {
     state.metadata.contains_key(GRAPH) || state.keras.as_ref().is_some_and(|keras| keras.config.is_some())
 }
 
+/// The network that the metadata of a weights file describes.
+fn of_metadata(state: &StateDict) -> Result<Option<Spec>> {
+    let Some(text) = state.metadata.get(GRAPH) else { return Ok(None) };
+    let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
+    Ok(Some(Spec::of_file(GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?)))
+}
+
 /// The network that a weights file describes, if it is none that has a name.
 fn described(state: &StateDict) -> Result<Option<Spec>> {
-    let origin = || {
-        let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
-        format!("the graph in the metadata of {file}")
-    };
-    if let Some(text) = state.metadata.get(GRAPH) {
-        return Ok(Some(Spec::of_file(GraphFile::parse(text, &origin())?)));
+    if let Some(told) = of_metadata(state)? {
+        return Ok(Some(told));
     }
     let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
     let imported = state.keras.as_deref().map(import).transpose();

@@ -59,7 +59,8 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 26] = [
+const SETTLED: [&str; 27] = [
+    "variant",
     "out",
     "policies",
     "rules",

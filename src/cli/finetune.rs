@@ -164,9 +164,12 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
     let training = &args.training;
     let images = Images::open(training, Some(&saved), training.data.as_ref().unwrap_or(&saved.data))?;
+    if training.device.variant.is_some() {
+        bail!("--variant: a run goes on with the one that it was begun with; leave it out");
+    }
     let spec = match &training.model {
-        Some(model) => args::spec(model)?,
-        None => training::spec(&saved)?,
+        Some(model) if *model != saved.model => args::spec(model)?,
+        _ => training::spec(&saved)?,
     };
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
@@ -350,7 +353,13 @@ fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
         .filter(|file| file.exists())
         .map(|file| {
             let out = with_form(&file, form);
-            args::save_weights(&StateDict::load(&file)?, Some(source), &out)?;
+            args::save_weights(&StateDict::load(&file)?, Some(source), &out).with_context(|| {
+                format!(
+                    "{} is not written, though {} holds the same weights; resume the run once what is wrong is mended",
+                    out.display(),
+                    file.display()
+                )
+            })?;
             Ok(out)
         })
         .collect()

@@ -36,23 +36,23 @@ pub struct Imported {
 pub enum Prepared {
     /// The model, which has layers for it.
     ByModel,
-    /// `preprocess_input` of `keras.applications`, by the name of a model: the file does not tell whether it was used.
+    /// `preprocess_input` of this module of `keras.applications`, by the name of a model: the file does not tell whether it was used.
     AsApplication(&'static str),
     /// Nothing: the network gets them as they are, and if it was trained on others the file does not tell.
     Unknown,
 }
 
 /// What `preprocess_input` does for the models of `keras.applications` that do not prepare their images themselves, by the
-/// beginning of their names. Source: `mode` in each of its modules, and `imagenet_utils.py` for what a mode is.
-const APPLICATIONS: [(&str, Rescaling); 8] = [
-    ("resnet50v2", Rescaling::TF),
-    ("resnet101v2", Rescaling::TF),
-    ("resnet152v2", Rescaling::TF),
-    ("resnet50", Rescaling::CAFFE),
-    ("resnet101", Rescaling::CAFFE),
-    ("resnet152", Rescaling::CAFFE),
-    ("mobilenet_", Rescaling::TF),
-    ("mobilenetv2", Rescaling::TF),
+/// beginning of their names, and the module that has it. Source: `mode` in each of its modules, and `imagenet_utils.py` for what a mode is.
+const APPLICATIONS: [(&str, &str, Rescaling); 8] = [
+    ("resnet50", "resnet", Rescaling::CAFFE),
+    ("resnet101", "resnet", Rescaling::CAFFE),
+    ("resnet152", "resnet", Rescaling::CAFFE),
+    ("vgg16", "vgg16", Rescaling::CAFFE),
+    ("vgg19", "vgg19", Rescaling::CAFFE),
+    ("mobilenet_", "mobilenet", Rescaling::TF),
+    ("mobilenetv2_", "mobilenet_v2", Rescaling::TF),
+    ("xception", "xception", Rescaling::TF),
 ];
 
 /// A Keras model that has no counterpart here.
@@ -66,9 +66,11 @@ pub enum KerasError {
     Graph(#[from] GraphError),
 }
 
-/// Messages quote the file.
+/// Messages quote the file: made fit for one line, which is long enough for every list of what is supported.
 fn line(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+    const LIMIT: usize = 1000;
+    let escaped = |c: char| if c.is_control() { c.escape_debug().collect() } else { vec![c] };
+    text.chars().take(LIMIT).flat_map(escaped).collect()
 }
 
 /// The classes of layers that become part of a network.
@@ -98,14 +100,8 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
         notes: Vec::new(),
         position: 0,
     };
-    let images = Tensor {
-        from: From::Images(Rescaling::NONE),
-        channels: 3,
-        pooled: false,
-        shared: true,
-        padding: [0; 4],
-        form: Form::Plain,
-    };
+    let images =
+        Tensor { from: From::Images(Rescaling::NONE), channels: 3, pooled: false, padding: [0; 4], form: Form::Plain };
     let output = importer.model(model.config, "", &[images], 0)?;
     if output.padding != [0; 4] || matches!(output.form, Form::Plus3 | Form::Clipped { .. }) {
         return Err(KerasError::Model("the model does not end in logits".into()));
@@ -127,12 +123,13 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     let name = model.config["config"]["name"].as_str().unwrap_or("keras").chars().filter(|c| !c.is_control()).collect();
     let size = importer.size.unwrap_or((DEFAULT_SIZE, DEFAULT_SIZE));
     let application = || {
-        let is_one = |&(name, _): &(&str, Rescaling)| importer.models.iter().any(|model| model.starts_with(name));
+        let is_one =
+            |&(name, ..): &(&str, &str, Rescaling)| importer.models.iter().any(|model| model.starts_with(name));
         APPLICATIONS.into_iter().find(is_one)
     };
     let (images, prepared) = match (images == Rescaling::NONE).then(application) {
         None => (images, Prepared::ByModel),
-        Some(Some((name, rescaling))) => (rescaling, Prepared::AsApplication(name)),
+        Some(Some((_, module, rescaling))) => (rescaling, Prepared::AsApplication(module)),
         Some(None) => (images, Prepared::Unknown),
     };
     let (mean, std) = images.mean_and_deviation();
@@ -197,8 +194,6 @@ struct Tensor {
     channels: usize,
     /// Whether it is `[N, 1, 1, C]`, which Keras has as `[N, C]` too.
     pooled: bool,
-    /// Whether more than one layer takes it.
-    shared: bool,
     /// Zeros around it that the next layer adds: top, left, bottom, right.
     padding: [usize; 4],
     form: Form,
@@ -394,7 +389,6 @@ impl Importer<'_> {
             return Err(failed(format!("it has {} inputs; one, the images, is supported", names.len())));
         }
         let mut tensors: HashMap<&str, Tensor> = names.into_iter().zip(inputs.iter().copied()).collect();
-        let uses = uses(config);
         // Keras 3 has arithmetic in this list, too, but not in the model's `layers`.
         let is_layer = |layer: &Value| !layer["module"].as_str().is_some_and(|module| module.contains(".ops."));
         let mut position = 0;
@@ -432,8 +426,7 @@ impl Importer<'_> {
                 });
             }
             let output = self.layer(layer, prefix, &args, depth)?;
-            let shared = output.shared || uses.get(name).is_some_and(|&uses| uses > 1);
-            tensors.insert(name, Tensor { shared, ..output });
+            tensors.insert(name, output);
         }
         match references(&config["output_layers"])[..] {
             [output] => tensors.get(output).copied().ok_or_else(|| failed(format!("its output `{output}` is missing"))),
@@ -540,7 +533,7 @@ impl Importer<'_> {
                 let act = if layer.config["max_value"].is_null() { Act::Relu } else { Act::Relu6 };
                 if act == Act::Relu6 && x.form == Form::Plus3 {
                     let entry = self.hard_sigmoid(layer, x)?;
-                    return Ok(Tensor { form: Form::Clipped { entry }, shared: false, ..x });
+                    return Ok(Tensor { form: Form::Clipped { entry }, ..x });
                 }
                 self.activated(layer, layer.path, x, Activation::Act(act))
             }
@@ -810,9 +803,7 @@ impl Importer<'_> {
         let never_negative = match x.from {
             From::Images(_) => false,
             From::Entry(index) => match self.entries[index].op {
-                LayerOp::Activation { act } => {
-                    matches!(act, Act::Relu | Act::Relu6 | Act::Sigmoid | Act::HardSigmoid)
-                }
+                LayerOp::Activation { act } => act.is_never_negative(),
                 _ => false,
             },
         };
@@ -922,7 +913,7 @@ impl Importer<'_> {
         let inputs_by_name = inputs.iter().map(|&input| self.name_of(input).to_owned()).collect();
         let (alias, position) = (None, Some(self.position));
         self.entries.push(Entry { name: name.to_owned(), op, inputs: inputs_by_name, block, alias, position });
-        Ok(Tensor { from: From::Entry(self.entries.len() - 1), shared: false, ..inputs[0] })
+        Ok(Tensor { from: From::Entry(self.entries.len() - 1), ..inputs[0] })
     }
 
     /// Takes out the gates of [`smooth`](Self::smooth) that nothing else reads.
@@ -1025,21 +1016,6 @@ fn arguments(node: &Value) -> Vec<Argument<'_>> {
         out.extend(reference(&option["config"]["keras_history"]).map(|(name, _)| Argument::Layer(name)));
     }
     out
-}
-
-/// How often the output of each layer is taken.
-fn uses(config: &Value) -> HashMap<&str, usize> {
-    let mut uses = HashMap::new();
-    let layers = config["layers"].as_array().into_iter().flatten();
-    let nodes = layers.flat_map(|layer| layer["inbound_nodes"].as_array().into_iter().flatten());
-    let taken = nodes.flat_map(arguments).filter_map(|argument| match argument {
-        Argument::Layer(name) => Some(name),
-        Argument::Constant(_) => None,
-    });
-    for name in taken.chain(references(&config["output_layers"])) {
-        *uses.entry(name).or_default() += 1;
-    }
-    uses
 }
 
 /// The layer in `["name", node, tensor]`, and what may stand behind it.

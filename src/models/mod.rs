@@ -23,7 +23,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Spec {
     pub name: Cow<'static, str>,
-    /// Height and width of the images it is made for, in pixels. Any other size works too.
+    /// Height of the images it is made for, in pixels; [`size`](Self::size) has the width, too. Any other size works.
     pub default_size: usize,
     /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
     pub mean: [f32; 3],

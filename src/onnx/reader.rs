@@ -649,7 +649,7 @@ impl<'a> Reader<'a> {
     fn is_never_negative(&self, x: &Output) -> bool {
         let from = self.layers.iter().rfind(|layer| layer.name == x.layer);
         from.is_some_and(|layer| match layer.op {
-            LayerOp::Activation { act } => matches!(act, Act::Relu | Act::Relu6 | Act::Sigmoid | Act::HardSigmoid),
+            LayerOp::Activation { act } => act.is_never_negative(),
             _ => false,
         })
     }

@@ -2,7 +2,7 @@
 
     cargo build && python tests/golden/check_keras.py [--large]
 
-Takes the small files beside it, and with --large the EfficientNetB0, ResNet50 and MobileNetV2 of keras.applications,
+Takes the small files beside it, and with --large EfficientNetB0, ResNet50, MobileNetV2 and MobileNetV3Large of keras.applications,
 with random weights, since nothing is downloaded. Needs what generate_keras.py needs, and safetensors.
 """
 
