@@ -86,7 +86,11 @@ fn zip_pickle<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightsError
     let malformed = |reason: String| malformed(path, reason);
     let refused = |reason: &str| WeightsError::Refused { path: path.into(), reason: reason.to_string() };
 
-    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| malformed(error.to_string()))?;
+    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| WeightsError::Malformed {
+        path: path.into(),
+        format: "PyTorch or Keras",
+        reason: printable(&error.to_string()),
+    })?;
     let names: Vec<String> = archive
         .file_names()
         .map(|name| name.map(|name| name.into_owned()))
@@ -101,7 +105,9 @@ fn zip_pickle<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightsError
         return Err(refused("it is a TorchScript program; in Python, torch.save(torch.jit.load(…).state_dict(), …)"));
     }
     if !names.iter().any(|name| is_pickle(name)) {
-        return Err(refused("it is a zip archive, but not one that torch.save or Keras wrote: it has no data.pkl"));
+        return Err(refused(
+            "it is a zip archive, but not one that torch.save or Keras wrote: it has neither data.pkl nor config.json",
+        ));
     }
 
     let mut pickle: &[u8] = &[];

@@ -109,7 +109,7 @@ fn other_files_are_recognised() {
         (&tar, "tar archive"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\n<!DOCTYPE html>", "download it again"),
-        (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "no data.pkl"),
+        (b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "neither data.pkl nor config.json"),
         (b"PK\x03\x04 and then nothing", "damaged"),
     ] {
         let message = load_bytes(bytes).unwrap_err().to_string();
@@ -363,7 +363,7 @@ fn an_archive_that_pytorch_would_not_write_is_refused() {
         }
         load_bytes(&bytes).unwrap_err().to_string()
     };
-    assert!(renamed(b"a/data.pkl", b"a/text.pkl").contains("no data.pkl"));
+    assert!(renamed(b"a/data.pkl", b"a/text.pkl").contains("neither data.pkl nor config.json"));
     assert!(renamed(b"a/data/0", b"data.pkl").contains("several data.pkl"));
     // The method of the directory's second entry becomes deflate.
     let mut compressed = good.clone();
