@@ -435,7 +435,8 @@ fn with_images_of(mut spec: Spec, state: &StateDict, config: &Config, classes: u
     Ok(Spec::of_file(spec.describe(spec.size(), classes)?))
 }
 
-/// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is in what is saved from one.
+/// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is
+/// in what is saved from one.
 pub fn read_weights(path: &Path) -> Result<StateDict> {
     if !has_ending(path, "onnx") {
         return Ok(StateDict::load(path)?);
