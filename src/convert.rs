@@ -366,13 +366,12 @@ impl Account {
         if (from.mean, from.std) != (to.mean, to.std) {
             remarks.push(Remark::Images { mean: [from.mean, to.mean], std: [from.std, to.std] });
         }
-        if let (Some(old), Some(new)) = (averaging(from.graph), averaging(to.graph)) {
-            if old.var != new.var {
-                remarks.push(Remark::Variance { from: old.var, to: new.var });
-            }
-            if old.keep != new.keep {
-                remarks.push(Remark::Keep { from: old.keep, to: new.keep });
-            }
+        let norms = || averagings(from.graph).zip(averagings(to.graph));
+        if let Some((old, new)) = norms().find(|(old, new)| old.var != new.var) {
+            remarks.push(Remark::Variance { from: old.var, to: new.var });
+        }
+        if let Some((old, new)) = norms().find(|(old, new)| old.keep != new.keep) {
+            remarks.push(Remark::Keep { from: old.keep, to: new.keep });
         }
         let (old, new) = (dropping(from.graph), dropping(to.graph));
         if old != new {
@@ -382,9 +381,9 @@ impl Account {
     }
 }
 
-/// How running statistics move by default, in all batch norms alike.
-fn averaging(graph: &Graph) -> Option<Averaging> {
-    graph.layers().iter().find(|layer| layer.kind == LayerKind::Bn).map(|layer| layer.averaging)
+/// How the running statistics of each batch norm move by default.
+fn averagings(graph: &Graph) -> impl Iterator<Item = Averaging> {
+    graph.layers().iter().filter(|layer| layer.kind == LayerKind::Bn).map(|layer| layer.averaging)
 }
 
 /// How many layers drop values in training, and their largest rate.

@@ -45,7 +45,7 @@
 //! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
-//! [`onnx`] reads and writes other programs' networks, [`convert`] turns weights over to another framework's variant of
+//! [`onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns weights over to another framework's variant of
 //! a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary, and `hub`, on by default, for fetching weights by name; a library
@@ -60,6 +60,7 @@ pub mod gpu;
 pub mod graph;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod identify;
 pub mod kernels;
 pub mod lab;
 pub mod models;

@@ -648,11 +648,11 @@ fn fold_writes_nothing_that_is_wrong() {
         }
     };
     let broken = edited("variance.safetensors", &set("layer2.0.bn2.running_var", -1.0));
-    fold(&broken, out, &[], "`layer2.0.bn2` cannot be folded into `layer2.0.conv2`");
-    fold(&broken, &onnx, &["--no-fold"], "`layer2.0.bn2` has a running variance below 0");
+    fold(&broken, out, &[], "`layer2.0.bn2.running_var` of the weights holds -1");
+    fold(&broken, &onnx, &["--no-fold"], "`recalibrate` estimates running statistics anew");
     let broken = edited("nan.safetensors", &set("fc.bias", f32::NAN));
-    fold(&broken, out, &[], "the logits are not finite");
-    fold(&broken, &onnx, &["--no-fold"], "`fc` holds values that are not finite");
+    fold(&broken, out, &[], "`fc.bias` of the weights holds NaN");
+    fold(&broken, &onnx, &["--no-fold"], "`fc.bias` of the weights holds NaN");
     // Subtracting 10⁷ and adding it again loses a value that folding, which knows the sum, does not.
     let broken = edited("vast.safetensors", &|state| {
         for (tensor, value) in [("weight", 1.0), ("bias", 1e7), ("running_mean", 1e7), ("running_var", 1.0)] {
@@ -670,7 +670,7 @@ fn fold_writes_nothing_that_is_wrong() {
     let mut state = StateDict::load(&folded).unwrap();
     set("fc.bias", f32::INFINITY)(&mut state);
     state.save(&folded).unwrap();
-    fold(&folded, &onnx, &[], "`fc` holds values that are not finite");
+    fold(&folded, &onnx, &[], "`fc.bias` of the weights holds inf");
     assert_eq!(fs::read(out).unwrap(), b"precious");
     assert!(!Path::new(&onnx).exists());
 }
@@ -1382,4 +1382,330 @@ fn what_a_file_does_not_tell_apart_is_asked_for() {
     // A hostile one tells nothing.
     fs::write(folder.path().join("config.json"), "[".repeat(100_000)).unwrap();
     fails(&["inspect", file], "which the file does not tell apart");
+}
+
+/// The weights of [`weights_file`] with other names or values.
+fn rewritten(outputs: &Outputs, name: &str, change: impl FnOnce(&mut StateDict)) -> String {
+    let mut state = StateDict::load(weights_file()).unwrap();
+    change(&mut state);
+    state.save(outputs.path(name)).unwrap();
+    outputs.text(name)
+}
+
+fn rename(state: &mut StateDict, new: impl Fn(&str) -> String) {
+    state.tensors = std::mem::take(&mut state.tensors).into_iter().map(|(name, tensor)| (new(&name), tensor)).collect();
+}
+
+/// Standard error of a run that must succeed.
+fn notes(args: &[&str]) -> String {
+    let output = thawline(args).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    stderr
+}
+
+#[test]
+fn what_stands_before_all_names_is_left_off_with_a_note() {
+    let outputs = Outputs::new();
+    let logits = |weights: &str, more: &[&str]| {
+        let out = outputs.text("logits.safetensors");
+        let args = ["predict", "--weights", weights, "--inputs", &inputs_file(), "--out", &out];
+        let notes = notes(&[&args, more].concat());
+        (StateDict::load(out).unwrap().tensors, notes)
+    };
+    let (plain, none) = logits(&weights_file(), &[]);
+    assert_eq!(none, "");
+    for prefix in ["model.", "net.module.", "backbone.", "encoder.", "model.backbone."] {
+        let file = rewritten(&outputs, "prefixed.safetensors", |state| rename(state, |name| format!("{prefix}{name}")));
+        for more in [&[][..], &["--model", "resnet_tiny"]] {
+            let (prefixed, note) = logits(&file, more);
+            assert_eq!(prefixed, plain, "{prefix}");
+            assert!(note.contains(&format!("`{prefix}` is left off the names of 92 tensors\n")), "{note}");
+        }
+    }
+
+    // What is no part of the network is named.
+    let file = rewritten(&outputs, "more.safetensors", |state| {
+        rename(state, |name| format!("encoder.{name}"));
+        state.tensors.insert("projector.weight".into(), FileTensor::f32([2, 2], vec![0.0; 4]));
+    });
+    let (prefixed, note) = logits(&file, &[]);
+    assert_eq!(prefixed, plain);
+    assert!(note.contains("left out: projector.weight"), "{note}");
+
+    // Several sets that fit: one is chosen, or it is momentum contrast.
+    let doubled = |names: [&str; 2]| {
+        let name = format!("{}.safetensors", names[0]);
+        rewritten(&outputs, &name, |state| {
+            let other = state.tensors.iter().map(|(name, tensor)| {
+                let mut tensor = tensor.clone();
+                if let TensorData::F32(values) = &mut tensor.data {
+                    values.iter_mut().for_each(|value| *value *= 1.5);
+                }
+                (format!("{}.{name}", names[1]), tensor)
+            });
+            let other: Vec<_> = other.collect();
+            rename(state, |name| format!("{}.{name}", names[0]));
+            state.tensors.extend(other);
+        })
+    };
+    let file = doubled(["online", "target"]);
+    fails(&["inspect", &file], "begin with `online.`, `target.`: choose one with --weights-set");
+    fails(&["inspect", &file, "--model", "resnet_tiny"], "choose one with --weights-set");
+    assert_eq!(logits(&file, &["--weights-set", "online"]).0, plain);
+    assert_ne!(logits(&file, &["--weights-set", "target"]).0, plain);
+    fails(&["inspect", &file, "--weights-set", "ema"], "no set of weights called `ema`; there are: online, target");
+    fails(&["inspect", "--model", "resnet_tiny", "--weights-set", "ema"], "there is no weights file to choose from");
+    let (moco, note) = logits(&doubled(["encoder_q", "encoder_k"]), &[]);
+    assert_eq!(moco, plain);
+    assert!(note.contains("`encoder_q.` is left off") && note.contains("encoder_k.bn1.bias"), "{note}");
+}
+
+#[test]
+fn a_file_without_a_head_can_be_trained_and_nothing_else() {
+    let outputs = Outputs::new();
+    let file = rewritten(&outputs, "backbone.safetensors", |state| {
+        rename(state, |name| format!("backbone.{name}"));
+        state.tensors.retain(|name, _| !name.starts_with("backbone.fc."));
+    });
+    let (data, run) = (data(), outputs.text("run"));
+    for command in [
+        &["eval", "--weights", &file, "--data", &data][..],
+        &["predict", "--weights", &file, &data],
+        &["fold", "--weights", &file, "--out", &outputs.text("f.safetensors")],
+        &["convert", &file, "--out", &outputs.text("c.safetensors")],
+    ] {
+        let output = thawline(command).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {stderr}");
+        assert!(stderr.contains("it has no head `fc`") && stderr.contains("`finetune` and `compare` start one anew"));
+    }
+    assert!(notes(&["inspect", &file]).contains("`backbone.` is left off"));
+    let train = ["finetune", "--weights", &file, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
+    assert!(stdout(&train).contains("has no head for 10 classes: it starts anew"));
+    let trained = StateDict::load(Path::new(&run).join("last.safetensors")).unwrap();
+    assert_eq!(trained.tensors["fc.weight"].shape, [10, 64]);
+    let compare = outputs.text("compare");
+    stdout(&[
+        "compare",
+        "--weights",
+        &file,
+        "--data",
+        &data,
+        "--out",
+        &compare,
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--policy",
+        "head",
+        "--seeds",
+        "1",
+    ]);
+}
+
+#[test]
+fn a_head_in_a_sequential_opens_if_it_is_one_layer() {
+    let outputs = Outputs::new();
+    let args = |file: &str| -> Vec<String> {
+        let out = outputs.text("logits.safetensors");
+        ["predict", "--weights", file, "--inputs", &inputs_file(), "--out", &out].map(str::to_owned).to_vec()
+    };
+    let logits = |file: &str| {
+        let args = args(file);
+        let note = notes(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        (StateDict::load(outputs.path("logits.safetensors")).unwrap().tensors, note)
+    };
+    let plain = logits(&weights_file()).0;
+    let one = rewritten(&outputs, "one.safetensors", |state| rename(state, |name| name.replace("fc.", "fc.1.")));
+    let (found, note) = logits(&one);
+    assert_eq!(found, plain);
+    assert!(note.contains("`fc.1` is taken for the head `fc`"), "{note}");
+
+    let hidden = |classes: usize| {
+        move |state: &mut StateDict| {
+            state.tensors.retain(|name, _| !name.starts_with("fc."));
+            for (layer, shape) in [("0", [32, 64]), ("3", [classes, 32])] {
+                let values = (0..shape[0] * shape[1]).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
+                state.tensors.insert(format!("fc.{layer}.weight"), FileTensor::f32(shape, values));
+                state.tensors.insert(format!("fc.{layer}.bias"), FileTensor::f32([shape[0]], vec![0.1; shape[0]]));
+            }
+        }
+    };
+    let several = rewritten(&outputs, "several.safetensors", hidden(10));
+    let message = fails(
+        &["inspect", &several],
+        "its head `fc` has several layers (fc.0 [32, 64], fc.3 [10, 32]), and no weights file says what lies between",
+    );
+    assert!(message.contains("`thawline inspect --model resnet_tiny --graph`"), "{message}");
+    // As the message says.
+    let graph = stdout(&["inspect", "--model", "resnet_tiny", "--graph"]);
+    let mut graph: Value = serde_json::from_str(&graph).unwrap();
+    let layers = graph["layers"].as_array_mut().unwrap();
+    let mut last = layers.pop().unwrap();
+    assert_eq!(last["name"], "fc");
+    let pooled = last["inputs"].take();
+    layers.push(serde_json::json!({"name": "fc.0", "op": "linear", "channels": 32, "inputs": pooled}));
+    layers.push(serde_json::json!({"name": "fc.1", "op": "activation", "act": "relu", "inputs": ["fc.0"]}));
+    layers.push(serde_json::json!({"name": "fc.3", "op": "linear", "channels": 10, "inputs": ["fc.1"]}));
+    fs::write(outputs.path("mine.json"), graph.to_string()).unwrap();
+    assert!(stdout(&["inspect", &several, "--model", &outputs.text("mine.json")]).contains("fc.3"));
+    // Where another head starts anyway, that one is left out.
+    let other = rewritten(&outputs, "other.safetensors", hidden(4));
+    let run = outputs.text("run");
+    let note =
+        notes(&["finetune", "--weights", &other, "--data", &data(), "--out", &run, "--epochs", "1", "--batch", "8"]);
+    assert!(note.contains("its head `fc` of several layers") && note.contains("is left out"), "{note}");
+}
+
+#[test]
+fn one_output_is_refused_until_it_has_two() {
+    let outputs = Outputs::new();
+    let file = rewritten(&outputs, "one.safetensors", |state| {
+        state.tensors.insert("fc.weight".into(), FileTensor::f32([1, 64], vec![0.1; 64]));
+        state.tensors.insert("fc.bias".into(), FileTensor::f32([1], vec![0.1]));
+    });
+    let expected = "resnet_tiny with one output is not supported";
+    for command in [
+        &["inspect", &file][..],
+        &["predict", "--weights", &file, &data()],
+        &["eval", "--weights", &file, "--data", &data()],
+        &["doctor", "--weights", &file, "--data", &data()],
+        &["recalibrate", "--weights", &file, "--data", &data(), "--out", &outputs.text("r.safetensors")],
+        &["fold", "--weights", &file, "--out", &outputs.text("f.onnx")],
+        &["convert", &file, "--out", &outputs.text("c.safetensors")],
+        &["plan", "--model", "resnet_tiny", "--classes", "1"],
+    ] {
+        fails(command, expected);
+    }
+    let run = outputs.text("run");
+    let train = ["finetune", "--weights", &file, "--data", &data(), "--out", &run, "--epochs", "1", "--batch", "8"];
+    assert!(stdout(&train).contains("has 1 classes and") && Path::new(&run).join("last.safetensors").exists());
+}
+
+#[test]
+fn a_config_that_names_another_network_is_an_error() {
+    let outputs = Outputs::new();
+    let graph = models::build("resnet50", 1, (32, 32), 3).unwrap();
+    let file = outputs.text("model.safetensors");
+    to_state(&graph, &initialise(&graph, 1)).save(&file).unwrap();
+    let inspect = ["inspect", &file, "--json"];
+    // Nothing beside it: by far the likeliest, and a note of what else it may be.
+    let note = notes(&inspect);
+    assert!(note.contains("it is taken for resnet50") && note.contains("timm's resnetaa50"), "{note}");
+    assert!(note.contains("timm's resnetblur50"), "{note}");
+    assert_eq!(notes(&["inspect", &file, "--model", "resnet50"]), "");
+
+    let config = |architecture: &str| {
+        fs::write(outputs.path("config.json"), format!(r#"{{"architecture": "{architecture}"}}"#)).unwrap();
+    };
+    for same in ["resnet50", "gluon_resnet50_v1b", "resnet50.a1_in1k"] {
+        config(same);
+        assert_eq!(notes(&inspect), "", "{same}");
+    }
+    for other in ["resnetaa50", "resnetblur50"] {
+        config(other);
+        let message = fails(&inspect, "fits resnet50, but the config.json beside it calls the network");
+        assert!(message.contains(other) && message.contains("computes something else"), "{message}");
+        let note = notes(&["inspect", &file, "--model", "resnet50"]);
+        assert!(note.contains("as --model says, though") && note.contains(other), "{note}");
+    }
+    for other in ["resnet101", "seresnet50", "my\\u001b[2Jnet"] {
+        config(other);
+        fails(&inspect, "fits resnet50, but the config.json beside it calls the network");
+    }
+    fs::remove_file(outputs.path("config.json")).unwrap();
+    let mut state = StateDict::load(&file).unwrap();
+    state.metadata.insert("model".into(), "resnetaa50".into());
+    state.save(&file).unwrap();
+    fails(&inspect, "but its metadata calls the network resnetaa50");
+    state.metadata.insert("model".into(), "a good one".into());
+    state.save(&file).unwrap();
+    assert!(notes(&inspect).contains("it is taken for resnet50"));
+}
+
+#[test]
+fn values_that_are_no_numbers_end_every_command() {
+    let outputs = Outputs::new();
+    let set = |tensor: &'static str, value: f32| {
+        let name = format!("{tensor}.{value}.safetensors");
+        rewritten(&outputs, &name, |state| match &mut state.tensors.get_mut(tensor).unwrap().data {
+            TensorData::F32(values) => values[1] = value,
+            TensorData::I64(_) => panic!("{tensor} is of integers"),
+        })
+    };
+    let (data, out) = (data(), outputs.text("out"));
+    let files = [
+        (set("layer2.0.conv1.weight", f32::NAN), "`layer2.0.conv1.weight` of the weights holds NaN"),
+        (set("fc.bias", f32::INFINITY), "`fc.bias` of the weights holds inf"),
+        (set("layer1.1.bn2.running_var", -1.0), "`layer1.1.bn2.running_var` of the weights holds -1"),
+        (set("layer1.1.bn2.running_mean", f32::NAN), "`layer1.1.bn2.running_mean` of the weights holds NaN"),
+    ];
+    for (file, expected) in &files {
+        fails(&["eval", "--weights", file, "--data", &data], expected);
+        fails(&["predict", "--weights", file, "--inputs", &inputs_file(), "--out", &out], expected);
+        fails(&["predict", "--weights", file, &data], expected);
+        fails(&["finetune", "--weights", file, "--data", &data, "--out", &outputs.text("run")], expected);
+        let compare = ["compare", "--weights", file, "--data", &data, "--policy", "full", "--out"];
+        let folder = outputs.text(&format!("compare{}", expected.len()));
+        let output = thawline(&[&compare[..], &[&folder]].concat()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
+        let step = ["step", "--weights", file, "--inputs", &inputs_file(), "--lr", "0.1", "--out", &out];
+        fails(&step, expected);
+        let recalibrate = ["recalibrate", "--weights", file, "--data", &data, "--out"];
+        let mended = outputs.text("mended.safetensors");
+        match expected.contains("running") {
+            // Which is what it is for.
+            true => {
+                stdout(&[&recalibrate[..], &[&mended]].concat());
+                stdout(&["eval", "--weights", &mended, "--data", &data]);
+                let no = outputs.text("no.safetensors");
+                fails(&[&recalibrate[..], &[&no, "--layers", "from:layer3"]].concat(), expected);
+                fails(&[&recalibrate[..], &[&no, "--method", "adabn"]].concat(), expected);
+            }
+            false => {
+                fails(&[&recalibrate[..], &[&outputs.text("no.safetensors")]].concat(), expected);
+            }
+        }
+    }
+
+    // Finite weights that overflow, and images that are no numbers.
+    let vast = rewritten(&outputs, "vast.safetensors", |state| {
+        match &mut state.tensors.get_mut("layer2.0.conv1.weight").unwrap().data {
+            TensorData::F32(values) => values.fill(3e38),
+            TensorData::I64(_) => panic!("integers"),
+        }
+    });
+    for command in [
+        &["eval", "--weights", &vast, "--data", &data][..],
+        &["predict", "--weights", &vast, "--inputs", &inputs_file(), "--out", &out],
+        &["finetune", "--weights", &vast, "--data", &data, "--out", &outputs.text("vast")],
+    ] {
+        let output = thawline(command).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && stderr.contains("layer2.0"), "{command:?}: {stderr}");
+    }
+    let mut images = inputs(IMAGES, 10);
+    match &mut images.tensors.get_mut("images").unwrap().data {
+        TensorData::F32(values) => values[7] = f32::NAN,
+        TensorData::I64(_) => panic!("integers"),
+    }
+    images.save(outputs.path("nan_images.safetensors")).unwrap();
+    let nan = outputs.text("nan_images.safetensors");
+    fails(&["predict", "--weights", &weights_file(), "--inputs", &nan, "--out", &out], "the images");
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn quantised_files_are_called_so() {
+    let outputs = Outputs::new();
+    let golden = |name: &str| format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    fails(&["inspect", &golden("weights/quantised.pth")], "is quantised");
+    let file = rewritten(&outputs, "int8.safetensors", |state| {
+        state.tensors.insert("fc.weight".into(), FileTensor::i64([10, 64], vec![1; 640]));
+    });
+    let message = fails_at_length(&["predict", "--weights", &file, &data()], "the file seems to be quantised");
+    assert!(message.contains("`fc.weight` holds integers"), "{message}");
 }

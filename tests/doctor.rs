@@ -100,7 +100,7 @@ fn trained(recipe: &str, rules: &[&str], batch: usize, steps: usize, lr: f64) ->
 fn recalibrated(tensors: &mut [HostTensor], samples: &[Sample]) {
     let (network, _) = shapes();
     let layers = policy::select("kind:bn", LayerKind::Bn, &network).expect("batch norms");
-    let what = Recalibration { layers: &layers, method: Method::Precise, var: Variance::Unbiased };
+    let what = Recalibration { layers: &layers, method: Method::Precise, var: Some(Variance::Unbiased) };
     recalibrate(&device(), &network, tensors, INPUT, &loader(samples, Mode::Eval, 32), &what).expect("statistics");
 }
 

@@ -41,6 +41,7 @@ impl Fixture {
             model: "resnet_tiny".into(),
             graph: None,
             weights: None,
+            weights_set: None,
             classes: images.classes.clone(),
             batch: BATCH,
             accumulate: 1,

@@ -25,6 +25,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
     ("onnx", &["export", "graph", "models", "tensor", "weights"]),
+    // Between files and networks: neither of the two knows the other.
+    ("identify", &["graph", "models", "weights"]),
     ("data", &["rng", "tensor"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),

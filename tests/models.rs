@@ -248,7 +248,10 @@ fn alike(name: &str) -> Vec<&'static str> {
 fn recognises_every_model_by_its_own_tensors() {
     for spec in MODELS {
         let graph = spec.build(1, (32, 32), 37).unwrap();
-        let expected = Some(Recognised { models: alike(&spec.name), classes: 37 });
+        let found = |classes, prefix: &str| {
+            Some(Recognised { models: alike(&spec.name), classes, prefixes: vec![prefix.into()] })
+        };
+        let expected = found(Some(37), "");
         let mut tensors = state_dict(&graph);
         assert_eq!(recognise(&tensors), expected, "{}", spec.name);
         // One tensor lost is for the loader to complain about.
@@ -256,11 +259,27 @@ fn recognises_every_model_by_its_own_tensors() {
         let some = weights.map(|(name, _)| name.clone()).nth(3).unwrap();
         tensors.retain(|(name, _)| *name != some);
         assert_eq!(recognise(&tensors), expected, "{}", spec.name);
+        let prefixed: Vec<_> =
+            tensors.iter().map(|(name, shape)| (format!("net.module.{name}"), shape.clone())).collect();
+        assert_eq!(recognise(&prefixed), found(Some(37), "net.module."), "{}", spec.name);
         // A file without its head has no number of classes.
         let head = format!("{}.weight", graph.layers().last().unwrap().name);
         tensors.retain(|(name, _)| *name != head);
-        assert_eq!(recognise(&tensors), None, "{}", spec.name);
+        assert_eq!(recognise(&tensors), found(None, ""), "{}", spec.name);
     }
+}
+
+#[test]
+fn look_alikes_are_of_networks_that_there_are() {
+    let mut of_resnet50 = Vec::new();
+    for look in models::look_alikes() {
+        assert!(MODELS.iter().any(|spec| spec.name == look.model), "{look:?}");
+        assert!(["timm", "torchvision"].contains(&look.library), "{look:?}");
+        if look.model == "resnet50" && !look.same {
+            of_resnet50.push(look.name);
+        }
+    }
+    assert_eq!(of_resnet50, ["resnetaa50", "resnetblur50"]);
 }
 
 #[test]
@@ -277,11 +296,14 @@ fn recognises_nothing_in_strange_files() {
     assert_eq!(recognise(&[]), None);
     let graph = models::build("resnet18", 1, (32, 32), 10).unwrap();
     let original = state_dict(&graph);
-    let renamed: Vec<_> = original.iter().map(|(name, shape)| (format!("encoder.{name}"), shape.clone())).collect();
-    assert_eq!(recognise(&renamed), None);
-    let mut grown = original.clone();
-    grown.extend(original.iter().map(|(name, shape)| (format!("momentum.{name}"), shape.clone())));
-    assert_eq!(recognise(&grown), None);
+    let renamed = |prefix: &str| -> Vec<_> {
+        original.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.clone())).collect()
+    };
+    assert_eq!(recognise(&renamed("encoder/")), None);
+    // Several sets of weights.
+    let prefixes = |tensors: &[_]| recognise(tensors).unwrap().prefixes;
+    assert_eq!(prefixes(&[renamed("online."), renamed("target.")].concat()), ["online.", "target."]);
+    assert_eq!(prefixes(&[renamed(""), renamed("ema.")].concat()), ["", "ema."]);
     let transposed: Vec<_> =
         original.iter().map(|(name, shape)| (name.clone(), shape.iter().rev().copied().collect())).collect();
     assert_eq!(recognise(&transposed), None);

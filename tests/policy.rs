@@ -69,7 +69,7 @@ fn recipes_set_every_layer() {
             assert_eq!(count(&resolved, |l| l.setting.lr != 1.0), 0, "{model} {recipe}");
             assert!(resolved.trains(), "{model} {recipe}");
             assert_eq!(resolved.moves(), update != StatsUpdate::Off, "{model} {recipe}");
-            assert!(resolved.check_training().is_ok(), "{model} {recipe}");
+            assert!(resolved.check_training(1).is_ok(), "{model} {recipe}");
             assert_eq!(resolved.warnings, [], "{model} {recipe}");
         }
     }
@@ -170,7 +170,7 @@ fn everything_starts_frozen() {
     assert_eq!(setting(&resolved, "relu"), "");
     assert!(!resolved.trains() && !resolved.moves());
     assert_eq!(
-        resolved.check_training().unwrap_err().to_string(),
+        resolved.check_training(1).unwrap_err().to_string(),
         "policy `test` freezes the whole network: nothing trains and no statistics move; try `head`, or a rule such as \
          `head -> weights=train`"
     );
@@ -180,7 +180,7 @@ fn everything_starts_frozen() {
 fn moving_statistics_alone_are_training() {
     let resolved = resolve(&["kind:bn -> stats=batch, update=cumulative"]).unwrap();
     assert!(!resolved.trains() && resolved.moves());
-    assert!(resolved.check_training().is_ok());
+    assert!(resolved.check_training(1).is_ok());
     assert!(resolve(&["name:bn1 -> affine=beta"]).unwrap().trains());
 }
 
@@ -431,6 +431,13 @@ fn ghost_batches_must_fill_the_batch_and_take_statistics() {
     let single = rules(&["name:layer4.1.bn2 -> update=cumulative, domain=ghost(1)"]);
     let error = policy::resolve(&single, network).unwrap_err();
     assert!(matches!(error, PolicyError::SingleValue { layers } if layers == "layer4.1.bn2"));
+
+    // What micro-batches have together is known before training.
+    let network = models::build("resnet18", 1, (32, 32), 10).unwrap();
+    let together = policy::resolve(&Policy::recipe("full-accumulated").unwrap(), network).unwrap();
+    let error = together.check_training(1).unwrap_err();
+    assert!(matches!(&error, PolicyError::SingleValue { layers } if layers.contains("layer4.0.bn1")), "{error}");
+    together.check_training(2).unwrap();
 
     let idle = resolve(&["name:bn1 -> domain=ghost(3)"]).unwrap();
     assert_eq!(

@@ -7,7 +7,7 @@ use thawline::gpu::{Device, DeviceOptions, Parameters};
 use thawline::graph::{Graph, LayerId, LayerKind, Role, Stats, Variance};
 use thawline::models::{self, Spec};
 use thawline::plan::Input;
-use thawline::policy;
+use thawline::policy::{self, Policy};
 use thawline::tensor::HostTensor;
 use thawline::train::{
     Companions, Evaluator, Images, Method, Moments, PADDING, Probe, Recalibration, Survey, TrainError, drifts,
@@ -200,13 +200,13 @@ fn layers(selector: &str) -> Vec<LayerId> {
 /// The shapes' network with statistics of `data`.
 fn recalibrated(data: &Loader, selector: &str, method: Method, var: Variance) -> Vec<HostTensor> {
     let (network, mut tensors) = shapes(1);
-    let what = Recalibration { layers: &layers(selector), method, var };
+    let what = Recalibration { layers: &layers(selector), method, var: Some(var) };
     recalibrate(&device(), &network, &mut tensors, input(), data, &what).expect("statistics");
     tensors
 }
 
 fn precise(layers: &[LayerId]) -> Recalibration<'_> {
-    Recalibration { layers, method: Method::Precise, var: Variance::Unbiased }
+    Recalibration { layers, method: Method::Precise, var: Some(Variance::Unbiased) }
 }
 
 /// What inference with `tensors` sees of `data`.
@@ -294,6 +294,55 @@ fn recalibration_recovers_what_foreign_statistics_cost() {
 }
 
 #[test]
+fn each_layer_stores_the_variance_that_its_setting_names() {
+    let (network, tensors) = shapes(1);
+    let rules = ["name:layer2.* & kind:bn -> var=biased"];
+    let policy = Policy::recipe("full").and_then(|policy| policy.with_rules(&rules)).expect("a policy");
+    // One image: the last batch norms see 16 pixels, of which 1/16 shows.
+    let network = policy::resolve(&policy, network).expect("it suits").graph;
+    let (data, all) = (Data::new(SampleSet::Shapes, 1), layers("kind:bn"));
+    let estimated = |var| {
+        let (mut tensors, what) = (tensors.clone(), Recalibration { layers: &all, method: Method::Precise, var });
+        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &what).expect("statistics");
+        tensors
+    };
+    let own = estimated(None);
+    let [biased, unbiased] = [Variance::Biased, Variance::Unbiased].map(|var| estimated(Some(var)));
+    let mut seen = [0, 0];
+    for (index, param) in network.params().iter().enumerate().filter(|(_, param)| param.role == Role::Moments) {
+        let is_biased = network.layers()[param.layer.index()].name.starts_with("layer2.");
+        seen[usize::from(is_biased)] += 1;
+        assert_ne!(biased[index], unbiased[index]);
+        assert_eq!(own[index], if is_biased { &biased } else { &unbiased }[index]);
+    }
+    assert!(seen.iter().all(|count| *count > 2), "{seen:?}");
+}
+
+#[test]
+fn broken_statistics_are_estimated_anew_where_nothing_needs_them() {
+    let (network, tensors) = shapes(1);
+    let data = Data::new(SampleSet::Shapes, 4);
+    let broken = network.params().iter().rposition(|param| param.role == Role::Moments).expect("a batch norm");
+    let name = network.layers()[network.params()[broken].layer.index()].name.clone();
+    let row = network.params()[broken].shape.stored_c();
+    let estimated = |selector: &str, method| {
+        let mut tensors = tensors.clone();
+        tensors[broken].data[row] = -1.0;
+        let what = Recalibration { layers: &layers(selector), method, var: None };
+        let done = recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &what);
+        done.map(|()| tensors)
+    };
+    for method in [Method::Precise, Method::UpdateBn] {
+        assert!(estimated("kind:bn", method).expect("new ones")[broken].data[row] > 0.0);
+    }
+    // AdaBN looks at every layer with the statistics that it has; and others stay.
+    for (selector, method) in [("kind:bn", Method::AdaBn), ("name:layer1.*", Method::Precise)] {
+        let message = estimated(selector, method).expect_err("a variance of -1").to_string();
+        assert!(message.contains(&format!("`{name}.running_var` of the weights holds -1")), "{message}");
+    }
+}
+
+#[test]
 fn what_cannot_be_recalibrated_is_named_and_left_alone() {
     let (network, mut tensors) = shapes(1);
     let data = Data::new(SampleSet::Shapes, 4);
@@ -308,7 +357,7 @@ fn what_cannot_be_recalibrated_is_named_and_left_alone() {
     let refused =
         recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &precise(&layers("kind:bn")));
     let message = refused.expect_err("it is not a number").to_string();
-    assert!(message.contains("layer1.0.bn1") && message.contains("not finite"), "{message}");
+    assert!(message.contains("`bn1.weight` of the weights holds NaN"), "{message}");
     let bits = |tensors: &[HostTensor]| tensors.iter().flat_map(|t| &t.data).map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&tensors), bits(&before));
 

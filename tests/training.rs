@@ -412,6 +412,7 @@ impl Fixture {
             model: "resnet_tiny".into(),
             graph: None,
             weights: None,
+            weights_set: None,
             classes: images.classes.clone(),
             batch: BATCH,
             accumulate: 1,
@@ -682,7 +683,7 @@ fn a_run_leaves_what_it_says() {
         assert_eq!(classes, fixture.images.classes);
         let network = network(&policy("head", &[]), 10);
         let loaded = weights::from_state(&network, state, 0).expect("every tensor");
-        assert_eq!(loaded.head_reinitialised, None);
+        assert_eq!(loaded.new_head, None);
         let mut evaluator = Evaluator::new(&device(), &network, &loaded.tensors, input()).expect("an evaluator");
         let (pixels, labels) = validation_batch(&fixture);
         let totals = evaluator.evaluate(Images::Bytes(&pixels), &labels).expect("a result");
@@ -791,6 +792,40 @@ fn divergence_names_the_step_and_the_last_good_checkpoint() {
 }
 
 #[test]
+fn divergence_between_epochs_keeps_the_last_good_weights() {
+    let fixture = Fixture::new();
+    let finite = |path: PathBuf| {
+        let state = StateDict::load(path).expect("weights");
+        state.tensors.values().all(|tensor| match &tensor.data {
+            TensorData::F32(values) => values.iter().all(|v| v.is_finite()),
+            TensorData::I64(_) => true,
+        })
+    };
+    // The first epoch trains, and the second begins with a step far too long.
+    let rules = vec!["head -> lr=1e38".to_owned()];
+    let policy = policy("full", &[]).with_stage(1.0 / 3.0, &rules).expect("a policy");
+    let stages = vec![StageSettings { from: 1.0 / 3.0, rules }];
+    let policy_settings = PolicySettings { name: "full".into(), rules: vec![], stages };
+    let schedule = Schedule { lr: 0.02, warmup: 0, decay: Decay::Constant };
+    let settings = Settings { schedule, epochs: 3, policy: policy_settings, ..fixture.settings.clone() };
+    let network = (fixture.network)(settings.batch);
+    let stages = resolve_stages(&policy, &network).expect("it suits");
+    let stages: Vec<_> = stages.into_iter().map(|(_, stage)| stage.graph).collect();
+    let device = device();
+    let job = || Job { stages: stages.clone(), ..fixture.job(&device, &settings) };
+    let mut run = job().start(&weights::initialise(&network, 1), &fixture.out("run")).expect("a run");
+    let error = go(&mut run, |_| false).expect_err("it diverges");
+    let TrainError::Diverged { checkpoint_step, step, .. } = error else { panic!("{error}") };
+    let steps = settings.steps_per_epoch() as u64;
+    assert!(checkpoint_step == steps && step > steps, "{checkpoint_step} {step}");
+    assert!(error.to_string().contains("the last good checkpoint is"), "{error}");
+    for file in [LAST_FILE, BEST_FILE, CHECKPOINT_FILE] {
+        assert!(finite(fixture.out("run").join(file)), "{file}");
+    }
+    assert_eq!(job().resume(&fixture.out("run")).expect("it resumes").step(), steps);
+}
+
+#[test]
 fn broken_images_stop_the_run_or_are_counted() {
     let mut fixture = Fixture::new();
     let broken = fixture.images.train[7].path.clone();
@@ -849,7 +884,7 @@ fn weights_that_are_not_finite_are_refused_and_leave_no_file() {
     tensors[3].data[0] = f32::NAN;
     let error = fixture.job(&device(), &fixture.settings).start(&tensors, &fixture.out("run")).err();
     let message = error.expect("it is refused").to_string();
-    assert!(message.contains("layer1.0.conv1") && message.contains("not finite"), "{message}");
+    assert!(message.contains("`layer1.0.conv1.weight` of the weights holds NaN"), "{message}");
     assert!(!fixture.out("run").exists());
 }
 

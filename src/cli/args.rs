@@ -1,6 +1,6 @@
 //! Arguments that several commands share, and what they stand for.
 
-use super::source::{self, HubArgs};
+use super::source::{self, SourceArgs};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::collections::BTreeMap;
@@ -12,15 +12,16 @@ use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
+use thawline::identify::{Identified, Known, identify};
 use thawline::kernels::conv2d::Variant;
 use thawline::models::keras::{KerasConfig, KerasError, Prepared};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec};
 use thawline::onnx::{self, Imported};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::tensor::HostTensor;
 use thawline::weights::keras::{Copied, Description};
-use thawline::weights::{self, Config, StateDict};
+use thawline::weights::{self, Config, Head, StateDict};
 
 /// Height and width of images, in pixels: `N` or `HxW`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,7 +85,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub source: SourceArgs,
     /// Number of classes [default: the weights file's; else 1000, or 10 for resnet_tiny]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
@@ -334,25 +335,40 @@ pub struct Model {
     pub folded: bool,
     /// The file's content.
     pub state: Option<StateDict>,
+    /// Whether the file needs a head.
+    pub head: Head,
     pub seed: u64,
 }
 
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.weights.as_ref().map(|name| source::load(name, self.hub)).transpose()?)
+        self.of(self.state()?, Head::Required)
     }
 
-    /// As [`read`](Self::read), with the weights file's content.
-    pub fn of(&self, state: Option<StateDict>) -> Result<Model> {
+    /// As [`read`](Self::read), of a file whose head may be missing, or have several layers: it starts anew then.
+    pub fn read_for_training(&self) -> Result<Model> {
+        self.of(self.state()?, Head::Optional)
+    }
+
+    fn state(&self) -> Result<Option<StateDict>> {
+        if let (None, Some(set)) = (&self.weights, &self.source.weights_set) {
+            bail!("--weights-set {set}: there is no weights file to choose from; name one with --weights");
+        }
+        self.weights.as_ref().map(|name| source::load(name, &self.source)).transpose()
+    }
+
+    /// As [`read`](Self::read), with the weights file's content, which may lack a head if `head` says so. Prints what the user
+    /// should know of the file.
+    pub fn of(&self, state: Option<StateDict>, head: Head) -> Result<Model> {
         let named = self.model.as_deref().map(spec).transpose()?;
-        let Some(state) = state else {
+        let Some(mut state) = state else {
             let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
             let classes = self.classes.unwrap_or(spec.default_classes);
+            models::check_classes(&spec.name, classes)?;
             let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
-            return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
+            return Ok(Model { spec, classes, trained_size, class_names, folded, state, head, seed });
         };
-        let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
         let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
         // A network that only takes other images than the one of its name is still meant by that name.
         let named = match named {
@@ -365,44 +381,17 @@ impl ModelArgs {
             Some(_) => None,
             None => described(&state)?,
         };
-        let (spec, in_file) = match (named, described) {
-            // Names and shapes would only tell which named network it is like.
-            (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
-                let classes = spec.file().and_then(|file| classes_of(file, &state));
-                (spec, classes)
-            }
-            (named, _) => {
-                let recognised = recognise(&state);
-                let beside = || config.architecture.as_deref().and_then(models::of_timm).cloned();
-                let told = state.metadata.get("model").and_then(|name| models::spec(name).ok().cloned());
-                let spec = match &recognised {
-                    Some(Recognised { models: found, .. }) => {
-                        let is_one = |spec: &Spec| found.contains(&spec.name.as_ref());
-                        if let Some(named) = named.as_ref().filter(|named| !is_one(named)) {
-                            bail!("{file} holds the weights of {}, not of {}", found.join(" or "), named.name);
-                        }
-                        let told = named.or(told.filter(is_one));
-                        match (&found[..], told.or_else(|| beside().filter(is_one))) {
-                            (_, Some(spec)) => spec,
-                            (&[name], None) => models::spec(name)?.clone(),
-                            _ => bail!(
-                                "{file} holds the weights of {}, which the file does not tell apart: say which with \
-                                 --model",
-                                found.join(" or ")
-                            ),
-                        }
-                    }
-                    None => named.or(told).or_else(beside).with_context(|| {
-                        format!(
-                            "{file} holds the weights of no network that is known; --model NAME says how it differs \
-                             from one, and --model FILE.json describes another"
-                        )
-                    })?,
-                };
-                (spec, recognised.map(|found| found.classes))
-            }
+        let known = Known {
+            named: named.as_ref(),
+            described: described.as_ref(),
+            config: Some(&config),
+            classes: self.classes,
+            new_head: head == Head::Optional,
         };
+        let Identified { spec, classes: in_file } = identify(&mut state, known)?;
+        print_notes(&state);
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
+        models::check_classes(&spec.name, classes)?;
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
         let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
         let spec = with_images_of(spec, &state, &config, classes)?;
@@ -414,6 +403,7 @@ impl ModelArgs {
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
+            head,
             seed: self.seed,
         })
     }
@@ -435,17 +425,26 @@ fn with_images_of(mut spec: Spec, state: &StateDict, config: &Config, classes: u
     Ok(Spec::of_file(spec.describe(spec.size(), classes)?))
 }
 
-/// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is
-/// in what is saved from one.
-pub fn read_weights(path: &Path) -> Result<StateDict> {
+/// The content of a weights file, of the set of weights called `set`; [`source::load`] takes names, too. Of an ONNX file the
+/// graph is in the metadata, as it is in what is saved from one.
+pub fn read_weights(path: &Path, set: Option<&str>) -> Result<StateDict> {
     if !has_ending(path, "onnx") {
-        return Ok(StateDict::load(path)?);
+        return Ok(StateDict::load_set(path, set)?);
     }
-    let Imported { state, notes, .. } = onnx::load(path)?;
-    for note in notes {
-        eprintln!("note: {}: {note}", path.display());
+    if set.is_some() {
+        bail!("--weights-set: {} is an ONNX file, which holds one set of weights; leave it out", path.display());
     }
+    let Imported { mut state, notes, .. } = onnx::load(path)?;
+    state.notes = notes;
     Ok(state)
+}
+
+/// Tells on standard error what the user should know of how a weights file was read.
+pub fn print_notes(state: &StateDict) {
+    let file = state.origin.as_deref().unwrap_or(Path::new("the weights file")).display();
+    for note in &state.notes {
+        eprintln!("note: {file}: {note}");
+    }
 }
 
 /// The network that `--model` asks for.
@@ -463,11 +462,6 @@ pub fn spec(model: &str) -> Result<Spec> {
 /// How images become what the network takes.
 pub fn input(&Spec { mean, std, bgr, .. }: &Spec) -> Input {
     Input::Bytes { mean, std, bgr }
-}
-
-/// The number of classes of `file`'s head in a weights file.
-fn classes_of(file: &GraphFile, state: &StateDict) -> Option<usize> {
-    state.tensors.get(&format!("{}.weight", file.head()?))?.shape.first().copied()
 }
 
 fn has_ending(path: &Path, ending: &str) -> bool {
@@ -519,11 +513,6 @@ fn import(keras: &Description) -> Result<Option<models::keras::Imported>, KerasE
     let config = keras.config.as_ref();
     let model = config.map(|config| KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization });
     model.map(models::keras::import).transpose()
-}
-
-/// The networks whose weights `state` may hold, and its number of classes.
-pub fn recognise(state: &StateDict) -> Option<Recognised> {
-    models::recognise(state.tensors.iter().map(|(name, tensor)| (name.as_str(), &tensor.shape[..])))
 }
 
 impl Model {
@@ -590,7 +579,7 @@ impl Model {
     /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.
     pub fn tensors(&mut self, graph: &Graph) -> Result<Vec<HostTensor>> {
         match self.state.take() {
-            Some(state) => Ok(weights::from_state(graph, state, self.seed)?.tensors),
+            Some(state) => Ok(weights::from_state_with(graph, state, self.seed, self.head)?.tensors),
             None => Ok(weights::initialise(graph, self.seed)),
         }
     }

@@ -112,7 +112,7 @@ fn policies(args: Args) -> Result<()> {
     }
     let others: Vec<Benchmark> = args.against.iter().map(|file| Benchmark::read(file)).collect::<Result<_, _>>()?;
     let options = args.optimizer.options(0.9)?;
-    let mut model = args.model.read()?;
+    let mut model = args.model.read_for_training()?;
     let size = model.size(args.size);
     let batches = unique(args.batch, 8);
     let policies = unique(args.policies, "full".to_owned());
@@ -364,7 +364,7 @@ fn convolutions(mut args: Args) -> Result<()> {
         [batch] => batch,
         _ => bail!("--kernels measures with one --batch"),
     };
-    let model = args.model.read()?;
+    let model = args.model.read_for_training()?;
     let network = model.network(batch, model.size(args.size))?;
     let device = args.device.open()?;
     let mut results = Vec::new();

@@ -3,7 +3,7 @@
 use super::args::{self, policy_help};
 use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
-use super::source;
+use super::source::{self, SourceArgs};
 use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use thawline::identify::{Known, identify};
 use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
@@ -96,7 +97,9 @@ pub fn run(args: Args) -> Result<()> {
             let saved = &setup.settings;
             let data = args.training.data.as_ref().unwrap_or(&saved.data);
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
-            let weights = weights.map(|name| source::load(name, args.training.hub)).transpose()?;
+            let set = args.training.source.weights_set.as_ref().or(saved.weights_set.as_ref());
+            let source = SourceArgs { weights_set: set.cloned(), ..args.training.source.clone() };
+            let weights = weights.map(|name| source::load(name, &source)).transpose()?;
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
@@ -157,10 +160,14 @@ fn bench<'a>(
     setup: &Setup,
     images: &'a Images,
     device: &'a thawline::gpu::Device,
-    weights: Option<StateDict>,
+    mut weights: Option<StateDict>,
 ) -> Result<Bench<'a>> {
     let settings = &setup.settings;
     let spec = training::spec(settings)?;
+    if let Some(state) = &mut weights {
+        let classes = Some(settings.classes.len());
+        identify(state, Known { named: Some(&spec), classes, new_head: true, ..Known::default() })?;
+    }
     let size = (settings.transform.height as usize, settings.transform.width as usize);
     let network = spec.build(settings.batch, size, settings.classes.len())?;
     let input = args::input(&spec);
@@ -329,7 +336,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         let drifts: Vec<f64> = arm.runs.iter().map(|run| drift(&run.end.drift)).collect();
         vec![
             arm.name.clone(),
-            percent(mean),
+            if arm.diverged().next().is_some() { "diverged".to_owned() } else { percent(mean) },
             if last.len() > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
             percent(mean_and_deviation(&best).0),
             output::ms(took.step_ms),

@@ -1,5 +1,5 @@
 use super::args::{self, DeviceArgs, Model, ModelArgs, SizeArgs};
-use super::source::{self, HubArgs};
+use super::source::{self, SourceArgs};
 use super::{fold, output};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -29,7 +29,7 @@ pub struct Args {
     /// The weights: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     file: PathBuf,
     #[command(flatten)]
-    hub: HubArgs,
+    source: SourceArgs,
     /// The network's name, if the file does not tell
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
@@ -87,15 +87,17 @@ pub fn run(args: Args) -> Result<()> {
         Format::Keras => Some(template(&args)?),
     };
 
-    let read = |model, weights, classes| ModelArgs { model, weights, hub: args.hub, classes, seed: 0 }.read();
-    let mut from = read(args.model.clone(), Some(args.file.clone()), None)?;
+    let source = |weights_set: Option<&String>| SourceArgs { weights_set: weights_set.cloned(), ..args.source.clone() };
+    let read = |model, weights, classes, source| ModelArgs { model, weights, source, classes, seed: 0 }.read();
+    let set = args.source.weights_set.as_ref();
+    let mut from = read(args.model.clone(), Some(args.file.clone()), None, source(set))?;
     let to = match (&args.to, &template) {
         (_, Some(template)) => {
-            let to = read(None, Some(template.clone()), None)?;
+            let to = read(None, Some(template.clone()), None, source(None))?;
             check_template(to.origin()?.as_deref(), &args.out)?;
             to
         }
-        (Some(name), None) => read(Some(name.clone()), None, Some(from.classes))?,
+        (Some(name), None) => read(Some(name.clone()), None, Some(from.classes), source(None))?,
         (None, None) => Model { spec: from.spec.clone(), class_names: None, state: None, ..from },
     };
     if to.classes != from.classes {

@@ -144,7 +144,7 @@ fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
 
 /// The command that applies a remedy to what was looked at, and writes where nothing is yet.
 fn command(remedy: Remedy, args: &Args) -> String {
-    let SubjectArgs { weights, hub, model, data, size, seed, device } = &args.subject;
+    let SubjectArgs { weights, source, model, data, size, seed, device } = &args.subject;
     let (command, split, rest) = match remedy {
         Remedy::Recalibrate => {
             let split = (args.split != Split::Train).then(|| args::name(args.split));
@@ -169,7 +169,10 @@ fn command(remedy: Remedy, args: &Args) -> String {
         words.extend(value.map(|value| format!("--{name} {}", output::quoted(Path::new(&value)))));
     }
     words.extend(data.skip_broken.then(|| "--skip-broken".to_owned()));
-    words.extend(hub.offline.then(|| "--offline".to_owned()));
+    words.extend(source.offline.then(|| "--offline".to_owned()));
+    if let Some(set) = &source.weights_set {
+        words.extend(["--weights-set".to_owned(), output::quoted(Path::new(set))]);
+    }
     words.push(rest);
     words.join(" ")
 }

@@ -21,7 +21,7 @@ use thawline::train::{
     BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
     best,
 };
-use thawline::weights::{self, StateDict};
+use thawline::weights::{self, Head, NewHead, StateDict};
 
 /// Fine-tune a network on a folder of images
 ///
@@ -131,12 +131,17 @@ fn start(args: &Args) -> Result<Run> {
 
     let tensors = match (model.state, &training.weights) {
         (Some(state), Some(file)) => {
-            let loaded = weights::from_state(network, state, settings.seed)?;
-            match (loaded.head_reinitialised, model.class_names) {
-                (Some((from, to)), _) => output::line(format_args!(
-                    "{} has {from} classes and {} has {to}: the head starts anew",
+            let loaded = weights::from_state_with(network, state, settings.seed, Head::Optional)?;
+            match (loaded.new_head, model.class_names) {
+                (Some(NewHead::OtherClasses { found, asked }), _) => output::line(format_args!(
+                    "{} has {found} classes and {} has {asked}: the head starts anew",
                     file.display(),
                     data.display()
+                ))?,
+                (Some(NewHead::Absent), _) => output::line(format_args!(
+                    "{} has no head for {} classes: it starts anew",
+                    file.display(),
+                    settings.classes.len()
                 ))?,
                 (None, Some(names)) if names != settings.classes => eprintln!(
                     "warning: {} was trained on {}, and {} has {}: the head is kept, since their number is the same",
@@ -205,7 +210,7 @@ fn stages(settings: &Settings, spec: &Spec, policy: &Policy) -> Result<Vec<Graph
             for warning in &resolved.warnings {
                 eprintln!("warning: {warning}");
             }
-            resolved.check_training()?;
+            resolved.check_training(settings.accumulate)?;
             Ok(resolved.graph)
         })
         .collect()

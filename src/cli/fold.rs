@@ -1,18 +1,18 @@
 use super::args::{self, DeviceArgs, ModelArgs, SizeArgs};
 use super::output;
-use super::source::HubArgs;
+use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
 use thawline::export::{FOLDED, Folded, Folding, Kept};
 use thawline::gpu::{Device, Parameters};
-use thawline::graph::{Graph, Role, Stats};
+use thawline::graph::{Graph, Stats};
 use thawline::onnx::{self, About};
 use thawline::plan::Input;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
-use thawline::train::{Evaluator, Images, Moments, PADDING, Probe};
+use thawline::train::{self, Evaluator, Images, PADDING, Probe};
 use thawline::weights::{self, layout};
 
 /// Fold the batch norms of a trained network into its convolutions, and write it as safetensors or ONNX.
@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     weights: PathBuf,
     #[command(flatten)]
-    hub: HubArgs,
+    source: SourceArgs,
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
@@ -89,8 +89,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     args::check_output(&args.out)?;
     args::check_distinct(("--out", &args.out), ("--weights", &args.weights))?;
-    let model =
-        ModelArgs { model: args.model, weights: Some(args.weights.clone()), hub: args.hub, classes: None, seed: 0 };
+    let model = ModelArgs {
+        model: args.model,
+        weights: Some(args.weights.clone()),
+        source: args.source,
+        classes: None,
+        seed: 0,
+    };
     let mut model = model.read()?;
     if model.folded && (args.no_fold || format == Format::Safetensors) {
         bail!("{file} is folded already");
@@ -99,12 +104,10 @@ pub fn run(args: Args) -> Result<()> {
     let mut metadata = model.metadata(size)?;
     let network = model.network(IMAGES, size)?;
     let tensors = model.tensors(&network)?;
+    train::check_finite(&network, &tensors).with_context(|| file.to_string())?;
 
     let result = match args.no_fold || model.folded {
-        true => {
-            check_values(&network, &tensors).with_context(|| file.to_string())?;
-            Outcome { network, tensors, folded: Vec::new(), kept: Vec::new(), difference: None }
-        }
+        true => Outcome { network, tensors, folded: Vec::new(), kept: Vec::new(), difference: None },
         false => folded(&args.device.open()?, network, &tensors).with_context(|| file.to_string())?,
     };
 
@@ -163,20 +166,6 @@ struct Outcome {
     kept: Vec<Kept>,
     /// How far the logits are from those of the network before, in the largest of them; none if nothing was folded.
     difference: Option<f32>,
-}
-
-/// Refuses values that inference makes nothing finite of.
-fn check_values(network: &Graph, tensors: &[HostTensor]) -> Result<()> {
-    for (param, tensor) in network.params().iter().zip(tensors) {
-        let layer = &network.layers()[param.layer.index()].name;
-        if tensor.data.iter().any(|value| !value.is_finite()) {
-            bail!("`{layer}` holds values that are not finite: take weights from before training diverged");
-        }
-        if param.role == Role::Moments && Moments::stored(tensor).var.iter().any(|&var| var < 0.0) {
-            bail!("`{layer}` has a running variance below 0: estimate its statistics with `thawline recalibrate`");
-        }
-    }
-    Ok(())
 }
 
 /// Folds `network`, and compares.

@@ -1,14 +1,15 @@
 use super::args::{self, ModelArgs, Size};
 use super::output;
-use super::source::{self, HubArgs};
+use super::source::{self, SourceArgs};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use thawline::graph::{Graph, LayerId};
+use thawline::identify;
 use thawline::models::GRAPH;
-use thawline::weights::{self, StateDict, TensorData};
+use thawline::weights::{self, Head, StateDict, TensorData};
 
 /// List the layers of a network: the numbers, names and blocks that policies select by.
 ///
@@ -24,7 +25,7 @@ pub struct Args {
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
     #[command(flatten)]
-    hub: HubArgs,
+    source: SourceArgs,
     /// A model's name, or a graph file, instead of a file, or beside one that does not tell
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
@@ -63,20 +64,22 @@ struct LayerRow {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let state = args.file.as_ref().map(|name| source::load(name, args.hub)).transpose()?;
+    let state = args.file.as_ref().map(|name| source::load(name, &args.source)).transpose()?;
     let file = state.as_ref().map(FileFacts::of);
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file), None) = (&state, &file, &args.model)
-        && args::recognise(state).is_none()
+        && identify::recognise(state).is_none()
         && !args::describes(state)
     {
         if args.graph {
             bail!("{}: no network that is known has these weights", file.path);
         }
+        args::print_notes(state);
         return unknown(state, file, args.json);
     }
-    let model = ModelArgs { model: args.model, weights: args.file, hub: args.hub, classes: args.classes, seed: 0 };
-    let model = model.of(state)?;
+    let model =
+        ModelArgs { model: args.model, weights: args.file, source: args.source, classes: args.classes, seed: 0 };
+    let model = model.of(state, Head::Optional)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
     if args.graph {
@@ -85,7 +88,7 @@ pub fn run(args: Args) -> Result<()> {
     let (name, classes) = (model.spec.name, model.classes);
     // Says what does not fit, before showing a network that the file is not of.
     if let Some(state) = model.state {
-        weights::from_state(&graph, state, 0)?;
+        weights::from_state_with(&graph, state, 0, Head::Optional)?;
     }
     let layers = layers(&graph);
     let parameters: usize = layers.iter().map(|l| l.parameters).sum();

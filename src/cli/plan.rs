@@ -57,7 +57,7 @@ struct Staged<'a> {
 
 pub fn run(args: Args) -> Result<()> {
     let options = args.optimizer.options(0.9)?;
-    let model = args.model.read()?;
+    let model = args.model.read_for_training()?;
     let network = model.network(args.batch, model.size(args.size.size))?;
     let input = args::input(&model.spec);
     let mut stages = Vec::new();

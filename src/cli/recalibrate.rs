@@ -34,8 +34,8 @@ pub struct Args {
     /// the mean over the batches (PyTorch's update_bn); adabn goes layer by layer, as inference sees them, a pass each
     #[arg(long, value_enum, value_name = "NAME", default_value_t = MethodName::Precise)]
     method: MethodName,
-    /// The estimator of the variance that is stored; normalising always uses the biased one [default: what the network's
-    /// framework stores: biased for Keras 3, unbiased for others]
+    /// The estimator of the variance that is stored; normalising always uses the biased one [default: of each layer what
+    /// its network stores: biased for Keras 3, unbiased for others]
     #[arg(long, value_enum, value_name = "NAME")]
     var: Option<VarianceName>,
     /// Which images
@@ -67,6 +67,7 @@ enum VarianceName {
 }
 
 /// What inference with some statistics gives.
+#[derive(Default)]
 struct State {
     /// Of each batch norm; none if what some layer gives is not finite.
     drifts: Option<Vec<f64>>,
@@ -97,17 +98,20 @@ pub fn run(args: Args) -> Result<()> {
     let images = subject.loader(images, batch)?;
     let validation = subject.validation().map(|samples| subject.loader(samples, batch)).transpose()?;
 
-    let before = look(&subject, &subject.tensors, &images, validation.as_ref())?;
+    // Broken statistics are what this command is for.
+    let before = match look(&subject, &subject.tensors, &images, validation.as_ref()) {
+        Err(TrainError::MomentsNotFinite { .. } | TrainError::OutputNotFinite { .. }) => State::default(),
+        seen => seen?,
+    };
     let method = match args.method {
         MethodName::Precise => Method::Precise,
         MethodName::UpdateBn => Method::UpdateBn,
         MethodName::Adabn => Method::AdaBn,
     };
-    let var = match args.var {
-        Some(VarianceName::Biased) => Variance::Biased,
-        Some(VarianceName::Unbiased) => Variance::Unbiased,
-        None => subject.network.layers()[layers[0].index()].averaging.var,
-    };
+    let var = args.var.map(|name| match name {
+        VarianceName::Biased => Variance::Biased,
+        VarianceName::Unbiased => Variance::Unbiased,
+    });
     let what = Recalibration { layers: &layers, method, var };
     let mut tensors = subject.tensors.clone();
     train::recalibrate(&subject.device, &subject.network, &mut tensors, subject.input(), &images, &what)?;
@@ -120,32 +124,36 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     args::save_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
-    report(&args, &subject, var, &before, &after)
+    let stored = layers.iter().map(|layer| var.unwrap_or(subject.network.layers()[layer.index()].stored_var()));
+    let mut stored: Vec<String> = stored.map(|var| var.to_string()).collect();
+    stored.sort_unstable();
+    stored.dedup();
+    report(&args, &subject, &stored.join(" and "), &before, &after)
 }
 
-fn look(subject: &Subject, tensors: &[HostTensor], images: &Loader, validation: Option<&Loader>) -> Result<State> {
+fn look(
+    subject: &Subject,
+    tensors: &[HostTensor],
+    images: &Loader,
+    validation: Option<&Loader>,
+) -> Result<State, TrainError> {
     let mut probe = subject.probe(tensors)?;
-    let mut state = State { drifts: None, validation: None, batches: 0, images: 0, skipped: 0 };
-    match probe.survey(images) {
-        Ok(survey) => {
-            state.drifts = Some(drifts(&subject.network, tensors, &survey));
-            (state.batches, state.skipped) = (survey.batches, survey.skipped);
-            state.images = images.samples().len() as u64 - survey.skipped;
-        }
-        // Broken statistics are what this command is for.
-        Err(TrainError::MomentsNotFinite { .. }) => return Ok(state),
-        Err(error) => return Err(error.into()),
-    }
-    state.validation = validation.map(|images| probe.survey(images)).transpose()?.map(|survey| survey.totals);
-    Ok(state)
+    let survey = probe.survey(images)?;
+    Ok(State {
+        drifts: Some(drifts(&subject.network, tensors, &survey)),
+        validation: validation.map(|images| probe.survey(images)).transpose()?.map(|survey| survey.totals),
+        batches: survey.batches,
+        images: images.samples().len() as u64 - survey.skipped,
+        skipped: survey.skipped,
+    })
 }
 
-fn report(args: &Args, subject: &Subject, var: Variance, before: &State, after: &State) -> Result<()> {
+fn report(args: &Args, subject: &Subject, var: &str, before: &State, after: &State) -> Result<()> {
     let norms = subject.network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);
     let of = |state: &State, index: usize| state.drifts.as_ref().map(|drifts| drifts[index]);
     let rows: Vec<(&str, Option<f64>, Option<f64>)> =
         norms.enumerate().map(|(index, layer)| (layer.name.as_str(), of(before, index), of(after, index))).collect();
-    let (method, var) = (args::name(args.method), var.to_string());
+    let method = args::name(args.method);
     if args.json {
         let result = |totals: Totals| json!({"loss": totals.mean_loss(), "top1": totals.accuracy()});
         let validation = after.validation.map(|totals| {

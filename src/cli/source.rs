@@ -5,20 +5,25 @@ use anyhow::Result;
 use std::path::{Path, PathBuf};
 use thawline::weights::StateDict;
 
-/// `--offline`.
-#[derive(clap::Args, Clone, Copy, Debug)]
-pub struct HubArgs {
+/// `--offline`, `--weights-set`.
+#[derive(clap::Args, Clone, Default, Debug)]
+pub struct SourceArgs {
     /// Take what the cache has of hf:… weights, and download nothing
     #[arg(long)]
     pub offline: bool,
+    /// Which of a file's sets of weights: the entry of a checkpoint, such as state_dict, or what the names of tensors begin
+    /// with, such as encoder_k [default: an average over the steps of training before the last values]
+    #[arg(long, value_name = "NAME")]
+    pub weights_set: Option<String>,
 }
 
 /// Reads weights by the name of their file, or by hf:owner/name[@revision][:file]. A file may have a name that begins like
 /// this; `./hf:…` is always a file.
-pub fn load(name: &Path, hub: HubArgs) -> Result<StateDict> {
+pub fn load(name: &Path, source: &SourceArgs) -> Result<StateDict> {
+    let set = source.weights_set.as_deref();
     match reference(name) {
-        Some(reference) => args::read_weights(&fetched(reference, hub.offline)?),
-        None => args::read_weights(name),
+        Some(reference) => args::read_weights(&fetched(reference, source.offline)?, set),
+        None => args::read_weights(name, set),
     }
 }
 

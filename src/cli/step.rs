@@ -57,13 +57,13 @@ pub fn run(args: Args) -> Result<()> {
         bail!("--out and --grads are the same file");
     }
     let options = thawline::compile::Options { export_gradients: args.grads.is_some(), ..args.optimizer.options(0.0)? };
-    let mut model = args.model.read()?;
+    let mut model = args.model.read_for_training()?;
     let mut file = StateDict::load(&args.inputs)?;
     let Inputs { dims: [n, _, height, width], images } = Inputs::of(&mut file, &args.inputs)?;
     let labels = inputs::labels(&mut file, &args.inputs, n, model.classes)?;
     let network = model.network(n, Size { height, width })?;
     let resolved = args.policy.resolve(network)?;
-    resolved.check_training()?;
+    resolved.check_training(options.accumulate)?;
     let (metadata, origin) = (model.metadata(Size { height, width })?, model.origin()?);
     let tensors = model.tensors(&resolved.graph)?;
     args::check_weights(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;

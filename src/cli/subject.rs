@@ -1,7 +1,7 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
-use super::source::HubArgs;
+use super::source::SourceArgs;
 use anyhow::{Result, bail};
 use std::path::PathBuf;
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
@@ -10,7 +10,7 @@ use thawline::graph::{Graph, Stats};
 use thawline::models::Spec;
 use thawline::plan::Input;
 use thawline::tensor::HostTensor;
-use thawline::train::{PADDING, Probe};
+use thawline::train::{PADDING, Probe, TrainError};
 use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
@@ -19,7 +19,7 @@ pub struct SubjectArgs {
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: PathBuf,
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub source: SourceArgs,
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
@@ -59,7 +59,7 @@ impl SubjectArgs {
         let model = ModelArgs {
             model: self.model.clone(),
             weights: Some(self.weights.clone()),
-            hub: self.hub,
+            source: self.source.clone(),
             classes: None,
             seed: self.seed,
         };
@@ -123,8 +123,8 @@ impl Subject {
     }
 
     /// A probe of the network with the given parameters, in inference.
-    pub fn probe(&self, tensors: &[HostTensor]) -> Result<Probe> {
+    pub fn probe(&self, tensors: &[HostTensor]) -> Result<Probe, TrainError> {
         let params = Parameters::upload(&self.device, &self.network, tensors)?;
-        Ok(Probe::new(&self.device, &self.network, &params, self.input(), |_| Stats::Running)?)
+        Probe::new(&self.device, &self.network, &params, self.input(), |_| Stats::Running)
     }
 }

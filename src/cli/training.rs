@@ -1,7 +1,7 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
 use super::args::{self, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
-use super::source::HubArgs;
+use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
     #[command(flatten)]
-    pub hub: HubArgs,
+    pub source: SourceArgs,
     /// Number of classes, to be sure: the folders of DATA decide
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
@@ -178,9 +178,10 @@ impl Images {
 impl TrainingArgs {
     /// The network for images of so many classes, and the weights file if one is named.
     pub fn read_model(&self, classes: usize) -> Result<Model> {
-        let Self { model, weights, hub, .. } = self;
+        let Self { model, weights, source, .. } = self;
         let (model, file, seed) = (model.clone(), weights.clone(), self.seed(None));
-        let model = ModelArgs { model, weights: file, hub: *hub, classes: Some(classes), seed }.read()?;
+        let args = ModelArgs { model, weights: file, source: source.clone(), classes: Some(classes), seed };
+        let model = args.read_for_training()?;
         if let (true, Some(weights)) = (model.folded, weights) {
             // What came out could neither be resumed nor have its batch norms back.
             bail!(
@@ -229,6 +230,7 @@ impl TrainingArgs {
             thawline: env!("CARGO_PKG_VERSION").into(),
             model: spec.name.to_string(),
             graph: spec.file().map(|_| spec.describe(size.pair(), classes.len())).transpose()?.map(|file| file.json()),
+            weights_set: self.source.weights_set.clone().or(saved.and_then(|s| s.weights_set.clone())),
             weights,
             data: images.data.clone(),
             classes,

@@ -122,6 +122,13 @@ pub struct Layer {
     pub setting: Setting,
 }
 
+impl Layer {
+    /// The estimator of the variance that a batch norm stores: its setting's, or its network's where it has none.
+    pub fn stored_var(&self) -> Variance {
+        self.setting.batch_norm.map_or(self.averaging.var, |mode| mode.var)
+    }
+}
+
 /// What normalises the activations in a training step.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Stats {

@@ -67,7 +67,7 @@ impl Grid {
                 let ruled = policy.clone().with_rules(&rules).map_err(fail)?;
                 for network in &self.networks {
                     let batch = network.input_shape().map_or(0, |shape| shape.n());
-                    let resolved = resolve(&ruled, network).map_err(fail)?;
+                    let resolved = resolve(&ruled, network, self.options.accumulate).map_err(fail)?;
                     let same = |other: &Combination| other.batch == batch && same(&other.resolved, &resolved);
                     let same_as = combinations.iter().position(same);
                     let (policy, thaw) = (policy.name.clone(), thaw.clone());
@@ -182,9 +182,9 @@ impl Grid {
 }
 
 /// The network under the policy; inside, why the policy refuses it for what it is and not for how it is written.
-fn resolve(policy: &Policy, network: &Graph) -> Result<Result<Resolved, PolicyError>, PolicyError> {
+fn resolve(policy: &Policy, network: &Graph, accumulate: usize) -> Result<Result<Resolved, PolicyError>, PolicyError> {
     let resolved = policy::resolve(policy, network.clone());
-    match resolved.and_then(|resolved| resolved.check_training().map(|()| resolved)) {
+    match resolved.and_then(|resolved| resolved.check_training(accumulate).map(|()| resolved)) {
         Err(
             refusal @ (PolicyError::SingleValue { .. }
             | PolicyError::UnevenGhosts { .. }

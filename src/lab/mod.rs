@@ -27,8 +27,9 @@ use crate::train::{
     self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
     Settings, StageSettings, Totals, TrainError,
 };
-use crate::weights::{self, StateDict, WeightsError, write_atomically};
+use crate::weights::{self, Head, StateDict, WeightsError, write_atomically};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -298,10 +299,12 @@ impl<'a> Lab<'a> {
     /// The weights that all runs of a seed start from.
     fn tensors(&self, seed: usize) -> Result<Vec<HostTensor>, LabError> {
         let (network, seed) = (&self.bench.network, self.setup.seeds[seed]);
-        Ok(match &self.bench.weights {
-            Some(state) => weights::from_state(network, state.clone(), seed)?.tensors,
+        let tensors = match &self.bench.weights {
+            Some(state) => weights::from_state_with(network, state.clone(), seed, Head::Optional)?.tensors,
             None => weights::initialise(network, seed),
-        })
+        };
+        train::check_finite(network, &tensors)?;
+        Ok(tensors)
     }
 
     fn run_folder(&self, arm: usize, seed: usize) -> PathBuf {
@@ -370,7 +373,9 @@ impl<'a> Lab<'a> {
         let look = self.look(run.session().device_parameters(), &run.session().parameters()?);
         let (end, diverged) = match look {
             // Training may have kept to the statistics of batches, and left running ones that lead nowhere.
-            Err(LabError::Train(error @ TrainError::MomentsNotFinite { .. })) => {
+            Err(LabError::Train(
+                error @ (TrainError::MomentsNotFinite { .. } | TrainError::OutputNotFinite { .. }),
+            )) => {
                 let unknown = State::unknown(self.comparison.batch_norms.len());
                 (unknown, diverged.or_else(|| Some(error.to_string())))
             }
@@ -554,7 +559,7 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
     };
     let mut steps = Vec::new();
     for (index, (share, (_, resolved))) in shares(&settings).into_iter().zip(&stages).enumerate() {
-        resolved.check_training().map_err(fail)?;
+        resolved.check_training(settings.accumulate).map_err(fail)?;
         let (price, plan) = price(resolved, &settings.options(), bench.input)?;
         if index == 0 {
             described.prefix = prefix(&plan, &settings)?;
@@ -613,6 +618,7 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
         classes: settings.classes.clone(),
         train_images: settings.images.train,
         val_images: settings.images.val,
+        chance: most_frequent(&bench.images.val),
         size: [height as usize, width as usize],
         batch: settings.batch,
         accumulate: settings.accumulate,
@@ -626,6 +632,15 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
         start: Vec::new(),
         arms,
     }
+}
+
+/// The share of samples that are of the most frequent class.
+fn most_frequent(samples: &[Sample]) -> f64 {
+    let mut counts = HashMap::new();
+    for sample in samples {
+        *counts.entry(sample.label).or_insert(0usize) += 1;
+    }
+    counts.values().max().map_or(0.0, |most| *most as f64 / samples.len() as f64)
 }
 
 /// At most `most` of the samples, evenly spread: they are sorted by class.

@@ -577,7 +577,11 @@ impl Importer<'_> {
     fn of_two(&mut self, layer: &Layer<'_>, a: Tensor, b: Tensor) -> Result<Tensor, KerasError> {
         let [a, b] = [self.plain(layer, a)?, self.plain(layer, b)?];
         if a.channels != b.channels {
-            return Err(layer.error(format!("its inputs have {} and {} channels", a.channels, b.channels)));
+            // Nothing that joins two images makes one of other channels, but what lays them side by side.
+            return Err(layer.error(match layer.class {
+                "Concatenate" => format!("`Concatenate` is not supported; {SUPPORTED} are"),
+                _ => format!("its inputs have {} and {} channels", a.channels, b.channels),
+            }));
         }
         match operation(layer) {
             "Add" if a.pooled == b.pooled => self.push(layer, layer.path, LayerOp::Add {}, &[a, b]),

@@ -4,17 +4,20 @@ mod efficientnet;
 mod file;
 mod inverted;
 pub mod keras;
+mod look_alikes;
 mod mobilenet;
 mod resnet;
 
 pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
+pub use look_alikes::{LookAlike, look_alikes, of_timm};
 
 use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
 use crate::nearest::suggestion;
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
 
 /// A network: one that [`build`] knows, or one that a [`GraphFile`] describes.
 ///
@@ -164,6 +167,11 @@ pub enum ModelError {
     Unknown { name: String },
     #[error("{model} cannot have {classes} classes: it takes 1 to {MAX_CLASSES}")]
     Classes { model: String, classes: usize },
+    #[error(
+        "{model} with one output is not supported, since its softmax is always 1: give it two classes (`finetune` and `compare` \
+         start a new head for the folders of their images)"
+    )]
+    OneOutput { model: String },
     #[error("{model} cannot take {batch} images of {height}×{width} pixels: {error}", height = size.0, width = size.1)]
     Input { model: String, batch: usize, size: (usize, usize), error: GraphError },
 }
@@ -293,10 +301,15 @@ pub fn build(name: &str, batch: usize, size: (usize, usize), classes: usize) -> 
     spec(name)?.build(batch, size, classes)
 }
 
-/// The network that timm calls `architecture`, which is also what the `config.json` beside its files calls it.
-pub fn of_timm(architecture: &str) -> Option<&'static Spec> {
-    let own = MODELS.iter().find(|spec| spec.name.strip_prefix("timm_") == Some(architecture));
-    own.or_else(|| MODELS.iter().find(|spec| spec.name == architecture))
+/// Refuses a network with one output: its softmax is 1 whatever the image shows, and a single sigmoid is not supported.
+///
+/// # Errors
+/// [`ModelError::OneOutput`].
+pub fn check_classes(model: &str, classes: usize) -> Result<(), ModelError> {
+    match classes {
+        1 => Err(ModelError::OneOutput { model: model.into() }),
+        _ => Ok(()),
+    }
 }
 
 /// What [`recognise`] found.
@@ -305,53 +318,136 @@ pub struct Recognised {
     /// One network, or several that differ in nothing that a file tells: timm's with and without `tf_`, which have other
     /// paddings and constants.
     pub models: Vec<&'static str>,
-    pub classes: usize,
+    /// None if the file has no head with classes, or one that is not a single layer.
+    pub classes: Option<usize>,
+    /// What the names of the network's tensors begin with in the file, as a rule nothing; several if the file holds several
+    /// sets of such tensors.
+    pub prefixes: Vec<String>,
 }
+
+/// The most prefixes that are tried.
+const MAX_PREFIXES: usize = 16;
 
 /// Which network a weights file is for, and its number of classes, from the names and shapes of the file's tensors
 /// (shapes as PyTorch writes them). A file that lacks a few tensors is still recognised, so that loading it can say
-/// which they are.
+/// which they are; so is one that lacks the head, and one in which all names begin with the same words, such as `model.`.
 pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<Recognised> {
     // Weights of convolutions and linear layers have two or more dimensions, all other tensors fewer.
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
-    let scored: Vec<(usize, &str, usize)> = MODELS
+    static NETWORKS: LazyLock<Vec<(&str, Vec<Weight>)>> =
+        LazyLock::new(|| MODELS.iter().filter_map(|spec| Some((spec.name.as_ref(), weights_of(spec)?))).collect());
+    let networks = &*NETWORKS;
+    let mut names: Vec<&str> = file.keys().copied().collect();
+    names.sort_unstable();
+    let below = |prefix: &str| {
+        let from = names.partition_point(|name| *name < prefix);
+        from..from + names[from..].partition_point(|name| name.starts_with(prefix))
+    };
+
+    let mut scored: Vec<(usize, &str, Option<usize>, &str)> = Vec::new();
+    for prefix in prefixes(&names, networks, &below) {
+        // What belongs to another set of weights is no part of this one.
+        let is_other = |name: &str| scored.iter().any(|&(.., other)| other != prefix && name.starts_with(other));
+        let part = names[below(prefix)].iter().filter(|name| !is_other(name));
+        let part: HashMap<&str, &[usize]> = part.map(|name| (&name[prefix.len()..], file[name])).collect();
+        let fitting = networks.iter().filter_map(|(name, weights)| {
+            let (differences, classes) = compare(weights, &part)?;
+            Some((differences, *name, classes, prefix))
+        });
+        let fitting: Vec<_> = fitting.collect();
+        scored.extend(fitting);
+    }
+    let &(fewest, .., classes, first) =
+        scored.iter().min_by_key(|&&(differences, .., prefix)| (differences, prefix))?;
+    let best = || scored.iter().filter(|&&(differences, ..)| differences == fewest);
+    let models = best().filter(|&&(.., prefix)| prefix == first).map(|&(_, name, ..)| name);
+    let mut prefixes: Vec<String> = best().map(|&(.., prefix)| prefix.to_owned()).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    Some(Recognised { models: models.collect(), classes, prefixes })
+}
+
+/// What may stand before the names of a network's tensors: what stands before the name of some network's first weight, the
+/// longest first.
+fn prefixes<'a>(
+    names: &[&'a str],
+    networks: &[(&str, Vec<Weight>)],
+    below: &impl Fn(&str) -> Range<usize>,
+) -> Vec<&'a str> {
+    let firsts: BTreeSet<&str> =
+        networks.iter().filter_map(|(_, weights)| Some(weights.first()?.name.as_str())).collect();
+    let prefixes: BTreeSet<&str> = names
         .iter()
-        .filter_map(|spec| {
-            let (differences, classes) = compare(spec, &file)?;
-            Some((differences, spec.name.as_ref(), classes))
-        })
+        .flat_map(|name| firsts.iter().filter_map(|first| name.strip_suffix(first)))
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
         .collect();
-    let &(fewest, _, classes) = scored.iter().min_by_key(|&(differences, ..)| differences)?;
-    let best = scored.iter().filter(|&&(differences, ..)| differences == fewest);
-    Some(Recognised { models: best.map(|&(_, name, _)| name).collect(), classes })
+    let mut prefixes: Vec<&str> = prefixes.into_iter().collect();
+    // Blocks have first weights of the same names, but few others.
+    prefixes.sort_by_key(|prefix| std::cmp::Reverse(below(prefix).len()));
+    prefixes.truncate(MAX_PREFIXES);
+    prefixes.sort_by_key(|prefix| (std::cmp::Reverse(prefix.len()), *prefix));
+    prefixes
+}
+
+/// A weight of a convolution or a linear layer.
+struct Weight {
+    name: String,
+    /// As PyTorch has it: outputs first.
+    shape: Vec<usize>,
+    /// The layer, if it gives the classes.
+    head: Option<String>,
+}
+
+fn weights_of(spec: &Spec) -> Option<Vec<Weight>> {
+    let graph = spec.build(1, (spec.default_size, spec.default_size), 1).ok()?;
+    let weights = graph.params().iter().filter_map(|param| {
+        let [kh, kw, _, cout] = param.shape.0;
+        let layer = &graph.layers()[param.layer.index()].name;
+        let shape = match param.role {
+            Role::ConvWeight | Role::DepthwiseWeight => vec![cout, param.channels, kh, kw],
+            Role::LinearWeight => vec![cout, param.channels],
+            Role::Bias | Role::Affine | Role::Moments => return None,
+        };
+        let head = (graph.head() == Some(param.layer)).then(|| layer.clone());
+        Some(Weight { name: format!("{layer}.weight"), shape, head })
+    });
+    Some(weights.collect())
+}
+
+/// The module that a head lies in: of `classifier.1` the Sequential `classifier`, of `fc` itself, since a file's may be one.
+pub fn head_module(head: &str) -> &str {
+    match head.rsplit_once('.') {
+        Some((module, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => module,
+        _ => head,
+    }
 }
 
 /// How many weights the file and the network do not share, unless they are too many; and the file's classes.
-fn compare(spec: &Spec, file: &HashMap<&str, &[usize]>) -> Option<(usize, usize)> {
+fn compare(network: &[Weight], file: &HashMap<&str, &[usize]>) -> Option<(usize, Option<usize>)> {
     /// One weight in so many may differ.
     const TOLERANCE: usize = 10;
-    let graph = spec.build(1, (spec.default_size, spec.default_size), 1).ok()?;
     let mut classes = None;
-    let (mut shared, mut weights) = (0, 0);
-    for param in graph.params() {
-        let [kh, kw, _, cout] = param.shape.0;
-        let layer = &graph.layers()[param.layer.index()].name;
-        let in_file = file.get(format!("{layer}.weight").as_str()).copied();
-        let expected = match param.role {
-            Role::ConvWeight | Role::DepthwiseWeight => &[cout, param.channels, kh, kw][..],
-            Role::LinearWeight => &[cout, param.channels],
-            Role::Bias | Role::Affine | Role::Moments => continue,
-        };
-        let same = match in_file.and_then(<[usize]>::split_first) {
-            Some((&rows, rest)) if graph.head() == Some(param.layer) && *rest == expected[1..] => {
+    let (mut shared, mut weights, mut of_head) = (0, 0, 0);
+    for Weight { name, shape, head } in network {
+        let in_file = file.get(name.as_str()).copied();
+        let same = match (in_file.and_then(<[usize]>::split_first), head) {
+            (Some((&rows, rest)), Some(_)) if *rest == shape[1..] => {
                 classes = Some(rows);
                 true
             }
-            _ => in_file == Some(expected),
+            // Another head, or none.
+            (None, Some(head)) => {
+                let module = head_module(head);
+                let is_inside = |name: &&&str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+                let known = |name: &&&str| network.iter().any(|weight| weight.name == ***name);
+                of_head = file.keys().filter(is_inside).filter(|name| !known(name)).count();
+                continue;
+            }
+            _ => in_file == Some(shape.as_slice()),
         };
         shared += usize::from(same);
         weights += 1;
     }
-    let differences = (weights - shared) + (file.len() - shared);
-    (differences * TOLERANCE <= weights).then_some((differences, classes?))
+    let differences = (weights - shared) + (file.len() - shared - of_head);
+    (differences * TOLERANCE <= weights).then_some((differences, classes))
 }

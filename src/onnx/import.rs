@@ -55,6 +55,11 @@ fn read(bytes: &[u8], path: &Path, folder: Option<&Path>) -> Result<Imported, We
     let malformed = |reason: String| WeightsError::Malformed { path: path.into(), format: "ONNX", reason };
     bounds::check(bytes).map_err(malformed)?;
     let model = ModelProto::decode(bytes).map_err(|error| malformed(printable(&error.to_string())))?;
+    if let Some(node) =
+        model.graph.as_ref().and_then(|graph| graph.node.iter().find(|node| is_of_integers(node.op_type())))
+    {
+        return Err(WeightsError::Quantised { path: path.into(), how: printable(node.op_type()) });
+    }
     let name = path.file_stem().map_or_else(|| "onnx".into(), |stem| stem.to_string_lossy().into_owned());
     imported(&model, &printable(&name), folder)
         .map_err(|reason| WeightsError::Refused { path: path.into(), reason: printable_line(&reason) })
@@ -138,6 +143,23 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
 
 pub(super) fn graph_error(error: GraphError) -> String {
     error.to_string()
+}
+
+/// Whether an operator computes with 8-bit integers, or makes them of floats and back, as quantised networks do.
+fn is_of_integers(operator: &str) -> bool {
+    // QLinearConv, QLinearMatMul, and onnxruntime's QLinearAdd, QLinearGlobalAveragePool, QGemm, …
+    operator.starts_with("QLinear")
+        || matches!(
+            operator,
+            "QuantizeLinear"
+                | "DequantizeLinear"
+                | "DynamicQuantizeLinear"
+                | "ConvInteger"
+                | "MatMulInteger"
+                | "QGemm"
+                | "DynamicQuantizeMatMul"
+                | "MatMulIntegerToFloat"
+        )
 }
 
 pub(super) fn is_onnx(domain: &str) -> bool {

@@ -92,7 +92,7 @@ fn assert_comes_back(name: &str, network: &Graph, tensors: &[HostTensor]) {
     assert_eq!(GraphFile::parse(&state.metadata["graph"], "").unwrap(), file, "{name}");
     let graph = file.build(2, file.size(), file.classes()).unwrap();
     let loaded = weights::from_state(&graph, state, 0).unwrap();
-    assert_eq!(loaded.head_reinitialised, None);
+    assert_eq!(loaded.new_head, None);
     assert!(loaded.tensors == tensors, "{name}: the tensors differ");
 }
 

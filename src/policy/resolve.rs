@@ -169,7 +169,12 @@ fn check_statistics(graph: &Graph) -> Result<(), PolicyError> {
         let layers = batch_norms(graph, |layer, mode| uneven(layer, mode) && mode.domain == domain);
         return Err(PolicyError::UnevenGhosts { layers: list(&layers), samples, batch: layer.shape.n() });
     }
-    let layers = batch_norms(graph, |layer, mode| values(layer, mode) == Some(1));
+    check_values(graph, None)
+}
+
+/// Refuses statistics over a single value, in steps of `accumulate` micro-batches if that is known.
+fn check_values(graph: &Graph, accumulate: Option<usize>) -> Result<(), PolicyError> {
+    let layers = batch_norms(graph, |layer, mode| values(layer, mode, accumulate) == Some(1));
     match layers.is_empty() {
         true => Ok(()),
         false => Err(PolicyError::SingleValue { layers: list(&layers) }),
@@ -177,17 +182,18 @@ fn check_statistics(graph: &Graph) -> Result<(), PolicyError> {
 }
 
 /// The values a channel that a batch norm takes moments over; `None` if it takes none, or if that depends on how many
-/// micro-batches are accumulated.
-fn values(layer: &Layer, mode: BatchNormMode) -> Option<usize> {
-    if mode.domain == Domain::Accumulated {
-        return None;
-    }
+/// micro-batches are accumulated and `accumulate` does not say.
+fn values(layer: &Layer, mode: BatchNormMode, accumulate: Option<usize>) -> Option<usize> {
+    let together = match mode.domain {
+        Domain::Accumulated => accumulate?,
+        Domain::Batch | Domain::Ghost { .. } => 1,
+    };
     let domains = mode.domains(layer.shape.n()).filter(|_| mode.takes_moments())?;
-    Some(layer.shape.pixels() / domains)
+    Some((layer.shape.pixels() / domains).saturating_mul(together))
 }
 
 fn few_values(graph: &Graph) -> Option<Warning> {
-    let few = |layer: &Layer, mode| values(layer, mode).filter(|values| *values < FEW_VALUES);
+    let few = |layer: &Layer, mode| values(layer, mode, None).filter(|values| *values < FEW_VALUES);
     let fewest = graph.layers.iter().filter_map(|layer| few(layer, layer.setting.batch_norm?)).min()?;
     let layers = batch_norms(graph, |layer, mode| few(layer, mode).is_some());
     Some(Warning::FewValues { layers, values: fewest })
@@ -206,11 +212,14 @@ impl Resolved {
         !batch_norms(&self.graph, |_, mode| mode.update != StatsUpdate::Off).is_empty()
     }
 
-    /// Before training: refuses a policy under which a training step changes nothing.
+    /// Before training in steps of `accumulate` micro-batches: refuses a policy under which a training step changes nothing,
+    /// or takes statistics over a single value.
     ///
     /// # Errors
-    /// Nothing [trains](Self::trains) and nothing [moves](Self::moves).
-    pub fn check_training(&self) -> Result<(), PolicyError> {
+    /// Nothing [trains](Self::trains) and nothing [moves](Self::moves); a batch norm under `domain=accumulated` has one value a
+    /// channel in all micro-batches together.
+    pub fn check_training(&self, accumulate: usize) -> Result<(), PolicyError> {
+        check_values(&self.graph, Some(accumulate))?;
         match self.trains() || self.moves() {
             true => Ok(()),
             false => Err(PolicyError::AllFrozen { policy: self.policy.clone() }),

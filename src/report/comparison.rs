@@ -29,6 +29,9 @@ pub struct Comparison {
     pub classes: Vec<String>,
     pub train_images: usize,
     pub val_images: usize,
+    /// The share of validation images that are of the most frequent class: what always naming that class gets right.
+    #[serde(default)]
+    pub chance: f64,
     /// Height and width, in pixels.
     pub size: [usize; 2],
     pub batch: usize,
@@ -208,6 +211,13 @@ impl Comparison {
             }
         }
         table
+    }
+}
+
+impl Arm {
+    /// The runs that ended early, at their last good checkpoints.
+    pub fn diverged(&self) -> impl Iterator<Item = &ArmRun> {
+        self.runs.iter().filter(|run| run.diverged.is_some())
     }
 }
 

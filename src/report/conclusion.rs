@@ -1,6 +1,8 @@
 //! What the numbers of a comparison say, and what they do not, in plain words.
 
-use super::spread::{Difference, Spread, batch_modes, last_accuracy, mean_drift, median, ranked, standard_error};
+use super::spread::{
+    Difference, NoRank, Spread, batch_modes, last_accuracy, mean_drift, median, no_rank, ranked, standard_error,
+};
 use super::units::{bytes, flops, nats, percent};
 use super::{Arm, ArmRun, Comparison, State};
 use crate::train::{EpochMetrics, best};
@@ -24,11 +26,17 @@ pub fn conclusion(comparison: &Comparison) -> Vec<String> {
 }
 
 pub(super) fn findings(comparison: &Comparison) -> Vec<String> {
-    let ranked = ranked(comparison);
+    let (without, ranked): (Vec<&Arm>, Vec<&Arm>) =
+        ranked(comparison).into_iter().partition(|arm| no_rank(comparison, arm).is_some());
     let first = ranked.first().and_then(|arm| Some((*arm, last_accuracy(arm)?)));
     let Some((best, accuracy)) = first else {
-        let why = if comparison.val_images == 0 { "There are no validation images" } else { "No run is finished yet" };
-        return vec![format!("{why}, so nothing says which policy is best; what each costs is known all the same.")];
+        let why = match comparison.val_images {
+            0 => "There are no validation images",
+            _ if !without.is_empty() => "No policy has a result that counts",
+            _ => "No run is finished yet",
+        };
+        let nothing = format!("{why}, so nothing says which policy is best; what each costs is known all the same.");
+        return [Some(nothing), not_ranked(comparison, &without)].into_iter().flatten().collect();
     };
     // An arm that has no seed in common with the best one cannot be compared with it.
     let leads = ranked[1..].iter().filter_map(|arm| Some((*arm, Difference::between(comparison, best, arm)?)));
@@ -36,11 +44,35 @@ pub(super) fn findings(comparison: &Comparison) -> Vec<String> {
     let tied: Vec<&Arm> = leads.iter().filter(|(_, lead)| !lead.is_clear()).map(|(arm, _)| *arm).collect();
     let paragraphs = [
         Some(lead(comparison, best, accuracy, leads.first(), &tied)),
+        not_ranked(comparison, &without),
         following(comparison),
         (!leads.is_empty()).then(|| cheapest(best, &tied)),
         inference(best),
     ];
     paragraphs.into_iter().flatten().collect()
+}
+
+/// Names the policies that have results and no rank, and why.
+fn not_ranked(comparison: &Comparison, arms: &[&Arm]) -> Option<String> {
+    let why = |arm: &&Arm| match no_rank(comparison, arm)? {
+        NoRank::Diverged { seeds } => {
+            let runs = match (seeds.len(), arm.runs.len()) {
+                (_, 1) => "its one run".to_owned(),
+                (lost, all) if lost == all => format!("all of its {all} runs"),
+                (lost, all) => format!("{lost} of its {all} runs"),
+            };
+            Some(format!("`{}` diverged in {runs}", arm.name))
+        }
+        NoRank::Chance { accuracy } => Some(format!(
+            "`{}` ended at chance, {}, where naming the most frequent class gets {}",
+            arm.name,
+            percent(accuracy),
+            percent(comparison.chance)
+        )),
+    };
+    let words: Vec<String> = arms.iter().filter_map(why).collect();
+    (!words.is_empty())
+        .then(|| format!("Not ranked: {}. A lower learning rate or a longer warm-up may mend that.", words.join("; ")))
 }
 
 fn lead(
@@ -81,7 +113,8 @@ fn lead(
 }
 
 fn following(comparison: &Comparison) -> Option<String> {
-    let find = |name| comparison.arms.iter().find(|arm| arm.name == name);
+    let counts = |arm: &&Arm| no_rank(comparison, arm).is_none();
+    let find = |name| comparison.arms.iter().find(|arm| arm.name == name).filter(counts);
     let pairs = FOLLOWING.into_iter().filter_map(|(with, without)| {
         let difference = Difference::between(comparison, find(with)?, find(without)?)?;
         Some((format!("`{with}` against `{without}` {}", points(difference)), difference))
@@ -196,7 +229,8 @@ pub(super) fn caveats(comparison: &Comparison) -> Vec<String> {
     if done < seeds * arms.len() {
         caveats.push(format!("Only {done} of {} runs are finished.", seeds * arms.len()));
     }
-    if let Some(accuracy) = arms.first().and_then(|arm| last_accuracy(arm)) {
+    let first = arms.first().filter(|arm| no_rank(comparison, arm).is_none());
+    if let Some(accuracy) = first.and_then(|arm| last_accuracy(arm)) {
         caveats.push(match seeds {
             0 | 1 => {
                 "One seed shows nothing of what chance does; ± is here what the number of images alone leaves open. \

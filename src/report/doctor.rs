@@ -204,7 +204,9 @@ fn constants(checkup: &Checkup) -> Option<Finding> {
     let (trial, confidence) = explained(checkup.trials.iter().filter(tried), drift)?;
     let (fault, constants, advice) = match trial.assumption {
         Assumption::Eps(eps) => {
-            let own = checkup.layers.first().map_or(0.0, |layer| layer.eps as f32);
+            // Layers that have that ε already are not at fault.
+            let other = checkup.layers.iter().map(|layer| layer.eps as f32).find(|own| *own != eps);
+            let own = other.unwrap_or_default();
             (
                 Fault::Epsilon,
                 format!("ε = {eps:e} instead of {own:e}"),

@@ -74,12 +74,39 @@ pub(super) fn last_accuracy(arm: &Arm) -> Option<Spread> {
     Spread::of(arm.runs.iter().filter_map(ArmRun::last_accuracy))
 }
 
-/// All arms, the most accurate first, and those without an accuracy last.
+/// All arms, the most accurate first, and those last that have no [rank](no_rank) or no accuracy.
 pub(super) fn ranked(comparison: &Comparison) -> Vec<&Arm> {
     let mut arms: Vec<&Arm> = comparison.arms.iter().collect();
     let mean = |arm: &Arm| last_accuracy(arm).map_or(f64::NEG_INFINITY, |accuracy| accuracy.mean);
-    arms.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    arms.sort_by(|a, b| {
+        let last = |arm: &Arm| no_rank(comparison, arm).is_some();
+        last(a).cmp(&last(b)).then(mean(b).total_cmp(&mean(a)))
+    });
     arms
+}
+
+/// Why an arm has results and no rank.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum NoRank {
+    /// Training diverged under these seeds; what is left is from before.
+    Diverged { seeds: Vec<u64> },
+    /// It names the right class no more often than [chance](Comparison::chance), as far as the images can tell.
+    Chance { accuracy: f64 },
+}
+
+/// Why `arm` cannot be ranked; none if it can, or has no results yet.
+pub(super) fn no_rank(comparison: &Comparison, arm: &Arm) -> Option<NoRank> {
+    let is_lost = |run: &&ArmRun| {
+        let last = run.history.last().and_then(|epoch| epoch.val);
+        run.diverged.is_some() || last.is_some_and(|val| !val.mean_loss().is_finite())
+    };
+    let seeds: Vec<u64> = arm.runs.iter().filter(is_lost).map(|run| run.seed).collect();
+    if !seeds.is_empty() {
+        return Some(NoRank::Diverged { seeds });
+    }
+    let accuracy = last_accuracy(arm)?.mean;
+    let (chance, images) = (comparison.chance, comparison.val_images);
+    (chance > 0.0 && accuracy <= chance + 1.645 * standard_error(chance, images)).then_some(NoRank::Chance { accuracy })
 }
 
 /// The drift of each of `count` batch norms, a mean over `states`; not a number where none of them has one.

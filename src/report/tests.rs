@@ -133,6 +133,7 @@ fn comparison(arms: &[(&str, f64)], seeds: &[u64]) -> Comparison {
         classes: (0..10).map(|digit| digit.to_string()).collect(),
         train_images: 200,
         val_images: IMAGES as usize,
+        chance: 0.1,
         size: [16, 16],
         batch: 32,
         accumulate: 1,
@@ -304,6 +305,7 @@ fn losses_and_drift_that_are_no_numbers() {
     let (text, count) = read(&comparison, &timings(&comparison));
     assert_eq!(count("rect.unknown"), 1);
     assert!(text.contains("Losses stopped being numbers"));
+    assert!(text.contains("No policy has a result that counts") && text.contains("diverged in its one run"));
 }
 
 #[test]
@@ -380,6 +382,34 @@ fn a_conclusion_names_the_best_and_the_cheapest_as_good() {
     let tied = ended(&[("full", &[0.90, 0.91, 0.92]), ("head", &[0.91, 0.90, 0.90])], 600);
     let cheapest = &conclusion::findings(&tied)[2];
     assert!(cheapest.starts_with("The cheapest of those is `head`"), "{cheapest}");
+}
+
+#[test]
+fn what_diverged_or_ended_at_chance_has_no_rank() {
+    let mut comparison =
+        ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.80, 0.81, 0.82]), ("bn-only", &[0.10, 0.11, 0.10])], 600);
+    comparison.arms[0].runs[1].diverged = Some("training diverged".to_owned());
+    let findings = conclusion::findings(&comparison);
+    assert!(findings[0].starts_with("`head` is the only policy with a result"), "{}", findings[0]);
+    assert!(
+        findings[1].starts_with("Not ranked: `full` diverged in 1 of its 3 runs; `bn-only` ended at chance, 10.3 %"),
+        "{}",
+        findings[1]
+    );
+    assert!(!findings.iter().any(|finding| finding.contains("against `head`")), "{findings:?}");
+    let order: Vec<&str> = ranked(&comparison).iter().map(|arm| arm.name.as_str()).collect();
+    assert_eq!(order, ["head", "full", "bn-only"]);
+
+    // Where nothing is left, nothing is best.
+    for run in comparison.arms.iter_mut().flat_map(|arm| &mut arm.runs) {
+        run.diverged = Some("training diverged".to_owned());
+    }
+    let findings = conclusion::findings(&comparison);
+    assert!(findings[0].starts_with("No policy has a result that counts"), "{}", findings[0]);
+    assert!(findings[1].contains("`head` diverged in all of its 3 runs"), "{}", findings[1]);
+    // Of few images chance may be more.
+    let few = ended(&[("full", &[0.3, 0.3, 0.3])], 10);
+    assert!(conclusion::findings(&few)[1].contains("`full` ended at chance"));
 }
 
 #[test]

@@ -100,10 +100,10 @@ impl Checkpoint {
 
         let (optimizer, tensors) = state.tensors.into_iter().partition(|(name, _)| name.starts_with(OPTIMIZER));
         let optimizer = read_optimizer(network, optimizer).ok_or(TrainError::ForeignState)?;
-        let state = StateDict { tensors, metadata: BTreeMap::new(), origin: state.origin, keras: None };
+        let state = StateDict { tensors, origin: state.origin, ..StateDict::default() };
         // The seed would be for a head of another size, which is refused.
         let loaded = weights::from_state(network, state, 0)?;
-        if loaded.head_reinitialised.is_some() {
+        if loaded.new_head.is_some() {
             return Err(TrainError::ForeignState);
         }
         Ok(Self { position, variant, tensors: loaded.tensors, optimizer })

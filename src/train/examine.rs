@@ -4,7 +4,7 @@
 use super::{Companions, LayerSurvey, Moments, Probe, Survey, Totals, TrainError, drifts};
 use crate::data::Loader;
 use crate::gpu::{Device, Parameters, median};
-use crate::graph::{Graph, LayerId, Param, Role, Stats};
+use crate::graph::{Graph, LayerId, Param, Role, Stats, Variance};
 use crate::plan::Input;
 use crate::rng::Rng;
 use crate::tensor::HostTensor;
@@ -218,7 +218,10 @@ pub fn examine(
             let mut half = |places: &[usize]| probe.survey(&images.rearranged(places, batch)?);
             let (one, other) = (half(&order[..count / 2])?, half(&order[count / 2..count / 2 * 2])?);
             let halves = one.layers.iter().zip(&other.layers).enumerate();
-            halves.map(|(i, (one, other))| would_store(one).drift(&would_store(other), subject.eps(i)) / 4.0).collect()
+            let drift = |(i, (one, other))| {
+                subject.would_store(i, one).drift(&subject.would_store(i, other), subject.eps(i)) / 4.0
+            };
+            halves.map(drift).collect()
         }
     };
     let several = sizes.iter().rposition(|size| size * 4 <= count).unwrap_or(0);
@@ -267,7 +270,7 @@ impl Assumption {
 fn finite(survey: Result<Survey, TrainError>) -> Result<Option<Survey>, TrainError> {
     match survey {
         Ok(survey) => Ok(Some(survey)),
-        Err(TrainError::MomentsNotFinite { .. }) => Ok(None),
+        Err(TrainError::MomentsNotFinite { .. } | TrainError::OutputNotFinite { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -315,10 +318,17 @@ impl Subject<'_> {
         f64::from(self.network.eps(self.layers[index]).unwrap_or_default())
     }
 
+    /// The moments that training on batches like these would store.
+    fn would_store(&self, index: usize, seen: &LayerSurvey) -> Moments {
+        would_store(seen, self.network.layers()[self.layers[index].index()].stored_var())
+    }
+
     /// How far the stored moments, as `meant`, are from what training on batches like those of `survey` would store.
     fn drifts_from(&self, survey: &Survey, meant: impl Fn(&Moments) -> Moments) -> Vec<f64> {
         let layers = self.stored.iter().zip(&survey.layers).enumerate();
-        layers.map(|(index, (stored, seen))| meant(stored).drift(&would_store(seen), self.eps(index))).collect()
+        layers
+            .map(|(index, (stored, seen))| meant(stored).drift(&self.would_store(index, seen), self.eps(index)))
+            .collect()
     }
 
     /// `seen` is what inference shows, `batch` what the largest batches show; `spread` are batches of some size, of
@@ -369,8 +379,12 @@ impl Subject<'_> {
 }
 
 /// The moments that training on batches like these would store.
-fn would_store(seen: &LayerSurvey) -> Moments {
-    Moments { count: 0, mean: seen.mean.clone(), var: seen.unbiased.clone() }
+fn would_store(seen: &LayerSurvey, var: Variance) -> Moments {
+    let var = match var {
+        Variance::Biased => &seen.biased,
+        Variance::Unbiased => &seen.unbiased,
+    };
+    Moments { count: 0, mean: seen.mean.clone(), var: var.clone() }
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -9,6 +9,7 @@ mod check;
 mod checkpoint;
 mod crc32c;
 mod examine;
+mod finite;
 mod measure;
 mod moments;
 mod probe;
@@ -24,6 +25,7 @@ pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use checkpoint::checksum;
 pub(crate) use crc32c::Crc32c;
 pub use examine::{Assumption, Checkup, DEAD, Examination, Inference, LayerCheck, SizeCheck, Trial, examine};
+pub use finite::check_finite;
 pub use measure::{KernelTime, Measurement, Quartiles, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
@@ -99,8 +101,20 @@ pub enum TrainError {
     Stages { expected: usize, found: usize },
     #[error("the network has {network} classes, but the images have {images}")]
     Classes { network: usize, images: usize },
-    #[error("`{layer}` of the weights to start from holds values that are not finite")]
-    NotFinite { layer: String },
+    #[error(
+        "`{tensor}` of the weights holds {value}{}",
+        match tensor.rsplit_once('.') {
+            Some((_, "running_var" | "running_mean")) => {
+                ", which no statistic of finite values is; `recalibrate` estimates running statistics anew"
+            }
+            _ => "; take weights from before training diverged",
+        }
+    )]
+    NotFinite { tensor: String, value: f32 },
+    #[error(
+        "{what} is not finite, and no result can be trusted; weights or statistics are far too large for these images"
+    )]
+    OutputNotFinite { what: String },
     #[error(
         "{} is not empty: name a new folder{}",
         folder.display(),

@@ -1,5 +1,6 @@
 //! Forward passes that look: what every batch norm sees, under running statistics or under those of the batch.
 
+use super::finite::not_finite;
 use super::session::{Slots, unpad};
 use super::{Images, Moments, PADDING, Totals, TrainError};
 use crate::compile;
@@ -281,6 +282,11 @@ impl Probe {
                     return Err(TrainError::MomentsNotFinite { layer });
                 }
                 survey_of.add(moments, survey.batches);
+            }
+            if !seen.totals.loss.is_finite() {
+                let planned = self.plans.iter().find(|planned| planned.batch == valid);
+                let planned = planned.ok_or(TrainError::Incomplete { what: "loss" })?;
+                return Err(not_finite(&planned.executor)?);
             }
             let classes = seen.logits.len() / valid;
             for (&place, logits) in batch.samples[..counted].iter().zip(seen.logits.chunks_exact(classes)) {

@@ -1,6 +1,7 @@
 //! Re-estimates running statistics by forward passes, without a gradient: the remedy for statistics that belong to
 //! other data, or that training left behind the weights.
 
+use super::finite::check_finite_but;
 use super::{LayerSurvey, Moments, Probe, Survey, TrainError};
 use crate::data::Loader;
 use crate::gpu::{Device, Parameters};
@@ -29,8 +30,9 @@ pub struct Recalibration<'a> {
     /// The batch norms; all others keep, and normalise by, the statistics that they have.
     pub layers: &'a [LayerId],
     pub method: Method,
-    /// The estimator of the variance that is stored.
-    pub var: Variance,
+    /// The estimator of the variance that is stored; if there is none, each layer's own, as its setting or else its network
+    /// says.
+    pub var: Option<Variance>,
 }
 
 /// Gives the chosen batch norms of `network` statistics of `images`, in the loader's batches and order. Their counts of
@@ -38,8 +40,8 @@ pub struct Recalibration<'a> {
 /// nothing at all.
 ///
 /// # Errors
-/// A layer is no batch norm, or there is none; an image is broken; a moment is not finite; the device refuses the
-/// batch.
+/// A layer is no batch norm, or there is none; an image is broken; a parameter that is not replaced, or a moment, is not
+/// finite; the device refuses the batch.
 pub fn recalibrate(
     device: &Device,
     network: &Graph,
@@ -49,11 +51,15 @@ pub fn recalibrate(
     what: &Recalibration<'_>,
 ) -> Result<(), TrainError> {
     let params = what.layers.iter().map(|&layer| moments_of(network, layer)).collect::<Result<Vec<_>, _>>()?;
+    // What is estimated anew may be broken, where nothing normalises by it meanwhile.
+    let is_replaced = |param: ParamId| what.method != Method::AdaBn && params.contains(&param);
+    check_finite_but(network, tensors, is_replaced)?;
     let shared = Parameters::upload(device, network, tensors)?;
     let mut estimates = Vec::with_capacity(params.len());
     let estimate = |survey: &Survey, probe: &Probe, layer: LayerId, param: ParamId| {
         let position = probe.layers().iter().position(|&l| l == layer).ok_or(TrainError::NoBatchNorm)?;
-        Ok::<_, TrainError>(stored(&survey.layers[position], survey.batches, what, &tensors[param.index()]))
+        let (seen, var) = (&survey.layers[position], what.var.unwrap_or(network.layers()[layer.index()].stored_var()));
+        Ok::<_, TrainError>(stored(seen, survey.batches, what.method, var, &tensors[param.index()]))
     };
     match what.method {
         Method::Precise | Method::UpdateBn => {
@@ -104,8 +110,8 @@ fn moments_of(network: &Graph, layer: LayerId) -> Result<ParamId, TrainError> {
 }
 
 /// The parameter with the moments that `seen` amounts to.
-fn stored(seen: &LayerSurvey, batches: u64, what: &Recalibration<'_>, like: &HostTensor) -> HostTensor {
-    let (mean, var) = match (what.method, what.var) {
+fn stored(seen: &LayerSurvey, batches: u64, method: Method, var: Variance, like: &HostTensor) -> HostTensor {
+    let (mean, var) = match (method, var) {
         (Method::UpdateBn, Variance::Biased) => (&seen.mean, seen.biased.clone()),
         (Method::UpdateBn, Variance::Unbiased) => (&seen.mean, seen.unbiased.clone()),
         (_, Variance::Biased) => (&seen.pooled.mean, seen.pooled.var.clone()),

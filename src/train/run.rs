@@ -2,13 +2,13 @@
 
 use super::checkpoint::{Checkpoint, Position};
 use super::{
-    Evaluator, FeatureCache, ImageSet, Images, Method, PADDING, Probe, Recalibration, Session, Settings, Then, Totals,
-    TrainError, recalibrate,
+    Evaluator, FeatureCache, ImageSet, Images, Method, OptimizerState, PADDING, Probe, Recalibration, Session,
+    Settings, Then, Totals, TrainError, check_finite, recalibrate,
 };
 use crate::compile;
 use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
 use crate::gpu::{Device, Parameters};
-use crate::graph::{Graph, LayerId, LayerKind, Stats, Variance};
+use crate::graph::{Graph, LayerId, LayerKind, Stats};
 use crate::plan::Input;
 use crate::rng::Rng;
 use crate::tensor::HostTensor;
@@ -127,9 +127,7 @@ impl Job<'_> {
     /// settings; a device that refuses the batch.
     pub fn start(self, tensors: &[HostTensor], folder: &Path) -> Result<Run, TrainError> {
         self.settings.check()?;
-        if let Some(layer) = self.stages.first().and_then(|network| not_finite(network, tensors)) {
-            return Err(TrainError::NotFinite { layer: layer.to_owned() });
-        }
+        self.stages.first().map_or(Ok(()), |network| check_finite(network, tensors))?;
         claim(folder)?;
         let mut run = self.set_up(tensors, folder, 0)?;
         let path = folder.join(SETTINGS_FILE);
@@ -224,12 +222,6 @@ pub(crate) fn claim(folder: &Path) -> Result<(), TrainError> {
         return Err(TrainError::Occupied { folder: folder.into(), resumable });
     }
     Ok(())
-}
-
-/// The layer of the first parameter with a value that is not finite.
-fn not_finite<'a>(network: &'a Graph, tensors: &[HostTensor]) -> Option<&'a str> {
-    let index = tensors.iter().position(|tensor| tensor.data.iter().any(|value| !value.is_finite()))?;
-    Some(&network.layers()[network.params()[index].layer.index()].name)
 }
 
 /// A training run with a folder.
@@ -356,7 +348,16 @@ impl Run {
                 images_per_s = self.train_epoch(stop, observe)?;
             }
             // Asked again: the flag may have been set in the epoch's last step, or in validation.
-            let validated = if stop.load(Ordering::Relaxed) { None } else { self.validate(stop, observe)? };
+            let validated = match stop.load(Ordering::Relaxed) {
+                true => None,
+                false => self.validate(stop, observe).map_err(|error| match error {
+                    // Before training the weights were not those of this run.
+                    TrainError::OutputNotFinite { what } if self.step() > 0 => {
+                        self.diverged(format!("{what} is not finite in validation"), self.step())
+                    }
+                    error => error,
+                })?,
+            };
             let Some((val, skipped)) = validated else {
                 self.save()?;
                 return Ok(Outcome::Stopped);
@@ -382,8 +383,7 @@ impl Run {
         let mut tensors = self.session.parameters()?;
         let layers = (0..).map(LayerId).zip(network.layers());
         let layers: Vec<LayerId> = layers.filter(|(_, l)| l.kind == LayerKind::Bn).map(|(id, _)| id).collect();
-        let var = layers.first().map_or(Variance::Unbiased, |layer| network.layers()[layer.index()].averaging.var);
-        let what = Recalibration { layers: &layers, method: Method::Precise, var };
+        let what = Recalibration { layers: &layers, method: Method::Precise, var: None };
         recalibrate(device, network, &mut tensors, input, images, &what)?;
         self.weights(&tensors).save(self.folder.join(RECALIBRATED_FILE))?;
         let Some(loader) = &self.source.val else { return Ok(None) };
@@ -436,7 +436,7 @@ impl Run {
 
     /// Goes on under the policy's next stage: a new plan on the weights as they are, and an optimiser without a past.
     fn enter_stage(&mut self, stage: usize) -> Result<(), TrainError> {
-        let tensors = self.session.parameters()?;
+        let tensors = self.finite_parameters()?;
         (self.session, self.evaluator) = self.source.stage(stage, &tensors, &self.settings)?;
         self.stage = stage;
         Ok(())
@@ -453,7 +453,14 @@ impl Run {
         while let Some(totals) = self.session.completed(all)? {
             let step = arrivals.step + (arrivals.batches / window) as u64 + 1;
             if !totals.loss.is_finite() {
-                return Err(self.diverged(format!("the loss is {}", totals.mean_loss()), step));
+                // Steps behind it have carried that into what trains.
+                let first = match check_finite(self.session.network(), &self.session.parameters()?) {
+                    Err(TrainError::NotFinite { tensor, .. }) => {
+                        format!("; the first tensor that is not finite is `{tensor}`")
+                    }
+                    _ => String::new(),
+                };
+                return Err(self.diverged(format!("the loss is {}{first}", totals.mean_loss()), step));
             }
             arrivals.batches += 1;
             arrivals.images += totals.samples;
@@ -519,10 +526,13 @@ impl Run {
     /// Writes the weights and then the checkpoint: if it ends between them, the run goes on from the checkpoint before
     /// and writes the same weights again.
     fn save(&mut self) -> Result<(), TrainError> {
-        let tensors = self.session.parameters()?;
+        let tensors = self.finite_parameters()?;
         let network = self.session.network();
-        if let Some(layer) = not_finite(network, &tensors) {
-            return Err(self.diverged(format!("`{layer}` is no longer finite"), self.step()));
+        let optimizer = self.session.optimizer_state()?;
+        let lost = |state: &&OptimizerState| state.tensor.data.iter().any(|value| !value.is_finite());
+        if let Some(OptimizerState { param, .. }) = optimizer.iter().find(lost) {
+            let layer = &network.layers()[network.param(*param).layer.index()].name;
+            return Err(self.diverged(format!("the optimiser's state of `{layer}` is no longer finite"), self.step()));
         }
         let weights = self.weights(&tensors);
         let history = &self.position.history;
@@ -535,7 +545,7 @@ impl Run {
             position: self.position.clone(),
             variant: self.session.device().variant()?,
             tensors,
-            optimizer: self.session.optimizer_state()?,
+            optimizer,
         };
         checkpoint.save(network, &self.settings, &self.folder.join(CHECKPOINT_FILE))?;
         self.saved_step = self.step();
@@ -552,6 +562,17 @@ impl Run {
         let graph = graph.iter().map(|graph| ("graph", graph.clone()));
         weights.metadata.extend(about.into_iter().chain(graph).map(|(key, value)| (key.to_owned(), value)));
         weights
+    }
+
+    /// The parameters, or the error that training diverged.
+    fn finite_parameters(&self) -> Result<Vec<HostTensor>, TrainError> {
+        let tensors = self.session.parameters()?;
+        match check_finite(self.session.network(), &tensors) {
+            Err(TrainError::NotFinite { tensor, value }) => {
+                Err(self.diverged(format!("`{tensor}` holds {value}"), self.step()))
+            }
+            checked => checked.map(|()| tensors),
+        }
     }
 
     fn diverged(&self, what: String, step: u64) -> TrainError {

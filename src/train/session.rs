@@ -1,5 +1,6 @@
 //! Training and evaluating a network on a device, batch by batch.
 
+use super::finite::{check_finite, not_finite};
 use super::{FeatureCache, Features, TrainError};
 use crate::compile::{self, Optimizer, Options};
 use crate::data::Loader;
@@ -181,7 +182,7 @@ impl Session {
     /// Compiles `network`, whose layers carry their settings, and uploads one tensor a parameter.
     ///
     /// # Errors
-    /// The device refuses, or nothing in the network trains or moves.
+    /// A tensor is not [finite](super::check_finite); the device refuses, or nothing in the network trains or moves.
     pub fn new(
         device: &Device,
         network: Graph,
@@ -208,6 +209,7 @@ impl Session {
         if options.accumulate == 0 {
             return Err(TrainError::Incomplete { what: "micro-batch in an optimiser step" });
         }
+        check_finite(&network, tensors)?;
         let params = Parameters::upload(device, &network, tensors)?;
         let graph = compile::training(network.clone(), &options)?;
         let samples = |graph: &Graph| graph.input_shape().map_or(1, crate::tensor::Shape::n);
@@ -495,8 +497,9 @@ impl Evaluator {
     /// Compiles inference of `network` for batches of its own size, and uploads one tensor a parameter.
     ///
     /// # Errors
-    /// The device refuses.
+    /// A tensor is not [finite](super::check_finite); the device refuses.
     pub fn new(device: &Device, network: &Graph, tensors: &[HostTensor], input: Input) -> Result<Self, TrainError> {
+        check_finite(network, tensors)?;
         Self::of_parameters(device, network, &Parameters::upload(device, network, tensors)?, input)
     }
 
@@ -554,7 +557,7 @@ impl Evaluator {
     /// Loss and hits of one batch; samples labelled [`PADDING`] do not count.
     ///
     /// # Errors
-    /// The batch has another size than the plan, a label is not a class, or the device failed.
+    /// The batch has another size than the plan, a label is not a class, the loss is not finite, or the device failed.
     pub fn evaluate(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
         self.forward(images, labels)?;
         let samples = labels.iter().filter(|l| **l != PADDING).count();
@@ -562,16 +565,24 @@ impl Evaluator {
             Some(rows) => self.executor.read(rows)?,
             None => Vec::new(),
         };
-        Ok(Totals::new(&rows, samples))
+        let totals = Totals::new(&rows, samples);
+        if !totals.loss.is_finite() {
+            return Err(not_finite(&self.executor)?);
+        }
+        Ok(totals)
     }
 
     /// The logits of one batch: `classes` values a sample.
     ///
     /// # Errors
-    /// The batch has another size than the plan, or the device failed.
+    /// The batch has another size than the plan, a logit is not finite, or the device failed.
     pub fn logits(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
         self.forward(images, &vec![PADDING; self.batch])?;
-        Ok(unpad(&self.executor.read(self.slots.logits)?, self.classes, self.batch))
+        let logits = unpad(&self.executor.read(self.slots.logits)?, self.classes, self.batch);
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(not_finite(&self.executor)?);
+        }
+        Ok(logits)
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {

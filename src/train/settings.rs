@@ -21,6 +21,9 @@ pub struct Settings {
     /// The file that the weights came from; none if they were random.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub weights: Option<PathBuf>,
+    /// The set of weights in that file, if one was named.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weights_set: Option<String>,
     /// The folder of the images.
     pub data: PathBuf,
     /// Class names in the order of their labels.
@@ -120,7 +123,7 @@ pub enum OptimizerSettings {
 }
 
 /// Where they came from may differ when a run is resumed: what they hold is compared instead.
-const PROVENANCE: [&str; 3] = ["thawline", "weights", "data"];
+const PROVENANCE: [&str; 4] = ["thawline", "weights", "weights-set", "data"];
 
 impl Settings {
     /// Optimiser steps an epoch. Only whole windows of [`accumulate`](Self::accumulate) whole batches count: the few
@@ -304,6 +307,7 @@ pub(super) mod tests {
             model: "resnet_tiny".into(),
             graph: None,
             weights: None,
+            weights_set: None,
             data: "images".into(),
             classes: vec!["a".into(), "b \"quoted\"".into()],
             batch: 4,

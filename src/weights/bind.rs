@@ -26,22 +26,46 @@ pub enum ExpectedKind {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Bound {
     /// One entry for each expected tensor; `None` is a tensor of the head that has to be initialised, because the
-    /// file's head has another number of classes.
+    /// file has no head, or one with another number of classes.
     pub tensors: Vec<Option<FileTensor>>,
-    /// The classes in the file and those asked for, where they differ.
-    pub head_reinitialised: Option<(usize, usize)>,
+    /// Why the head starts anew, if it does.
+    pub new_head: Option<NewHead>,
+}
+
+/// Whether a file needs a head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Head {
+    Required,
+    /// It starts anew where the file has none: before training.
+    Optional,
+}
+
+/// Why a head starts anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NewHead {
+    /// The file's head has `found` classes, and `asked` are asked for.
+    OtherClasses { found: usize, asked: usize },
+    /// The file has none.
+    Absent,
 }
 
 /// Gives each expected tensor its values from `state`.
 ///
 /// `head` is the layer, e.g. `fc`, whose tensors may differ in the first dimension, the number of classes. If they
-/// do, all of them alike, then the file's head is left out and the log says so.
+/// do, all of them alike, then the file's head is left out and the log says so. With [`Head::Optional`] all of its tensors may
+/// be missing.
 ///
 /// # Errors
 /// [`WeightsError::Mismatch`] with every tensor that is missing, unexpected, or of another shape or kind.
-pub fn bind(state: StateDict, expected: &[Expected], head: &str) -> Result<Bound, WeightsError> {
-    let head_reinitialised = other_classes(&state, expected, head);
-    let skipped = |name: &str| head_reinitialised.is_some() && belongs_to(name, head);
+pub fn bind(state: StateDict, expected: &[Expected], head: &str, needed: Head) -> Result<Bound, WeightsError> {
+    let of_head = || expected.iter().filter(|wanted| belongs_to(&wanted.name, head));
+    let is_absent = of_head().next().is_some() && of_head().all(|wanted| !state.tensors.contains_key(&wanted.name));
+    let new_head = match (is_absent, needed) {
+        (true, Head::Optional) => Some(NewHead::Absent),
+        (true, Head::Required) => None,
+        (false, _) => other_classes(&state, expected, head),
+    };
+    let skipped = |name: &str| new_head.is_some() && belongs_to(name, head);
 
     let mut missing = Vec::new();
     let mut misshapen = Vec::new();
@@ -71,12 +95,23 @@ pub fn bind(state: StateDict, expected: &[Expected], head: &str) -> Result<Bound
     if !(missing.is_empty() && unexpected.is_empty() && misshapen.is_empty()) {
         missing.sort();
         misshapen.sort();
-        let hint = hint(&state, expected, missing.len() + unexpected.len() + misshapen.len());
+        let others_missing = missing.iter().any(|(name, _)| !belongs_to(name, head));
+        let hint = match is_absent && !others_missing && misshapen.is_empty() {
+            true => Some(format!(
+                "it has no head `{head}`, which gives the classes: `finetune` and `compare` start one anew, and what they \
+                 write has one"
+            )),
+            false => hint(&state, expected, missing.len() + unexpected.len() + misshapen.len()),
+        };
         let mismatch = Mismatch { file, missing, unexpected, misshapen, hint };
         return Err(WeightsError::Mismatch(Box::new(mismatch)));
     }
-    if let Some((found, asked)) = head_reinitialised {
-        log::warn!("{file} was trained for {found} classes; `{head}` starts anew with {asked}");
+    match new_head {
+        Some(NewHead::OtherClasses { found, asked }) => {
+            log::warn!("{file} was trained for {found} classes; `{head}` starts anew with {asked}");
+        }
+        Some(NewHead::Absent) => log::warn!("{file} has no head; `{head}` starts anew"),
+        None => {}
     }
 
     let mut found = state.tensors;
@@ -88,7 +123,7 @@ pub fn bind(state: StateDict, expected: &[Expected], head: &str) -> Result<Bound
             Some(FileTensor { shape: Vec::new(), data })
         }
     });
-    Ok(Bound { tensors: tensors.collect(), head_reinitialised })
+    Ok(Bound { tensors: tensors.collect(), new_head })
 }
 
 fn belongs_to(name: &str, layer: &str) -> bool {
@@ -112,7 +147,7 @@ fn difference(tensor: &FileTensor, wanted: &Expected) -> Option<String> {
 }
 
 /// The classes in the file and those expected, if that is the only thing in which the head differs.
-fn other_classes(state: &StateDict, expected: &[Expected], head: &str) -> Option<(usize, usize)> {
+fn other_classes(state: &StateDict, expected: &[Expected], head: &str) -> Option<NewHead> {
     let mut classes = None;
     for wanted in expected.iter().filter(|wanted| belongs_to(&wanted.name, head)) {
         let tensor = state.tensors.get(&wanted.name)?;
@@ -124,11 +159,21 @@ fn other_classes(state: &StateDict, expected: &[Expected], head: &str) -> Option
         }
         classes = Some((found, asked));
     }
-    classes.filter(|(found, asked)| found != asked)
+    classes.filter(|(found, asked)| found != asked).map(|(found, asked)| NewHead::OtherClasses { found, asked })
 }
 
 /// What is the matter with the file as a whole, if so many tensors differ that the lists alone do not tell.
 fn hint(state: &StateDict, expected: &[Expected], problems: usize) -> Option<String> {
+    let integers = |wanted: &&Expected| {
+        let found = state.tensors.get(&wanted.name).map(|tensor| &tensor.data);
+        wanted.kind == ExpectedKind::Float && matches!(found, Some(TensorData::I64(_)))
+    };
+    if let Some(wanted) = expected.iter().find(integers) {
+        return Some(format!(
+            "`{}` holds integers, so the file seems to be quantised: give the file of floats that it was made from",
+            wanted.name
+        ));
+    }
     // Counters may be missing from a good file, so they prove nothing.
     let names: Vec<&str> = expected
         .iter()
@@ -200,7 +245,7 @@ mod tests {
     }
 
     fn mismatch(state: StateDict, expected: &[Expected]) -> (Mismatch, String) {
-        match bind(state, expected, "fc") {
+        match bind(state, expected, "fc", Head::Required) {
             Err(WeightsError::Mismatch(mismatch)) => {
                 let message = mismatch.to_string();
                 (*mismatch, message)
@@ -212,8 +257,8 @@ mod tests {
     #[test]
     fn tensors_come_in_the_expected_order() {
         let expected = network();
-        let bound = bind(file(&expected), &expected, "fc").unwrap();
-        assert_eq!(bound.head_reinitialised, None);
+        let bound = bind(file(&expected), &expected, "fc", Head::Required).unwrap();
+        assert_eq!(bound.new_head, None);
         assert_eq!(bound.tensors.len(), 6);
         assert_eq!(bound.tensors[0], Some(FileTensor::f32([4, 3, 1, 1], vec![0.0; 12])));
         assert_eq!(bound.tensors[3], Some(FileTensor::i64([], vec![3])));
@@ -224,7 +269,7 @@ mod tests {
     fn a_missing_counter_is_zero() {
         let mut state = file(&network());
         state.tensors.remove("bn1.num_batches_tracked");
-        let bound = bind(state, &network(), "fc").unwrap();
+        let bound = bind(state, &network(), "fc", Head::Required).unwrap();
         assert_eq!(bound.tensors[3], Some(FileTensor::i64([], vec![0])));
     }
 
@@ -233,8 +278,8 @@ mod tests {
         let mut trained = network();
         trained[4].shape[0] = 1000;
         trained[5].shape[0] = 1000;
-        let bound = bind(file(&trained), &network(), "fc").unwrap();
-        assert_eq!(bound.head_reinitialised, Some((1000, 3)));
+        let bound = bind(file(&trained), &network(), "fc", Head::Required).unwrap();
+        assert_eq!(bound.new_head, Some(NewHead::OtherClasses { found: 1000, asked: 3 }));
         assert_eq!((&bound.tensors[4], &bound.tensors[5]), (&None, &None));
         assert!(bound.tensors[..4].iter().all(Option::is_some));
     }
@@ -249,9 +294,10 @@ mod tests {
         (wider[4].shape, wider[5].shape) = (vec![7, 5], vec![7]);
         assert_eq!(mismatch(file(&wider), &network()).0.misshapen.len(), 2);
 
-        let mut headless = file(&network());
-        headless.tensors.retain(|name, _| !name.starts_with("fc."));
-        assert_eq!(mismatch(headless, &network()).0.missing.len(), 2);
+        let mut half = file(&network());
+        half.tensors.remove("fc.bias");
+        assert_eq!(mismatch(half.clone(), &network()).0.missing.len(), 1);
+        assert!(bind(half, &network(), "fc", Head::Optional).is_err());
 
         // `fc` is a layer, not any name that begins so.
         let mut other = network();
@@ -259,6 +305,26 @@ mod tests {
         let mut trained = other.clone();
         trained[0].shape[0] = 8;
         assert_eq!(mismatch(file(&trained), &other).0.misshapen.len(), 1);
+    }
+
+    #[test]
+    fn a_head_that_is_not_there_starts_anew_before_training() {
+        let mut headless = file(&network());
+        headless.tensors.retain(|name, _| !name.starts_with("fc."));
+        let (found, message) = mismatch(headless.clone(), &network());
+        assert_eq!(found.missing.len(), 2);
+        assert!(message.contains("it has no head `fc`") && message.contains("`finetune`"), "{message}");
+        let bound = bind(headless, &network(), "fc", Head::Optional).unwrap();
+        assert_eq!(bound.new_head, Some(NewHead::Absent));
+        assert_eq!((&bound.tensors[4], &bound.tensors[5]), (&None, &None));
+    }
+
+    #[test]
+    fn integers_in_the_place_of_floats_are_called_quantised() {
+        let mut state = file(&network());
+        state.tensors.insert("fc.weight".into(), FileTensor::i64([3, 4], vec![1; 12]));
+        let hint = mismatch(state, &network()).0.hint.unwrap();
+        assert!(hint.contains("`fc.weight` holds integers") && hint.contains("quantised"), "{hint}");
     }
 
     #[test]
@@ -276,8 +342,9 @@ mod tests {
         assert_eq!(names, ["bn1.num_batches_tracked", "bn1.weight", "conv1.weight"]);
         assert_eq!(
             message,
-            "net.pth does not fit the model (tensors: 1 missing, 1 unexpected, 3 of another shape or kind); the file \
-             seems to hold another architecture; choose the model that it was saved from\n  \
+            "net.pth does not fit the model (tensors: 1 missing, 1 unexpected, 3 of another shape or kind); \
+             `bn1.weight` holds integers, so the file seems to be quantised: give the file of floats that it was made \
+             from\n  \
              missing: bn1.bias [4]\n  \
              unexpected: bn1.extra [4]\n  \
              other shape or kind: bn1.num_batches_tracked has the shape [], the model wants one integer\n  \

@@ -19,6 +19,18 @@ pub enum WeightsError {
     NotCopied { path: PathBuf, reason: String },
     #[error("{path} holds no tensor; write it with torch.save(model.state_dict(), …) or as safetensors", path = path.display())]
     Empty { path: PathBuf },
+    #[error(
+        "{} holds no set of weights called `{set}`; {}",
+        path.display(),
+        if found.is_empty() { "it holds one set, without a name".to_owned() } else { format!("there are: {}", found.join(", ")) }
+    )]
+    NoSet { path: PathBuf, set: String, found: Vec<String> },
+    #[error(
+        "{path} is quantised ({how}), and such weights cannot be trained or turned back exactly: give the file of floats that it \
+         was made from",
+        path = path.display()
+    )]
+    Quantised { path: PathBuf, how: String },
     #[error("tensor `{tensor}` in {path}: {reason}", path = path.display())]
     Tensor { path: PathBuf, tensor: String, reason: String },
     #[error("cannot write {path}: {source}; a file that was there before is unchanged", path = path.display())]

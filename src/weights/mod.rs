@@ -21,7 +21,7 @@ mod safetensors;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -29,12 +29,12 @@ use memmap2::Mmap;
 
 pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
-pub use bind::{Bound, Expected, ExpectedKind, bind};
+pub use bind::{Bound, Expected, ExpectedKind, Head, NewHead, bind};
 pub use config::Config;
 pub(crate) use convert::{Dtype, decode};
 pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};
-pub use params::{Loaded, expected, from_state, initialise, to_file, to_state};
+pub use params::{Loaded, expected, from_state, from_state_with, initialise, to_file, to_state};
 
 /// The values of a tensor, in row-major order.
 #[derive(Clone, PartialEq, Debug)]
@@ -93,26 +93,41 @@ pub struct StateDict {
     pub origin: Option<PathBuf>,
     /// What a Keras file says beside its tensors; none for other files.
     pub keras: Option<Box<keras::Description>>,
+    /// What the user should know of how the file was read: which of several sets of weights was taken, what was left out.
+    pub notes: Vec<String>,
+    /// The checkpoint's entry that the tensors are of, if the file is a checkpoint.
+    pub set: Option<String>,
+    /// The entries of the checkpoint that hold weights.
+    pub sets: Vec<String>,
 }
 
 impl StateDict {
     /// Reads a safetensors, PyTorch or Keras file, recognised by its content.
     ///
-    /// A PyTorch file may hold a state dict, a checkpoint with one under `state_dict`, `model_state_dict` or
-    /// `model`, or a whole pickled module. The prefix that `DataParallel` or `torch.compile` put before every name
-    /// is removed.
+    /// A PyTorch file may hold a state dict, a checkpoint with one or several, or a whole pickled module. Of several sets
+    /// of weights, an average over the steps of training (EMA) is taken before the last values, as timm takes it, and a
+    /// [note](Self::notes) says so. The prefix that `DataParallel` or `torch.compile` put before every name is removed.
     ///
     /// # Errors
     /// When the file cannot be read, is of another format, is damaged, holds no tensor, or holds a tensor whose
     /// values are of a kind that neither `f32` nor `i64` can stand for. Each error names the file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
+        Self::load_set(path, None)
+    }
+
+    /// As [`load`](Self::load), of the set of weights called `set`: an entry of a checkpoint, such as `state_dict`, or what
+    /// the names of tensors begin with, such as `encoder_k`.
+    ///
+    /// # Errors
+    /// Those of [`load`](Self::load); [`WeightsError::NoSet`].
+    pub fn load_set(path: impl AsRef<Path>, set: Option<&str>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
         let bytes = map_file(path)?;
         let mut state = match recognise(&bytes) {
             Ok(Format::Safetensors) => safetensors::load(path, &bytes)?,
-            Ok(Format::PytorchZip) => pytorch::load_zip(path, &bytes)?,
+            Ok(Format::PytorchZip) => pytorch::load_zip(path, &bytes, set)?,
             Ok(Format::Keras) => keras::load(path, &bytes)?,
-            Ok(Format::PytorchLegacy) => pytorch::load_legacy(path, &bytes)?,
+            Ok(Format::PytorchLegacy) => pytorch::load_legacy(path, &bytes, set)?,
             Err(reason) => {
                 return Err(WeightsError::UnknownFormat { path: path.into(), reason });
             }
@@ -120,11 +135,55 @@ impl StateDict {
         if state.tensors.is_empty() {
             return Err(WeightsError::Empty { path: path.into() });
         }
-        for wrapper in ["module.", "_orig_mod."] {
-            state.strip_prefix(wrapper);
-        }
         state.origin = Some(path.into());
+        state.strip_wrappers();
+        if let Some(set) = set.filter(|set| !state.is_set(set)) {
+            state.choose(set)?;
+        }
         Ok(state)
+    }
+
+    /// Whether the tensors are those of the checkpoint's entry `set`.
+    fn is_set(&self, set: &str) -> bool {
+        self.set.as_deref() == Some(set)
+    }
+
+    /// Keeps the tensors whose names begin with `set` and a dot, without both.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn choose(&mut self, set: &str) -> Result<(), WeightsError> {
+        let prefix = format!("{}.", set.trim_end_matches('.'));
+        if !self.tensors.keys().any(|name| name.starts_with(&prefix)) {
+            /// More are the parts of a network.
+            const SETS: usize = 4;
+            let first: BTreeSet<&str> = self.tensors.keys().filter_map(|name| Some(name.split_once('.')?.0)).collect();
+            let found = match self.sets.is_empty() {
+                true if first.len() > SETS => Vec::new(),
+                true => first.into_iter().map(printable).collect(),
+                false => self.sets.iter().map(|set| printable(set)).collect(),
+            };
+            let path = self.origin.clone().unwrap_or_default();
+            return Err(WeightsError::NoSet { path, set: printable(set), found });
+        }
+        self.keep_prefix(&prefix);
+        self.strip_wrappers();
+        Ok(())
+    }
+
+    /// Keeps the tensors whose names begin with `prefix`, without it, and returns the names of the others.
+    pub fn keep_prefix(&mut self, prefix: &str) -> Vec<String> {
+        let (kept, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.tensors).into_iter().partition(|(name, _)| name.starts_with(prefix));
+        self.tensors = kept.into_iter().map(|(name, tensor)| (name[prefix.len()..].to_owned(), tensor)).collect();
+        others.into_keys().collect()
+    }
+
+    /// Takes off what `DataParallel` and `torch.compile` put before every name.
+    fn strip_wrappers(&mut self) {
+        for wrapper in ["module.", "_orig_mod."] {
+            self.strip_prefix(wrapper);
+        }
     }
 
     /// Writes safetensors, atomically: at any moment `path` is either what it was before or the whole new file.

@@ -1,6 +1,8 @@
 //! A network's parameters on the host, and their names, shapes and layouts in a file.
 
-use super::{Bound, Expected, ExpectedKind, FileTensor, StateDict, TensorData, WeightsError, bind, layout};
+use super::{
+    Bound, Expected, ExpectedKind, FileTensor, Head, NewHead, StateDict, TensorData, WeightsError, bind, layout,
+};
 use crate::graph::{Graph, Param, Role};
 use crate::rng::Rng;
 use crate::tensor::{HostTensor, pad4};
@@ -84,8 +86,8 @@ fn normal(rng: &mut Rng) -> f64 {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Loaded {
     pub tensors: Vec<HostTensor>,
-    /// The classes in the file and those of the network, where they differ and the head starts anew.
-    pub head_reinitialised: Option<(usize, usize)>,
+    /// Why the head starts anew, if it does.
+    pub new_head: Option<NewHead>,
 }
 
 /// Takes a network's parameters from `state`. The [head](Graph::head) may have another number of classes; it is initialised
@@ -94,8 +96,16 @@ pub struct Loaded {
 /// # Errors
 /// [`WeightsError::Mismatch`] lists every tensor that is missing, unexpected or misshapen.
 pub fn from_state(graph: &Graph, state: StateDict, seed: u64) -> Result<Loaded, WeightsError> {
+    from_state_with(graph, state, seed, Head::Required)
+}
+
+/// As [`from_state`], of a file that may lack the head if `needed` says so.
+///
+/// # Errors
+/// Those of [`from_state`].
+pub fn from_state_with(graph: &Graph, state: StateDict, seed: u64, needed: Head) -> Result<Loaded, WeightsError> {
     let head = graph.head().map_or("", |head| &graph.layers()[head.index()].name);
-    let Bound { tensors, head_reinitialised } = bind(state, &expected(graph), head)?;
+    let Bound { tensors, new_head } = bind(state, &expected(graph), head, needed)?;
     let mut files = tensors.into_iter();
     let tensors = graph
         .params()
@@ -107,7 +117,7 @@ pub fn from_state(graph: &Graph, state: StateDict, seed: u64) -> Result<Loaded, 
             files.map_or_else(|| initialise_param(graph, index, seed), |files| to_device(param, files))
         })
         .collect();
-    Ok(Loaded { tensors, head_reinitialised })
+    Ok(Loaded { tensors, new_head })
 }
 
 fn to_device(param: &Param, files: Vec<FileTensor>) -> HostTensor {

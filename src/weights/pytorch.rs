@@ -16,8 +16,31 @@ use super::convert::{Conversions, Dtype, decode};
 use super::error::printable;
 use super::{FileTensor, StateDict, WeightsError, leads_out};
 
-/// Where a checkpoint keeps its state dict, in order of preference.
-const CHECKPOINT_KEYS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
+/// Where a checkpoint keeps its weights, in order of preference. An average over the steps of training comes before the last
+/// values, as in timm's `load_state_dict(use_ema=True)`, in torchvision's reference scripts, where `model_ema` is what is
+/// evaluated, in BasicSR (`params_ema`), YOLO (`ema`) and DINO (`teacher`).
+const CHECKPOINT_KEYS: [&str; 17] = [
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "model_state_dict_ema",
+    "ema_model",
+    "params_ema",
+    "ema",
+    "teacher",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "student",
+];
+
+/// How many of [`CHECKPOINT_KEYS`] are averages.
+const AVERAGES: usize = 9;
 
 /// The most opcodes accepted in a file's pickles. A tensor takes about forty, and every opcode may cost the reader
 /// some hundred bytes of memory.
@@ -53,14 +76,14 @@ pub(super) fn is_legacy(start: &[u8]) -> bool {
     start.windows(MAGIC.len()).any(|window| window == MAGIC)
 }
 
-pub(super) fn load_zip(path: &Path, bytes: &[u8]) -> Result<StateDict, WeightsError> {
+pub(super) fn load_zip(path: &Path, bytes: &[u8], set: Option<&str>) -> Result<StateDict, WeightsError> {
     let pickle = zip_pickle(path, bytes)?;
     let mut operations = MAX_PICKLE_OPS;
     skim(pickle, &mut operations).map_err(|reason| malformed(path, reason))?;
-    load(path, bytes.len(), pickle)
+    load(path, bytes.len(), pickle, set)
 }
 
-pub(super) fn load_legacy(path: &Path, bytes: &[u8]) -> Result<StateDict, WeightsError> {
+pub(super) fn load_legacy(path: &Path, bytes: &[u8], set: Option<&str>) -> Result<StateDict, WeightsError> {
     // Magic number, protocol, machine, the object itself, and the list of its storages.
     const PICKLES: usize = 5;
     const OBJECT: usize = 3;
@@ -74,7 +97,7 @@ pub(super) fn load_legacy(path: &Path, bytes: &[u8]) -> Result<StateDict, Weight
         }
         rest = &rest[length..];
     }
-    load(path, bytes.len(), object)
+    load(path, bytes.len(), object, set)
 }
 
 fn malformed(path: &Path, reason: String) -> WeightsError {
@@ -135,26 +158,50 @@ fn zip_pickle<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], WeightsError
     Ok(pickle)
 }
 
-/// Loads a file that was looked at before; `pickle` is the part that describes its tensors.
-fn load(path: &Path, file_len: usize, pickle: &[u8]) -> Result<StateDict, WeightsError> {
+/// Loads a file that was looked at before; `pickle` is the part that describes its tensors, `set` the entry that is wanted.
+fn load(path: &Path, file_len: usize, pickle: &[u8], set: Option<&str>) -> Result<StateDict, WeightsError> {
+    refuse_quantised(path, pickle)?;
     let unreadable = |error: pytorch_reader::PytorchError| malformed(path, error.to_string());
     let contents = PytorchReader::read_pickle_data(path, None).map_err(unreadable)?;
     refuse_code(path, &contents)?;
     let PickleValue::Dict(contents) = contents else {
         return Err(WeightsError::Empty { path: path.into() });
     };
-    let reader = match state_dict_key(&contents, pickle) {
+    let sets = sets(&contents, pickle);
+    let chosen = match set {
+        Some(set) => sets.iter().find(|key| *key == set),
+        // Entries of other names are told by whose tensors fit a network.
+        None => sets.first().filter(|first| CHECKPOINT_KEYS.contains(&first.as_str())),
+    };
+    let reader = match chosen {
         Some(key) => {
-            log::info!("{}: the weights are those under `{key}`", path.display());
+            log::info!("{}: the weights are those under `{}`", path.display(), printable(key));
             PytorchReader::with_top_level_key(path, key)
         }
         None => PytorchReader::new(path),
     };
-    read_tensors(path, file_len, reader.map_err(unreadable)?.into_tensors())
+    let mut state = read_tensors(path, file_len, reader.map_err(unreadable)?.into_tensors())?;
+    if let (Some(chosen), [_, _, ..], None) = (chosen, &sets[..], set) {
+        let others: Vec<String> =
+            sets.iter().filter(|key| *key != chosen).map(|key| format!("`{}`", printable(key))).collect();
+        let why = match CHECKPOINT_KEYS[..AVERAGES].contains(&chosen.as_str()) {
+            true => ", the average over the steps of training,",
+            false => "",
+        };
+        state.notes.push(format!(
+            "of its sets of weights `{}`{why} is taken; --weights-set chooses another: {}",
+            printable(chosen),
+            others.join(", ")
+        ));
+    }
+    state.set = chosen.cloned();
+    state.sets = sets;
+    Ok(state)
 }
 
-/// The key of the state dict in a checkpoint; none when the file holds a state dict or a module itself.
-fn state_dict_key(contents: &HashMap<String, PickleValue>, pickle: &[u8]) -> Option<&'static str> {
+/// The entries of a checkpoint that hold weights, those first that are preferred; none when the file holds a state dict or a
+/// module itself.
+fn sets(contents: &HashMap<String, PickleValue>, pickle: &[u8]) -> Vec<String> {
     fn is_tensor(value: &PickleValue) -> bool {
         matches!(value, PickleValue::Unsupported(kind) if kind == "torch.Tensor")
     }
@@ -168,11 +215,39 @@ fn state_dict_key(contents: &HashMap<String, PickleValue>, pickle: &[u8]) -> Opt
     let after_protocol = pickle.get(2..).unwrap_or_default();
     let is_module = after_protocol.starts_with(b"c") && !after_protocol.starts_with(b"ccollections\n");
     if is_module || contents.values().any(is_tensor) {
-        return None;
+        return Vec::new();
     }
-    CHECKPOINT_KEYS.into_iter().find(|&key| {
-        contents.get(key).is_some_and(|value| matches!(value, PickleValue::Dict(_)) && holds_tensor(value))
-    })
+    let place = |key: &str| CHECKPOINT_KEYS.iter().position(|known| *known == key);
+    // Of other names only what holds tensors itself: the state of an optimiser holds them deeper.
+    let holds = |key: &str, value: &PickleValue| match value {
+        PickleValue::Dict(entries) => match place(key) {
+            Some(_) => holds_tensor(value),
+            None => !key.contains("optim") && entries.values().any(is_tensor),
+        },
+        _ => false,
+    };
+    let mut sets: Vec<String> =
+        contents.iter().filter(|(key, value)| holds(key, value)).map(|(key, _)| key.clone()).collect();
+    sets.sort_by_key(|key| (place(key).unwrap_or(usize::MAX), key.clone()));
+    sets
+}
+
+/// Refuses tensors of 8-bit integers with a scale: the reader does not know them, and would call the file damaged.
+fn refuse_quantised(path: &Path, pickle: &[u8]) -> Result<(), WeightsError> {
+    // The names of functions and classes stand in a pickle as they are.
+    const MARKS: [(&[u8], &str); 6] = [
+        (b"_rebuild_qtensor", "torch.quantize_per_tensor or quantize_per_channel"),
+        (b"QInt8Storage", "qint8"),
+        (b"QUInt8Storage", "quint8"),
+        (b"torch.ao.nn.quantized", "torch.ao.quantization"),
+        (b"torch.nn.quantized", "torch.quantization"),
+        (b"torchao.", "torchao"),
+    ];
+    let holds = |mark: &[u8]| pickle.windows(mark.len()).any(|window| window == mark);
+    match MARKS.into_iter().find(|(mark, _)| holds(mark)) {
+        Some((_, how)) => Err(WeightsError::Quantised { path: path.into(), how: how.into() }),
+        None => Ok(()),
+    }
 }
 
 /// The reader keeps a call that it does not know as the name of what would have been called, and calls nothing.

@@ -42,7 +42,7 @@ pub(super) fn load(path: &Path, bytes: &[u8]) -> Result<StateDict, WeightsError>
     }
     conversions.report(path);
     let metadata = metadata.metadata().clone().unwrap_or_default().into_iter().collect();
-    Ok(StateDict { tensors, metadata, origin: None, keras: None })
+    Ok(StateDict { tensors, metadata, ..StateDict::default() })
 }
 
 /// The JSON text between the length and the tensors.

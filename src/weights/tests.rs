@@ -45,6 +45,61 @@ fn every_form_of_a_state_dict_loads_alike() {
     }
 }
 
+/// The tensors of an average over the steps: all values are greater by one.
+fn average() -> BTreeMap<String, FileTensor> {
+    let mut tensors = expected_tensors();
+    for tensor in tensors.values_mut() {
+        match &mut tensor.data {
+            TensorData::F32(values) => values.iter_mut().for_each(|value| *value += 1.0),
+            TensorData::I64(values) => values.iter_mut().for_each(|value| *value += 1),
+        }
+    }
+    tensors
+}
+
+#[test]
+fn of_several_sets_of_weights_the_average_is_taken_and_said() {
+    for (name, taken, other) in
+        [("timm_ema.pth", "state_dict_ema", "state_dict"), ("teacher.pth", "teacher", "student")]
+    {
+        let state = StateDict::load(golden(name)).unwrap();
+        assert_eq!(state.tensors, average(), "{name}");
+        let [note] = &state.notes[..] else { panic!("{name}: {:?}", state.notes) };
+        assert!(note.contains(&format!("`{taken}`, the average")) && note.contains(&format!("`{other}`")), "{note}");
+        let chosen = StateDict::load_set(golden(name), Some(other)).unwrap();
+        assert_eq!((chosen.tensors, chosen.notes), (expected_tensors(), vec![]), "{name}");
+    }
+    // What counts the steps stands beside the module that is averaged.
+    let mut state = StateDict::load(golden("torchvision_ema.pth")).unwrap();
+    assert!(state.notes[0].contains("`model_ema`") && state.notes[0].contains("`model`"), "{:?}", state.notes);
+    assert_eq!(state.keep_prefix("module."), ["n_averaged"]);
+    assert_eq!(state.tensors, average());
+    // An entry of no known name that is the only one is known by its tensors.
+    assert_eq!(StateDict::load(golden("net.pth")).unwrap().tensors, expected_tensors());
+    // Of two unknown ones none is taken by its name.
+    let both = StateDict::load(golden("two.pth")).unwrap();
+    assert!(both.tensors.contains_key("generator.fc.bias") && both.tensors.contains_key("discriminator.fc.bias"));
+    assert_eq!(StateDict::load_set(golden("two.pth"), Some("generator")).unwrap().tensors, average());
+}
+
+#[test]
+fn a_set_of_weights_is_an_entry_or_what_names_begin_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sets.safetensors");
+    let names = ["encoder_q.a", "encoder_k.a", "encoder_k.module.b", "queue"];
+    let tensors = names.iter().map(|name| (name.to_string(), ramp(&[1]))).collect();
+    StateDict { tensors, ..Default::default() }.save(&path).unwrap();
+    let names_of = |set| StateDict::load_set(&path, Some(set)).unwrap().tensors.into_keys().collect::<Vec<_>>();
+    assert_eq!(names_of("encoder_q"), ["a"]);
+    assert_eq!(names_of("encoder_k."), ["a", "module.b"]);
+    let refused = |path: &Path, set| StateDict::load_set(path, Some(set)).unwrap_err().to_string();
+    let message = refused(&path, "ema");
+    assert!(message.contains("no set of weights called `ema`; there are: encoder_k, encoder_q"), "{message}");
+    let message = refused(&golden("timm_ema.pth"), "model_ema");
+    assert!(message.contains("there are: state_dict_ema, state_dict"), "{message}");
+    assert!(refused(&golden("plain.pth"), "x\u{1b}[2J").contains("called `x\\u{1b}[2J`"));
+}
+
 #[test]
 fn views_are_gathered_from_their_storage() {
     let state = StateDict::load(golden("views.pth")).unwrap();
@@ -90,6 +145,7 @@ fn what_cannot_be_loaded_says_why() {
         ("no_tensors.pth", &["holds no tensor", "state_dict()"]),
         ("os_system.pth", &["refused", "`posix.system`", "nothing was run"]),
         ("plain_pickle.pth", &["plain pickle", "state_dict()"]),
+        ("quantised.pth", &["is quantised", "the file of floats"]),
     ] {
         let message = refusal(name);
         assert!(message.contains(golden(name).to_str().unwrap()), "{message}");

@@ -2,13 +2,15 @@
 """Writes the files in weights/ with a real PyTorch: one small network in every form that `torch.save` gives it.
 
 Every tensor holds `index * 0.25 - 1` in row-major order, which float16 and bfloat16 hold exactly, so a test can
-compute what it expects. Run with PyTorch 1.13 or newer: `python3 make_weights.py`.
+compute what it expects. Run with PyTorch 1.13 or newer: `python3 make_weights.py`, or with the names of the files that are to
+be made.
 """
 
 from collections import OrderedDict
 from pathlib import Path
 import os
 import pickle
+import sys
 
 import torch
 
@@ -42,12 +44,26 @@ class OsSystem:
 def main():
     OUT.mkdir(exist_ok=True)
     plain = state_dict()
-    save = lambda value, name, **options: torch.save(value, OUT / name, **options)
+
+    def save(value, name, **options):
+        if not sys.argv[1:] or name in sys.argv[1:]:
+            torch.save(value, OUT / name, **options)
 
     save(plain, "plain.pth")
     save(plain, "legacy.pth", _use_new_zipfile_serialization=False)
     save(OrderedDict(("module." + name, value) for name, value in plain.items()), "data_parallel.pth")
     save({"epoch": 3, "state_dict": plain, "optimizer": {"state": {0: ramp(2)}}}, "checkpoint.pth")
+    # As timm's training script, torchvision's (whose average is a module around the model), DINO's and others write them.
+    average = OrderedDict((name, value + 1) for name, value in plain.items())
+    inside = OrderedDict(("module." + name, value) for name, value in average.items())
+    save({"epoch": 3, "state_dict": plain, "state_dict_ema": average}, "timm_ema.pth")
+    save({"model": plain, "model_ema": OrderedDict(n_averaged=torch.tensor(9), **inside), "epoch": 3}, "torchvision_ema.pth")
+    save({"student": plain, "teacher": inside, "optimizer": {"state": {0: ramp(2)}}}, "teacher.pth")
+    save({"net": OrderedDict(("module." + name, value) for name, value in plain.items()), "acc": 93.1}, "net.pth")
+    save({"discriminator": plain, "generator": average}, "two.pth")
+    quantised = torch.quantize_per_tensor(ramp(5), 0.25, 0, torch.qint8)
+    save(OrderedDict(plain, **{"fc.weight": quantised}), "quantised.pth")
+
     save(state_dict(torch.float16), "f16.pth")
     save(state_dict(torch.bfloat16), "bf16.pth")
     save(state_dict(torch.float64), "f64.pth")
@@ -66,7 +82,8 @@ def main():
     save({"conv1.weight": torch.zeros(1).expand(1 << 26)}, "expanded.pth")
     save({"epoch": 3}, "no_tensors.pth")
     save({"conv1.weight": ramp(2), "run": OsSystem()}, "os_system.pth")
-    (OUT / "plain_pickle.pth").write_bytes(pickle.dumps({"conv1.weight": [1.0, 2.0]}, protocol=2))
+    if not sys.argv[1:]:
+        (OUT / "plain_pickle.pth").write_bytes(pickle.dumps({"conv1.weight": [1.0, 2.0]}, protocol=2))
 
 
 if __name__ == "__main__":

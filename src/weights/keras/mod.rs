@@ -64,8 +64,29 @@ pub(super) fn is_keras(bytes: &[u8]) -> bool {
 
 pub(super) fn load(path: &Path, bytes: &[u8]) -> Result<StateDict, WeightsError> {
     let reader = Reader::open(path, bytes)?;
+    if let Some(how) = reader.description.config.as_ref().and_then(quantised) {
+        return Err(WeightsError::Quantised { path: path.into(), how: printable(&how) });
+    }
     reader.supported().map_err(|reason| WeightsError::Refused { path: path.into(), reason: printable(&reason) })?;
     reader.state().map_err(|reason| malformed(path, &reason))
+}
+
+/// How a model's layers are quantised, if some are: by `Model.quantize`, whose layers then have such a policy for the type of
+/// their values, or by layers of tfmot around them.
+fn quantised(config: &Value) -> Option<String> {
+    match config {
+        Value::Object(entries) => {
+            let class = entries.get("class_name").and_then(Value::as_str).unwrap_or_default();
+            let is_quantised = class.starts_with("Quantize") || class.starts_with("GPTQ") || class.starts_with("AWQ");
+            let mode = || entries.get("config").and_then(|config| config.get("mode")).and_then(Value::as_str);
+            match is_quantised {
+                true => Some(mode().unwrap_or(class).to_owned()),
+                false => entries.values().find_map(quantised),
+            }
+        }
+        Value::Array(items) => items.iter().find_map(quantised),
+        _ => None,
+    }
 }
 
 fn malformed(path: &Path, reason: &str) -> WeightsError {
