@@ -112,7 +112,7 @@ fn plans(network: &str, size: usize) -> Result<Vec<Plan>, Box<dyn Error>> {
             }
         }
     }
-    let plan = |(graph, variant)| Plan::new(graph, input.clone(), variant);
+    let plan = |(graph, variant)| Plan::new(graph, input, variant);
     Ok(graphs.into_iter().flat_map(|graph| Variant::ALL.map(|variant| (graph.clone(), variant))).map(plan).collect())
 }
 
