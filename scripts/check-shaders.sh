@@ -125,7 +125,7 @@ check() {
         ;;
     spirv-val)
         if ! have spirv-val spirv-tools; then skip spirv-val "there is no spirv-val (Debian: spirv-tools)" && return; fi
-        spirv-val --version | sed -n '1s/ *$//p' >"$cache/spirv-val.version"
+        spirv-val --version | sed -n '1s/ unknown hash.*//;1s/,.*//;1p' >"$cache/spirv-val.version"
         files spv | (cd "$pipelines" && each spirv-val --target-env vulkan1.3) >"$cache/spirv-val.txt"
         ;;
     glslang)
