@@ -38,11 +38,14 @@ fn check(dispatch: &Dispatch, words: &[usize], what: &str) {
     let slices = expected.iter_mut().map(Vec::as_mut_slice).collect();
     (dispatch.kernel.reference)(Args::new(&dispatch.params, slices));
     for ((binding, found), expected) in dispatch.kernel.bindings.iter().zip(&found).zip(&expected) {
-        let differs = |(a, b): (&f32, &f32)| match binding.name {
-            "mask" => a.to_bits() != b.to_bits(),
-            _ => (a - b).abs() > 1e-4 * (1.0 + b.abs()),
-        };
-        let first = found.iter().zip(expected).position(differs);
+        if binding.name == "mask" {
+            // A sum that is almost zero may round to either side of it.
+            let pairs = found.iter().zip(expected);
+            let flipped: u32 = pairs.map(|(a, b)| (a.to_bits() ^ b.to_bits()).count_ones()).sum();
+            assert!(flipped <= 8, "{what}: {flipped} bits of `mask` differ");
+            continue;
+        }
+        let first = found.iter().zip(expected).position(|(a, b)| (a - b).abs() > 1e-4 * (1.0 + b.abs()));
         assert!(first.is_none(), "{what}: `{}` differs first in word {}", binding.name, first.unwrap());
     }
 }
@@ -54,7 +57,7 @@ fn forward_words(x: Shape, out: Shape, g: Geometry) -> [usize; 6] {
     [x.stored_len(), weight, out.stored_c(), out.stored_len(), out.stored_len(), mask]
 }
 
-const EPILOGUE: Epilogue = Epilogue { bias: true, residual: true, act: Act::Identity, mask: true };
+const EPILOGUE: Epilogue = Epilogue { bias: true, residual: true, act: Act::Relu, mask: true };
 
 #[test]
 fn any_folding_of_a_grid_computes_the_same() {
@@ -62,11 +65,10 @@ fn any_folding_of_a_grid_computes_the_same() {
     let (x, out) = (Shape::nhwc(3, 13, 11, 72), Shape::nhwc(3, 7, 6, 132));
     let g = Geometry { kernel: [3, 3], stride: [2, 2], padding: [1; 4] };
     let weight = 9 * x.stored_c() * out.stored_c();
-    let relu = Epilogue { act: Act::Relu, ..EPILOGUE };
     for variant in variants() {
         let splits = conv2d::weight_grad_splits(variant, x, out, g);
         let cases = [
-            ("forward", conv2d::forward(variant, x, out, g, relu), forward_words(x, out, g).to_vec()),
+            ("forward", conv2d::forward(variant, x, out, g, EPILOGUE), forward_words(x, out, g).to_vec()),
             (
                 "input gradient",
                 conv2d::input_grad(variant, x, out, g, true),

@@ -126,7 +126,7 @@ fn grids_are_folded_where_one_dimension_is_too_small() {
     // What every adapter dispatches.
     const LIMIT: u32 = 65_535;
     let huge = models::build("resnet18", 4096, (224, 224), 10).expect("a model");
-    let huge = policy::resolve(&Policy::recipe("full").expect("a recipe"), huge).expect("a policy").graph;
+    let huge = resolve(&Policy::recipe("full").expect("a recipe"), huge).expect("a policy").graph;
     for variant in Variant::ALL {
         let step = compile::training(huge.clone(), &options()).expect("a step");
         let plan = Plan::new(step, BYTES, variant);
