@@ -176,7 +176,7 @@ impl Case {
         // Only kernels that ask for the number of workgroups can be folded.
         let [groups, 1, 1] = self.dispatch.workgroups else { return };
         if groups > 1 && kernel.source.contains("num_workgroups") {
-            let folded = Dispatch { workgroups: [groups.div_ceil(2), 2, 1], ..self.dispatch.clone() };
+            let folded = self.dispatch.clone().folded_into([groups.div_ceil(2), 2, 1]);
             for ((a, b), binding) in
                 on(&devices()[1], &folded, self.buffers.clone()).iter().zip(&trusted).zip(kernel.bindings)
             {
