@@ -179,18 +179,11 @@ fn decode_jpeg(bytes: &[u8], path: &Path, options: &DecodeOptions) -> Result<Ima
     } else {
         let inks = components.len() == 4;
         decoder.set_output_format(if inks { PixelFormat::Cmyk } else { PixelFormat::Rgba });
-        // As Pillow does, damaged data is decoded as far as that goes; but here it is said.
-        decoder.set_lenient(true);
         let decoded = decoder.decode_image().map_err(failed)?;
-        for warning in &decoded.warnings {
-            match warning {
-                DecodeWarning::ExtraneousData { .. } => {}
-                DecodeWarning::UnsupportedRecovered { detail } => return Err(refused(detail.clone())),
-                damage => {
-                    log::warn!("{}: a part of the image is damaged ({damage})", path.display());
-                    break;
-                }
-            }
+        // Stray bytes between headers cost no pixel.
+        let is_damage = |warning: &&DecodeWarning| !matches!(warning, DecodeWarning::ExtraneousData { .. });
+        if let Some(damage) = decoded.warnings.iter().find(is_damage) {
+            return Err(refused(damage.to_string()));
         }
         let mut pixels = decoded.data;
         if inks {
