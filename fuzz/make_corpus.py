@@ -774,7 +774,7 @@ def images():
     chosen = {
         "ycbcr-420-interleaved-restart2", "ycbcr-440-separate-restart0", "ycbcr-422-pairs-restart2",
         "ycbcr-chroma-finer-interleaved-restart0", "ycbcr-3x1-progressive-restart2", "rgb-letters-separate",
-        "cmyk-420-adobe0-interleaved", "ycck-444-adobe2-progressive", "grey-2x2-interleaved", "arithmetic-420",
+        "cmyk-420-neither-separate", "ycck-444-adobe2-progressive", "grey-2x2-interleaved", "arithmetic-420",
         "arithmetic-progressive", "common-progressive", "stray-bytes-420-separate", "damaged-interleaved-1",
     }
     jpegs = {name: data for name, data in [*make_images.jpegs(), *make_images.damaged()]}
@@ -815,7 +815,7 @@ def images():
         "size-huge.webp": riff((b"VP8X", 10, sized(1 << 24, 1 << 24)), pixels),
         "size-of-pixels.webp": riff((b"VP8L", 12, b"\x2f\xff\xff\xff\x0f" + bytes(7))),
         "size-huge.jpg": make_images.patched(make_images.patched(jpegs["common-420"], 1, 255), 3, 255),
-        "tables-missing.jpg": jpegs["common-420"].replace(b"\xff\xc4", b"\xff\xfe"),
+        "good-tables-missing.jpg": jpegs["common-420"].replace(b"\xff\xc4", b"\xff\xfe"),
         "size-huge.bmp": bytes(bmp[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + bmp[26:]),
         "size-least.bmp": bytes(bmp[:18] + struct.pack("<ii", 1, -(2**31)) + bmp[26:]),
         "offset-huge.bmp": bytes(bmp[:10] + b"\xff\xff\xff\xff" + bmp[14:]),
@@ -826,7 +826,7 @@ def images():
         "avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
         "web-page": b"<!DOCTYPE html><html>404</html>",
         "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
-    } | cut("jpg", jpegs["common-420"]) | cut("webp", others["lossy.webp"]) | cut("png", png())
+    } | cut("jpg", jpegs["common-420"]) | cut("webp", others["lossy.webp"]) | cut("png", png()[:-16])
 
 
 TARGETS = {
