@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
 use thawline::models;
@@ -57,6 +57,7 @@ impl Fixture {
             policy: arm("head").0,
             optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
             schedule: Schedule { lr: 5e-3, warmup: 0, decay: Decay::Constant },
+            decode: DecodeOptions::default(),
             transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None),
             data,
         };

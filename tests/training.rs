@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use tempfile::TempDir;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
@@ -426,6 +426,7 @@ impl Fixture {
             policy: PolicySettings { name: "full".into(), rules: vec![], stages: vec![] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { end: 0.1 } },
+            decode: DecodeOptions::default(),
             transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip),
             data,
         };

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
-use thawline::data::{ImageFolder, Sample};
+use thawline::data::decode::MAX_SIDE;
+use thawline::data::{DecodeOptions, Exif, ImageFolder, Sample};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Backend, Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
@@ -304,6 +305,50 @@ impl OptimizerArgs {
     }
 }
 
+/// How image files are read.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DecodeArgs {
+    /// Turn images upright by their EXIF orientation, or leave them as they are stored, as torchvision and Keras do
+    /// [default: apply]
+    #[arg(long, value_enum)]
+    pub exif: Option<ExifName>,
+    /// The most pixels that an image may have: a number of megapixels, or of pixels from 10000 on [default: 200]
+    #[arg(long, value_name = "N", value_parser = max_pixels)]
+    pub max_pixels: Option<u64>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExifName {
+    Apply,
+    Ignore,
+}
+
+impl DecodeArgs {
+    /// What was asked for, over what the resumed run was begun with, over the defaults.
+    pub fn options(&self, saved: Option<DecodeOptions>) -> DecodeOptions {
+        let base = saved.unwrap_or_default();
+        let exif = self.exif.map(|exif| match exif {
+            ExifName::Apply => Exif::Apply,
+            ExifName::Ignore => Exif::Ignore,
+        });
+        DecodeOptions { exif: exif.unwrap_or(base.exif), max_pixels: self.max_pixels.unwrap_or(base.max_pixels) }
+    }
+}
+
+/// Below this, `--max-pixels` counts megapixels: no photograph has fewer pixels than that.
+const LEAST_PIXELS: f64 = 10_000.0;
+
+fn max_pixels(text: &str) -> Result<u64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0);
+    let pixels = number.map(|number| if number < LEAST_PIXELS { number * 1e6 } else { number });
+    // The largest image of any format that is read.
+    let most = f64::from(MAX_SIDE) * f64::from(MAX_SIDE);
+    let pixels = pixels.map(f64::round).filter(|pixels| (1.0..=most).contains(pixels));
+    pixels.map(|pixels| pixels as u64).ok_or_else(|| {
+        format!("expected a number of megapixels, or of pixels from {LEAST_PIXELS} on, of at most {most} pixels")
+    })
+}
+
 /// The default of `--val-fraction`.
 pub const VAL_FRACTION: f64 = 0.2;
 
@@ -319,6 +364,8 @@ pub struct DataArgs {
     /// Go on past images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_broken: bool,
+    #[command(flatten)]
+    pub decode: DecodeArgs,
 }
 
 impl DataArgs {

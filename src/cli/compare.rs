@@ -59,7 +59,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 27] = [
+const SETTLED: [&str; 29] = [
     "variant",
     "out",
     "policies",
@@ -87,6 +87,8 @@ const SETTLED: [&str; 27] = [
     "train_images",
     "val_fraction",
     "skip_broken",
+    "exif",
+    "max_pixels",
 ];
 
 pub fn run(args: Args) -> Result<()> {

@@ -161,6 +161,8 @@ fn command(remedy: Remedy, args: &Args) -> String {
         ("split", split),
         ("val-fraction", (data.val_fraction != args::VAL_FRACTION).then(|| data.val_fraction.to_string())),
         ("size", size.size.map(|size| size.to_string())),
+        ("exif", data.decode.exif.map(args::name)),
+        ("max-pixels", data.decode.max_pixels.map(|pixels| (pixels as f64 / 1e6).to_string())),
         ("seed", (*seed != 0).then(|| seed.to_string())),
         ("device", device.device.clone()),
     ];

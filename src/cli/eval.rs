@@ -58,8 +58,11 @@ pub fn run(args: Args) -> Result<()> {
     let graph = args.policy.resolve_for_inference(model.network(batch, size)?)?;
     let tensors = model.tensors(&graph)?;
     let transform = Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None);
-    let options =
-        LoaderOptions { skip_broken: args.data.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, model.seed) };
+    let options = LoaderOptions {
+        skip_broken: args.data.skip_broken,
+        decode: args.data.decode.options(None),
+        ..LoaderOptions::new(Mode::Eval, batch, model.seed)
+    };
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
     let input = args::input(&model.spec);

@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
+use super::args::{self, DecodeArgs, DeviceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
 use super::inputs::Inputs;
 use super::output;
 use anyhow::{Result, bail};
@@ -24,7 +24,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Safetensors with `images` f32 [N, 3, H, W], used as they are, instead of images
-    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["json", "size", "top", "skip_broken"])]
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["json", "size", "top", "skip_broken", "exif", "max_pixels"])]
     inputs: Option<PathBuf>,
     /// Where the `logits` f32 [N, classes] of --inputs go: safetensors
     #[arg(long, value_name = "FILE", requires = "inputs")]
@@ -40,6 +40,8 @@ pub struct Args {
     /// Go on past images that cannot be decoded, and say how many there were
     #[arg(long)]
     skip_broken: bool,
+    #[command(flatten)]
+    decode: DecodeArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
@@ -104,7 +106,11 @@ fn classify(args: Args) -> Result<()> {
     let graph = args.policy.resolve_for_inference(model.network(batch, size)?)?;
     let tensors = model.tensors(&graph)?;
     let transform = Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None);
-    let options = LoaderOptions { skip_broken: args.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, 0) };
+    let options = LoaderOptions {
+        skip_broken: args.skip_broken,
+        decode: args.decode.options(None),
+        ..LoaderOptions::new(Mode::Eval, batch, 0)
+    };
     let samples = paths.into_iter().map(|path| Sample { path, label: 0 }).collect();
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;

@@ -4,7 +4,7 @@ use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
 use super::source::HubArgs;
 use anyhow::{Result, bail};
 use std::path::PathBuf;
-use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
 use thawline::gpu::{Device, Parameters};
 use thawline::graph::{Graph, Stats};
 use thawline::models::Spec;
@@ -51,6 +51,7 @@ pub struct Subject {
     pub labelled: bool,
     transform: Transform,
     skip_broken: bool,
+    decode: DecodeOptions,
     seed: u64,
 }
 
@@ -90,6 +91,7 @@ impl SubjectArgs {
             labelled,
             transform: Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None),
             skip_broken: self.data.skip_broken,
+            decode: self.data.decode.options(None),
             seed: self.seed,
         })
     }
@@ -117,8 +119,8 @@ impl Subject {
     }
 
     pub fn loader(&self, samples: Vec<Sample>, batch: usize) -> Result<Loader> {
-        let options =
-            LoaderOptions { skip_broken: self.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, self.seed) };
+        let options = LoaderOptions::new(Mode::Eval, batch, self.seed);
+        let options = LoaderOptions { skip_broken: self.skip_broken, decode: self.decode, ..options };
         Ok(Loader::new(samples, self.transform.clone(), options)?)
     }
 

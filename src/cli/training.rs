@@ -1,6 +1,6 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{self, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
 use super::source::HubArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -100,6 +100,8 @@ pub struct TrainingArgs {
     /// Leave out images that cannot be decoded, and count them, instead of stopping at the first
     #[arg(long)]
     skip_broken: bool,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -245,6 +247,7 @@ impl TrainingArgs {
             policy,
             optimizer,
             schedule: Schedule { lr, warmup: 0, decay },
+            decode: self.decode.options(saved.map(|s| s.decode)),
             transform: Transform::new(pixels(size.height), pixels(size.width), augment),
         };
         let warmup = self.warmup.or(saved.map(|s| s.schedule.warmup));

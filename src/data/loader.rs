@@ -1,6 +1,6 @@
 //! Samples → batches, decoded and transformed on threads ahead of the consumer.
 
-use super::{Augment, DataError, Image, Sample, Transform, decode};
+use super::{Augment, DataError, DecodeOptions, Image, Sample, Transform, decode};
 use crate::rng::Rng;
 use fast_image_resize::Resizer;
 use rayon::prelude::*;
@@ -34,6 +34,7 @@ pub struct LoaderOptions {
     /// stand-in would count twice. Both follow from the files and the order alone, so a resumed epoch equals an
     /// uninterrupted one, and no pass over all files has to come first.
     pub skip_broken: bool,
+    pub decode: DecodeOptions,
     /// Batches that may be ready before they are asked for, at least 1.
     pub prefetch: usize,
 }
@@ -41,7 +42,8 @@ pub struct LoaderOptions {
 impl LoaderOptions {
     /// Drops a partial batch in training and pads it in evaluation, stops at a broken image, prefetches two batches.
     pub fn new(mode: Mode, batch: usize, seed: u64) -> Self {
-        Self { mode, batch, seed, drop_last: mode == Mode::Train, skip_broken: false, prefetch: 2 }
+        let (drop_last, decode) = (mode == Mode::Train, DecodeOptions::default());
+        Self { mode, batch, seed, drop_last, skip_broken: false, decode, prefetch: 2 }
     }
 }
 
@@ -297,7 +299,7 @@ impl Shared {
                 break;
             }
             let sample = order[(place + attempt) % order.len()];
-            match decode::decode_file(&self.samples[sample].path) {
+            match decode::decode_file(&self.samples[sample].path, &self.options.decode) {
                 Ok(image) => {
                     self.show(&image, &[AUGMENT_STREAM, epoch, sample as u64, attempt as u64], out);
                     return Ok(Row { sample: Some(sample), skipped: attempt > 0 });

@@ -196,6 +196,7 @@ impl Job<'_> {
         let loader = |samples: &Vec<_>, mode| {
             let options = LoaderOptions {
                 skip_broken: settings.skip_broken,
+                decode: settings.decode,
                 ..LoaderOptions::new(mode, settings.batch, settings.seed)
             };
             Loader::new(samples.clone(), settings.transform.clone(), options)

@@ -2,7 +2,7 @@
 
 use super::{Crc32c, Schedule, TrainError};
 use crate::compile::{self, Options};
-use crate::data::{ImageFolder, Transform};
+use crate::data::{DecodeOptions, ImageFolder, Transform};
 use crate::graph::{AdamW, Sgd};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,9 @@ pub struct Settings {
     pub policy: PolicySettings,
     pub optimizer: OptimizerSettings,
     pub schedule: Schedule,
+    /// How image files are read.
+    #[serde(default)]
+    pub decode: DecodeOptions,
     pub transform: Transform,
 }
 
@@ -180,6 +183,10 @@ impl Settings {
             ("epochs", (self.epochs > 0 && self.steps() < 1 << 40, self.epochs.to_string(), "1 or more, and fewer")),
             ("lr", not_negative(self.schedule.lr)),
             ("label-smoothing", fraction(self.label_smoothing)),
+            (
+                "max-pixels",
+                (i64::try_from(self.decode.max_pixels).is_ok(), self.decode.max_pixels.to_string(), "less than 2⁶³"),
+            ),
             // What TOML can hold.
             ("seed", (i64::try_from(self.seed).is_ok(), self.seed.to_string(), "less than 2⁶³")),
             (
@@ -295,7 +302,7 @@ fn flatten(name: &str, value: &toml::Value, values: &mut Vec<(String, String)>) 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::data::{Augment, Sample};
+    use crate::data::{Augment, Exif, Sample};
     use crate::train::Decay;
 
     pub fn settings() -> Settings {
@@ -323,6 +330,7 @@ pub(super) mod tests {
             },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
+            decode: DecodeOptions { exif: Exif::Ignore, max_pixels: 12_345 },
             transform: Transform::new(16, 24, Augment::CropFlip),
         }
     }
