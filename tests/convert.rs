@@ -6,6 +6,7 @@ use thawline::graph::{Act, Affine, Averaging, Builder, Graph, Phase, Role, Windo
 use thawline::kernels::conv2d;
 use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
+use thawline::preprocessing::Preprocessing;
 use thawline::reference::Executor;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
@@ -133,7 +134,7 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
 }
 
 fn variant<'a>(name: &'a str, graph: &'a Graph) -> Variant<'a> {
-    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3], bgr: false }
+    Variant { name, graph, preprocessing: Preprocessing::normalised([0.5; 3], [0.5; 3]) }
 }
 
 fn between(from: Style, to: Style) -> Result<Converted, ConvertError> {
@@ -202,7 +203,7 @@ fn colours_in_another_order_meet_the_weights_that_were_theirs() {
     let graph = network(TORCH);
     let tensors = parameters(&graph);
     let rgb = variant("rgb", &graph);
-    let bgr = Variant { bgr: true, ..rgb };
+    let bgr = Variant { preprocessing: Preprocessing { bgr: true, ..rgb.preprocessing }, ..rgb };
     let converted = convert(&rgb, &bgr, &tensors).unwrap();
     let text = "red and blue are the other way round: the weights of conv1 have changed places";
     assert_eq!(converted.account.iter().map(Remark::to_string).collect::<Vec<_>>(), [text]);
@@ -260,7 +261,8 @@ fn other_networks_are_refused() {
         b.finish(x).unwrap()
     };
     let (with, without) = (scaled(Affine::Both), scaled(Affine::Beta));
-    let bgr = Variant { bgr: true, ..variant("b", &with) };
+    let bgr = variant("b", &with);
+    let bgr = Variant { preprocessing: Preprocessing { bgr: true, ..bgr.preprocessing }, ..bgr };
     let message = convert(&variant("a", &with), &bgr, &parameters(&with)).unwrap_err().to_string();
     assert!(message.starts_with("`bn` takes the images, whose red and blue change places"), "{message}");
     let there = |tensors: &[HostTensor]| convert(&variant("a", &with), &variant("b", &without), tensors);

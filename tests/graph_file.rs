@@ -3,9 +3,16 @@
 use std::path::Path;
 use thawline::graph::{Act, Averaging, Builder, Graph, GraphError, Window};
 use thawline::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding, Spec};
+use thawline::preprocessing::{Interpolation, Preprocessing, Resize};
 
 fn about(size: (usize, usize)) -> GraphAbout {
-    GraphAbout { name: "net".into(), size, mean: [0.5, 0.25, 0.0], std: [0.1, 1.0, 1.5], bgr: false }
+    let preprocessing = Preprocessing {
+        resize: Resize::Pad,
+        crop: 0.9,
+        interpolation: Interpolation::TfBicubic,
+        ..Preprocessing::normalised([0.5, 0.25, 0.0], [0.1, 1.0, 1.5])
+    };
+    GraphAbout { name: "net".into(), size, preprocessing }
 }
 
 /// A network with every operation and every form of it.
@@ -51,7 +58,7 @@ fn every_model_comes_back_from_its_file() {
         assert_eq!(again, file, "{}", spec.name);
         assert_eq!(again.json(), file.json());
         let custom = Spec::of_file(again);
-        assert_eq!((&custom.name, custom.mean, custom.std), (&spec.name, spec.mean, spec.std));
+        assert_eq!((&custom.name, custom.preprocessing.value), (&spec.name, spec.preprocessing.value));
         // Another batch, sizes that are odd at every depth, and other classes.
         let (h, w) = spec.size();
         for (batch, size, classes) in [(1, spec.size(), 10), (3, (h + 1, w + 7), 4), (2, (h - 3, w + 30), 10)] {

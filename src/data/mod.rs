@@ -9,13 +9,15 @@ pub mod decode;
 mod folder;
 mod loader;
 pub mod sample;
+mod sampling;
 mod transform;
 
 pub use decode::Image;
 pub use folder::{ImageFolder, Sample, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
-pub use transform::{Augment, EvalCrop, Transform};
+pub use transform::{Augment, Resizer, Transform};
 
+use crate::preprocessing::PreprocessingError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +53,8 @@ pub enum DataError {
             path.display(), decode::MAX_SIDE, decode::MAX_PIXELS >> 20)]
     TooLarge { path: PathBuf, width: u64, height: u64 },
 
+    #[error("how images are prepared: {0}")]
+    Preprocessing(#[from] PreprocessingError),
     #[error("{option} is {value}: expected {expected}")]
     Option { option: &'static str, value: String, expected: &'static str },
     #[error(
