@@ -531,7 +531,8 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
         Prepared::ByModel => {}
         Prepared::AsApplication(name) => log::warn!(
             "{file}: the model does not prepare its images, so that is done as the preprocess_input of {name} does; if it \
-             was trained on others, say so by --mean and --std"
+             was trained on others, say so by --mean and --std, or, if red comes first, by `bgr` in the graph file that inspect \
+             --graph prints"
         ),
         Prepared::Unknown => log::warn!(
             "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
