@@ -168,7 +168,7 @@ fn a_variant_computes_what_the_other_did() {
 #[test]
 fn the_account_names_every_difference() {
     let (from, to) = (network(KERAS), network(Style { padding: [0, 0, 1, 1], ..TORCH }));
-    let old = Variant { mean: [0.0; 3], std: [1.0; 3], ..variant("keras", &from) };
+    let old = Variant { preprocessing: Preprocessing::default(), ..variant("keras", &from) };
     let converted = convert(&old, &variant("torch", &to), &parameters(&from)).unwrap();
     let told: Vec<(bool, String)> = converted.account.iter().map(|r| (r.is_converted(), r.to_string())).collect();
     let [linear, absorbed, epsilon, padding, images, variance, keep, dropping] = &told[..] else { panic!("{told:#?}") };
@@ -179,9 +179,12 @@ fn the_account_names_every_difference() {
     assert!(epsilon.0 && epsilon.1.starts_with(text), "{epsilon:?}");
     let text = "the padding of block.conv1 is another: the logits differ from those before";
     assert_eq!(*padding, (false, text.to_owned()));
-    let text = "images were prepared with mean [0.0, 0.0, 0.0] and deviation [1.0, 1.0, 1.0], and are with [0.5, 0.5, 0.5] \
-                and [0.5, 0.5, 0.5]: the weights expect the former";
-    assert_eq!(*images, (false, text.to_owned()));
+    let (shown, framework) = (from.input_shape().unwrap(), "the other network's framework prepares them in another way");
+    let described = |variant: &Variant| variant.preprocessing.describe((shown.h(), shown.w()));
+    let (before, after) = (described(&old), described(&variant("torch", &to)));
+    assert!(before.ends_with("values 0 to 1, mean 0, std 1, RGB") && after.ends_with("values −1 to 1, mean 0.5, std 0.5, RGB"));
+    let text = format!("the weights expect images prepared as before ({before}), and {framework} ({after})");
+    assert_eq!(*images, (false, text));
     assert!(
         variance.1.starts_with("the running variances are biased, where unbiased ones are meant: "),
         "{variance:?}"

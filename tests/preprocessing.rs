@@ -201,12 +201,12 @@ fn a_resizing_layer_says_how_images_are_resized() {
 
 /// `folder` of generate_pictures.py: the images for validation, in the order in which Keras takes them.
 fn pictures(dir: &Path) -> Vec<PathBuf> {
-    const STRIPES: [i64; 4] = [8, 9, 10, 11];
+    const HALF_STRIPES: [i64; 4] = [16, 17, 18, 19];
     let mut paths = Vec::new();
-    for (label, stripes) in STRIPES.into_iter().enumerate() {
+    for (label, stripes) in HALF_STRIPES.into_iter().enumerate() {
         let class = dir.join(format!("class{label}"));
         fs::create_dir_all(&class).unwrap();
-        for index in (label..96).step_by(STRIPES.len()) {
+        for index in (label..96).step_by(HALF_STRIPES.len()) {
             let mut head = stream(&format!("photo {index}"));
             let [height, width] = [(); 2].map(|()| (head.next_u64() % 81 + 50) as i64);
             let phase = (head.next_u64() % 128) as i64;
@@ -214,8 +214,8 @@ fn pictures(dir: &Path) -> Vec<PathBuf> {
             let mut pixels = Vec::new();
             for _ in 0..height {
                 for x in 0..width {
-                    let stripe = ((x * stripes * 128 / width + phase) % 128 - 64).abs();
-                    pixels.extend([(); 3].map(|()| (stripe + (noise.next_u64() >> 56) as i64 * 3 / 4) as u8));
+                    let stripe = ((x * stripes * 64 / width + phase) % 128 - 64).abs() / 2;
+                    pixels.extend([(); 3].map(|()| (stripe + (noise.next_u64() >> 56) as i64 * 7 / 8) as u8));
                 }
             }
             let path = class.join(format!("{index:03}.png"));

@@ -23,7 +23,8 @@ from common import splitmix  # noqa: E402
 
 OUT = pathlib.Path(__file__).parent / "keras"
 SIZE = (64, 64)
-STRIPES = [8, 9, 10, 11]
+# Half stripes.
+STRIPES = [16, 17, 18, 19]
 VALIDATION, TRAINING = range(96), range(96, 864)
 
 
@@ -32,9 +33,9 @@ def picture(index):
     head = splitmix(f"photo {index}", 3)
     height, width, phase = (int(head[0]) % 81 + 50, int(head[1]) % 81 + 50, int(head[2]) % 128)
     label = index % len(STRIPES)
-    stripes = np.abs((np.arange(width) * STRIPES[label] * 128 // width + phase) % 128 - 64)
+    stripes = np.abs((np.arange(width) * STRIPES[label] * 64 // width + phase) % 128 - 64) // 2
     noise = (splitmix(f"noise {index}", height * width * 3) >> np.uint64(56)).astype(np.int64).reshape(height, width, 3)
-    return (stripes[None, :, None] + noise * 3 // 4).astype(np.uint8), label
+    return (stripes[None, :, None] + noise * 7 // 8).astype(np.uint8), label
 
 
 def folder(path, indices):
@@ -70,7 +71,7 @@ def pictures():
         folder(val, VALIDATION)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
-        model.fit(dataset(train, seed=1), epochs=3, verbose=2)
+        model.fit(dataset(train, seed=1), epochs=5, verbose=2)
         batches = list(dataset(val, shuffle=False))
     images, labels = (np.concatenate([batch[part] for batch in batches]) for part in range(2))
     logits = model.predict(images, verbose=0)
