@@ -144,7 +144,7 @@ fn what_is_wrong_is_named() {
         ("\"size\": [8, 8]", "\"size\": [2, 8]", "conv (conv2d): a 3×3 window"),
         ("\"size\": [8, 8]", "\"size\": [0, 8]", "is empty"),
         ("\"size\": [8, 8]", "\"size\": [18446744073709551615, 8]", "is too large"),
-        ("\"std\": [1, 1, 1]", "\"std\": [1, 0, 1]", "`std` must be above 0"),
+        ("\"std\": [1, 1, 1]", "\"std\": [1, 0, 1]", "`std` is [1.0, 0.0, 1.0]: expected numbers above 0"),
         ("\"std\": [1, 1, 1], ", "", "`std` is missing: three numbers"),
         ("\"std\"", "\"stdd\": 1, \"std\"", "it has no field `stdd` (did you mean `std`?)"),
         ("\"op\": \"conv\", ", "", "layer `conv`: `op` is missing"),
@@ -278,7 +278,7 @@ fn texts_are_bounded() {
 fn a_head_takes_other_classes() {
     let file = parse(SMALL).unwrap();
     assert_eq!(file.build(1, (8, 8), 9).unwrap().logits_shape().unwrap().c(), 9);
-    assert_eq!(file.with((16, 8), 9).unwrap().classes(), 9);
+    assert_eq!(file.with((16, 8), 9, file.preprocessing()).unwrap().classes(), 9);
     // A convolution behind a pooling, and before one.
     let conv = SMALL.replace(r#""op": "linear", "channels": 2"#, r#""op": "conv", "channels": 2, "kernel": [1, 1]"#);
     let file = parse(&conv).unwrap();
