@@ -179,10 +179,14 @@ fn the_account_names_every_difference() {
     assert!(epsilon.0 && epsilon.1.starts_with(text), "{epsilon:?}");
     let text = "the padding of block.conv1 is another: the logits differ from those before";
     assert_eq!(*padding, (false, text.to_owned()));
-    let (shown, framework) = (from.input_shape().unwrap(), "the other network's framework prepares them in another way");
+    let (shown, framework) =
+        (from.input_shape().unwrap(), "the other network's framework prepares them in another way");
     let described = |variant: &Variant| variant.preprocessing.describe((shown.h(), shown.w()));
     let (before, after) = (described(&old), described(&variant("torch", &to)));
-    assert!(before.ends_with("values 0 to 1, mean 0, std 1, RGB") && after.ends_with("values −1 to 1, mean 0.5, std 0.5, RGB"));
+    assert!(
+        before.ends_with("values 0 to 1, mean 0, std 1, RGB")
+            && after.ends_with("values −1 to 1, mean 0.5, std 0.5, RGB")
+    );
     let text = format!("the weights expect images prepared as before ({before}), and {framework} ({after})");
     assert_eq!(*images, (false, text));
     assert!(

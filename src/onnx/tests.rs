@@ -474,7 +474,7 @@ fn linear_layers_are_read_in_every_form() {
 #[test]
 fn what_is_not_supported_is_named() {
     type Change = fn(&mut ModelProto);
-    let cases: [(&str, Change); 29] = [
+    let cases: [(&str, Change); 30] = [
         ("it holds no graph", |m| m.graph = None),
         ("it uses operator set 1; export it again with 7 or later", |m| m.opset_import.clear()),
         ("node `conv1` (Resize): the operator is not supported; supported are Add, AveragePool", |m| {
