@@ -71,7 +71,7 @@ fn pixels_are_those_of_torchvision_timm_and_keras() {
         let Pixels { mean, std, cases } = load(&format!("{name}.json"));
         let bytes = fs::read(golden(&format!("{name}.bin"))).unwrap();
         assert_eq!(cases.len(), count);
-        let (mut rest, mut equal) = (&bytes[..], 0);
+        let (mut rest, mut equal, mut shown) = (&bytes[..], 0, picture([1, 1]));
         for case in cases {
             let Case { by, image, size: [height, width], resize, crop, interpolation, every, pixels } = case;
             let (theirs, others) = rest.split_at(3 * pixels);
@@ -79,7 +79,10 @@ fn pixels_are_those_of_torchvision_timm_and_keras() {
             let preprocessing = Preprocessing { resize, crop, interpolation, mean, std, bgr: false };
             let transform = Transform::new(height, width, Augment::None, preprocessing);
             let mut ours = vec![7; transform.bytes()];
-            transform.eval(&picture(image), &mut resizer, &mut ours);
+            if [shown.height, shown.width] != image {
+                shown = picture(image);
+            }
+            transform.eval(&shown, &mut resizer, &mut ours);
             let ours: Vec<[u8; 4]> = ours.as_chunks::<4>().0.iter().step_by(every).copied().collect();
             assert_eq!(ours.len(), pixels);
             for (index, (ours, theirs)) in ours.iter().zip(theirs.as_chunks::<3>().0).enumerate() {

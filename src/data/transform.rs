@@ -252,7 +252,7 @@ struct Cut {
 mod tests {
     use super::*;
     use crate::preprocessing::Resize;
-    use proptest::{prop_assert, proptest};
+    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
 
     const WHOLE: Preprocessing = Preprocessing::normalised([0.0; 3], [1.0; 3]);
 
@@ -355,6 +355,9 @@ mod tests {
     }
 
     proptest! {
+        // Each goes through all modes and interpolations.
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn any_size_of_image_and_network(
             (width, height) in (1_u32..90, 1_u32..90), (w, h) in (1_u32..70, 1_u32..70), seed: u64, crop in 0.3..1.0_f64,
