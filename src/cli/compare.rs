@@ -5,16 +5,16 @@ use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
 use super::output;
 use super::source;
 use super::training::{self, Images, TrainingArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
+use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
-use thawline::train::{Event, Outcome, StepMetrics};
+use thawline::train::{Event, Outcome, StepMetrics, TrainError};
 use thawline::weights::StateDict;
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
@@ -125,7 +125,13 @@ pub fn run(args: Args) -> Result<()> {
     let mut display = Display::new(lab.comparison());
     let outcome = lab.run(&stop, |event| Ok(display.show(&event)?));
     display.finish();
-    match outcome? {
+    let outcome = outcome.map_err(|error| match error {
+        LabError::Train(TrainError::Device { .. } | TrainError::Gpu(_)) => {
+            anyhow!("{error}; go on with: thawline compare --resume {}", output::quoted(lab.folder()))
+        }
+        other => other.into(),
+    })?;
+    match outcome {
         Outcome::Finished => summarise(&lab),
         Outcome::Stopped => {
             output::line(format_args!("stopped, and saved; continue with:"))?;

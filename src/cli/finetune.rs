@@ -3,7 +3,7 @@
 use super::args::{self, Size, policy_help};
 use super::output;
 use super::training::{self, Images, TrainingArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ use thawline::policy::{self, Policy, Rule};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::train::{
     BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
-    best,
+    TrainError, best,
 };
 use thawline::weights::{self, StateDict};
 
@@ -82,7 +82,13 @@ pub fn run(args: Args) -> Result<()> {
         Ok(())
     });
     display.bar.finish_and_clear();
-    match outcome? {
+    let outcome = outcome.map_err(|error| match error {
+        TrainError::Device { .. } => {
+            anyhow!("{error}; go on with: thawline finetune --resume {}", output::quoted(run.folder()))
+        }
+        other => other.into(),
+    })?;
+    match outcome {
         Outcome::Finished => summarise(&run),
         Outcome::Stopped => {
             let (done, of, folder) = (run.step(), run.settings().steps(), output::quoted(run.folder()));
