@@ -59,7 +59,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 29] = [
+const SETTLED: [&str; 34] = [
     "variant",
     "out",
     "policies",
@@ -68,6 +68,11 @@ const SETTLED: [&str; 29] = [
     "model",
     "classes",
     "size",
+    "resize",
+    "crop",
+    "interpolation",
+    "mean",
+    "std",
     "epochs",
     "batch",
     "accumulate",

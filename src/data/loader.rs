@@ -1,8 +1,7 @@
 //! Samples → batches, decoded and transformed on threads ahead of the consumer.
 
-use super::{Augment, DataError, DecodeOptions, Image, Sample, Transform, decode};
+use super::{Augment, DataError, DecodeOptions, Image, Resizer, Sample, Transform, decode};
 use crate::rng::Rng;
-use fast_image_resize::Resizer;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -332,6 +331,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::data::Augment;
+    use crate::preprocessing::Preprocessing;
     use std::fs;
     use std::path::Path;
     use tempfile::TempDir;
@@ -358,7 +358,7 @@ mod tests {
         let mut options = LoaderOptions::new(mode, batch, 11);
         change(&mut options);
         let augment = Augment::CropFlip;
-        Loader::new(samples.to_vec(), Transform::new(8, 8, augment), options).unwrap()
+        Loader::new(samples.to_vec(), Transform::new(8, 8, augment, Preprocessing::default()), options).unwrap()
     }
 
     fn collect(loader: &Loader, epoch: u64, start: usize) -> Vec<Batch> {
@@ -530,7 +530,7 @@ mod tests {
         let sample = Sample { path: Path::new("x.png").into(), label: 0 };
         let error = |count: usize, size, batch, prefetch| {
             let options = LoaderOptions { prefetch, ..LoaderOptions::new(Mode::Train, batch, 0) };
-            let transform = Transform::new(size, size, Augment::None);
+            let transform = Transform::new(size, size, Augment::None, Preprocessing::default());
             Loader::new(vec![sample.clone(); count], transform, options).unwrap_err().to_string()
         };
         assert!(error(3, 8, 4, 1).contains("3 training images do not fill one batch of 4"));

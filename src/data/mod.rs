@@ -9,13 +9,15 @@ pub mod decode;
 mod folder;
 mod loader;
 pub mod sample;
+mod sampling;
 mod transform;
 
 pub use decode::{DecodeOptions, Exif, Image};
 pub use folder::{ImageFolder, Sample, Unread, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
-pub use transform::{Augment, EvalCrop, Transform};
+pub use transform::{Augment, Resizer, Transform};
 
+use crate::preprocessing::PreprocessingError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +53,8 @@ pub enum DataError {
             path.display(), decode::MAX_SIDE, *max_pixels as f64 / 1e6)]
     TooLarge { path: PathBuf, width: u64, height: u64, max_pixels: u64 },
 
+    #[error("how images are prepared: {0}")]
+    Preprocessing(#[from] PreprocessingError),
     #[error("{option} is {value}: expected {expected}")]
     Option { option: &'static str, value: String, expected: &'static str },
     #[error(

@@ -275,7 +275,10 @@ impl Settings {
         let value = |values: &[(String, String)], key: &str| {
             values.iter().find(|(k, _)| k == key).map_or_else(|| "not set".to_owned(), |(_, v)| v.clone())
         };
-        let keys = ours.iter().chain(&theirs).map(|(key, _)| key);
+        // How images are prepared is in the graph, too, and is the better thing to name.
+        let (graph, others): (Vec<_>, Vec<_>) =
+            ours.iter().chain(&theirs).map(|(key, _)| key).partition(|key| *key == "graph");
+        let keys = others.into_iter().chain(graph);
         let mut differing = keys.filter(|key| value(&ours, key) != value(&theirs, key));
         let key = differing.find(|key| !PROVENANCE.contains(&key.as_str()))?;
         if key == "graph" {
@@ -303,6 +306,7 @@ fn flatten(name: &str, value: &toml::Value, values: &mut Vec<(String, String)>) 
 pub(super) mod tests {
     use super::*;
     use crate::data::{Augment, Exif, Sample};
+    use crate::preprocessing::Preprocessing;
     use crate::train::Decay;
 
     pub fn settings() -> Settings {
@@ -331,7 +335,7 @@ pub(super) mod tests {
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
             decode: DecodeOptions { exif: Exif::Ignore, max_pixels: 12_345 },
-            transform: Transform::new(16, 24, Augment::CropFlip),
+            transform: Transform::new(16, 24, Augment::CropFlip, Preprocessing::normalised([0.485; 3], [0.229; 3])),
         }
     }
 
