@@ -1,3 +1,4 @@
+enable subgroups;
 // Convolution by implicit GEMM for subgroups of eight: one subgroup computes 32 channels of 32 consecutive output pixels,
 // four channels an invocation. Each invocation loads the input of four pixels and broadcasts it to the others, so that
 // a load serves all eight: what matters on drivers that load invocation by invocation.

@@ -1,3 +1,4 @@
+enable subgroups;
 // Gradient of a convolution's input for subgroups of eight: one subgroup computes 32 channels of 32 input pixels of a
 // class, four channels an invocation; see conv2d_input_grad.wgsl for the classes. Each invocation loads the output
 // gradient of four pixels and broadcasts it to the others.

@@ -1,3 +1,4 @@
+enable subgroups;
 // Gradient of a convolution's weights for subgroups of eight: one subgroup computes 32 rows of the weights (a row is one
 // input channel of one tap; the taps of a window's row follow each other as the pixels do in memory) × 32 output
 // channels, four an invocation, over one split of the output rows. Each invocation loads four of the 32 input values of

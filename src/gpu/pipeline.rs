@@ -37,7 +37,11 @@ impl Device {
         let constants: Vec<_> = own.chain(constants).copied().collect();
         let device = &self.inner.device;
         let label = Some(kernel.name);
-        let source = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(kernel.source.into()) };
+        let source = match device.adapter_info().backend {
+            wgpu::Backend::BrowserWebGpu => kernel.source,
+            _ => kernel.naga_source(),
+        };
+        let source = wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
         let module = if self.inner.checked {
             device.create_shader_module(source)
         } else {

@@ -255,7 +255,7 @@ pub static INPUT_GRAD: Kernel = Kernel {
     entry: "conv2d_input_grad",
     workgroup: WORKGROUP,
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[read("dy"), read("weight"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: input_grad_reference,
@@ -268,7 +268,7 @@ pub static INPUT_GRAD_WORKGROUP: Kernel = Kernel {
     entry: "conv2d_input_grad",
     workgroup: [8, 8, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[read("dy"), read("weight"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: input_grad_reference,
@@ -281,7 +281,7 @@ pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
     entry: "conv2d_input_grad",
     workgroup: [super::SUBGROUP, 1, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[texture("dy"), texture("weight"), write("dx")],
+    bindings: &[texture("dy"), texture("weight"), write("x_grad")],
     overrides: &[],
     subgroups: true,
     reference: input_grad_reference,
@@ -314,7 +314,7 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accum
 }
 
 fn input_grad_reference(args: Args<'_>) {
-    let (p, [dy, weight, dx]) = args.unpack::<InputGradParams, 3>();
+    let (p, [dy, weight, x_grad]) = args.unpack::<InputGradParams, 3>();
     let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
     for pixel in 0..(p.images * p.in_h * p.in_w) as usize {
         let (row, ix) = (pixel / p.in_w as usize, pixel % p.in_w as usize);
@@ -345,7 +345,7 @@ fn input_grad_reference(args: Args<'_>) {
                 }
             }
             let at = pixel * cin + ci;
-            dx[at] = if p.accumulate != 0 { dx[at] + sum } else { sum };
+            x_grad[at] = if p.accumulate != 0 { x_grad[at] + sum } else { sum };
         }
     }
 }

@@ -115,7 +115,7 @@ impl<'a> Args<'a> {
 pub struct Kernel {
     /// The pipeline's label, and the name in plans and benchmarks.
     pub name: &'static str,
-    /// The whole WGSL module.
+    /// The whole WGSL module, as browsers take it; naga takes [`naga_source`](Self::naga_source).
     pub source: &'static str,
     pub entry: &'static str,
     pub workgroup: [u32; 3],
@@ -132,6 +132,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The source for naga, which knows subgroups and yet refuses the directive that browsers demand for them.
+    pub fn naga_source(&self) -> &'static str {
+        self.source.strip_prefix("enable subgroups;").unwrap_or(self.source)
+    }
+
     /// Bytes of the uniform: every member is a 32-bit word.
     pub fn params_size(&self) -> usize {
         self.params.len() * 4
