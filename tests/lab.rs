@@ -284,9 +284,8 @@ fn a_comparison_that_loses_its_device_goes_on_to_the_same_results() {
         Ok(())
     });
     let error = ended.expect_err("the device is lost");
-    let LabError::Train(TrainError::Device { source: GpuError::Lost { .. }, checkpoint, .. }) = &error else {
-        panic!("{error:?}");
-    };
+    let LabError::Train(TrainError::Device { source, checkpoint, .. }) = &error else { panic!("{error:?}") };
+    assert!(matches!(**source, GpuError::Lost { .. }), "{error:?}");
     assert!(checkpoint.starts_with(fixture.out("lost").join("runs/late-seed4")), "{error}");
     drop(lab);
     let mut lab = fixture.resume("lost");

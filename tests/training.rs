@@ -506,9 +506,8 @@ fn a_run_that_loses_its_device_names_its_checkpoint_and_goes_on_with_the_same_bi
             Ok(())
         });
         let error = ended.expect_err("the device is lost");
-        let TrainError::Device { source: GpuError::Lost { .. }, checkpoint, checkpoint_step } = &error else {
-            panic!("{name}: {error:?}");
-        };
+        let TrainError::Device { source, checkpoint, checkpoint_step } = &error else { panic!("{name}: {error:?}") };
+        assert!(matches!(**source, GpuError::Lost { .. }), "{name}: {error:?}");
         assert_eq!(*checkpoint, fixture.out(name).join(CHECKPOINT_FILE));
         assert!(error.to_string().contains("was lost while") && error.to_string().contains(CHECKPOINT_FILE), "{error}");
         drop(run);

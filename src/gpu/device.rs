@@ -39,6 +39,7 @@ pub(super) struct Inner {
     pub info: DeviceInfo,
     pub checked: bool,
     /// How long the device may finish nothing while it is waited for.
+    #[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "nothing waits in a browser"))]
     pub timeout: Duration,
     pub pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
     variant: OnceLock<Variant>,

@@ -131,7 +131,7 @@ pub enum TrainError {
     /// The device failed or was lost in the course of a run, which can go on from its last checkpoint: on another device, or
     /// on this one once it is mended.
     #[error("{source}; the last checkpoint is {}, of step {checkpoint_step}", checkpoint.display())]
-    Device { source: GpuError, checkpoint: PathBuf, checkpoint_step: u64 },
+    Device { source: Box<GpuError>, checkpoint: PathBuf, checkpoint_step: u64 },
     /// What the caller's observer reports.
     #[error("{0}")]
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),

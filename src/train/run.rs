@@ -353,7 +353,7 @@ impl Run {
         let ended = self.go_on(stop, &mut |event: Event<'_>| observe(event).map_err(TrainError::Observer));
         ended.map_err(|error| match error {
             TrainError::Gpu(source) => TrainError::Device {
-                source,
+                source: Box::new(source),
                 checkpoint: self.folder.join(CHECKPOINT_FILE),
                 checkpoint_step: self.saved_step,
             },
