@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
+use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
 use super::inputs::Inputs;
 use super::output;
 use anyhow::{Result, bail};
@@ -29,6 +29,8 @@ pub struct Args {
     /// Where the `logits` f32 [N, classes] of --inputs go: safetensors
     #[arg(long, value_name = "FILE", requires = "inputs")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceArgs,
     /// How many classes to show for an image
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = args::positive)]
     top: usize,
@@ -72,7 +74,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn logits(args: &Args, path: &PathBuf, out: &PathBuf) -> Result<()> {
-    args::check_output(out)?;
+    args::check_output(out, args.force)?;
     let mut model = args.model.read()?;
     let Inputs { dims: [n, _, height, width], images } = Inputs::of(&mut StateDict::load(path)?, path)?;
     let batch = args.batch.min(n);
@@ -115,6 +117,10 @@ fn classify(args: Args) -> Result<()> {
     let mut predictions = Vec::with_capacity(loader.samples().len());
     let mut skipped = 0;
     for batch in loader.epoch(0, 0)? {
+        if output::is_closed() {
+            // What is left would be for nobody.
+            std::process::exit(output::UNREAD);
+        }
         let batch = batch?;
         skipped += batch.skipped;
         let logits = evaluator.logits(Images::Bytes(&batch.pixels))?;
@@ -133,7 +139,7 @@ fn classify(args: Args) -> Result<()> {
         output::json(&predictions)?;
     }
     if skipped > 0 {
-        eprintln!("{skipped} broken images were skipped");
+        output::note(format_args!("{skipped} broken images were skipped"));
     }
     Ok(())
 }

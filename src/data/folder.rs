@@ -41,12 +41,29 @@ impl ImageFolder {
     /// A folder that is missing, unreadable, empty or without class folders; a single class; a class without images; a
     /// class in `val/` that `train/` lacks; a `val/` without images; `val_fraction` outside `[0, 1)`.
     pub fn open(dir: &Path, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
+        Self::find(dir, val_fraction, seed, Purpose::Training)
+    }
+
+    /// As [`open`](Self::open), for images that nothing learns from: one class is enough, and a class folder without images
+    /// is a class without images, of which a warning tells.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); there are no images at all.
+    pub fn open_for_inference(dir: &Path, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
+        let folder = Self::find(dir, val_fraction, seed, Purpose::Inference)?;
+        if folder.train.is_empty() && folder.val.is_empty() {
+            return Err(DataError::NoImages { dir: dir.into() });
+        }
+        Ok(folder)
+    }
+
+    fn find(dir: &Path, val_fraction: f64, seed: u64, purpose: Purpose) -> Result<Self, DataError> {
         let folders = subfolders(dir)?;
         let is_there = |split| folders.iter().any(|name| name == split);
         if is_there("train") && is_there("val") {
-            Self::open_splits(dir)
+            Self::open_splits(dir, purpose)
         } else {
-            Self::open_and_split(dir, folders, val_fraction, seed)
+            Self::open_and_split(dir, folders, val_fraction, seed, purpose)
         }
     }
 
@@ -75,10 +92,10 @@ impl ImageFolder {
         Ok(())
     }
 
-    fn open_splits(dir: &Path) -> Result<Self, DataError> {
+    fn open_splits(dir: &Path, purpose: Purpose) -> Result<Self, DataError> {
         let (train_dir, val_dir) = (dir.join("train"), dir.join("val"));
-        let classes = check_classes(&train_dir, subfolders(&train_dir)?)?;
-        let train = class_images(&train_dir, &classes)?.into_iter().flatten().collect();
+        let classes = check_classes(&train_dir, subfolders(&train_dir)?, purpose)?;
+        let train = class_images(&train_dir, &classes, purpose)?.into_iter().flatten().collect();
 
         let mut val = Vec::new();
         for class in subfolders(&val_dir)? {
@@ -93,7 +110,13 @@ impl ImageFolder {
         Ok(Self { classes, train, val })
     }
 
-    fn open_and_split(dir: &Path, folders: Vec<String>, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
+    fn open_and_split(
+        dir: &Path,
+        folders: Vec<String>,
+        val_fraction: f64,
+        seed: u64,
+        purpose: Purpose,
+    ) -> Result<Self, DataError> {
         if !(0.0..1.0).contains(&val_fraction) {
             let expected = "a fraction from 0 up to, but not including, 1";
             return Err(DataError::Option { option: "val fraction", value: val_fraction.to_string(), expected });
@@ -102,9 +125,9 @@ impl ImageFolder {
         if !folders.is_empty() && folders.iter().all(is_split) {
             return Err(DataError::SplitsNotClasses { dir: dir.into(), found: folders.join("/, ") + "/" });
         }
-        let classes = check_classes(dir, folders)?;
+        let classes = check_classes(dir, folders, purpose)?;
         let (mut train, mut val) = (Vec::new(), Vec::new());
-        for (label, samples) in class_images(dir, &classes)?.into_iter().enumerate() {
+        for (label, samples) in class_images(dir, &classes, purpose)?.into_iter().enumerate() {
             if samples.len() == 1 && val_fraction > 0.0 {
                 log::warn!("class `{}` has one image: it is trained on, and not validated", classes[label]);
             }
@@ -149,24 +172,32 @@ pub(super) fn choose_val(count: usize, fraction: f64, seed: u64, label: usize) -
     is_val
 }
 
-fn check_classes(dir: &Path, classes: Vec<String>) -> Result<Vec<String>, DataError> {
+/// What the images are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Training,
+    Inference,
+}
+
+fn check_classes(dir: &Path, classes: Vec<String>, purpose: Purpose) -> Result<Vec<String>, DataError> {
     match classes.as_slice() {
         [] => Err(DataError::NoClasses { dir: dir.into() }),
-        [class] => Err(DataError::OneClass { dir: dir.into(), class: class.clone() }),
+        [class] if purpose == Purpose::Training => Err(DataError::OneClass { dir: dir.into(), class: class.clone() }),
         _ => Ok(classes),
     }
 }
 
 /// The samples of each class.
-fn class_images(dir: &Path, classes: &[String]) -> Result<Vec<Vec<Sample>>, DataError> {
+fn class_images(dir: &Path, classes: &[String], purpose: Purpose) -> Result<Vec<Vec<Sample>>, DataError> {
     let of_class = |(label, class)| {
         let class_dir = dir.join::<&String>(class);
         let images = images_below(&class_dir)?;
-        if images.is_empty() {
-            Err(DataError::EmptyClass { dir: class_dir })
-        } else {
-            Ok(labelled(images, label).collect())
+        match (images.is_empty(), purpose) {
+            (true, Purpose::Training) => return Err(DataError::EmptyClass { dir: class_dir }),
+            (true, Purpose::Inference) => log::warn!("class folder {} holds no images", class_dir.display()),
+            (false, _) => {}
         }
+        Ok(labelled(images, label).collect())
     };
     classes.iter().enumerate().map(of_class).collect()
 }
@@ -327,6 +358,20 @@ mod tests {
         }
         let file = dir.path().join("a/1.png");
         assert!(ImageFolder::open(&file, 0.25, 0).unwrap_err().to_string().contains("cannot read"));
+    }
+
+    #[test]
+    fn inference_takes_one_class_and_empty_ones() {
+        let open = |files: &[&str]| ImageFolder::open_for_inference(tree(files).path(), 0.0, 0);
+        let one = open(&["cat/1.png", "cat/2.png"]).unwrap();
+        assert_eq!((one.classes, one.train.len()), (vec!["cat".to_owned()], 2));
+        let with_empty = open(&["ant/notes.txt", "cat/1.png"]).unwrap();
+        assert_eq!(with_empty.classes, ["ant", "cat"]);
+        assert_eq!(with_empty.train[0].label, 1);
+        let split = open(&["train/ant/1.txt", "train/cat/1.txt", "val/cat/1.png"]).unwrap();
+        assert_eq!((split.classes.len(), split.val.len()), (2, 1));
+        assert!(matches!(open(&["ant/1.txt", "cat/1.txt"]), Err(DataError::NoImages { .. })));
+        assert!(matches!(open(&["1.png"]), Err(DataError::NoClasses { .. })));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Pad
 
 use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
 use crate::nearest::suggestion;
+use crate::text::printable;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -157,7 +158,8 @@ pub const MAX_CLASSES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(
-        "unknown model `{name}`{}; the models are {}",
+        "unknown model `{}`{}; the models are {}",
+        printable(name),
         suggestion(name, names()),
         names().collect::<Vec<_>>().join(", ")
     )]

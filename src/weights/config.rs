@@ -1,6 +1,7 @@
+use super::WeightsError;
+use crate::files::read_small;
 use serde::Deserialize;
-use std::fs::File;
-use std::io::Read;
+use std::io;
 use std::path::Path;
 
 /// What timm's config.json says of the weights beside it, as on the Hugging Face hub.
@@ -35,12 +36,24 @@ struct Pretrained {
 
 impl Config {
     /// What the config.json beside `file` says; nothing if there is none, or it is not one of timm's.
-    pub fn beside(file: &Path) -> Option<Self> {
-        let file = File::open(file.with_file_name("config.json")).ok()?;
-        // Read from the file itself, it would be fetched byte by byte.
-        let mut text = Vec::new();
-        file.take(MAX_LENGTH).read_to_end(&mut text).ok()?;
-        let Json { architecture, pretrained_cfg } = serde_json::from_slice(&text).ok()?;
+    ///
+    /// # Errors
+    /// There is one that cannot be read, or is no regular file.
+    pub fn beside(file: &Path) -> Result<Option<Self>, WeightsError> {
+        let path = file.with_file_name("config.json");
+        match read_small(&path, MAX_LENGTH) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                log::warn!("{} is not used: {error}", path.display());
+                Ok(None)
+            }
+            Err(source) => Err(WeightsError::Read { path, source }),
+        }
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let Json { architecture, pretrained_cfg } = serde_json::from_slice(text).ok()?;
         let cfg = pretrained_cfg.as_ref();
         let size = cfg.and_then(|cfg| cfg.input_size).map(|[_, height, width]| (height, width));
         Some(Self {

@@ -235,7 +235,7 @@ fn what_is_beside_the_weights_describes_them() {
     let folder = tempfile::tempdir().unwrap();
     let beside = |json: &str| {
         fs::write(folder.path().join("config.json"), json).unwrap();
-        Config::beside(&folder.path().join("model.safetensors"))
+        Config::beside(&folder.path().join("model.safetensors")).unwrap()
     };
     let timm = r#"{"architecture": "resnet18", "num_classes": 1000, "num_features": 512, "pretrained_cfg": {"tag": "a1",
         "input_size": [3, 224, 288], "mean": [0.485, 0.456, 0.406], "std": [0.5, 0.5, 0.25], "pool_size": [7, 7]}}"#;
