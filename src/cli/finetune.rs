@@ -203,7 +203,8 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     // Before the images: the folder of the run may be among them.
     check_apart(data, folder)?;
     let images = Images::open(training, Some(&saved), data)?;
-    if training.device.variant.is_some() {
+    let begun = folder.join(CHECKPOINT_FILE).exists();
+    if begun && training.device.variant.is_some() {
         bail!("--variant: a run goes on with the one that it was begun with; leave it out");
     }
     let spec = match &training.model {
@@ -223,7 +224,6 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         }
     };
     let stages = stages(&spec, &policy, training.batch(Some(&saved)), size, images.folder.classes.len())?;
-    let begun = folder.join(CHECKPOINT_FILE).exists();
     // What the run was begun with; if it is another policy now, that is what is refused.
     let drop_last = if begun { saved.drop_last } else { stages.iter().any(takes_batch_statistics) };
     let policy = in_words(&policy);
