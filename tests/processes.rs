@@ -370,10 +370,11 @@ fn results_among_the_images_are_refused() {
 fn threads_that_cannot_be_started_are_an_error() {
     let dir = TempDir::new().unwrap();
     let binary = assert_cmd::cargo::cargo_bin("thawline");
-    // Each thread takes 2 MiB of address space.
+    // Stacks so large that memory for other things is left where the next one does not fit any more.
     let script = r#"ulimit -v 4000000 && exec "$0" sample-data shapes "$1""#;
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", script]).arg(binary).arg(dir.path().join("data")).env("RAYON_NUM_THREADS", "20000");
+    command.args(["-c", script]).arg(binary).arg(dir.path().join("data"));
+    command.env("RAYON_NUM_THREADS", "1000").env("RUST_MIN_STACK", "67108864").env("MALLOC_ARENA_MAX", "1");
     let output = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
