@@ -8,9 +8,15 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     quiet_drivers();
-    // What wgpu and the drivers log comes back as errors where it matters.
-    let filter = env_logger::Env::default().default_filter_or("warn,wgpu_core=off,wgpu_hal=off,naga=off");
-    env_logger::Builder::from_env(filter)
+    quiet_caught_panics();
+    // What wgpu and the drivers log comes back as errors where it matters; RUST_LOG says otherwise, for each of them. What
+    // the validation that the environment asks for finds is in no error.
+    let is_on = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+    let filter = match ["WGPU_VALIDATION", "WGPU_DEBUG", "WGPU_GPU_BASED_VALIDATION"].into_iter().any(is_on) {
+        true => "warn",
+        false => "warn,wgpu_core=off,wgpu_hal=off,naga=off",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
         .format(|out, record| {
             let text = output::message(&record.args().to_string());
             match record.level() {
@@ -36,6 +42,16 @@ fn quiet_drivers() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
+}
+
+/// A device that is lost while it is waited for makes wgpu panic, which the library turns into an error.
+fn quiet_caught_panics() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !thawline::gpu::catches_panics() {
+            tell(panic);
+        }
+    }));
 }
 
 /// The error and its causes, joined by colons; a cause that the error's own text quotes is not repeated.

@@ -170,13 +170,29 @@ fn every_command_explains_itself() {
 #[test]
 fn version_and_devices() {
     let version = json(&["version", "--json"]);
-    assert_eq!(keys(&version), ["backends", "target", "version", "wgpu"]);
+    assert_eq!(keys(&version), ["backends", "features", "naga", "target", "version", "wgpu"]);
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
     assert!(stdout(&["version"]).starts_with(&format!("thawline {}\n", env!("CARGO_PKG_VERSION"))));
 
     let devices = json(&["devices", "--json"]);
     let first = &devices[0];
-    assert_eq!(keys(first), ["backend", "default", "driver", "index", "kind", "largest_buffer", "name"]);
+    assert_eq!(
+        keys(first),
+        [
+            "backend",
+            "default",
+            "driver",
+            "features",
+            "index",
+            "kind",
+            "largest_buffer",
+            "limits",
+            "name",
+            "same_gpu_as"
+        ]
+    );
+    assert!(first["limits"]["max_storage_buffers_per_shader_stage"].as_u64().unwrap() >= 7, "{first}");
+    assert_eq!(first["limits"]["subgroup_sizes"].as_array().unwrap().len(), 2);
     assert_eq!((&first["index"], &first["default"]), (&0.into(), &true.into()));
     assert!(stdout(&["devices"]).contains(first["name"].as_str().unwrap()));
 }
@@ -1356,6 +1372,8 @@ fn without_a_driver_the_message_says_what_to_install() {
         [&["devices"][..], &["bench", "--model", "resnet_tiny"], &["bench", "--model", "resnet_tiny", "--device", "0"]]
     {
         let mut command = thawline(args);
+        // OpenGL has drivers of its own.
+        command.env("WGPU_BACKEND", "vulkan");
         let output =
             command.env("VK_ICD_FILENAMES", "/nonexistent").env("VK_DRIVER_FILES", "/nonexistent").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, ImageFolder, Transform};
-use thawline::gpu::{Device, DeviceOptions};
+use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
 use thawline::models;
 use thawline::plan::Input;
 use thawline::policy::Policy;
 use thawline::report::Comparison;
-use thawline::train::{Decay, Event, ImageSet, OptimizerSettings, Outcome, PolicySettings, Schedule, Settings};
+use thawline::train::{
+    Decay, Event, ImageSet, OptimizerSettings, Outcome, PolicySettings, Schedule, Settings, TrainError,
+};
 use thawline::weights::StateDict;
 
 const SIZE: usize = 16;
@@ -257,4 +259,37 @@ fn what_cannot_be_compared_is_refused() {
     assert!(error(Lab::resume(fixture.bench(), &fixture.out("out"), setup)).contains("the folder of images changed"));
     fixture.images.val.clear();
     assert!(error(fixture.start("other", &["head"], 0)).contains("validation"));
+}
+
+#[test]
+fn a_comparison_that_loses_its_device_goes_on_to_the_same_results() {
+    let fixture = Fixture::new();
+    let arms = ["head", "late"];
+    let mut whole = fixture.start("whole", &arms, 0).expect("a comparison");
+    assert_eq!(go(&mut whole, |_| false), Outcome::Finished);
+    drop(whole);
+
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let device = device.with_variant(fixture.device.variant().expect("a variant")).expect("the device has it");
+    let bench = Bench { device: &device, ..fixture.bench() };
+    let policies = arms.map(|name| arm(name).0).to_vec();
+    let begun = Lab::start(bench, &fixture.out("lost"), fixture.settings.clone(), policies, vec![4, 5], 0);
+    let mut lab = begun.expect("a comparison");
+    let ended = lab.run(&Arc::new(AtomicBool::new(false)), |event| {
+        if let LabEvent::Run { arm: 1, seed: 0, event: Event::Step(step) } = event
+            && step.epoch == 2
+        {
+            device.destroy();
+        }
+        Ok(())
+    });
+    let error = ended.expect_err("the device is lost");
+    let LabError::Train(TrainError::Device { source: GpuError::Lost { .. }, checkpoint, .. }) = &error else {
+        panic!("{error:?}");
+    };
+    assert!(checkpoint.starts_with(fixture.out("lost").join("runs/late-seed4")), "{error}");
+    drop(lab);
+    let mut lab = fixture.resume("lost");
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    assert_eq!(found(&fixture.out("lost")), found(&fixture.out("whole")));
 }

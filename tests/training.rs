@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, ImageFolder, Transform};
-use thawline::gpu::{Device, DeviceOptions};
+use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
@@ -517,6 +517,61 @@ fn go(run: &mut Run, stop_at: impl Fn(&Event<'_>) -> bool) -> Result<Outcome, Tr
 fn finish(run: &mut Run) -> Vec<EpochMetrics> {
     assert_eq!(go(run, |_| false).expect("a run"), Outcome::Finished);
     run.history().to_vec()
+}
+
+/// A device of its own, that a test may lose.
+fn own_device() -> Device {
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    // The same bits as on the shared one.
+    device.with_variant(self::device().variant().expect("a variant")).expect("the device has it")
+}
+
+#[test]
+fn a_run_that_loses_its_device_names_its_checkpoint_and_goes_on_with_the_same_bits() {
+    let fixture = Fixture::new();
+    let settings = Settings { epochs: 3, ..fixture.settings.clone() };
+    let mut whole = fixture.start(&settings, "whole").expect("a run");
+    let expected = finish(&mut whole);
+    let weights = |name: &str| fs::read(fixture.out(name).join(LAST_FILE)).expect("weights");
+
+    // In a step, in validation, and between the two, where the first thing is to read the weights back.
+    type When = fn(&Event<'_>) -> bool;
+    let places: [(&str, When); 3] = [
+        ("step", |event| matches!(event, Event::Step(step) if step.epoch == 2)),
+        ("validation", |event| matches!(event, Event::Validating { batches: 1, .. })),
+        ("epoch", |event| matches!(event, Event::Epoch { history, .. } if history.len() == 2)),
+    ];
+    for (name, is_here) in places {
+        let device = own_device();
+        let tensors = weights::initialise(&(fixture.network)(settings.batch), settings.seed);
+        let mut run = fixture.job(&device, &settings).start(&tensors, &fixture.out(name)).expect("a run");
+        let ended = run.run(&AtomicBool::new(false), |event| {
+            if is_here(&event) {
+                device.destroy();
+            }
+            Ok(())
+        });
+        let error = ended.expect_err("the device is lost");
+        let TrainError::Device { source: GpuError::Lost { .. }, checkpoint, checkpoint_step } = &error else {
+            panic!("{name}: {error:?}");
+        };
+        assert_eq!(*checkpoint, fixture.out(name).join(CHECKPOINT_FILE));
+        assert!(error.to_string().contains("was lost while") && error.to_string().contains(CHECKPOINT_FILE), "{error}");
+        drop(run);
+        let mut run = fixture.resume(&settings, name).expect("it resumes");
+        assert_eq!(run.step(), *checkpoint_step, "{name}");
+        assert_eq!(finish(&mut run), expected, "{name}");
+        assert_eq!(weights(name), weights("whole"), "{name}");
+    }
+
+    // Where there is no run yet, there is no checkpoint to name.
+    let device = own_device();
+    device.destroy();
+    let tensors = weights::initialise(&(fixture.network)(settings.batch), settings.seed);
+    let started = fixture.job(&device, &settings).start(&tensors, &fixture.out("never"));
+    assert!(matches!(started, Err(TrainError::Gpu(GpuError::Lost { .. }))), "{:?}", started.err());
+    let resumed = fixture.job(&device, &settings).resume(&fixture.out("step"));
+    assert!(matches!(resumed, Err(TrainError::Gpu(GpuError::Lost { .. }))), "{:?}", resumed.err());
 }
 
 fn assert_same_files(a: &Path, b: &Path) {

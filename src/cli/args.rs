@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::{ImageFolder, Sample};
 use thawline::export::{self, Folding};
-use thawline::gpu::{Device, DeviceOptions};
+use thawline::gpu::{Backend, Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::kernels::conv2d::Variant;
 use thawline::models::keras::{KerasConfig, KerasError, Prepared};
@@ -126,12 +127,30 @@ pub fn policy_help(what: &str, note: &str) -> String {
     format!("{what}: {}, or a TOML file{note}", names.join(", "))
 }
 
-/// `--device`, `--variant`.
+/// `--backend`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct BackendArgs {
+    /// Look at the devices of one interface only, and count only these: vulkan, metal, dx12, webgpu or gl [default: those
+    /// that WGPU_BACKEND lists, else all, gl last]
+    #[arg(long, value_name = "NAME", value_parser = backend)]
+    pub backend: Option<Backend>,
+}
+
+fn backend(name: &str) -> Result<Backend, String> {
+    Backend::of_name(name).ok_or_else(|| format!("the backends are {}", Backend::names()))
+}
+
+/// `--device`, `--backend`, `--device-timeout`, `--variant`.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgs {
-    /// Index or part of the name of a device that `thawline devices` lists [default: the first]
+    /// Index or part of the name of a device that `thawline devices` lists [default: the first that opens]
     #[arg(long, value_name = "NAME|INDEX")]
     pub device: Option<String>,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Give up when the device has finished nothing for so long [default: 120, or 1200 where a driver computes on the CPU]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub device_timeout: Option<u64>,
     /// How convolutions are computed: direct, workgroup or subgroup. Two runs give the same bits if they use the same
     /// [default: the fastest, which each process finds out by measuring]
     #[arg(long, value_name = "NAME", value_parser = variant)]
@@ -144,7 +163,12 @@ fn variant(name: &str) -> Result<Variant, String> {
 
 impl DeviceArgs {
     pub fn open(&self) -> Result<Device> {
-        let device = Device::open(&DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() })?;
+        let device = Device::open(&DeviceOptions {
+            select: self.device.clone(),
+            backend: self.backend.backend,
+            timeout: self.device_timeout.map(Duration::from_secs),
+            ..DeviceOptions::default()
+        })?;
         match self.variant {
             None => Ok(device),
             Some(variant) => device.with_variant(variant).with_context(|| {

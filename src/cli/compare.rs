@@ -5,7 +5,7 @@ use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
 use super::output;
 use super::source;
 use super::training::{self, Images, TrainingArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -144,6 +144,9 @@ pub fn run(args: Args) -> Result<()> {
             }
             // A script must not take a stopped comparison for a finished one.
             std::process::exit(INTERRUPTED)
+        }
+        Err(error @ LabError::Train(TrainError::Device { .. } | TrainError::Gpu(_))) => {
+            Err(anyhow!("{error}; go on with: thawline compare --resume {}", output::quoted(lab.folder())))
         }
         Err(LabError::Train(TrainError::Data(error))) => Err(broken(error, "compare", lab.folder())),
         Err(error) => Err(error.into()),

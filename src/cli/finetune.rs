@@ -97,6 +97,9 @@ pub fn run(args: Args) -> Result<()> {
             // A script must not take a stopped run for a finished one.
             std::process::exit(INTERRUPTED)
         }
+        Err(error @ TrainError::Device { .. }) => {
+            Err(anyhow!("{error}; go on with: thawline finetune --resume {}", output::quoted(run.folder())))
+        }
         Err(TrainError::Data(error)) => Err(broken(error, "finetune", run.folder())),
         Err(error) => Err(error.into()),
     }

@@ -9,6 +9,7 @@ mod check;
 mod checkpoint;
 mod crc32c;
 mod examine;
+mod fitting;
 mod measure;
 mod moments;
 pub(crate) mod number;
@@ -145,6 +146,10 @@ pub enum TrainError {
         checkpoint.display()
     )]
     Diverged { what: String, epoch: usize, step: u64, checkpoint: PathBuf, checkpoint_step: u64 },
+    /// The device failed or was lost in the course of a run, which can go on from its last checkpoint: on another device, or
+    /// on this one once it is mended.
+    #[error("{source}; the last checkpoint is {}, of step {checkpoint_step}", checkpoint.display())]
+    Device { source: GpuError, checkpoint: PathBuf, checkpoint_step: u64 },
     /// What the caller's observer reports.
     #[error("{0}")]
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),

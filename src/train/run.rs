@@ -394,14 +394,29 @@ impl Run {
     /// `observe` is told of everything that happens; an error from it ends the run like any other.
     ///
     /// # Errors
-    /// A loss or a weight is no longer finite ([`TrainError::Diverged`]); an image is broken; the disk or the device
-    /// fails. The folder then holds the last good checkpoint, from which the run can be resumed.
+    /// A loss or a weight is no longer finite ([`TrainError::Diverged`]); an image is broken; the disk fails, or the device
+    /// ([`TrainError::Device`]). The folder then holds the last good checkpoint, from which the run can be resumed.
     pub fn run(
         &mut self,
         stop: &AtomicBool,
         mut observe: impl FnMut(Event<'_>) -> Observed,
     ) -> Result<Outcome, TrainError> {
-        let observe = &mut |event: Event<'_>| observe(event).map_err(TrainError::Observer);
+        let ended = self.go_on(stop, &mut |event: Event<'_>| observe(event).map_err(TrainError::Observer));
+        ended.map_err(|error| match error {
+            TrainError::Gpu(source) => TrainError::Device {
+                source,
+                checkpoint: self.folder.join(CHECKPOINT_FILE),
+                checkpoint_step: self.saved_step,
+            },
+            other => other,
+        })
+    }
+
+    fn go_on(
+        &mut self,
+        stop: &AtomicBool,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
+    ) -> Result<Outcome, TrainError> {
         observe(Event::Started { step: self.step(), history: &self.position.history })?;
         while self.position.history.len() <= self.settings.epochs {
             let mut images_per_s = None;

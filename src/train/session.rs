@@ -1,9 +1,10 @@
 //! Training and evaluating a network on a device, batch by batch.
 
+use super::fitting::executor;
 use super::{FeatureCache, Features, TrainError};
 use crate::compile::{self, Optimizer, Options};
 use crate::data::Loader;
-use crate::gpu::{Device, Executor, Parameters};
+use crate::gpu::{Device, Executor, Parameters, block};
 use crate::graph::{Graph, ParamId, Phase, StateKind, Stats, StatsUpdate};
 use crate::kernels::StepScalars;
 use crate::plan::{Input, Plan, SlotId, Storage};
@@ -231,9 +232,12 @@ impl Session {
         let gathered = samples(&graph) / samples(&network).max(1);
         let changing = compile::changing(&graph);
         let (graph, features) = cut(device, graph, &changing, &params, tensors, input, cache)?;
-        let plan = Plan::new(graph, input, device.variant()?);
-        let slots = Slots::of(&plan)?;
-        let executor = Executor::new(device, plan, &params)?;
+        let is_cut = features.is_some();
+        let executor = executor(device, graph, input, &params, samples(&network), |batch| {
+            let graph = compile::training(network.with_batch(batch)?, &options)?;
+            rest(graph, &changing, is_cut)
+        })?;
+        let slots = Slots::of(executor.plan())?;
         executor.run(&[Phase::Once])?;
         Ok(Self {
             device: device.clone(),
@@ -371,8 +375,16 @@ impl Session {
     /// # Errors
     /// The device failed.
     pub fn completed(&mut self, drain: bool) -> Result<Option<Totals>, TrainError> {
+        block("waiting for a step", self.completed_async(drain))
+    }
+
+    /// As [`completed`](Self::completed), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn completed_async(&mut self, drain: bool) -> Result<Option<Totals>, TrainError> {
         if self.arrived.is_empty()
-            && let Some(rows) = self.executor.fetched(drain)?
+            && let Some(rows) = self.executor.fetched_async(drain).await?
         {
             let counted = self.waiting.pop_front().unwrap_or_default();
             let each = rows.len() / counted.len().max(1);
@@ -388,9 +400,17 @@ impl Session {
     /// # Errors
     /// As [`submit`](Self::submit) and [`completed`](Self::completed).
     pub fn step(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<Totals, TrainError> {
+        block("a step", self.step_async(images, labels, lr))
+    }
+
+    /// As [`step`](Self::step), without blocking a browser.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit) and [`completed`](Self::completed).
+    pub async fn step_async(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<Totals, TrainError> {
         self.submit(images, labels, lr)?;
         let mut last = Totals::default();
-        while let Some(totals) = self.completed(true)? {
+        while let Some(totals) = self.completed_async(true).await? {
             last = totals;
         }
         Ok(last)
@@ -401,11 +421,19 @@ impl Session {
     /// # Errors
     /// The device failed.
     pub fn parameters(&self) -> Result<Vec<HostTensor>, TrainError> {
-        self.params_of(0..self.network.params().len())
+        block("reading the parameters", self.parameters_async())
     }
 
-    fn params_of(&self, range: std::ops::Range<usize>) -> Result<Vec<HostTensor>, TrainError> {
-        range.map(|i| Ok(self.params.download(&self.device, &self.network, ParamId(i as u32))?)).collect()
+    /// As [`parameters`](Self::parameters), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn parameters_async(&self) -> Result<Vec<HostTensor>, TrainError> {
+        let mut tensors = Vec::with_capacity(self.network.params().len());
+        for i in 0..self.network.params().len() {
+            tensors.push(self.params.download_async(&self.device, &self.network, ParamId(i as u32)).await?);
+        }
+        Ok(tensors)
     }
 
     /// The gradients of the last step of all trainable parameters, if the options export them.
@@ -427,9 +455,17 @@ impl Session {
     /// # Errors
     /// The device failed.
     pub fn optimizer_state(&self) -> Result<Vec<OptimizerState>, TrainError> {
+        block("reading the optimiser's state", self.optimizer_state_async())
+    }
+
+    /// As [`optimizer_state`](Self::optimizer_state), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn optimizer_state_async(&self) -> Result<Vec<OptimizerState>, TrainError> {
         let mut states = Vec::new();
         for (slot, kind, param) in self.state_slots() {
-            let mut data = self.executor.read(slot)?;
+            let mut data = self.executor.read_async(slot).await?;
             let shape = self.network.param(param).shape;
             data.truncate(shape.stored_len());
             states.push(OptimizerState { kind, param, tensor: HostTensor { shape, data } });
@@ -499,7 +535,9 @@ impl Session {
         let changing = compile::changing(&self.plan().graph);
         let graph = compile::inference(self.network.with_batch(batch)?, true)?;
         let (graph, features) = cut(&self.device, graph, &changing, &self.params, tensors, self.input, cache)?;
-        Evaluator::of(&self.device, graph, features, &self.params, self.input)
+        let is_cut = features.is_some();
+        let with_batch = |batch| rest(compile::inference(self.network.with_batch(batch)?, true)?, &changing, is_cut);
+        Evaluator::of(&self.device, graph, features, &self.params, self.input, with_batch)
     }
 }
 
@@ -519,6 +557,12 @@ fn cut(
         Some(features) => (split.rest, Some(features)),
         None => (graph, None),
     })
+}
+
+/// What [`cut`] leaves of a compiled graph, if it does cut it.
+fn rest(graph: Graph, changing: &[ParamId], is_cut: bool) -> Result<Graph, TrainError> {
+    let split = if is_cut { compile::split(&graph, changing)? } else { None };
+    Ok(split.map_or(graph, |split| split.rest))
 }
 
 /// Inference with a network's running statistics.
@@ -549,7 +593,8 @@ impl Evaluator {
         params: &Parameters,
         input: Input,
     ) -> Result<Self, TrainError> {
-        Self::of(device, compile::inference(network.clone(), true)?, None, params, input)
+        let with_batch = |batch| Ok(compile::inference(network.with_batch(batch)?, true)?);
+        Self::of(device, compile::inference(network.clone(), true)?, None, params, input, with_batch)
     }
 
     fn of(
@@ -558,11 +603,11 @@ impl Evaluator {
         features: Option<Arc<Features>>,
         params: &Parameters,
         input: Input,
+        with_batch: impl Fn(usize) -> Result<Graph, TrainError>,
     ) -> Result<Self, TrainError> {
         let logits = graph.logits_shape().ok_or(TrainError::Incomplete { what: "output" })?;
-        let plan = Plan::new(graph, input, device.variant()?);
-        let slots = Slots::of(&plan)?;
-        let executor = Executor::new(device, plan, params)?;
+        let executor = executor(device, graph, input, params, logits.n(), with_batch)?;
+        let slots = Slots::of(executor.plan())?;
         executor.run(&[Phase::Once])?;
         Ok(Self { executor, slots, features, batch: logits.n(), classes: logits.c() })
     }
@@ -595,10 +640,18 @@ impl Evaluator {
     /// # Errors
     /// The batch has another size than the plan, a label is not a class, or the device failed.
     pub fn evaluate(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
+        block("evaluating a batch", self.evaluate_async(images, labels))
+    }
+
+    /// As [`evaluate`](Self::evaluate), without blocking a browser.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub async fn evaluate_async(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
         self.forward(images, labels)?;
         let samples = labels.iter().filter(|l| **l != PADDING).count();
         let rows = match self.slots.rows {
-            Some(rows) => self.executor.read(rows)?,
+            Some(rows) => self.executor.read_async(rows).await?,
             None => Vec::new(),
         };
         Ok(Totals::new(&rows, samples))
@@ -609,8 +662,16 @@ impl Evaluator {
     /// # Errors
     /// The batch has another size than the plan, or the device failed.
     pub fn logits(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
+        block("reading the logits", self.logits_async(images))
+    }
+
+    /// As [`logits`](Self::logits), without blocking a browser.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub async fn logits_async(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
         self.forward(images, &vec![PADDING; self.batch])?;
-        Ok(unpad(&self.executor.read(self.slots.logits)?, self.classes, self.batch))
+        Ok(unpad(&self.executor.read_async(self.slots.logits).await?, self.classes, self.batch))
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {

@@ -105,7 +105,7 @@ impl StateDict {
     pub fn load(path: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
         let bytes = map_file(path)?;
-        let mut state = match recognise(&bytes) {
+        let state = match recognise(&bytes) {
             Ok(Format::Safetensors) => safetensors::load(path, &bytes)?,
             Ok(Format::PytorchZip) => pytorch::load_zip(path, &bytes)?,
             Ok(Format::Keras) => keras::load(path, &bytes)?,
@@ -114,14 +114,34 @@ impl StateDict {
                 return Err(WeightsError::UnknownFormat { path: path.into(), reason });
             }
         };
-        if state.tensors.is_empty() {
+        let mut state = state.finished(path)?;
+        state.origin = Some(path.into());
+        Ok(state)
+    }
+
+    /// Reads the bytes of a safetensors file, for where there are no files; `name` is what errors call them.
+    ///
+    /// # Errors
+    /// When they are of another format, are damaged, or hold no tensor.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self, WeightsError> {
+        let path = Path::new(name);
+        if !matches!(recognise(bytes), Ok(Format::Safetensors)) {
+            let reason = "it is not safetensors, the only format that is read without a file".into();
+            return Err(WeightsError::UnknownFormat { path: path.into(), reason });
+        }
+        let state = safetensors::load(path, bytes)?;
+        state.finished(path)
+    }
+
+    /// What was read, with the names that its model has without wrappers.
+    fn finished(mut self, path: &Path) -> Result<Self, WeightsError> {
+        if self.tensors.is_empty() {
             return Err(WeightsError::Empty { path: path.into() });
         }
         for wrapper in ["module.", "_orig_mod."] {
-            state.strip_prefix(wrapper);
+            self.strip_prefix(wrapper);
         }
-        state.origin = Some(path.into());
-        Ok(state)
+        Ok(self)
     }
 
     /// Writes safetensors, atomically: at any moment `path` is either what it was before or the whole new file.
