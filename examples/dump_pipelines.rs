@@ -99,7 +99,8 @@ fn add<'a>(
 /// Inference, and a training step under every recipe and its stages, with every variant of the convolutions.
 fn plans(network: &str, size: usize) -> Result<Vec<Plan>, Box<dyn Error>> {
     let spec = models::spec(network)?;
-    let input = Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr };
+    let images = &spec.preprocessing.value;
+    let input = Input::Bytes { mean: images.mean, std: images.std, bgr: images.bgr };
     let graph = spec.build(BATCH, (size, size), 1000)?;
     let mut graphs: Vec<Graph> = vec![compile::inference(graph.clone(), true)?];
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false };

@@ -56,6 +56,7 @@ pub mod compile;
 pub mod convert;
 pub mod data;
 pub mod export;
+pub mod files;
 pub mod gpu;
 pub mod graph;
 #[cfg(feature = "hub")]
@@ -72,5 +73,6 @@ pub mod reference;
 pub mod report;
 pub mod rng;
 pub mod tensor;
+pub mod text;
 pub mod train;
 pub mod weights;

@@ -2,8 +2,8 @@
 
 mod cli;
 
-use clap::Parser;
-use std::io::{self, Write};
+use cli::output;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -17,17 +17,18 @@ fn main() -> ExitCode {
         false => "warn,wgpu_core=off,wgpu_hal=off,naga=off",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
-        .format(|out, record| match record.level() {
-            log::Level::Warn => writeln!(out, "warning: {}", record.args()),
-            level => writeln!(out, "{}: {}", level.as_str().to_lowercase(), record.args()),
+        .format(|out, record| {
+            let text = output::message(&record.args().to_string());
+            match record.level() {
+                log::Level::Warn => writeln!(out, "warning: {text}"),
+                level => writeln!(out, "{}: {text}", level.as_str().to_lowercase()),
+            }
         })
         .init();
-    match cli::Cli::parse().run() {
+    match cli::Cli::from_command_line().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell if standard error is closed.
-            let _ = writeln!(io::stderr(), "error: {}", message(&error));
+            output::note(format_args!("error: {}", message(&error)));
             ExitCode::FAILURE
         }
     }
@@ -51,11 +52,6 @@ fn quiet_caught_panics() {
             tell(panic);
         }
     }));
-}
-
-/// Whether whoever reads our output, such as `head`, has had enough of it.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The error and its causes, joined by colons; a cause that the error's own text quotes is not repeated.

@@ -312,5 +312,5 @@ fn a_file_that_is_none_is_named() {
     let missing = GraphFile::read(Path::new("nowhere.json")).unwrap_err().to_string();
     assert!(missing.starts_with("cannot read nowhere.json: "), "{missing}");
     let folder = GraphFile::read(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap_err().to_string();
-    assert!(folder.contains("it is no graph file, which is JSON"), "{folder}");
+    assert!(folder.contains("it is not a regular file"), "{folder}");
 }

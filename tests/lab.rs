@@ -46,6 +46,7 @@ impl Fixture {
             classes: images.classes.clone(),
             batch: BATCH,
             accumulate: 1,
+            drop_last: true,
             epochs: 2,
             seed: 0,
             label_smoothing: 0.0,

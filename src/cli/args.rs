@@ -1,5 +1,6 @@
 //! Arguments that several commands share, and what they stand for.
 
+use super::output;
 use super::source::{self, HubArgs};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -23,6 +24,7 @@ use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::preprocessing::{PREPROCESSING, Parts, Traced};
 use thawline::tensor::HostTensor;
+use thawline::train::PADDING;
 use thawline::weights::keras::{Copied, Description};
 use thawline::weights::{self, Config, StateDict};
 
@@ -190,7 +192,7 @@ impl PolicyArgs {
         let policy = Policy::load(&self.policy)?.with_last_rules(&self.rules)?;
         let stages = policy::resolve_stages(&policy, graph).map_err(|error| explained(error, graph))?;
         for warning in stages.iter().flat_map(|(_, resolved)| &resolved.warnings) {
-            eprintln!("warning: {warning}");
+            output::warning(format_args!("{warning}"));
         }
         Ok(stages)
     }
@@ -212,11 +214,11 @@ impl PolicyArgs {
 fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_last_rules(rules)?;
     if !policy.stages.is_empty() {
-        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
+        output::warning(format_args!("{} changes in the course of a run; this is its first stage", policy.name));
     }
     let resolved = policy::resolve(&policy, graph.clone()).map_err(|error| explained(error, &graph))?;
     for warning in &resolved.warnings {
-        eprintln!("warning: {warning}");
+        output::warning(format_args!("{warning}"));
     }
     Ok(resolved)
 }
@@ -371,8 +373,9 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
+    /// For images that nothing learns from.
     pub fn open(&self, seed: u64) -> Result<ImageFolder> {
-        Ok(ImageFolder::open(&self.data, self.val_fraction, seed)?)
+        Ok(ImageFolder::open_for_inference(&self.data, self.val_fraction, seed)?)
     }
 }
 
@@ -435,7 +438,7 @@ impl ModelArgs {
             return Ok(Model { spec, classes, trained_size, test_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
-        let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
+        let config = state.origin.as_deref().map(Config::beside).transpose()?.flatten().unwrap_or_default();
         // A network that only takes other images than the one of its name is still meant by that name.
         let named = match named {
             Some(named) if named.file().is_none() => {
@@ -534,7 +537,7 @@ pub fn read_weights(path: &Path) -> Result<StateDict> {
     }
     let Imported { state, notes, .. } = onnx::load(path)?;
     for note in notes {
-        eprintln!("note: {}: {note}", path.display());
+        output::note(format_args!("note: {}: {note}", path.display()));
     }
     Ok(state)
 }
@@ -670,7 +673,8 @@ impl Model {
         let Some(names) = &self.class_names else {
             if folder.classes.len() != self.classes {
                 bail!(
-                    "{} has {} classes, but the network tells {} apart, and the weights file does not name them",
+                    "{} has folders for {} classes, but the network tells {} apart, and the weights file does not name \
+                     them: add a folder for each of the others, in the order of the labels; it may be empty",
                     dir.display(),
                     folder.classes.len(),
                     self.classes
@@ -678,11 +682,14 @@ impl Model {
             }
             return Ok((0..self.classes as u32).collect());
         };
-        let label = |class: &String| match names.iter().position(|name| name == class) {
+        let used = |index: usize| folder.train.iter().chain(&folder.val).any(|sample| sample.label as usize == index);
+        let label = |(index, class): (usize, &String)| match names.iter().position(|name| name == class) {
             Some(label) => Ok(label as u32),
+            // Of no image.
+            None if !used(index) => Ok(PADDING),
             None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
         };
-        folder.classes.iter().map(label).collect()
+        folder.classes.iter().enumerate().map(label).collect()
     }
 
     /// The file that the weights came from, in the hub's cache if they came by name; none if they are random.
@@ -700,12 +707,23 @@ impl Model {
     }
 }
 
-/// Refuses where the work would be for nothing, or do harm: files are replaced by renaming, which would replace a device,
-/// too.
-pub fn check_output(path: &Path) -> Result<()> {
+/// `--force`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ForceArgs {
+    /// Replace files that are there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Refuses where the work would be for nothing, or do harm: a file that is there stays, unless the user says otherwise, and
+/// files are replaced by renaming, which would replace a device, too.
+pub fn check_output(path: &Path, ForceArgs { force }: ForceArgs) -> Result<()> {
     let folder = folder(path);
     if path.exists() && !path.is_file() {
         bail!("cannot write {}: it is a folder or a device; give a file", path.display());
+    }
+    if !force && path.symlink_metadata().is_ok() {
+        bail!("{} exists: give another name, or replace it with --force", path.display());
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
@@ -743,7 +761,7 @@ pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Res
             let copied = keras_copy(state, source)?;
             copied.write(out)?;
             for note in copied.notes {
-                eprintln!("note: {}: {note}", out.display());
+                output::note(format_args!("note: {}: {note}", out.display()));
             }
         }
         None => state.save(out)?,

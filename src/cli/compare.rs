@@ -1,20 +1,20 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
 use super::args::{self, policy_help};
-use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
+use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
 use super::output;
 use super::source;
 use super::training::{self, Images, TrainingArgs};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
-use thawline::train::{Event, Outcome, StepMetrics, TrainError};
+use thawline::text::escaped;
+use thawline::train::{Event, Outcome, StepMetrics, TrainError, check_apart};
 use thawline::weights::StateDict;
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     out: Option<PathBuf>,
     /// Continue the comparison in DIR where it stopped, with the settings that it began with; beside it, only --data and
-    /// --weights, if they have moved, --cache and --device have a meaning
+    /// --weights, if they have moved, --skip-broken, --cache and --device have a meaning
     #[arg(long, value_name = "DIR", conflicts_with_all = SETTLED)]
     resume: Option<PathBuf>,
     #[arg(
@@ -59,7 +59,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 34] = [
+const SETTLED: [&str; 32] = [
     "variant",
     "out",
     "policies",
@@ -91,9 +91,7 @@ const SETTLED: [&str; 34] = [
     "augment",
     "train_images",
     "val_fraction",
-    "skip_broken",
     "exif",
-    "max_pixels",
 ];
 
 pub fn run(args: Args) -> Result<()> {
@@ -102,12 +100,17 @@ pub fn run(args: Args) -> Result<()> {
             let setup = lab::setup_of(folder)?;
             let saved = &setup.settings;
             let data = args.training.data.as_ref().unwrap_or(&saved.data);
+            // Before the images: the folder of the comparison may be among them.
+            check_apart(data, folder)?;
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
             let weights = weights.map(|name| source::load(name, args.training.hub)).transpose()?;
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
             let data = args.training.data.as_ref().context("--data is missing")?;
+            if let Some(out) = &args.out {
+                check_apart(data, out)?;
+            }
             (Images::open(&args.training, None, data)?, None, None)
         }
     };
@@ -115,6 +118,10 @@ pub fn run(args: Args) -> Result<()> {
     let (mut lab, resumed) = match setup {
         Some(mut setup) => {
             setup.cache = args.cache.map_or(setup.cache, |mib| mib << 20);
+            setup.settings.skip_broken |= args.training.skip_broken;
+            // Never less than before: images that were shown would be refused.
+            let most = args.training.decode.options(Some(setup.settings.decode)).max_pixels;
+            setup.settings.decode.max_pixels = most.max(setup.settings.decode.max_pixels);
             let folder = args.resume.as_ref().context("--resume is missing")?;
             let bench = bench(&setup, &images, &device, weights)?;
             (Lab::resume(bench, folder, setup)?, true)
@@ -122,25 +129,36 @@ pub fn run(args: Args) -> Result<()> {
         None => (start(&args, &images, &device)?, false),
     };
     announce(lab.comparison(), resumed)?;
+    if let Some(what) = lab.setup().settings.left_over_in_words() {
+        output::line(what)?;
+    }
     // Not before: as in `finetune`, Ctrl-C ends the process at once until there is something to save.
     let stop = stop_on_ctrl_c()?;
     let mut display = Display::new(lab.comparison());
-    let outcome = lab.run(&stop, |event| Ok(display.show(&event)?));
+    let outcome = lab.run(&stop, |event| {
+        display.show(&event);
+        Ok(())
+    });
     display.finish();
-    let outcome = outcome.map_err(|error| match error {
-        LabError::Train(TrainError::Device { .. } | TrainError::Gpu(_)) => {
-            anyhow!("{error}; go on with: thawline compare --resume {}", output::quoted(lab.folder()))
-        }
-        other => other.into(),
-    })?;
     match outcome {
-        Outcome::Finished => summarise(&lab),
-        Outcome::Stopped => {
-            output::line(format_args!("stopped, and saved; continue with:"))?;
-            output::line(format_args!("  thawline compare --resume {}", output::quoted(lab.folder())))?;
+        Ok(Outcome::Finished) => summarise(&lab),
+        Ok(Outcome::Stopped) => {
+            let folder = output::quoted(lab.folder());
+            // With it goes the lock on its folder.
+            drop(lab);
+            let told = output::line("stopped, and saved; continue with:")
+                .and_then(|()| output::line(format_args!("  thawline compare --resume {folder}")));
+            if let Err(error) = told {
+                output::note(format_args!("error: {error}"));
+            }
             // A script must not take a stopped comparison for a finished one.
             std::process::exit(INTERRUPTED)
         }
+        Err(error @ LabError::Train(TrainError::Device { .. } | TrainError::Gpu(_))) => {
+            Err(anyhow!("{error}; go on with: thawline compare --resume {}", output::quoted(lab.folder())))
+        }
+        Err(LabError::Train(TrainError::Data(error))) => Err(broken(error, "compare", lab.folder())),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -155,8 +173,9 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
-    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first)?;
-    let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
+    let network = model.spec.build(args.training.batch(None), size.pair(), images.folder.classes.len())?;
+    let drop_last = lab::drop_last(&arms, &network)?;
+    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first, drop_last)?;
     let input = args::input(&model.spec);
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
@@ -195,7 +214,7 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
     ))?;
     for arm in arms {
         for warning in &arm.warnings {
-            eprintln!("warning: {}: {warning}", arm.name);
+            output::warning(format_args!("{}: {warning}", arm.name));
         }
     }
     Ok(())
@@ -231,7 +250,7 @@ impl Display {
         let line = |arm: &thawline::report::Arm| {
             let line = all.add(ProgressBar::new(comparison.steps * comparison.seeds.len() as u64));
             line.set_style(style("  {prefix} {bar:12} {msg}"));
-            line.set_prefix(format!("{:width$}", arm.name));
+            line.set_prefix(format!("{:width$}", escaped(&arm.name)));
             line
         };
         let lines: Vec<ProgressBar> = comparison.arms.iter().map(line).collect();
@@ -257,12 +276,12 @@ impl Display {
         }
     }
 
-    fn show(&mut self, event: &LabEvent<'_>) -> Result<(), std::io::Error> {
+    /// Shows what happened, if anybody looks: the comparison goes on in any case.
+    fn show(&mut self, event: &LabEvent<'_>) {
         match *event {
             LabEvent::Run { arm, seed, event } => self.follow(arm, seed, &event),
-            LabEvent::Done { arm, seed, run } => return self.finished(arm, seed, run),
+            LabEvent::Done { arm, seed, run } => self.finished(arm, seed, run),
         }
-        Ok(())
     }
 
     fn follow(&mut self, arm: usize, seed: usize, event: &Event<'_>) {
@@ -305,7 +324,7 @@ impl Display {
         format!("· {} left", HumanDuration(Duration::from_secs_f64(seconds.min(1e9))))
     }
 
-    fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) -> Result<(), std::io::Error> {
+    fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) {
         if self.done.remove(&(arm, seed)).is_none() {
             self.left = self.left.saturating_sub(self.steps);
         }
@@ -320,9 +339,10 @@ impl Display {
         if self.all.is_hidden() {
             let diverged = if run.diverged.is_some() { "  (diverged)" } else { "" };
             let (name, seed) = (&self.names[arm], self.seeds[seed]);
-            writeln!(std::io::stdout().lock(), "{name:<16} seed {seed:<3} val top-1 {}{diverged}", percent(accuracy))?;
+            let accuracy = percent(accuracy);
+            // An error shows when the comparison is summed up.
+            let _ = output::line(format_args!("{name:<16} seed {seed:<3} val top-1 {accuracy}{diverged}"));
         }
-        Ok(())
     }
 
     fn finish(&self) {
@@ -352,9 +372,11 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         ]
     });
     let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
-    output::line(output::table(&titles, rows))?;
+    output::text(output::table(&titles, rows))?;
     for paragraph in report::conclusion(comparison) {
-        output::line(format_args!("\n{}", paragraph.replace('`', "")))?;
+        output::line("")?;
+        output::line(format_args!("{}", paragraph.replace('`', "")))?;
     }
-    output::line(format_args!("\nreport: {}", lab.folder().join(PAGE_FILE).display()))
+    output::line("")?;
+    output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))
 }

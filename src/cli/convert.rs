@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, Model, ModelArgs, SizeArgs};
+use super::args::{self, DeviceArgs, ForceArgs, Model, ModelArgs, SizeArgs};
 use super::source::{self, HubArgs};
 use super::{fold, output};
 use anyhow::{Context, Result, bail};
@@ -41,6 +41,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE.safetensors|FILE.keras|FILE.h5")]
     out: PathBuf,
     #[command(flatten)]
+    force: ForceArgs,
+    #[command(flatten)]
     size: SizeArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -78,7 +80,6 @@ impl Format {
 pub fn run(args: Args) -> Result<()> {
     let (file, out) = (args.file.display(), args.out.display());
     let format = Format::of(&args.out)?;
-    args::check_output(&args.out)?;
     args::check_distinct(("--out", &args.out), ("the file to convert", &args.file))?;
     let template = match format {
         Format::Safetensors if args.to.as_deref().is_some_and(|to| Format::of(Path::new(to)).is_ok()) => {
@@ -87,6 +88,7 @@ pub fn run(args: Args) -> Result<()> {
         Format::Safetensors => None,
         Format::Keras => Some(template(&args)?),
     };
+    args::check_output(&args.out, args.force)?;
 
     let read = |model, weights, classes| ModelArgs { model, weights, hub: args.hub, classes, seed: 0 }.read();
     let mut from = read(args.model.clone(), Some(args.file.clone()), None)?;

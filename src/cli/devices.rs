@@ -65,5 +65,5 @@ pub fn run(args: Args) -> Result<()> {
             output::bytes(device.largest_buffer()),
         ]
     });
-    output::line(output::table(&[">#", "device", "kind", "backend", "driver", ">largest buffer"], rows))
+    output::text(output::table(&[">#", "device", "kind", "backend", "driver", ">largest buffer"], rows))
 }

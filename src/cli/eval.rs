@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut model = args.model.read_for(args.preprocess.parts(), args.size.size)?;
     let folder = match args.split {
         // With nothing set aside, a folder without train/ and val/ is all in one.
-        Split::All => ImageFolder::open(&args.data.data, 0.0, model.seed)?,
+        Split::All => ImageFolder::open_for_inference(&args.data.data, 0.0, model.seed)?,
         _ => args.data.open(model.seed)?,
     };
     let labels = model.labels(&folder, &args.data.data)?;
@@ -81,7 +81,10 @@ pub fn run(args: Args) -> Result<()> {
         skipped += batch.skipped;
         if args.check && index == 0 {
             train::check(evaluator.executor())?;
-            eprintln!("check: all {} calls agree with the reference", evaluator.executor().plan().calls.len());
+            output::note(format_args!(
+                "check: all {} calls agree with the reference",
+                evaluator.executor().plan().calls.len()
+            ));
         }
     }
     let images_per_s = totals.samples as f64 / start.elapsed().as_secs_f64();

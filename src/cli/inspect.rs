@@ -131,7 +131,7 @@ pub fn run(args: Args) -> Result<()> {
     if aliased {
         titles.insert(2, "alias");
     }
-    output::line(output::table(&titles, rows))?;
+    output::text(output::table(&titles, rows))?;
     output::line(format_args!(
         "{name}, {classes} classes, {size} px: {} layers, {} parameters",
         layers.len(),
@@ -214,7 +214,7 @@ impl FileFacts {
                 GRAPH => output::line("  graph: the network's own; --graph prints it")?,
                 // In words below.
                 PREPROCESSING => {}
-                _ => output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?,
+                _ => output::line(format_args!("  {key}: {value}"))?,
             }
         }
         Ok(())
@@ -234,8 +234,8 @@ fn unknown(state: &StateDict, file: &FileFacts, as_json: bool) -> Result<()> {
             TensorData::F32(_) => "float",
             TensorData::I64(_) => "integer",
         };
-        vec![name.escape_debug().to_string(), kind.into(), format!("{:?}", tensor.shape)]
+        vec![name.clone(), kind.into(), format!("{:?}", tensor.shape)]
     });
-    output::line(output::table(&["tensor", "kind", "shape"], rows))?;
+    output::text(output::table(&["tensor", "kind", "shape"], rows))?;
     output::line("no network that is known has these weights")
 }

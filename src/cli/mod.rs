@@ -11,7 +11,7 @@ mod finetune;
 mod fold;
 mod inputs;
 mod inspect;
-mod output;
+pub mod output;
 mod plan;
 mod predict;
 mod preprocess;
@@ -23,7 +23,7 @@ mod subject;
 mod training;
 mod version;
 
-use clap::{Parser, Subcommand};
+use clap::{Arg, Command as Arguments, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Fine-tune convolutional networks on any GPU, with every batch-norm choice explicit, priced and measured.
 ///
@@ -55,7 +55,44 @@ enum Command {
     Version(version::Args),
 }
 
+/// How help calls the values that are numbers.
+const NUMBERS: [&str; 5] = ["N", "X", "K", "STEPS", "MIB"];
+
+/// The arguments, in which a number may be negative: then its option says what it takes, instead of an option being
+/// missing that is called like the number.
+fn arguments() -> Arguments {
+    let is_number = |arg: &Arg| {
+        let names = arg.get_value_names().unwrap_or_default();
+        arg.get_action().takes_values()
+            && names.iter().all(|name| NUMBERS.contains(&name.as_str()))
+            && !names.is_empty()
+    };
+    let mut arguments = Cli::command();
+    let names: Vec<String> = arguments.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    for name in names {
+        arguments = arguments.mut_subcommand(name, |command| {
+            command.mut_args(|arg| if is_number(&arg) { arg.allow_hyphen_values(true) } else { arg })
+        });
+    }
+    arguments
+}
+
 impl Cli {
+    /// Reads the command line, or ends the process with what is wrong with it.
+    pub fn from_command_line() -> Self {
+        let read = arguments().try_get_matches().and_then(|matches| Self::from_arg_matches(&matches));
+        read.unwrap_or_else(|error| {
+            let shown = error.render().to_string();
+            let lines: Vec<String> = shown.lines().map(output::message).collect();
+            if !error.use_stderr() || lines.join("\n") == shown.trim_end_matches('\n') {
+                // As it is, with colours.
+                error.exit();
+            }
+            output::lines(&lines);
+            std::process::exit(error.exit_code())
+        })
+    }
+
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Devices(args) => devices::run(args),
@@ -84,6 +121,19 @@ mod tests {
     #[test]
     fn the_arguments_hold_together() {
         super::Cli::command().debug_assert();
+        super::arguments().debug_assert();
+    }
+
+    #[test]
+    fn numbers_may_be_negative_and_are_known_by_their_names() {
+        let lr = |command| {
+            super::arguments().try_get_matches_from(["thawline", command, "--data", "d", "--out", "o", "--lr=-1"])
+        };
+        lr("finetune").unwrap();
+        let error = super::arguments().try_get_matches_from(["thawline", "plan", "--batch", "-1"]).unwrap_err();
+        assert!(error.to_string().contains("'-1' for '--batch <N>'"), "{error}");
+        let error = super::arguments().try_get_matches_from(["thawline", "step", "--lr", "-inf"]).unwrap_err();
+        assert!(error.to_string().contains("'-inf' for '--lr <X>'"), "{error}");
     }
 
     #[test]

@@ -72,10 +72,11 @@ pub fn run(args: Args) -> Result<()> {
     }
     for (index, (from, (price, plan))) in stages.iter().enumerate() {
         if index > 0 {
-            output::line(format_args!("\nfrom {:.0} % of the steps on", 100.0 * from))?;
+            output::line("")?;
+            output::line(format_args!("from {:.0} % of the steps on", 100.0 * from))?;
         }
         if args.dump {
-            output::line(plan)?;
+            output::text(plan)?;
             continue;
         }
         let [height, width] = price.size;
@@ -83,9 +84,9 @@ pub fn run(args: Args) -> Result<()> {
             "{} under {}, {} images of {height}×{width}, {} classes",
             model.spec.name, price.policy, price.batch, price.classes
         ))?;
-        output::line(layers(price, args.kernels))?;
+        output::text(layers(price, args.kernels))?;
         output::line("")?;
-        output::line(totals(price))?;
+        output::text(totals(price))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-use super::args::{self, DecodeArgs, DeviceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
+use super::args::{self, DecodeArgs, DeviceArgs, ForceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
 use super::inputs::Inputs;
 use super::output;
 use super::preprocess::PreprocessArgs;
@@ -30,6 +30,8 @@ pub struct Args {
     /// Where the `logits` f32 [N, classes] of --inputs go: safetensors
     #[arg(long, value_name = "FILE", requires = "inputs")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceArgs,
     /// How many classes to show for an image
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = args::positive)]
     top: usize,
@@ -55,19 +57,8 @@ pub struct Args {
 }
 
 /// Options that have no meaning for values that are used as they are.
-const UNUSED_BY_INPUTS: [&str; 11] = [
-    "json",
-    "size",
-    "top",
-    "skip_broken",
-    "exif",
-    "max_pixels",
-    "resize",
-    "crop",
-    "interpolation",
-    "mean",
-    "std",
-];
+const UNUSED_BY_INPUTS: [&str; 11] =
+    ["json", "size", "top", "skip_broken", "exif", "max_pixels", "resize", "crop", "interpolation", "mean", "std"];
 
 #[derive(Serialize)]
 struct Prediction {
@@ -92,7 +83,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn logits(args: &Args, path: &PathBuf, out: &PathBuf) -> Result<()> {
-    args::check_output(out)?;
+    args::check_output(out, args.force)?;
     let mut model = args.model.read()?;
     let Inputs { dims: [n, _, height, width], images } = Inputs::of(&mut StateDict::load(path)?, path)?;
     let batch = args.batch.min(n);
@@ -139,6 +130,10 @@ fn classify(args: Args) -> Result<()> {
     let mut predictions = Vec::with_capacity(loader.samples().len());
     let mut skipped = 0;
     for batch in loader.epoch(0, 0)? {
+        if output::is_closed() {
+            // What is left would be for nobody.
+            std::process::exit(output::UNREAD);
+        }
         let batch = batch?;
         skipped += batch.skipped;
         let logits = evaluator.logits(Images::Bytes(&batch.pixels))?;
@@ -157,7 +152,7 @@ fn classify(args: Args) -> Result<()> {
         output::json(&predictions)?;
     }
     if skipped > 0 {
-        eprintln!("{skipped} broken images were skipped");
+        output::note(format_args!("{skipped} broken images were skipped"));
     }
     Ok(())
 }

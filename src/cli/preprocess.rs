@@ -1,6 +1,6 @@
 //! How images are prepared, where the command line says so.
 
-use super::args;
+use super::{args, output};
 use std::path::Path;
 use thawline::preprocessing::{Interpolation, Parts, Resize};
 
@@ -43,11 +43,11 @@ impl PreprocessArgs {
         let given: Vec<String> =
             self.given().into_iter().filter_map(|(name, value)| Some(format!("--{name} {}", value?))).collect();
         if !given.is_empty() && args::keras_form(out).is_some() {
-            eprintln!(
-                "warning: {} has no place for {}: give that to whatever reads the file, too",
+            output::warning(format_args!(
+                "{} has no place for {}: give that to whatever reads the file, too",
                 out.display(),
                 given.join(" ")
-            );
+            ));
         }
     }
 

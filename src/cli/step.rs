@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ModelArgs, OptimizerArgs, PolicyArgs, Size};
+use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, OptimizerArgs, PolicyArgs, Size};
 use super::inputs::{self, Inputs};
 use super::output;
 use anyhow::{Result, bail};
@@ -29,6 +29,8 @@ pub struct Args {
     /// name ends as its, a copy of it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    force: ForceArgs,
     /// Where the last step's gradients go, under the names of the parameters that train
     #[arg(long, value_name = "FILE")]
     grads: Option<PathBuf>,
@@ -51,8 +53,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    args::check_output(&args.out)?;
-    args.grads.as_deref().map(args::check_output).transpose()?;
+    args::check_output(&args.out, args.force)?;
+    args.grads.as_deref().map(|grads| args::check_output(grads, args.force)).transpose()?;
     if args.grads.as_ref() == Some(&args.out) {
         bail!("--out and --grads are the same file");
     }
@@ -78,7 +80,7 @@ pub fn run(args: Args) -> Result<()> {
         output::line(json!({"step": step, "loss": loss}))?;
         if args.check && step == 1 {
             train::check(session.executor())?;
-            eprintln!("check: all {} calls agree with the reference", session.plan().calls.len());
+            output::note(format_args!("check: all {} calls agree with the reference", session.plan().calls.len()));
         }
     }
 

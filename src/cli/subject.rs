@@ -1,6 +1,7 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
+use super::output;
 use super::preprocess::PreprocessArgs;
 use super::source::HubArgs;
 use anyhow::{Result, bail};
@@ -72,7 +73,7 @@ impl SubjectArgs {
         // Statistics need no labels: images of other classes will do.
         let labels = model.labels(&folder, &self.data.data);
         if let Err(reason) = &labels {
-            eprintln!("warning: {reason}: accuracy is not measured");
+            output::warning(format_args!("{reason}: accuracy is not measured"));
         }
         let labelled = labels.is_ok();
         for sample in folder.train.iter_mut().chain(&mut folder.val) {

@@ -43,7 +43,9 @@ pub struct TrainingArgs {
     /// Passes over the training images [default: 10, enough for most small sets]
     #[arg(long, value_name = "N", value_parser = positive)]
     epochs: Option<usize>,
-    /// Images that the device works on at once; batch norms under stats=batch see so many [default: 32]
+    /// Images that the device works on at once; batch norms under stats=batch see so many. Where a batch norm takes
+    /// statistics of the batch, images at the end of an epoch that do not fill an optimiser step sit out, others each time;
+    /// elsewhere they make a smaller step [default: 32]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
     /// Batches that are added up to one optimiser step, for a larger effective batch in the same memory [default: 1]
@@ -103,9 +105,9 @@ pub struct TrainingArgs {
     val_fraction: Option<f64>,
     /// Leave out images that cannot be decoded, and count them, instead of stopping at the first
     #[arg(long)]
-    skip_broken: bool,
+    pub skip_broken: bool,
     #[command(flatten)]
-    decode: DecodeArgs,
+    pub decode: DecodeArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -207,12 +209,17 @@ impl TrainingArgs {
         self.train_images.or(saved.and_then(|s| s.train_images))
     }
 
+    pub fn batch(&self, saved: Option<&Settings>) -> usize {
+        self.batch.or(saved.map(|s| s.batch)).unwrap_or(32)
+    }
+
     pub fn seed(&self, saved: Option<&Settings>) -> u64 {
         self.seed.or(saved.map(|s| s.seed)).unwrap_or(0)
     }
 
     /// What was asked for, over what the resumed run was begun with, over the defaults; `weights` is where those come
-    /// from.
+    /// from, and `drop_last` is what the policy asks for.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the settings that comes from elsewhere")]
     pub fn settings(
         &self,
         saved: Option<&Settings>,
@@ -221,6 +228,7 @@ impl TrainingArgs {
         spec: &Spec,
         size: Size,
         policy: PolicySettings,
+        drop_last: bool,
     ) -> Result<Settings> {
         let optimizer = self.optimizer(saved.map(|s| s.optimizer))?;
         let lr = match optimizer {
@@ -240,8 +248,9 @@ impl TrainingArgs {
             weights,
             data: images.data.clone(),
             classes,
-            batch: self.batch.or(saved.map(|s| s.batch)).unwrap_or(32),
+            batch: self.batch(saved),
             accumulate: self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1),
+            drop_last,
             epochs,
             seed: self.seed(saved),
             label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),

@@ -103,13 +103,26 @@ impl ImageFolder {
     /// A folder that is missing, unreadable, empty or without class folders; a single class; a class without images; a
     /// class in `val/` that `train/` lacks; a `val/` without images; `val_fraction` outside `[0, 1)`.
     pub fn open(dir: &Path, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
+        Self::find(dir, val_fraction, seed, Purpose::Training)
+    }
+
+    /// As [`open`](Self::open), for images that nothing learns from: one class is enough, and a class folder without images
+    /// is a class without images, of which a warning tells.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); there are no images at all.
+    pub fn open_for_inference(dir: &Path, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
+        Self::find(dir, val_fraction, seed, Purpose::Inference)
+    }
+
+    fn find(dir: &Path, val_fraction: f64, seed: u64, purpose: Purpose) -> Result<Self, DataError> {
         let mut unread = Unread::default();
         let folders = subfolders(dir, &mut unread)?;
         let is_there = |split| folders.iter().any(|name| name == split);
         if is_there("train") && is_there("val") {
-            Self::open_splits(dir)
+            Self::open_splits(dir, purpose)
         } else {
-            Self::open_and_split(dir, folders, unread, val_fraction, seed)
+            Self::open_and_split(dir, folders, unread, val_fraction, seed, purpose)
         }
     }
 
@@ -138,11 +151,11 @@ impl ImageFolder {
         Ok(())
     }
 
-    fn open_splits(dir: &Path) -> Result<Self, DataError> {
+    fn open_splits(dir: &Path, purpose: Purpose) -> Result<Self, DataError> {
         let (train_dir, val_dir) = (dir.join("train"), dir.join("val"));
         let mut unread = Unread::default();
-        let classes = check_classes(&train_dir, subfolders(&train_dir, &mut unread)?)?;
-        let train = class_images(&train_dir, &classes, &mut unread)?.into_iter().flatten().collect();
+        let classes = check_classes(&train_dir, subfolders(&train_dir, &mut unread)?, purpose)?;
+        let train = class_images(&train_dir, &classes, purpose, &mut unread)?.into_iter().flatten().collect();
 
         let mut val = Vec::new();
         for class in subfolders(&val_dir, &mut unread)? {
@@ -164,6 +177,7 @@ impl ImageFolder {
         mut unread: Unread,
         val_fraction: f64,
         seed: u64,
+        purpose: Purpose,
     ) -> Result<Self, DataError> {
         if !(0.0..1.0).contains(&val_fraction) {
             let expected = "a fraction from 0 up to, but not including, 1";
@@ -173,9 +187,9 @@ impl ImageFolder {
         if !folders.is_empty() && folders.iter().all(is_split) {
             return Err(DataError::SplitsNotClasses { dir: dir.into(), found: folders.join("/, ") + "/" });
         }
-        let classes = check_classes(dir, folders)?;
+        let classes = check_classes(dir, folders, purpose)?;
         let (mut train, mut val) = (Vec::new(), Vec::new());
-        for (label, samples) in class_images(dir, &classes, &mut unread)?.into_iter().enumerate() {
+        for (label, samples) in class_images(dir, &classes, purpose, &mut unread)?.into_iter().enumerate() {
             if samples.len() == 1 && val_fraction > 0.0 {
                 log::warn!("class `{}` has one image: it is trained on, and not validated", classes[label]);
             }
@@ -183,6 +197,9 @@ impl ImageFolder {
             for (sample, is_val) in samples.into_iter().zip(is_val) {
                 if is_val { val.push(sample) } else { train.push(sample) }
             }
+        }
+        if train.is_empty() && val.is_empty() {
+            return Err(DataError::NoImages { dir: dir.into(), unread });
         }
         unread.warn(dir);
         Ok(Self { classes, train, val })
@@ -226,22 +243,36 @@ pub(super) fn choose_val(count: usize, fraction: f64, seed: u64, label: usize) -
     is_val
 }
 
-fn check_classes(dir: &Path, classes: Vec<String>) -> Result<Vec<String>, DataError> {
+/// What the images are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Training,
+    Inference,
+}
+
+fn check_classes(dir: &Path, classes: Vec<String>, purpose: Purpose) -> Result<Vec<String>, DataError> {
     match classes.as_slice() {
         [] => Err(DataError::NoClasses { dir: dir.into() }),
-        [class] => Err(DataError::OneClass { dir: dir.into(), class: class.clone() }),
+        [class] if purpose == Purpose::Training => Err(DataError::OneClass { dir: dir.into(), class: class.clone() }),
         _ => Ok(classes),
     }
 }
 
 /// The samples of each class.
-fn class_images(dir: &Path, classes: &[String], unread: &mut Unread) -> Result<Vec<Vec<Sample>>, DataError> {
+fn class_images(
+    dir: &Path,
+    classes: &[String],
+    purpose: Purpose,
+    unread: &mut Unread,
+) -> Result<Vec<Vec<Sample>>, DataError> {
     let of_class = |(label, class)| {
         let class_dir = dir.join::<&String>(class);
         let mut unread_here = Unread::default();
         let images = images_below(&class_dir, &mut unread_here)?;
-        if images.is_empty() {
-            return Err(DataError::EmptyClass { dir: class_dir, unread: unread_here });
+        match (images.is_empty(), purpose) {
+            (true, Purpose::Training) => return Err(DataError::EmptyClass { dir: class_dir, unread: unread_here }),
+            (true, Purpose::Inference) => log::warn!("class folder {} holds no images", class_dir.display()),
+            (false, _) => {}
         }
         unread.merge(unread_here);
         Ok(labelled(images, label).collect())
@@ -418,6 +449,20 @@ mod tests {
     }
 
     #[test]
+    fn inference_takes_one_class_and_empty_ones() {
+        let open = |files: &[&str]| ImageFolder::open_for_inference(tree(files).path(), 0.0, 0);
+        let one = open(&["cat/1.png", "cat/2.png"]).unwrap();
+        assert_eq!((one.classes, one.train.len()), (vec!["cat".to_owned()], 2));
+        let with_empty = open(&["ant/notes.txt", "cat/1.png"]).unwrap();
+        assert_eq!(with_empty.classes, ["ant", "cat"]);
+        assert_eq!(with_empty.train[0].label, 1);
+        let split = open(&["train/ant/1.txt", "train/cat/1.txt", "val/cat/1.png"]).unwrap();
+        assert_eq!((split.classes.len(), split.val.len()), (2, 1));
+        assert!(matches!(open(&["ant/1.txt", "cat/1.txt"]), Err(DataError::NoImages { .. })));
+        assert!(matches!(open(&["1.png"]), Err(DataError::NoClasses { .. })));
+    }
+
+    #[test]
     fn a_class_may_be_called_train() {
         let dir = tree(&["train/1.png", "bus/1.png"]);
         assert_eq!(ImageFolder::open(dir.path(), 0.0, 0).unwrap().classes, ["bus", "train"]);
@@ -464,7 +509,7 @@ mod tests {
         ]);
         let mut unread = Unread::default();
         let classes = subfolders(dir.path(), &mut unread).unwrap();
-        class_images(dir.path(), &classes, &mut unread).unwrap();
+        class_images(dir.path(), &classes, Purpose::Training, &mut unread).unwrap();
         let found = unread.describe().unwrap();
         for part in [
             "3 .avif",

@@ -1,6 +1,6 @@
 //! Samples → batches, decoded and transformed on threads ahead of the consumer.
 
-use super::{Augment, DataError, DecodeOptions, Image, Resizer, Sample, Transform, decode};
+use super::{Augment, DataError, DecodeOptions, Image, Resizer, Sample, Transform, decode, threads};
 use crate::rng::Rng;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -158,12 +158,13 @@ impl Loader {
         if self.shared.options.drop_last { samples / batch } else { samples.div_ceil(batch) }
     }
 
-    /// The batches of `epoch` from `start_batch` on. Decoding starts at once, in rayon's global pool, and stops when the
+    /// The batches of `epoch` from `start_batch` on. Decoding starts at once, on as many threads as there are cores, and stops when the
     /// iterator is dropped.
     ///
     /// # Errors
     /// A thread that cannot be started.
     pub fn epoch(&self, epoch: u64, start_batch: usize) -> Result<Batches, DataError> {
+        threads()?;
         let (shared, numbers) = (Arc::clone(&self.shared), start_batch..self.batches());
         let (sender, receiver) = sync_channel(shared.options.prefetch - 1);
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -260,7 +261,7 @@ impl Shared {
         let places = number * size..order.len().min((number + 1) * size);
         let mut pixels = vec![0; size * bytes];
         let fill = |(out, place): (&mut [u8], usize)| self.fill(epoch, order, place, cancelled, out);
-        let rows: Vec<_> = pixels.par_chunks_exact_mut(bytes).zip(places).map(fill).collect();
+        let rows: Vec<_> = threads()?.install(|| pixels.par_chunks_exact_mut(bytes).zip(places).map(fill).collect());
 
         let mut labels = vec![0; size];
         let mut samples = Vec::with_capacity(rows.len());

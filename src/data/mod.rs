@@ -17,9 +17,25 @@ pub use folder::{ImageFolder, Sample, Unread, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
 pub use transform::{Augment, Resizer, Transform};
 
+use crate::files::LockError;
 use crate::preprocessing::PreprocessingError;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The threads that work on images, one a core, or as many as `RAYON_NUM_THREADS` says.
+///
+/// # Errors
+/// They could not be started. Rayon's own pool would panic then.
+pub(crate) fn threads() -> Result<&'static ThreadPool, DataError> {
+    static POOL: OnceLock<Result<ThreadPool, String>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let builder = ThreadPoolBuilder::new().thread_name(|number| format!("images {number}"));
+        builder.build().map_err(|error| error.to_string())
+    });
+    pool.as_ref().map_err(|reason| DataError::Threads(reason.clone()))
+}
 
 /// What can go wrong between a folder and a batch.
 #[derive(Debug, thiserror::Error)]
@@ -66,14 +82,23 @@ pub enum DataError {
     AllBroken { samples: usize },
     #[error("the loader's thread failed: {0}")]
     Thread(String),
+    #[error("the threads that work on images cannot be started: {0}; set RAYON_NUM_THREADS to a smaller number")]
+    Threads(String),
 
     #[error("{} exists and is not an empty folder: name a new one", dir.display())]
     Occupied { dir: PathBuf },
-    #[error("{} is left over from an interrupted run: remove it and try again", partial.display())]
-    Leftover { partial: PathBuf },
+    #[error("{} is in the way, and nothing says that it is left over from here: remove it, or name another folder", partial.display())]
+    NotOurs { partial: PathBuf },
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 impl DataError {
+    /// Whether it is one image that is broken, past which [`LoaderOptions::skip_broken`] goes.
+    pub const fn is_of_an_image(&self) -> bool {
+        matches!(self, Self::Decode { .. } | Self::TooLarge { .. } | Self::Read { .. })
+    }
+
     fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Read { path: path.into(), source }
     }

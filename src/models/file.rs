@@ -1,17 +1,19 @@
 //! A network as a text file, JSON: what `thawline inspect --graph` prints and `--model FILE.json` reads.
 //! `docs/graph.md` describes the format.
 
+use crate::files::read_text;
 use crate::graph::{Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
 use crate::nearest::suggestion;
 use crate::preprocessing::Preprocessing;
 use crate::tensor::{Shape, pad4};
-use serde::de::DeserializeOwned;
-use serde::{Serialize, Serializer};
+use crate::text::printable;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::{fmt, io};
 
 /// The metadata key of a weights file whose network is none of [`MODELS`](super::MODELS); the value is a graph file.
 pub const GRAPH: &str = "graph";
@@ -189,13 +191,7 @@ impl GraphFile {
     /// It cannot be read, or is no graph file; the message names the layer and the field.
     pub fn read(path: &Path) -> Result<Self, GraphFileError> {
         let unreadable = |source| GraphFileError::Read { path: path.into(), source };
-        let origin = path.display().to_string();
-        let facts = fs::metadata(path).map_err(unreadable)?;
-        if !facts.is_file() || facts.len() > MAX_TEXT as u64 {
-            let reason = format!("it is no graph file, which is JSON of at most {} MiB", MAX_TEXT >> 20);
-            return Err(GraphFileError::Invalid { origin, reason });
-        }
-        Self::parse(&fs::read_to_string(path).map_err(unreadable)?, &origin)
+        Self::parse(&read_text(path, MAX_TEXT as u64).map_err(unreadable)?, &path.display().to_string())
     }
 
     /// Reads the text of a file; `origin` says in messages where it came from.
@@ -378,7 +374,7 @@ impl Assembly {
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
         if name.chars().any(char::is_control) {
             let reason = "the name must be a line of text".into();
-            return Err(GraphError { node: name.escape_debug().to_string(), reason });
+            return Err(GraphError { node: printable(&name), reason });
         }
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
@@ -658,7 +654,7 @@ fn parse(text: &str) -> Result<GraphFile, String> {
     if text.len() > MAX_TEXT {
         return Err(format!("it is longer than {} MiB", MAX_TEXT >> 20));
     }
-    let value: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+    let Unique(value) = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
     let mut fields = Fields::of(value, "the graph".into())?;
     match fields.map.shift_remove(MAGIC) {
         Some(version) if version == VERSION => {}
@@ -689,6 +685,69 @@ fn parse(text: &str) -> Result<GraphFile, String> {
 /// What a file may call an interpolation.
 const INTERPOLATIONS: &str = "nearest, bilinear, bicubic, tf-nearest, tf-bilinear or tf-bicubic";
 
+/// A JSON value in which no object has two fields of one name. `Value` itself would keep the last of them.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(Unique(value)) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(values.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut fields = Map::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if fields.contains_key(&name) {
+                        return Err(A::Error::custom(format_args!("`{}` is there twice", printable(&name))));
+                    }
+                    let Unique(value) = map.next_value()?;
+                    fields.insert(name, value);
+                }
+                Ok(fields.into())
+            }
+        }
+
+        deserializer.deserialize_any(Any).map(Self)
+    }
+}
+
 fn entry(index: usize, value: Value) -> Result<Entry, String> {
     /// What the file may call a layer's operation.
     const OPS: [&str; 11] = [
@@ -706,7 +765,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
     ];
     let mut fields = Fields::of(value, format!("layer {index}"))?;
     let name: String = fields.take("name", "a text")?;
-    fields.of = format!("layer `{}`", name.escape_debug());
+    fields.of = format!("layer `{}`", printable(&name));
     let op: String = fields.take("op", "a text")?;
     let (kernel, stride) = ("[height, width]", || [1, 1]);
     let op = match op.as_str() {
@@ -742,7 +801,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         "global_avg_pool" => LayerOp::GlobalAvgPool {},
         other => {
             let (of, near, ops) = (&fields.of, suggestion(other, OPS), OPS.join(", "));
-            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", other.escape_debug()));
+            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", printable(&other)));
         }
     };
     let inputs = fields.take("inputs", "a list of names")?;
@@ -805,7 +864,7 @@ impl Fields {
         let vars = [Variance::Biased, Variance::Unbiased];
         vars.into_iter()
             .find(|&known| var(known) == name)
-            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, name.escape_debug()))
+            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, printable(&name)))
     }
 
     fn act(&mut self) -> Result<Act, String> {
@@ -814,7 +873,7 @@ impl Fields {
         acts().find(|act| act.name() == name).ok_or_else(|| {
             let names: Vec<&str> = acts().map(Act::name).collect();
             let near = suggestion(&name, names.iter().copied());
-            format!("{}: `act` is `{}`{near}; the activations are {}", self.of, name.escape_debug(), names.join(", "))
+            format!("{}: `act` is `{}`{near}; the activations are {}", self.of, printable(&name), names.join(", "))
         })
     }
 
@@ -822,9 +881,10 @@ impl Fields {
         let words = [Affine::Both, Affine::Gamma, Affine::Beta, Affine::None];
         let word: Option<String> = self.optional("affine", "a text")?;
         let Some(word) = word else { return Ok(Affine::Both) };
-        words.into_iter().find(|affine| affine.to_string() == word).ok_or_else(|| {
-            format!("{}: `affine` is `{}`; it is both, gamma, beta or none", self.of, word.escape_debug())
-        })
+        words
+            .into_iter()
+            .find(|affine| affine.to_string() == word)
+            .ok_or_else(|| format!("{}: `affine` is `{}`; it is both, gamma, beta or none", self.of, printable(&word)))
     }
 
     /// Refuses what nobody asked for.
@@ -832,6 +892,6 @@ impl Fields {
         let Some((field, _)) = self.map.into_iter().next() else { return Ok(()) };
         let near = suggestion(&field, self.known.iter().copied());
         let (of, known) = (self.of, self.known.join(", "));
-        Err(format!("{of}: it has no field `{}`{near}; the fields are {known}", field.escape_debug()))
+        Err(format!("{of}: it has no field `{}`{near}; the fields are {known}", printable(&field)))
     }
 }

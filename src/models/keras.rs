@@ -9,6 +9,7 @@ use super::Spec;
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
 use crate::preprocessing::{Interpolation, Parts, Preprocessing, Resize, Traced};
+use crate::text::{message, printable};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
@@ -65,19 +66,12 @@ const APPLICATIONS: [(&str, &[&str], Rescaling); 8] = [
 /// A Keras model that has no counterpart here.
 #[derive(Debug, thiserror::Error)]
 pub enum KerasError {
-    #[error("layer `{}` ({}): {}", line(layer), line(class), line(reason))]
+    #[error("layer `{}` ({}): {}", printable(layer), printable(class), message(reason))]
     Layer { layer: String, class: String, reason: String },
-    #[error("{}", line(.0))]
+    #[error("{}", message(.0))]
     Model(String),
     #[error(transparent)]
     Graph(#[from] GraphError),
-}
-
-/// Messages quote the file: made fit for one line, which is long enough for every list of what is supported.
-fn line(text: &str) -> String {
-    const LIMIT: usize = 1000;
-    let escaped = |c: char| if c.is_control() { c.escape_debug().collect() } else { vec![c] };
-    text.chars().take(LIMIT).flat_map(escaped).collect()
 }
 
 /// The classes of layers that become part of a network.

@@ -16,6 +16,7 @@ use crate::nearest::suggestion;
 use crate::preprocessing::{
     IMAGENET_MEAN, IMAGENET_STD, Interpolation, PREPROCESSING, Parts, Preprocessing, Resize, Traced,
 };
+use crate::text::printable;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -190,7 +191,8 @@ pub const MAX_CLASSES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(
-        "unknown model `{name}`{}; the models are {}",
+        "unknown model `{}`{}; the models are {}",
+        printable(name),
         suggestion(name, names()),
         names().collect::<Vec<_>>().join(", ")
     )]

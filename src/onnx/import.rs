@@ -9,7 +9,8 @@ use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD, bounds};
 use crate::graph::GraphError;
 use crate::models::{GRAPH, GraphAbout, GraphFile};
 use crate::preprocessing::{Interpolation, PREPROCESSING, Preprocessing};
-use crate::weights::{StateDict, WeightsError, map_file, printable};
+use crate::text::{message, printable};
+use crate::weights::{StateDict, WeightsError, map_file};
 use prost::Message;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -58,17 +59,7 @@ fn read(bytes: &[u8], path: &Path, folder: Option<&Path>) -> Result<Imported, We
     let model = ModelProto::decode(bytes).map_err(|error| malformed(printable(&error.to_string())))?;
     let name = path.file_stem().map_or_else(|| "onnx".into(), |stem| stem.to_string_lossy().into_owned());
     imported(&model, &printable(&name), folder)
-        .map_err(|reason| WeightsError::Refused { path: path.into(), reason: printable_line(&reason) })
-}
-
-/// Messages quote names of the file.
-fn printable_line(reason: &str) -> String {
-    const LONGEST: usize = 1000;
-    reason
-        .chars()
-        .take(LONGEST)
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
+        .map_err(|reason| WeightsError::Refused { path: path.into(), reason: message(&reason) })
 }
 
 fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imported, String> {

@@ -5,7 +5,7 @@ use super::{FeatureCache, Features, TrainError};
 use crate::compile::{self, Optimizer, Options};
 use crate::data::Loader;
 use crate::gpu::{Device, Executor, Parameters, block};
-use crate::graph::{Graph, ParamId, Phase, StateKind};
+use crate::graph::{Graph, ParamId, Phase, StateKind, Stats, StatsUpdate};
 use crate::kernels::StepScalars;
 use crate::plan::{Input, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
@@ -37,9 +37,26 @@ impl Images<'_> {
 /// The label of a sample that only fills up a batch: it has no loss, no gradient and no hit.
 pub const PADDING: u32 = u32::MAX;
 
+/// What an optimiser step takes together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StepWindow {
+    /// Micro-batches.
+    pub batches: usize,
+    /// The samples of all of them that count, those labelled [`PADDING`] do not.
+    pub samples: usize,
+}
+
+/// Whether a step of the network takes the moments of a batch: a batch norm normalises by them, or moves its running
+/// statistics by them. Then no batch may be filled up with padding.
+pub fn takes_batch_statistics(network: &Graph) -> bool {
+    let mut modes = network.layers().iter().filter_map(|layer| layer.setting.batch_norm);
+    modes.any(|mode| mode.stats != Stats::Running || mode.update != StatsUpdate::Off)
+}
+
 /// Loss and hits, summed over samples.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
+    #[serde(with = "super::number")]
     pub loss: f64,
     pub top1: u64,
     pub top5: u64,
@@ -279,21 +296,42 @@ impl Session {
     /// # Errors
     /// The batch has another size than the plan, a label is not a class, or the device failed.
     pub fn submit(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<(), TrainError> {
+        self.submit_in(images, labels, lr, None)
+    }
+
+    /// As [`submit`](Self::submit), of a step that may have fewer micro-batches than others, or partial ones: each sample
+    /// of the step has the same weight. All of its micro-batches are handed over with the same `window`.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); the window has no micro-batch, or more than others have, or the plan takes all those of
+    /// a step together and the window has fewer.
+    pub fn submit_in(
+        &mut self,
+        images: Images<'_>,
+        labels: &[u32],
+        lr: f64,
+        window: Option<StepWindow>,
+    ) -> Result<(), TrainError> {
+        let batches = window.map_or(self.options.accumulate, |window| window.batches);
+        let fits = batches > self.micro && batches <= self.options.accumulate;
+        if !fits || (self.gathered > 1 && batches != self.options.accumulate) {
+            return Err(TrainError::Incomplete { what: "step of so many micro-batches" });
+        }
         let part = (self.micro % self.gathered, self.gathered);
         self.slots.fill(&self.executor, self.features.as_deref(), part, images, labels)?;
         self.counted.push(labels.iter().filter(|l| **l != PADDING).count());
-        let window = self.options.accumulate;
-        let last = self.micro + 1 == window;
+        let last = self.micro + 1 == batches;
         if self.counted.len() == self.gathered {
-            self.run(last, lr)?;
+            self.run(last, lr, window.map(|window| window.samples))?;
         }
         self.micro = if last { 0 } else { self.micro + 1 };
         self.steps += u64::from(last);
         Ok(())
     }
 
-    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser.
-    fn run(&mut self, last: bool, lr: f64) -> Result<(), TrainError> {
+    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser. `samples` are those
+    /// of the whole step, if they are known.
+    fn run(&mut self, last: bool, lr: f64, samples: Option<usize>) -> Result<(), TrainError> {
         let window = self.options.accumulate;
         let counted = std::mem::take(&mut self.counted);
         let (beta1, beta2) = match self.options.optimizer {
@@ -301,13 +339,14 @@ impl Session {
             Optimizer::AdamW(adamw) => (adamw.beta1, adamw.beta2),
         };
         let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
-        // Of micro-batches that run apart, each has the same weight.
+        // Where nothing else is known, micro-batches that run apart have the same weight.
         let apart = window / self.gathered;
+        let samples = samples.unwrap_or_else(|| counted.iter().sum::<usize>().max(1) * apart).max(1);
         let scalars = StepScalars {
             lr: lr as f32,
             correction1: (1.0 - beta1.powi(t)) as f32,
             correction2: (1.0 - beta2.powi(t)) as f32,
-            inv_count: (1.0 / (counted.iter().sum::<usize>().max(1) * apart) as f64) as f32,
+            inv_count: (1.0 / samples as f64) as f32,
             accumulate: if self.micro < self.gathered { 0.0 } else { 1.0 },
             // A step may have more micro-batches than there are runs; none of them draws as another does.
             draw: (self.steps as u32).wrapping_mul(window as u32).wrapping_add(self.micro as u32),

@@ -1,8 +1,9 @@
-use super::error::printable;
+use super::WeightsError;
+use crate::files::read_small;
 use crate::preprocessing::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, Parts, Preprocessing, Resize, Traced};
+use crate::text::printable;
 use serde::Deserialize;
-use std::fs::File;
-use std::io::Read;
+use std::io;
 use std::path::Path;
 
 /// What timm's config.json says of the weights beside it, as on the Hugging Face hub.
@@ -44,12 +45,24 @@ struct Json {
 
 impl Config {
     /// What the config.json beside `file` says; nothing if there is none, or it is not one of timm's.
-    pub fn beside(file: &Path) -> Option<Self> {
-        let file = File::open(file.with_file_name("config.json")).ok()?;
-        // Read from the file itself, it would be fetched byte by byte.
-        let mut text = Vec::new();
-        file.take(MAX_LENGTH).read_to_end(&mut text).ok()?;
-        let Json { architecture, pretrained_cfg } = serde_json::from_slice(&text).ok()?;
+    ///
+    /// # Errors
+    /// There is one that cannot be read, or is no regular file.
+    pub fn beside(file: &Path) -> Result<Option<Self>, WeightsError> {
+        let path = file.with_file_name("config.json");
+        match read_small(&path, MAX_LENGTH) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                log::warn!("{} is not used: {error}", path.display());
+                Ok(None)
+            }
+            Err(source) => Err(WeightsError::Read { path, source }),
+        }
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let Json { architecture, pretrained_cfg } = serde_json::from_slice(text).ok()?;
         let size = |of: fn(&Pretrained) -> Option<[usize; 3]>| {
             let [_, height, width] = pretrained_cfg.as_ref().and_then(of)?;
             (height > 0 && width > 0).then_some((height, width))

@@ -8,7 +8,6 @@
 //! Every file is treated as hostile: nothing in it is executed, and no size that it declares is believed before
 //! the file has been seen to hold that much.
 
-mod atomic;
 mod bind;
 mod config;
 mod convert;
@@ -27,12 +26,10 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-pub(crate) use atomic::is_leftover;
-pub use atomic::write_atomically;
+pub use crate::files::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
 pub use config::{Config, Pretrained};
 pub(crate) use convert::{Dtype, decode};
-pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};
 pub use params::{Loaded, expected, from_state, initialise, to_file, to_state};
 

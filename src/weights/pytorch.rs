@@ -13,8 +13,8 @@ use pytorch_reader::{DType, PickleValue, PytorchReader, Tensor};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::convert::{Conversions, Dtype, decode};
-use super::error::printable;
 use super::{FileTensor, StateDict, WeightsError, leads_out};
+use crate::text::printable;
 
 /// Where a checkpoint keeps its state dict, in order of preference.
 const CHECKPOINT_KEYS: [&str; 3] = ["state_dict", "model_state_dict", "model"];

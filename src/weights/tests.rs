@@ -236,7 +236,7 @@ fn what_is_beside_the_weights_describes_them() {
     let folder = tempfile::tempdir().unwrap();
     let beside = |json: &str| {
         fs::write(folder.path().join("config.json"), json).unwrap();
-        Config::beside(&folder.path().join("model.safetensors"))
+        Config::beside(&folder.path().join("model.safetensors")).unwrap()
     };
     let timm = r#"{"architecture": "resnet18", "num_classes": 1000, "num_features": 512, "pretrained_cfg": {"tag": "a1",
         "input_size": [3, 224, 288], "test_input_size": [3, 288, 288], "crop_pct": 0.95, "test_crop_pct": 1.0, "crop_mode":
