@@ -19,7 +19,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn avg_pool_grad(
@@ -45,5 +45,5 @@ fn avg_pool_grad(
             sum += dy[u32((image * p.out_h + oy) * p.out_w + ox) * p.quads + quad];
         }
     }
-    dx[index] = sum / f32(p.kernel_h * p.kernel_w);
+    x_grad[index] = sum / f32(p.kernel_h * p.kernel_w);
 }

@@ -1,5 +1,5 @@
-// dx = γr(g − Σg/M − x̂·Σ(g·x̂)/M), g being dz behind the activation, over the domain's M pixels. One invocation: four
-// channels of eight consecutive pixels.
+// x_grad = γr(g − Σg/M − x̂·Σ(g·x̂)/M), g being dz behind the activation, over the domain's M pixels. One invocation:
+// four channels of eight consecutive pixels.
 
 struct Params {
     pixels: u32,
@@ -19,7 +19,7 @@ override cut: bool;
 @group(0) @binding(4) var<storage, read> affine: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> sums: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> mask: array<u32>;
-@group(0) @binding(7) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn batch_norm_grad_batch(
@@ -62,7 +62,7 @@ fn batch_norm_grad_batch(
             if is_smooth {
                 g *= slope(centred * scale + beta, p.act);
             }
-            dx[at] = scale * (g - offset - centred * rise);
+            x_grad[at] = scale * (g - offset - centred * rise);
         }
         if !cut || pixel == end {
             break;

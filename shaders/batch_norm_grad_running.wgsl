@@ -1,4 +1,4 @@
-// dx = γr·g, g being dz behind the activation. One invocation: four channels of eight consecutive pixels.
+// x_grad = γr·g, g being dz behind the activation. One invocation: four channels of eight consecutive pixels.
 
 struct Params {
     pixels: u32,
@@ -13,7 +13,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> moments: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> affine: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> mask: array<u32>;
-@group(0) @binding(6) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn batch_norm_grad_running(
@@ -40,6 +40,6 @@ fn batch_norm_grad_running(
         if is_smooth {
             g *= slope((x[at] - moments[quad]) * scale + affine[p.quads + quad], p.act);
         }
-        dx[at] = scale * g;
+        x_grad[at] = scale * g;
     }
 }

@@ -30,9 +30,9 @@ fn batch_norm_renorm(
     let variance = mean + p.quads;
     let square = batch[variance] + p.eps;
     let limit = p.r_max * p.r_max;
-    let v = clamp(running[p.quads + quad], square / limit - p.eps, square * limit - p.eps);
+    let v = held(running[p.quads + quad], square / limit - p.eps, square * limit - p.eps);
     let d = (batch[mean] - running[quad]) / sqrt(running[p.quads + quad] + p.eps);
     let most = vec4<f32>(p.d_max);
-    moments[mean] = batch[mean] - clamp(d, -most, most) * sqrt(v + p.eps);
+    moments[mean] = batch[mean] - held(d, -most, most) * sqrt(v + p.eps);
     moments[variance] = v;
 }

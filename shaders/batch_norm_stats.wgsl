@@ -44,5 +44,7 @@ fn batch_norm_stats(
     }
     let at = partial * 2u * p.quads + quad;
     partials[at] = mean + rest / count;
-    partials[at + p.quads] = max(squares - rest * rest / count, vec4<f32>());
+    // `max` would be free to drop a NaN.
+    let corrected = squares - rest * rest / count;
+    partials[at + p.quads] = select(max(corrected, vec4<f32>()), corrected, are_nan(corrected));
 }

@@ -6,7 +6,16 @@
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
 
 @compute @workgroup_size(8, 4)
-fn conv2d_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+fn conv2d_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z > 0u {
+        return;
+    }
+    let id = place * vec3<u32>(8u, 4u, 1u) + local;
     let quad0 = id.x * 2u;
     let first = id.y * 8u;
     let last = p.out_quads - 1u;

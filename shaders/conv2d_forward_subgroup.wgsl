@@ -1,3 +1,4 @@
+enable subgroups;
 // Convolution by implicit GEMM for subgroups of eight: one subgroup computes 32 channels of 32 consecutive output pixels,
 // four channels an invocation. Each invocation loads the input of four pixels and broadcasts it to the others, so that
 // a load serves all eight: what matters on drivers that load invocation by invocation.
@@ -6,9 +7,17 @@
 @group(0) @binding(2) var weight: texture_2d<f32>;
 
 @compute @workgroup_size(8)
-fn conv2d_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-    let first = group.y * 32u;
-    let quad = group.x * 8u + lane;
+fn conv2d_forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z > 0u {
+        return;
+    }
+    let first = place.y * 32u;
+    let quad = place.x * 8u + lane;
     let read = min(quad, p.out_quads - 1u);
     let at0 = locate(first + 0u + lane);
     let at1 = locate(first + 8u + lane);
@@ -268,7 +277,7 @@ fn conv2d_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_inv
     bits.w |= finish(a31, first + 24u, 7u, quad);
     if p.has_mask != 0u && quad < p.out_quads {
         for (var tile = 0u; tile < 4u && first + tile * 8u < p.pixels; tile++) {
-            mask[(group.y * 4u + tile) * p.out_quads + quad] = bits[tile];
+            mask[(place.y * 4u + tile) * p.out_quads + quad] = bits[tile];
         }
     }
 }

@@ -11,15 +11,20 @@ var<workgroup> ws: array<vec4<f32>, 256>;
 @compute @workgroup_size(8, 8)
 fn conv2d_forward(
     @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let first = group.y * 64u + local.y * 8u;
-    let quad0 = group.x * 16u + local.x * 2u;
-    let at = locate(group.y * 64u + index);
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z > 0u {
+        return;
+    }
+    let first = place.y * 64u + local.y * 8u;
+    let quad0 = place.x * 16u + local.x * 2u;
+    let at = locate(place.y * 64u + index);
     // The row and the first of the four quads of the weights that this invocation loads.
     let load_row = index / 4u;
-    let load_quad = group.x * 16u + index % 4u * 4u;
+    let load_quad = place.x * 16u + index % 4u * 4u;
     var a0 = vec4<f32>();
     var b0 = vec4<f32>();
     var a1 = vec4<f32>();

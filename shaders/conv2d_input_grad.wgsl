@@ -6,7 +6,16 @@
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
 
 @compute @workgroup_size(8, 4)
-fn conv2d_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
+fn conv2d_input_grad(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z >= p.stride_h * p.stride_w {
+        return;
+    }
+    let id = place * vec3<u32>(8u, 4u, 1u) + local;
     let class_y = id.z / p.stride_w;
     let class_x = id.z % p.stride_w;
     let rows = (p.in_h + p.stride_h - 1u - class_y) / p.stride_h;

@@ -1,3 +1,4 @@
+enable subgroups;
 // Gradient of a convolution's input for subgroups of eight: one subgroup computes 32 channels of 32 input pixels of a
 // class, four channels an invocation; see conv2d_input_grad.wgsl for the classes. Each invocation loads the output
 // gradient of four pixels and broadcasts it to the others.
@@ -6,14 +7,22 @@
 @group(0) @binding(2) var weight: texture_2d<f32>;
 
 @compute @workgroup_size(8)
-fn conv2d_input_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-    let class_y = group.z / p.stride_w;
-    let class_x = group.z % p.stride_w;
+fn conv2d_input_grad(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z >= p.stride_h * p.stride_w {
+        return;
+    }
+    let class_y = place.z / p.stride_w;
+    let class_x = place.z % p.stride_w;
     let rows = (p.in_h + p.stride_h - 1u - class_y) / p.stride_h;
     let columns = (p.in_w + p.stride_w - 1u - class_x) / p.stride_w;
     let pixels = p.images * rows * columns;
-    let first = group.y * 32u;
-    let quad = group.x * 8u + lane;
+    let first = place.y * 32u;
+    let quad = place.x * 8u + lane;
     let read = min(quad, p.in_quads - 1u) * 4u * p.out_quads;
     let at0 = locate(first + 0u + lane, class_y, class_x, rows, columns);
     let at1 = locate(first + 8u + lane, class_y, class_x, rows, columns);

@@ -12,18 +12,23 @@ var<workgroup> ws: array<vec4<f32>, 256>;
 @compute @workgroup_size(8, 8)
 fn conv2d_input_grad(
     @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let class_y = group.z / p.stride_w;
-    let class_x = group.z % p.stride_w;
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z >= p.stride_h * p.stride_w {
+        return;
+    }
+    let class_y = place.z / p.stride_w;
+    let class_x = place.z % p.stride_w;
     let rows = (p.in_h + p.stride_h - 1u - class_y) / p.stride_h;
     let columns = (p.in_w + p.stride_w - 1u - class_x) / p.stride_w;
     let pixels = p.images * rows * columns;
-    let first = group.y * 64u + local.y * 8u;
-    let quad0 = group.x * 16u + local.x * 2u;
-    let at = locate(group.y * 64u + index, class_y, class_x, rows, columns);
-    let load_row = group.x * 64u + index;
+    let first = place.y * 64u + local.y * 8u;
+    let quad0 = place.x * 16u + local.x * 2u;
+    let at = locate(place.y * 64u + index, class_y, class_x, rows, columns);
+    let load_row = place.x * 64u + index;
     let used = load_row < p.in_quads * 4u;
     var a0 = vec4<f32>();
     var b0 = vec4<f32>();

@@ -6,7 +6,16 @@
 @group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
 
 @compute @workgroup_size(8, 4)
-fn conv2d_weight_grad(@builtin(global_invocation_id) id: vec3<u32>) {
+fn conv2d_weight_grad(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z * p.rows_per_split >= p.rows {
+        return;
+    }
+    let id = place * vec3<u32>(8u, 4u, 1u) + local;
     let pairs = (p.in_quads + 1u) / 2u;
     let taps = p.kernel_h * p.kernel_w;
     let tap = min(id.y / pairs, taps - 1u);

@@ -1,3 +1,4 @@
+enable subgroups;
 // Gradient of a convolution's weights for subgroups of eight: one subgroup computes 32 rows of the weights (a row is one
 // input channel of one tap; the taps of a window's row follow each other as the pixels do in memory) × 32 output
 // channels, four an invocation, over one split of the output rows. Each invocation loads four of the 32 input values of
@@ -7,18 +8,26 @@
 @group(0) @binding(2) var dy: texture_2d<f32>;
 
 @compute @workgroup_size(8)
-fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+fn conv2d_weight_grad(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z * p.rows_per_split >= p.rows {
+        return;
+    }
     let line = p.kernel_w * p.in_quads;
     let blocks = (line + 7u) / 8u;
-    let ky = group.y / blocks;
-    let own = group.y % blocks * 8u + lane;
+    let ky = place.y / blocks;
+    let own = place.y % blocks * 8u + lane;
     let kx = i32(own / p.in_quads);
     // Drivers do not move a division out of a loop.
     let own_quad = own % p.in_quads;
     let used = own < line;
-    let out = min(group.x * 8u + lane, p.out_quads - 1u);
+    let out = min(place.x * 8u + lane, p.out_quads - 1u);
 
-    let first = group.z * p.rows_per_split;
+    let first = place.z * p.rows_per_split;
     let last = min(first + p.rows_per_split, p.rows);
     var a0 = vec4<f32>();
     var a1 = vec4<f32>();
@@ -106,13 +115,13 @@ fn conv2d_weight_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup
             }
         }
     }
-    let quad = group.x * 8u + lane;
+    let quad = place.x * 8u + lane;
     if quad >= p.out_quads {
         return;
     }
     let rows = line * 4u;
-    let block = group.y % blocks * 32u;
-    let to_row = (group.z * p.kernel_h + ky) * rows + block;
+    let block = place.y % blocks * 32u;
+    let to_row = (place.z * p.kernel_h + ky) * rows + block;
     if block + 0u < rows {
         partials[(to_row + 0u) * p.out_quads + quad] = a0;
     }

@@ -12,16 +12,21 @@ var<workgroup> gs: array<vec4<f32>, 256>;
 @compute @workgroup_size(8, 8)
 fn conv2d_weight_grad(
     @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
+    let place = unfold(group, groups, p.grid_columns, p.grid_rows);
+    if folded && place.z * p.rows_per_split >= p.rows {
+        return;
+    }
     let line = p.kernel_w * p.in_quads;
     let blocks = (line + 15u) / 16u;
-    let ky = group.y / blocks;
-    let block = group.y % blocks * 16u;
+    let ky = place.y / blocks;
+    let block = place.y % blocks * 16u;
     let width = u32(p.out_w);
-    let begin = group.z * p.rows_per_split * width;
-    let end = min((group.z + 1u) * p.rows_per_split, p.rows) * width;
+    let begin = place.z * p.rows_per_split * width;
+    let end = min((place.z + 1u) * p.rows_per_split, p.rows) * width;
     // The pixel and the first of its four quads that this invocation loads.
     let load_pixel = index / 4u;
     let load_quad = index % 4u * 4u;
@@ -54,7 +59,7 @@ fn conv2d_weight_grad(
             let wanted = column * p.stride_w - p.pad_left + i32(own / p.in_quads);
             let inside = clamp(wanted, 0, p.in_w - 1);
             let used = live && y == cy && wanted == inside && own < line;
-            let out = group.x * 16u + load_quad + i;
+            let out = place.x * 16u + load_quad + i;
             let counts = live && out < p.out_quads;
             let to_quad = load_pixel * 16u + load_quad + i;
             xs[to_quad] = x[u32(start + inside) * p.in_quads + own % p.in_quads] * select(0.0, 1.0, used);
@@ -85,9 +90,9 @@ fn conv2d_weight_grad(
         }
         workgroupBarrier();
     }
-    let quad = group.x * 16u + local.x * 2u;
+    let quad = place.x * 16u + local.x * 2u;
     let own = block + local.y * 2u;
-    let to_row = ((group.z * p.kernel_h + ky) * line + own) * 4u;
+    let to_row = ((place.z * p.kernel_h + ky) * line + own) * 4u;
     store(a0, to_row + 0u, own < line, quad);
     store(b0, to_row + 0u, own < line, quad + 1u);
     store(a1, to_row + 1u, own < line, quad);

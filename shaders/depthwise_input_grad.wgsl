@@ -1,7 +1,7 @@
-// dx = dy ∗ᵀ weight, replacing dx or added to it, each channel by itself. One invocation: four channels of a strip, four
-// columns of the rows that `band` rows of dy are the last to reach. It goes down the strip, loads each row of dy once and
-// adds it to all the rows of dx that its windows have, which move along as it goes. It takes the columns of the window that
-// hit an output only.
+// x_grad = dy ∗ᵀ weight, replacing x_grad or added to it, each channel by itself. One invocation: four channels of a
+// strip, four columns of the rows that `band` rows of dy are the last to reach. It goes down the strip, loads each row of
+// dy once and adds it to all the rows of x_grad that its windows have, which move along as it goes. It takes the columns
+// of the window that hit an output only.
 
 struct Params {
     images: u32,
@@ -24,7 +24,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn depthwise_input_grad(
@@ -63,7 +63,7 @@ fn depthwise_input_grad(
     // Rows above and below the outputs add nothing.
     let end = min(behind, p.out_h);
     for (var image = start; image < min(start + p.images_each, p.images); image++) {
-        // sums[ky] is of the row of dx that row ky of the window of the present row of dy lies on.
+        // sums[ky] is of the row of x_grad that row ky of the window of the present row of dy lies on.
         var sums: array<array<vec4<f32>, 4>, 8>;
         var oy = max(top - i32(reach_h), 0);
         for (; oy < end; oy++) {
@@ -110,7 +110,7 @@ fn moved(sums: array<array<vec4<f32>, 4>, 8>) -> array<array<vec4<f32>, 4>, 8> {
     return array(sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], none, none);
 }
 
-// The columns of the rows of dx that row `oy` of dy is the last to reach.
+// The columns of the rows of x_grad that row `oy` of dy is the last to reach.
 fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: i32, first: i32, quad: u32) {
     var values = sums;
     for (var j = 0u; j < 2u; j++) {
@@ -122,9 +122,9 @@ fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: i32, first: i32, q
                     let at = u32((i32(image) * p.in_h + iy) * p.in_w + ix) * p.quads + quad;
                     var sum = values[j][i];
                     if p.accumulate != 0u {
-                        sum += dx[at];
+                        sum += x_grad[at];
                     }
-                    dx[at] = sum;
+                    x_grad[at] = sum;
                 }
             }
         }

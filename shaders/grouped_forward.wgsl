@@ -53,7 +53,7 @@ fn grouped_forward(
         let begin = (image + top + ky) * p.in_w;
         for (var kx = 0; kx < p.kernel_w; kx++) {
             let ix = left + kx;
-            let inside = select(vec4<f32>(), vec4<f32>(1.0), ix >= vec4<i32>() & ix < vec4<i32>(p.in_w));
+            let inside = select(vec4<f32>(), vec4<f32>(1.0), (ix >= vec4<i32>()) & (ix < vec4<i32>(p.in_w)));
             let at = vec4<u32>(begin + clamp(ix, vec4<i32>(), vec4<i32>(p.in_w - 1))) * p.in_quads + channel;
             var tap = u32(ky * p.kernel_w + kx) * p.in_group * 4u * p.out_quads + quad;
             for (var c = 0u; c < p.in_group; c++) {

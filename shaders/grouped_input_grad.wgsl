@@ -1,5 +1,5 @@
-// dx = dy ∗ᵀ weight, replacing dx or added to it, each group of channels by itself. One invocation: four channels of four
-// pixels of a row that are a stride apart, so that the same columns of the window hit an output for all.
+// x_grad = dy ∗ᵀ weight, replacing x_grad or added to it, each group of channels by itself. One invocation: four channels of
+// four pixels of a row that are a stride apart, so that the same columns of the window hit an output for all.
 
 struct Params {
     rows: u32,
@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn grouped_input_grad(
@@ -55,7 +55,7 @@ fn grouped_input_grad(
         for (var kx = right % p.stride_w; kx < p.kernel_w; kx += p.stride_w) {
             // Exact, by the choice of kx; so it is negative where the window is left of the image.
             let ox = (right - kx) / p.stride_w + vec4<i32>(0, 1, 2, 3);
-            let inside = select(vec4<f32>(), vec4<f32>(1.0), ox >= vec4<i32>() & ox < vec4<i32>(p.out_w));
+            let inside = select(vec4<f32>(), vec4<f32>(1.0), (ox >= vec4<i32>()) & (ox < vec4<i32>(p.out_w)));
             let begin = (image + oy) * p.out_w + clamp(ox, vec4<i32>(), vec4<i32>(p.out_w - 1));
             let at = vec4<u32>(begin) * p.out_quads + channel;
             let tap = (u32(ky * p.kernel_w + kx) * p.in_group * 4u + inner) * p.out_quads + channel;
@@ -77,9 +77,9 @@ fn grouped_input_grad(
             let at = (row * u32(p.in_w) + u32(ix)) * p.in_quads + quad;
             var sum = sums[i];
             if p.accumulate != 0u {
-                sum += dx[at];
+                sum += x_grad[at];
             }
-            dx[at] = sum;
+            x_grad[at] = sum;
         }
     }
 }

@@ -26,7 +26,7 @@ fn input_normalize(
         return;
     }
     let word = pixels[index];
-    let rgb = vec3<f32>(f32(word & 255u), f32(word >> 8u & 255u), f32(word >> 16u & 255u)) / 255.0;
+    let rgb = vec3<f32>(f32(word & 255u), f32((word >> 8u) & 255u), f32((word >> 16u) & 255u)) / 255.0;
     let mean = vec3<f32>(p.mean_r, p.mean_g, p.mean_b);
     let normal = (rgb - mean) / vec3<f32>(p.std_r, p.std_g, p.std_b);
     x[index] = vec4<f32>(select(normal, normal.bgr, p.bgr != 0u), 0.0);

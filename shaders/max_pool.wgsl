@@ -45,14 +45,14 @@ fn max_pool(
     for (var iy = ys.x; iy < ys.y; iy++) {
         for (var ix = xs.x; ix < xs.y; ix++) {
             let value = x[u32((image * p.in_h + iy) * p.in_w + ix) * p.quads + quad];
-            let nan = (bitcast<vec4<u32>>(value) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
-            let better = (value > best) | nan;
+            // A comparison with a NaN may give anything.
+            let better = are_nan(value) | ((value > best) & !are_nan(best));
             best = select(best, value, better);
             position = select(position, vec4<u32>(u32((iy - top) * p.kernel_w + ix - left)), better);
         }
     }
     z[index] = best;
     if p.argmax != 0u {
-        argmax[index] = position.x | position.y << 8u | position.z << 16u | position.w << 24u;
+        argmax[index] = position.x | (position.y << 8u) | (position.z << 16u) | (position.w << 24u);
     }
 }

@@ -20,7 +20,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> argmax: array<u32>;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn max_pool_grad(
@@ -50,5 +50,5 @@ fn max_pool_grad(
             sum += select(vec4<f32>(), dy[at], winners == vec4<u32>(u32(ky * p.kernel_w + kx)));
         }
     }
-    dx[index] = sum;
+    x_grad[index] = sum;
 }

@@ -6,7 +6,8 @@
 
 use crate::graph::{Graph, LayerId, Role};
 use crate::models::{self, LookAlike, ModelError, Recognised, Spec};
-use crate::weights::{self, Config, ExpectedKind, Head, StateDict, TensorData, WeightsError, printable};
+use crate::text::printable;
+use crate::weights::{self, Config, ExpectedKind, Head, StateDict, TensorData, WeightsError};
 
 /// Why a file is of no network.
 #[derive(Debug, thiserror::Error)]

@@ -2,26 +2,33 @@
 
 mod cli;
 
-use clap::Parser;
-use std::io::{self, Write};
+use cli::output;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     quiet_drivers();
-    // What wgpu and the drivers log comes back as errors where it matters.
-    let filter = env_logger::Env::default().default_filter_or("warn,wgpu_core=off,wgpu_hal=off,naga=off");
-    env_logger::Builder::from_env(filter)
-        .format(|out, record| match record.level() {
-            log::Level::Warn => writeln!(out, "warning: {}", record.args()),
-            level => writeln!(out, "{}: {}", level.as_str().to_lowercase(), record.args()),
+    quiet_caught_panics();
+    // What wgpu and the drivers log comes back as errors where it matters; RUST_LOG says otherwise, for each of them. What
+    // the validation that the environment asks for finds is in no error.
+    let is_on = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+    let filter = match ["WGPU_VALIDATION", "WGPU_DEBUG", "WGPU_GPU_BASED_VALIDATION"].into_iter().any(is_on) {
+        true => "warn",
+        false => "warn,wgpu_core=off,wgpu_hal=off,naga=off",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
+        .format(|out, record| {
+            let text = output::message(&record.args().to_string());
+            match record.level() {
+                log::Level::Warn => writeln!(out, "warning: {text}"),
+                level => writeln!(out, "{}: {text}", level.as_str().to_lowercase()),
+            }
         })
         .init();
-    match cli::Cli::parse().run() {
+    match cli::Cli::from_command_line().run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to tell if standard error is closed.
-            let _ = writeln!(io::stderr(), "error: {}", message(&error));
+            output::note(format_args!("error: {}", message(&error)));
             ExitCode::FAILURE
         }
     }
@@ -37,9 +44,14 @@ fn quiet_drivers() {
     }
 }
 
-/// Whether whoever reads our output, such as `head`, has had enough of it.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+/// A device that is lost while it is waited for makes wgpu panic, which the library turns into an error.
+fn quiet_caught_panics() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !thawline::gpu::catches_panics() {
+            tell(panic);
+        }
+    }));
 }
 
 /// The error and its causes, joined by colons; a cause that the error's own text quotes is not repeated.

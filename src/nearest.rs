@@ -2,6 +2,10 @@
 
 /// The candidate most like `word`, if one is close enough to have been meant.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Nothing is called like a text of any length, and comparing takes its length times those of the candidates.
+    if word.len() > 256 {
+        return None;
+    }
     let allowed = (word.chars().count() / 3).max(2);
     let scored = candidates.into_iter().map(|candidate| (distance(word, candidate), candidate));
     scored.filter(|&(edits, _)| edits <= allowed).min_by_key(|&(edits, _)| edits).map(|(_, candidate)| candidate)

@@ -170,13 +170,29 @@ fn every_command_explains_itself() {
 #[test]
 fn version_and_devices() {
     let version = json(&["version", "--json"]);
-    assert_eq!(keys(&version), ["backends", "target", "version", "wgpu"]);
+    assert_eq!(keys(&version), ["backends", "features", "naga", "target", "version", "wgpu"]);
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
     assert!(stdout(&["version"]).starts_with(&format!("thawline {}\n", env!("CARGO_PKG_VERSION"))));
 
     let devices = json(&["devices", "--json"]);
     let first = &devices[0];
-    assert_eq!(keys(first), ["backend", "default", "driver", "index", "kind", "largest_buffer", "name"]);
+    assert_eq!(
+        keys(first),
+        [
+            "backend",
+            "default",
+            "driver",
+            "features",
+            "index",
+            "kind",
+            "largest_buffer",
+            "limits",
+            "name",
+            "same_gpu_as"
+        ]
+    );
+    assert!(first["limits"]["max_storage_buffers_per_shader_stage"].as_u64().unwrap() >= 7, "{first}");
+    assert_eq!(first["limits"]["subgroup_sizes"].as_array().unwrap().len(), 2);
     assert_eq!((&first["index"], &first["default"]), (&0.into(), &true.into()));
     assert!(stdout(&["devices"]).contains(first["name"].as_str().unwrap()));
 }
@@ -184,7 +200,7 @@ fn version_and_devices() {
 #[test]
 fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
     let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
-    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "size"]);
+    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "preprocessing", "size"]);
     let layers = model["layers"].as_array().unwrap();
     assert_eq!(keys(&layers[0]), ["alias", "block", "index", "kind", "name", "parameters", "shape", "tensors"]);
     assert_eq!(model["blocks"][5], "layer3.1");
@@ -327,7 +343,8 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
     let outputs = Outputs::new();
     let step = |out: &str, more: &[&str]| {
         let (weights, inputs, out, grads) = (weights_file(), inputs_file(), outputs.text(out), outputs.text("grads"));
-        let mut args = vec!["step", "--weights", &weights, "--inputs", &inputs, "--out", &out, "--grads", &grads];
+        let mut args =
+            vec!["step", "--weights", &weights, "--inputs", &inputs, "--out", &out, "--grads", &grads, "--force"];
         args.extend(more);
         let output = stdout(&args);
         let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -382,7 +399,8 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
 fn step_checks_the_device_against_the_reference() {
     let outputs = Outputs::new();
     let files = [weights_file(), inputs_file(), outputs.text("out")];
-    let files = ["step", "--variant", "direct", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
+    let files =
+        ["step", "--force", "--variant", "direct", "--weights", &files[0], "--inputs", &files[1], "--out", &files[2]];
     for policy in [
         &["--policy", "bn-only"][..],
         &["--policy", "bn-blend"],
@@ -504,7 +522,7 @@ fn a_folded_file_does_what_the_file_did() {
 
     // A head trains on top of it; a policy on its batch norms, or a whole run, does not.
     let out = outputs.text("stepped.safetensors");
-    let step = ["step", "--weights", &folded, "--inputs", &inputs_file(), "--out", &out, "--policy"];
+    let step = ["step", "--weights", &folded, "--inputs", &inputs_file(), "--out", &out, "--force", "--policy"];
     stdout(&[&step[..], &["head"]].concat());
     assert_eq!(StateDict::load(&out).unwrap().metadata["folded"], "true");
     fails(&[&step[..], &["bn-only"]].concat(), "the network has no batch norms");
@@ -720,9 +738,9 @@ fn a_graph_file_stands_for_a_network() {
     assert_eq!(json(&["inspect", &stepped, "--json"])["model"], "mine");
     stdout(&["step", "--weights", &stepped, "--inputs", &inputs_file(), "--out", &again, "--policy", "bn-only"]);
     assert_eq!(json(&["inspect", &again, "--json"])["layers"], inspected["layers"]);
-    stdout(&["recalibrate", "--weights", best, "--data", &data, "--out", &again, "--batch", "5"]);
+    stdout(&["recalibrate", "--weights", best, "--data", &data, "--out", &again, "--batch", "5", "--force"]);
     assert_eq!(json(&["inspect", &again, "--json"])["model"], "mine");
-    stdout(&["fold", "--weights", best, "--out", &again]);
+    stdout(&["fold", "--weights", best, "--out", &again, "--force"]);
     let folded = json(&["inspect", &again, "--json"]);
     assert!(folded["layers"].as_array().unwrap().iter().all(|layer| layer["kind"] != "bn"));
     assert_eq!(json(&["eval", "--weights", &again, "--data", &data, "--json"])["top1"], eval(&[])["top1"]);
@@ -765,7 +783,7 @@ fn onnx_is_read_like_any_weights_file() {
     assert!(stderr.starts_with("note: ") && stderr.contains("ImageNet's mean"), "{stderr}");
     let stepped = outputs.text("stepped.safetensors");
     let step = |file: &str, more: &[&str]| {
-        let args = ["step", "--weights", file, "--inputs", &inputs_file(), "--out", &stepped];
+        let args = ["step", "--weights", file, "--inputs", &inputs_file(), "--out", &stepped, "--force"];
         stdout(&[&args[..], more].concat())
     };
     for policy in ["full", "bn-only", "head", "full-frozen-bn"] {
@@ -1134,7 +1152,8 @@ fn bench_measures_a_grid_and_compares_it() {
 
     // Against itself in part, and against a file of an older version, which has nothing in common.
     let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-23-llvmpipe.json");
-    let again = [&args[..], &["--batch", "2", "--against", &out, "--against", old.to_str().unwrap()]].concat();
+    let again =
+        [&args[..], &["--force", "--batch", "2", "--against", &out, "--against", old.to_str().unwrap()]].concat();
     let compared = json(&[&again[..], &["--json"]].concat());
     let [itself, older] = &compared["against"].as_array().unwrap()[..] else { panic!("two files") };
     let pairs = itself["pairs"].as_array().unwrap();
@@ -1205,7 +1224,8 @@ fn bad_weights_are_named_and_nothing_is_overwritten() {
     let step = |weights: &str| {
         let (inputs, out) = (inputs_file(), precious.to_str().unwrap().to_owned());
         let weights = outputs.text(weights);
-        ["step", "--weights", &weights, "--model", "resnet_tiny", "--inputs", &inputs, "--out", &out].map(String::from)
+        ["step", "--force", "--weights", &weights, "--model", "resnet_tiny", "--inputs", &inputs, "--out", &out]
+            .map(String::from)
     };
     for (file, expected) in [
         ("truncated", "truncated"),
@@ -1250,7 +1270,7 @@ fn bad_data_is_named() {
     fails(&eval("empty").each_ref().map(String::as_str), "no class folders");
     fails(&eval("missing").each_ref().map(String::as_str), "cannot read");
     image("whole", "one/only/1.png");
-    fails(&eval("one").each_ref().map(String::as_str), "one class only, `only`");
+    fails(&eval("one").each_ref().map(String::as_str), "has folders for 1 classes");
 
     for class in 0..10 {
         image("whole", &format!("ten/{class}/1.png"));
@@ -1295,7 +1315,10 @@ fn bad_inputs_and_outputs_of_step() {
     let outputs = Outputs::new();
     let weights = weights_file();
     let step = |inputs: &str, out: &str, more: &[&str], expected: &str| {
-        fails(&[&["step", "--weights", &weights, "--inputs", inputs, "--out", out], more].concat(), expected);
+        fails(
+            &[&["step", "--force", "--weights", &weights, "--inputs", inputs, "--out", out], more].concat(),
+            expected,
+        );
     };
     let out = outputs.text("out.safetensors");
     fs::write(&out, "precious").unwrap();
@@ -1349,6 +1372,8 @@ fn without_a_driver_the_message_says_what_to_install() {
         [&["devices"][..], &["bench", "--model", "resnet_tiny"], &["bench", "--model", "resnet_tiny", "--device", "0"]]
     {
         let mut command = thawline(args);
+        // OpenGL has drivers of its own.
+        command.env("WGPU_BACKEND", "vulkan");
         let output =
             command.env("VK_ICD_FILENAMES", "/nonexistent").env("VK_DRIVER_FILES", "/nonexistent").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -4,7 +4,7 @@
 //! again with its workgroups folded into two rows. Every buffer ends in a few NaNs that a kernel must neither read nor
 //! write, and a buffer that a flag switches off holds nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use thawline::gpu::{Device, DeviceOptions, Limits};
 use thawline::graph::Act;
@@ -176,7 +176,7 @@ impl Case {
         // Only kernels that ask for the number of workgroups can be folded.
         let [groups, 1, 1] = self.dispatch.workgroups else { return };
         if groups > 1 && kernel.source.contains("num_workgroups") {
-            let folded = Dispatch { workgroups: [groups.div_ceil(2), 2, 1], ..self.dispatch.clone() };
+            let folded = self.dispatch.clone().folded_into([groups.div_ceil(2), 2, 1]);
             for ((a, b), binding) in
                 on(&devices()[1], &folded, self.buffers.clone()).iter().zip(&trusted).zip(kernel.bindings)
             {
@@ -385,10 +385,10 @@ fn batch_norm() -> Vec<Case> {
             let dx = untouched(x.stored_len());
             let dispatch = batch_norm_grad::running(x, EPS, act);
             let buffers = vec![dz.clone(), by(&values), own.clone(), affine.clone(), bits.clone(), dx.clone()];
-            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("dx", x));
+            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("x_grad", x));
             let dispatch = batch_norm_grad::batch(x, domains, EPS, act);
             let buffers = vec![dz, values, own, affine, sums, bits, dx];
-            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("dx", x));
+            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("x_grad", x));
         }
 
         let c = x.c();
@@ -563,14 +563,14 @@ fn pooling() -> Vec<Case> {
             if argmax {
                 let argmax = on_host(&dispatch, buffers.clone()).swap_remove(2);
                 let buffers = vec![rng.tensor(out), argmax, untouched(x.stored_len())];
-                cases.push(Case::new(&what, pool::max_grad(x, out, g), buffers, 0.0).padded("dx", x));
+                cases.push(Case::new(&what, pool::max_grad(x, out, g), buffers, 0.0).padded("x_grad", x));
             }
             cases.push(Case::new(&what, dispatch, buffers, 0.0).padded("z", out));
         }
         let buffers = vec![rng.tensor(x), untouched(out.stored_len())];
         cases.push(Case::new(&what, pool::avg_forward(x, out, g), buffers, 1e-5).padded("z", out));
         let buffers = vec![rng.tensor(out), untouched(x.stored_len())];
-        cases.push(Case::new(&what, pool::avg_grad(x, out, g), buffers, 1e-5).padded("dx", x));
+        cases.push(Case::new(&what, pool::avg_grad(x, out, g), buffers, 1e-5).padded("x_grad", x));
     }
     cases
 }
@@ -787,7 +787,8 @@ fn convolution() -> Vec<Case> {
             let dx = if accumulate { rng.tensor(x) } else { untouched(x.stored_len()) };
             let buffers = vec![rng.tensor(out), values.clone(), dx];
             let dispatch = conv2d::input_grad(variant, x, out, g, accumulate);
-            cases.push(Case::new(format!("{what}, accumulate {accumulate}"), dispatch, buffers, 1e-5).padded("dx", x));
+            let what = format!("{what}, accumulate {accumulate}");
+            cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("x_grad", x));
         }
         let splits = conv2d::weight_grad_splits(variant, x, out, g);
         let partials = Shape([splits * g.kernel[0], g.kernel[1], x.stored_c(), out.c()]);
@@ -869,7 +870,7 @@ fn grouped_convolution() -> Vec<Case> {
                         false => grouped::input_grad(x, out, g, groups, accumulate),
                     };
                     let what = format!("{what}, accumulate {accumulate}");
-                    cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("dx", x));
+                    cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("x_grad", x));
                 }
                 let (splits, dispatch) = match own {
                     true => (depthwise::weight_grad_splits(variant, out), depthwise::weight_grad(variant, x, out, g)),
@@ -894,8 +895,7 @@ fn convolution_kernels_match_their_references() {
     convolution().into_iter().for_each(Case::check);
 }
 
-#[test]
-fn every_kernel_has_cases() {
+fn all_cases() -> impl Iterator<Item = Case> {
     let families = [
         elementwise(),
         batch_norm(),
@@ -908,7 +908,75 @@ fn every_kernel_has_cases() {
         convolution(),
         grouped_convolution(),
     ];
-    let covered: BTreeSet<_> = families.iter().flatten().map(|case| case.dispatch.kernel.name).collect();
+    families.into_iter().flatten()
+}
+
+/// The bindings that hold numbers, which may be NaN.
+fn holds_numbers(name: &str) -> bool {
+    !["mask", "argmax", "labels", "pixels", "step"].contains(&name)
+}
+
+#[test]
+fn every_kernel_hands_nan_on() {
+    /// Of each kernel, with different constants; a pipeline takes longer to compile than to run.
+    const PIPELINES: usize = 4;
+    const CASES: usize = 3;
+    let rng = &mut Rng(11);
+    let device = &devices()[1];
+    let mut smallest_first: Vec<_> = all_cases().filter(|case| device.supports(case.dispatch.kernel)).collect();
+    smallest_first.sort_by_key(|case| case.buffers.iter().map(Vec::len).sum::<usize>());
+    let mut cases: BTreeMap<&str, BTreeMap<String, Vec<Case>>> = BTreeMap::new();
+    for case in smallest_first {
+        let pipelines = cases.entry(case.dispatch.kernel.name).or_default();
+        let constants = format!("{:?}", case.dispatch.constants);
+        if pipelines.len() < PIPELINES || pipelines.contains_key(&constants) {
+            let taken = pipelines.entry(constants).or_default();
+            if taken.len() < CASES {
+                taken.push(case);
+            }
+        }
+    }
+    let (mut poisoned, mut reached) = (BTreeSet::new(), BTreeSet::new());
+    for case in cases.into_values().flat_map(BTreeMap::into_values).flatten() {
+        let kernel = case.dispatch.kernel;
+        for (i, binding) in kernel.bindings.iter().enumerate() {
+            // What is switched off, or is written only.
+            if !holds_numbers(binding.name) || case.buffers[i].iter().all(|v| v.to_bits() == UNTOUCHED) {
+                continue;
+            }
+            poisoned.insert((kernel.name, binding.name));
+            for everywhere in [true, false] {
+                let mut buffers = case.buffers.clone();
+                match everywhere {
+                    true => buffers[i].fill(f32::NAN),
+                    false => {
+                        let at = rng.below(buffers[i].len());
+                        buffers[i][at] = f32::NAN;
+                    }
+                }
+                let expected = on_host(&case.dispatch, buffers.clone());
+                let found = on(device, &case.dispatch, buffers);
+                for ((found, expected), output) in found.iter().zip(&expected).zip(kernel.bindings) {
+                    if output.access != Access::Write || !holds_numbers(output.name) {
+                        continue;
+                    }
+                    for (at, (a, b)) in found.iter().zip(expected).enumerate() {
+                        if b.is_nan() && b.to_bits() != UNTOUCHED {
+                            reached.insert((kernel.name, binding.name));
+                            let (name, what, input) = (kernel.name, &case.what, binding.name);
+                            assert!(a.is_nan(), "{name} ({what}): a NaN in {input}, but {}[{at}] is {a}", output.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(reached, poisoned, "a NaN in an input reaches no output of the reference");
+}
+
+#[test]
+fn every_kernel_has_cases() {
+    let covered: BTreeSet<_> = all_cases().map(|case| case.dispatch.kernel.name).collect();
     let all: BTreeSet<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
     assert_eq!(covered, all);
 }

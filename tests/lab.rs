@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, ImageFolder, Transform};
-use thawline::gpu::{Device, DeviceOptions};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
+use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
 use thawline::models;
-use thawline::plan::Input;
 use thawline::policy::Policy;
+use thawline::preprocessing::Preprocessing;
 use thawline::report::Comparison;
-use thawline::train::{Decay, Event, ImageSet, OptimizerSettings, Outcome, PolicySettings, Schedule, Settings};
+use thawline::train::{
+    Decay, Event, ImageSet, OptimizerSettings, Outcome, PolicySettings, Schedule, Settings, TrainError,
+};
 use thawline::weights::StateDict;
 
 const SIZE: usize = 16;
@@ -45,6 +47,7 @@ impl Fixture {
             classes: images.classes.clone(),
             batch: BATCH,
             accumulate: 1,
+            drop_last: true,
             epochs: 2,
             seed: 0,
             label_smoothing: 0.0,
@@ -56,7 +59,8 @@ impl Fixture {
             policy: arm("head").0,
             optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
             schedule: Schedule { lr: 5e-3, warmup: 0, decay: Decay::Constant },
-            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None),
+            decode: DecodeOptions::default(),
+            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None, Preprocessing::default()),
             data,
         };
         let device = Device::open(&DeviceOptions::default()).expect("a device");
@@ -73,7 +77,7 @@ impl Fixture {
         Bench {
             device: &self.device,
             network: spec.build(BATCH, (SIZE, SIZE), 10).expect("the network"),
-            input: Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr },
+            input: spec.preprocessing.value.into(),
             images: &self.images,
             data: self.settings.data.clone(),
             weights: Some(StateDict::load(asset).expect("weights")),
@@ -257,4 +261,36 @@ fn what_cannot_be_compared_is_refused() {
     assert!(error(Lab::resume(fixture.bench(), &fixture.out("out"), setup)).contains("the folder of images changed"));
     fixture.images.val.clear();
     assert!(error(fixture.start("other", &["head"], 0)).contains("validation"));
+}
+
+#[test]
+fn a_comparison_that_loses_its_device_goes_on_to_the_same_results() {
+    let fixture = Fixture::new();
+    let arms = ["head", "late"];
+    let mut whole = fixture.start("whole", &arms, 0).expect("a comparison");
+    assert_eq!(go(&mut whole, |_| false), Outcome::Finished);
+    drop(whole);
+
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let device = device.with_variant(fixture.device.variant().expect("a variant")).expect("the device has it");
+    let bench = Bench { device: &device, ..fixture.bench() };
+    let policies = arms.map(|name| arm(name).0).to_vec();
+    let begun = Lab::start(bench, &fixture.out("lost"), fixture.settings.clone(), policies, vec![4, 5], 0);
+    let mut lab = begun.expect("a comparison");
+    let ended = lab.run(&Arc::new(AtomicBool::new(false)), |event| {
+        if let LabEvent::Run { arm: 1, seed: 0, event: Event::Step(step) } = event
+            && step.epoch == 2
+        {
+            device.destroy();
+        }
+        Ok(())
+    });
+    let error = ended.expect_err("the device is lost");
+    let LabError::Train(TrainError::Device { source, checkpoint, .. }) = &error else { panic!("{error:?}") };
+    assert!(matches!(**source, GpuError::Lost { .. }), "{error:?}");
+    assert!(checkpoint.starts_with(fixture.out("lost").join("runs/late-seed4")), "{error}");
+    drop(lab);
+    let mut lab = fixture.resume("lost");
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    assert_eq!(found(&fixture.out("lost")), found(&fixture.out("whole")));
 }

@@ -7,31 +7,57 @@ use std::path::{Path, PathBuf};
 /// Each module of the library and what it may use; a module may use only what stands above it, so there are no cycles.
 const LAYERS: &[(&str, &[&str])] = &[
     ("act", &[]),
+    ("files", &[]),
     ("nearest", &[]),
+    ("preprocessing", &[]),
     ("rng", &[]),
     ("tensor", &[]),
+    ("text", &[]),
     ("graph", &["act", "tensor"]),
-    ("policy", &["graph", "nearest"]),
-    ("models", &["graph", "nearest", "tensor"]),
-    ("convert", &["graph", "tensor"]),
+    ("policy", &["files", "graph", "nearest", "text"]),
+    ("models", &["files", "graph", "nearest", "preprocessing", "tensor", "text"]),
+    ("convert", &["graph", "preprocessing", "tensor"]),
     // Not the policy: it has left its settings in the graph.
     ("compile", &["graph", "tensor"]),
     ("kernels", &["act", "rng", "tensor"]),
-    ("plan", &["graph", "kernels", "tensor"]),
+    ("plan", &["graph", "kernels", "preprocessing", "tensor"]),
     ("reference", &["graph", "kernels", "plan"]),
     ("gpu", &["graph", "kernels", "plan", "tensor"]),
-    ("weights", &["graph", "rng", "tensor"]),
-    ("hub", &["weights"]),
+    ("weights", &["files", "graph", "preprocessing", "rng", "tensor", "text"]),
+    ("hub", &["files", "text", "weights"]),
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
-    ("onnx", &["export", "graph", "models", "tensor", "weights"]),
+    ("onnx", &["export", "graph", "models", "preprocessing", "tensor", "text", "weights"]),
     // Between files and networks: neither of the two knows the other.
-    ("identify", &["graph", "models", "weights"]),
-    ("data", &["rng", "tensor"]),
+    ("identify", &["graph", "models", "text", "weights"]),
+    ("data", &["files", "preprocessing", "rng", "tensor"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
-    ("train", &["compile", "data", "gpu", "graph", "kernels", "plan", "reference", "rng", "tensor", "weights"]),
-    ("report", &["compile", "graph", "kernels", "plan", "policy", "tensor", "train", "weights"]),
-    ("lab", &["compile", "data", "gpu", "graph", "kernels", "plan", "policy", "report", "tensor", "train", "weights"]),
+    (
+        "train",
+        &[
+            "compile",
+            "data",
+            "files",
+            "gpu",
+            "graph",
+            "kernels",
+            "plan",
+            "preprocessing",
+            "reference",
+            "rng",
+            "tensor",
+            "text",
+            "weights",
+        ],
+    ),
+    ("report", &["compile", "files", "graph", "kernels", "plan", "policy", "tensor", "text", "train", "weights"]),
+    (
+        "lab",
+        &[
+            "compile", "data", "files", "gpu", "graph", "kernels", "plan", "policy", "report", "tensor", "text",
+            "train", "weights",
+        ],
+    ),
 ];
 
 /// Crates of the command line, which users of the library do not pay for.

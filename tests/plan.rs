@@ -122,10 +122,17 @@ fn optimisers_ask_for_the_state_that_they_need() {
 }
 
 #[test]
-fn grids_that_no_adapter_takes_are_found() {
-    assert!(inference(8).oversized_grid().is_none());
+fn grids_are_folded_where_one_dimension_is_too_small() {
+    // What every adapter dispatches.
+    const LIMIT: u32 = 65_535;
     let huge = models::build("resnet18", 4096, (224, 224), 10).expect("a model");
-    let plan = Plan::new(compile::inference(huge, false).expect("inference"), BYTES, Variant::Direct);
-    let (call, groups) = plan.oversized_grid().expect("a call");
-    assert!(groups > 65_535, "{}", plan.label(call));
+    let huge = resolve(&Policy::recipe("full").expect("a recipe"), huge).expect("a policy").graph;
+    for variant in Variant::ALL {
+        let step = compile::training(huge.clone(), &options()).expect("a step");
+        let plan = Plan::new(step, BYTES, variant);
+        let oversized = plan.oversized_grid(LIMIT);
+        assert!(oversized.is_none(), "{}", plan.label(oversized.unwrap()));
+        assert!(plan.calls.iter().any(|call| call.constants.contains(&("folded", 1.0))), "{variant:?}");
+        assert!(plan.oversized_grid(1000).is_some());
+    }
 }

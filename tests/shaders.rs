@@ -8,14 +8,24 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use thawline::kernels::{Access, KERNELS, Kernel};
 
+/// Identifiers that naga 30 leaves as they are and that a compiler behind it rejects: of all words in Microsoft's two
+/// compilers those that cannot be a variable's name, as `docs/shaders.md` tells. naga itself renames what else is reserved
+/// in HLSL, MSL or GLSL, and refuses what is reserved in WGSL.
+const RESERVED: &[(&str, &str)] = &[
+    ("dx", "a namespace of DXC"),
+    ("std", "a namespace of DXC"),
+    ("pixelshader", "a keyword of FXC in strict mode"),
+    ("vertexshader", "a keyword of FXC in strict mode"),
+];
+
 /// What every adapter offers a compute shader.
 const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_INVOCATIONS: u32 = 256;
 const MAX_WORKGROUP_MEMORY: u32 = 16 << 10;
 
 fn parse(kernel: &Kernel) -> Module {
-    naga::front::wgsl::parse_str(kernel.source)
-        .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(kernel.source)))
+    naga::front::wgsl::parse_str(kernel.naga_source())
+        .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(kernel.naga_source())))
 }
 
 fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
@@ -24,7 +34,7 @@ fn validate(kernel: &Kernel, module: &Module) -> ModuleInfo {
         .subgroup_stages(ShaderStages::COMPUTE)
         .subgroup_operations(SubgroupOperationSet::all())
         .validate(module)
-        .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(kernel.source)))
+        .unwrap_or_else(|e| panic!("{}: {}", kernel.name, e.emit_to_string(kernel.naga_source())))
 }
 
 /// Files of a folder below the crate, by name without the extension.
@@ -217,6 +227,49 @@ fn shaders_translate() {
         glsl::Writer::new(&mut text, &module, &info, &language, &options, Default::default())
             .and_then(|mut writer| writer.write())
             .unwrap_or_else(|e| panic!("{} to GLSL: {e}", kernel.name));
+    }
+}
+
+/// Every identifier of a module that its text declares.
+fn identifiers(module: &Module) -> BTreeSet<&str> {
+    let mut found: Vec<Option<&String>> = Vec::new();
+    for (_, ty) in module.types.iter() {
+        found.push(ty.name.as_ref());
+        if let TypeInner::Struct { members, .. } = &ty.inner {
+            found.extend(members.iter().map(|member| member.name.as_ref()));
+        }
+    }
+    found.extend(module.global_variables.iter().map(|(_, var)| var.name.as_ref()));
+    found.extend(module.constants.iter().map(|(_, constant)| constant.name.as_ref()));
+    found.extend(module.overrides.iter().map(|(_, constant)| constant.name.as_ref()));
+    let functions = module.functions.iter().map(|(_, function)| function);
+    for function in functions.chain(module.entry_points.iter().map(|entry| &entry.function)) {
+        found.push(function.name.as_ref());
+        found.extend(function.arguments.iter().map(|argument| argument.name.as_ref()));
+        found.extend(function.local_variables.iter().map(|(_, var)| var.name.as_ref()));
+        found.extend(function.named_expressions.values().map(Some));
+    }
+    found.extend(module.entry_points.iter().map(|entry| Some(&entry.name)));
+    found.into_iter().flatten().map(String::as_str).collect()
+}
+
+#[test]
+fn no_identifier_is_reserved_where_naga_does_not_know() {
+    for kernel in KERNELS {
+        let module = parse(kernel);
+        let found = identifiers(&module);
+        assert!(found.contains("p") && found.contains(kernel.entry), "{}: {found:?}", kernel.name);
+        for (word, whose) in RESERVED {
+            assert!(!found.contains(word), "{}: `{word}` is {whose}", kernel.name);
+        }
+    }
+}
+
+#[test]
+fn subgroups_are_enabled_for_browsers_only() {
+    for kernel in KERNELS {
+        assert_eq!(kernel.source.starts_with("enable subgroups;\n"), kernel.subgroups, "{}", kernel.name);
+        assert!(!kernel.naga_source().contains("enable "), "{}", kernel.name);
     }
 }
 

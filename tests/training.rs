@@ -8,22 +8,23 @@ use std::sync::{Arc, LazyLock, Mutex};
 use tempfile::TempDir;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, ImageFolder, Transform};
-use thawline::gpu::{Device, DeviceOptions};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
+use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::models::{self, Spec};
 use thawline::plan::{Input, Storage};
 use thawline::policy::{Policy, RECIPES, Rule, resolve, resolve_stages};
+use thawline::preprocessing::Preprocessing;
 use thawline::reference;
 use thawline::report::{METRICS_FILE, RunLog};
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
 use thawline::train::{
     BEST_FILE, CHECKPOINT_FILE, Decay, EpochMetrics, Evaluator, Event, FeatureCache, ImageSet, Images, Job, LAST_FILE,
-    OptimizerSettings, Outcome, PolicySettings, RECALIBRATED_FILE, Run, Schedule, Session, Settings, StageSettings,
-    Then, TrainError, best,
+    OptimizerSettings, Outcome, PADDING, PolicySettings, RECALIBRATED_FILE, Run, Schedule, Session, Settings,
+    StageSettings, StepWindow, Then, TrainError, best, takes_batch_statistics,
 };
 use thawline::weights::{self, StateDict, TensorData};
 
@@ -47,7 +48,7 @@ fn spec() -> &'static Spec {
 }
 
 fn input() -> Input {
-    Input::Bytes { mean: spec().mean, std: spec().std, bgr: spec().bgr }
+    spec().preprocessing.value.into()
 }
 
 fn policy(name: &str, sets: &[&str]) -> Policy {
@@ -292,6 +293,53 @@ fn accumulated_statistics_are_those_of_one_batch() {
 }
 
 #[test]
+fn a_smaller_step_is_that_of_a_plan_of_its_size() {
+    for (recipe, takes) in [("full-frozen-bn", false), ("keras-guide", false), ("head", false), ("bn-only", true)] {
+        assert_eq!(takes_batch_statistics(&network(&policy(recipe, &[]), BATCH)), takes, "{recipe}");
+    }
+    let moving = policy("head", &["kind:bn -> update=ema(0.9)"]);
+    assert!(takes_batch_statistics(&network(&moving, BATCH)), "they would follow the padding");
+
+    // Six images in one batch; in one of eight; and in micro-batches of four and two.
+    let policy = policy("keras-guide", &[]);
+    let (pixels, labels) = batch(3, 6);
+    let padded = |from: usize, count: usize, size: usize| {
+        let image = SIZE * SIZE * 4;
+        let mut pixels = pixels[from * image..(from + count) * image].to_vec();
+        let mut labels = labels[from..from + count].to_vec();
+        pixels.resize(size * image, 0);
+        labels.resize(size, PADDING);
+        (pixels, labels)
+    };
+    for optimizer in [Optimizer::Sgd(MOMENTUM), Optimizer::AdamW(AdamW { eps: 1e-2, ..ADAMW })] {
+        let after = |size: usize, accumulate: usize, parts: &[(usize, usize)]| {
+            let network = network(&policy, size);
+            let options = options(optimizer, accumulate);
+            let start = tensors(&network);
+            let mut session = Session::new(&device(), network, &start, input(), options).expect("a session");
+            let window = StepWindow { batches: parts.len(), samples: 6 };
+            for &(from, count) in parts {
+                let (pixels, labels) = padded(from, count, size);
+                session.submit_in(Images::Bytes(&pixels), &labels, 0.05, Some(window)).expect("a part");
+            }
+            let mut seen = 0;
+            while let Some(totals) = session.completed(true).expect("results") {
+                seen += totals.samples;
+            }
+            assert_eq!((seen, session.steps()), (6, 1));
+            session.parameters().expect("the parameters")
+        };
+        let whole = after(6, 1, &[(0, 6)]);
+        for (size, accumulate, parts) in [(8, 1, &[(0, 6)][..]), (4, 2, &[(0, 4), (4, 2)]), (4, 3, &[(0, 4), (4, 2)])] {
+            for (ours, expected) in after(size, accumulate, parts).iter().zip(&whole) {
+                let apart = distance(&ours.data, &expected.data);
+                assert!(apart < 1e-5, "{apart} in batches of {size}, {accumulate} a step");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_few_images_are_learnt_by_heart() {
     for (recipe, lr) in [
         ("full", 0.05),
@@ -416,6 +464,7 @@ impl Fixture {
             classes: images.classes.clone(),
             batch: BATCH,
             accumulate: 1,
+            drop_last: true,
             epochs: 2,
             seed: 3,
             label_smoothing: 0.1,
@@ -427,7 +476,8 @@ impl Fixture {
             policy: PolicySettings { name: "full".into(), rules: vec![], stages: vec![] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { end: 0.1 } },
-            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip),
+            decode: DecodeOptions::default(),
+            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip, Preprocessing::default()),
             data,
         };
         let network = |batch| spec().build(batch, (SIZE, SIZE), CLASSES).expect("the network");
@@ -470,6 +520,60 @@ fn go(run: &mut Run, stop_at: impl Fn(&Event<'_>) -> bool) -> Result<Outcome, Tr
 fn finish(run: &mut Run) -> Vec<EpochMetrics> {
     assert_eq!(go(run, |_| false).expect("a run"), Outcome::Finished);
     run.history().to_vec()
+}
+
+/// A device of its own, that a test may lose.
+fn own_device() -> Device {
+    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    // The same bits as on the shared one.
+    device.with_variant(self::device().variant().expect("a variant")).expect("the device has it")
+}
+
+#[test]
+fn a_run_that_loses_its_device_names_its_checkpoint_and_goes_on_with_the_same_bits() {
+    let fixture = Fixture::new();
+    let settings = Settings { epochs: 3, ..fixture.settings.clone() };
+    let mut whole = fixture.start(&settings, "whole").expect("a run");
+    let expected = finish(&mut whole);
+    let weights = |name: &str| fs::read(fixture.out(name).join(LAST_FILE)).expect("weights");
+
+    // In a step, in validation, and between the two, where the first thing is to read the weights back.
+    type When = fn(&Event<'_>) -> bool;
+    let places: [(&str, When); 3] = [
+        ("step", |event| matches!(event, Event::Step(step) if step.epoch == 2)),
+        ("validation", |event| matches!(event, Event::Validating { batches: 1, .. })),
+        ("epoch", |event| matches!(event, Event::Epoch { history, .. } if history.len() == 2)),
+    ];
+    for (name, is_here) in places {
+        let device = own_device();
+        let tensors = weights::initialise(&(fixture.network)(settings.batch), settings.seed);
+        let mut run = fixture.job(&device, &settings).start(&tensors, &fixture.out(name)).expect("a run");
+        let ended = run.run(&AtomicBool::new(false), |event| {
+            if is_here(&event) {
+                device.destroy();
+            }
+            Ok(())
+        });
+        let error = ended.expect_err("the device is lost");
+        let TrainError::Device { source, checkpoint, checkpoint_step } = &error else { panic!("{name}: {error:?}") };
+        assert!(matches!(**source, GpuError::Lost { .. }), "{name}: {error:?}");
+        assert_eq!(*checkpoint, fixture.out(name).join(CHECKPOINT_FILE));
+        assert!(error.to_string().contains("was lost while") && error.to_string().contains(CHECKPOINT_FILE), "{error}");
+        drop(run);
+        let mut run = fixture.resume(&settings, name).expect("it resumes");
+        assert_eq!(run.step(), *checkpoint_step, "{name}");
+        assert_eq!(finish(&mut run), expected, "{name}");
+        assert_eq!(weights(name), weights("whole"), "{name}");
+    }
+
+    // Where there is no run yet, there is no checkpoint to name.
+    let device = own_device();
+    device.destroy();
+    let tensors = weights::initialise(&(fixture.network)(settings.batch), settings.seed);
+    let started = fixture.job(&device, &settings).start(&tensors, &fixture.out("never"));
+    assert!(matches!(started, Err(TrainError::Gpu(GpuError::Lost { .. }))), "{:?}", started.err());
+    let resumed = fixture.job(&device, &settings).resume(&fixture.out("step"));
+    assert!(matches!(resumed, Err(TrainError::Gpu(GpuError::Lost { .. }))), "{:?}", resumed.err());
 }
 
 fn assert_same_files(a: &Path, b: &Path) {
@@ -535,6 +639,7 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
     let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let schedule = Schedule { lr: 1e-3, ..base.schedule };
     let accumulated = PolicySettings { name: "full-accumulated".into(), rules: vec![], stages: vec![] };
+    let frozen = PolicySettings { name: "full-frozen-bn".into(), rules: vec![], stages: vec![] };
     for (name, settings) in [
         ("sgd", base.clone()),
         ("adamw", Settings { optimizer: adamw, schedule, ..base.clone() }),
@@ -542,6 +647,8 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
         // Its second stage begins in the first epoch, or at the end of that.
         ("stages", staged(base, "head-then-full", adamw)),
         ("accumulated", Settings { accumulate: 2, batch: BATCH / 2, policy: accumulated, ..base.clone() }),
+        // The last step of an epoch is of three images and one.
+        ("partial", Settings { drop_last: false, batch: 3, accumulate: 2, policy: frozen, ..base.clone() }),
         ("stage-at-epoch", Settings { epochs: 5, ..staged(base, "full-then-frozen-bn", adamw) }),
     ] {
         resumes_to_the_same_bits(&fixture, name, &settings);
@@ -596,8 +703,10 @@ fn resumes_to_the_same_bits(fixture: &Fixture, name: &str, settings: &Settings) 
 #[test]
 fn kept_features_change_no_bits() {
     let fixture = Fixture::new();
-    let base =
-        Settings { transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None), ..fixture.settings.clone() };
+    let base = Settings {
+        transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None, Preprocessing::default()),
+        ..fixture.settings.clone()
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let cache = Arc::new(FeatureCache::new(64 << 20, Arc::clone(&stop)));
     let tiny = Arc::new(FeatureCache::new(1000, stop));
@@ -693,6 +802,7 @@ fn a_run_leaves_what_it_says() {
     }
 
     // A finished run is resumed to the same end.
+    drop(run);
     let mut again = fixture.resume(&settings, "run").expect("it resumes");
     assert_eq!(format!("{:?}", finish(&mut again)), format!("{history:?}"));
 }
@@ -782,6 +892,7 @@ fn divergence_names_the_step_and_the_last_good_checkpoint() {
     };
     assert!(error.to_string().contains(&checkpoint.display().to_string()), "{error}");
     // The checkpoint is good, and so are the weights beside it.
+    drop(run);
     assert_eq!(fixture.resume(&settings, "run").expect("it resumes").step(), 0);
     let last = StateDict::load(fixture.out("run").join(LAST_FILE)).expect("weights");
     let finite = |data: &TensorData| match data {
@@ -858,8 +969,15 @@ fn folders_and_checkpoints_that_do_not_fit_are_refused() {
     fs::write(fixture.out("full/thesis.tex"), "").expect("a file");
     refused(fixture.start(settings, "full"), &["full is not empty"]);
 
-    drop(fixture.start(settings, "run").expect("a run"));
+    let held = fixture.start(settings, "run").expect("a run");
+    refused(fixture.start(settings, "run"), &["run is in use by another process"]);
+    refused(fixture.resume(settings, "run"), &["run is in use by another process"]);
+    drop(held);
     refused(fixture.start(settings, "run"), &["not empty", "resume"]);
+    refused(fixture.start(settings, "data/run"), &["data/run lies inside"]);
+    assert!(!fixture.out("data/run").exists());
+    let partial = Settings { drop_last: false, ..settings.clone() };
+    refused(fixture.start(&partial, "partial"), &["drop-last is false", "statistics of the batch"]);
     let changed = Settings { epochs: 9, ..settings.clone() };
     refused(fixture.resume(&changed, "run"), &["`epochs` is 9", "with 2"]);
     let schedule = Schedule { lr: 0.5, ..settings.schedule };
@@ -981,6 +1099,7 @@ fn tensorboard_reads_the_events() {
     let mut run = fixture.start(&fixture.settings, "run").expect("a run");
     go(&mut run, |event| matches!(event, Event::Step(step) if step.step == 12)).expect("a run");
     let stopped_at = run.step();
+    drop(run);
     let mut run = fixture.resume(&fixture.settings, "run").expect("it resumes");
     let history = finish(&mut run);
 

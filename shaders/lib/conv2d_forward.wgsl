@@ -17,6 +17,8 @@ struct Params {
     has_residual: u32,
     act: u32,
     has_mask: u32,
+    grid_columns: u32,
+    grid_rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

@@ -14,10 +14,12 @@ struct Params {
     pad_top: u32,
     pad_left: u32,
     accumulate: u32,
+    grid_columns: u32,
+    grid_rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> x_grad: array<vec4<f32>>;
 
 // For the pixel `index` of a class of `rows` × `columns` pixels an image: the output row and column that the window's
 // first tap of the class reads, the image's first output row, and the pixel's index in the input.
@@ -54,8 +56,8 @@ fn store(sum: vec4<f32>, pixel: i32, inside: bool, quad: u32) {
     }
     let at = u32(pixel) * p.in_quads + quad;
     if p.accumulate != 0u {
-        dx[at] += sum;
+        x_grad[at] += sum;
     } else {
-        dx[at] = sum;
+        x_grad[at] = sum;
     }
 }

@@ -14,6 +14,8 @@ struct Params {
     pad_top: i32,
     pad_left: i32,
     rows_per_split: u32,
+    grid_columns: u32,
+    grid_rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

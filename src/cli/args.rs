@@ -1,25 +1,31 @@
 //! Arguments that several commands share, and what they stand for.
 
+use super::output;
 use super::source::{self, SourceArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
-use thawline::data::{ImageFolder, Sample};
+use thawline::data::decode::MAX_SIDE;
+use thawline::data::{Augment, DecodeOptions, Exif, ImageFolder, Sample, Transform};
 use thawline::export::{self, Folding};
-use thawline::gpu::{Device, DeviceOptions};
+use thawline::gpu::{Backend, Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::identify::{Identified, Known, identify};
 use thawline::kernels::conv2d::Variant;
 use thawline::models::keras::{KerasConfig, KerasError, Prepared};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec};
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec, Told};
 use thawline::onnx::{self, Imported};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
+use thawline::preprocessing::{PREPROCESSING, Parts, Traced};
 use thawline::tensor::HostTensor;
+use thawline::train::PADDING;
 use thawline::weights::keras::{Copied, Description};
 use thawline::weights::{self, Config, Head, StateDict};
 
@@ -125,12 +131,30 @@ pub fn policy_help(what: &str, note: &str) -> String {
     format!("{what}: {}, or a TOML file{note}", names.join(", "))
 }
 
-/// `--device`, `--variant`.
+/// `--backend`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct BackendArgs {
+    /// Look at the devices of one interface only, and count only these: vulkan, metal, dx12, webgpu or gl [default: those
+    /// that WGPU_BACKEND lists, else all, gl last]
+    #[arg(long, value_name = "NAME", value_parser = backend)]
+    pub backend: Option<Backend>,
+}
+
+fn backend(name: &str) -> Result<Backend, String> {
+    Backend::of_name(name).ok_or_else(|| format!("the backends are {}", Backend::names()))
+}
+
+/// `--device`, `--backend`, `--device-timeout`, `--variant`.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgs {
-    /// Index or part of the name of a device that `thawline devices` lists [default: the first]
+    /// Index or part of the name of a device that `thawline devices` lists [default: the first that opens]
     #[arg(long, value_name = "NAME|INDEX")]
     pub device: Option<String>,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Give up when the device has finished nothing for so long [default: 120, or 1200 where a driver computes on the CPU]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub device_timeout: Option<u64>,
     /// How convolutions are computed: direct, workgroup or subgroup. Two runs give the same bits if they use the same
     /// [default: the fastest, which each process finds out by measuring]
     #[arg(long, value_name = "NAME", value_parser = variant)]
@@ -143,7 +167,12 @@ fn variant(name: &str) -> Result<Variant, String> {
 
 impl DeviceArgs {
     pub fn open(&self) -> Result<Device> {
-        let device = Device::open(&DeviceOptions { select: self.device.clone(), ..DeviceOptions::default() })?;
+        let device = Device::open(&DeviceOptions {
+            select: self.device.clone(),
+            backend: self.backend.backend,
+            timeout: self.device_timeout.map(Duration::from_secs),
+            ..DeviceOptions::default()
+        })?;
         match self.variant {
             None => Ok(device),
             Some(variant) => device.with_variant(variant).with_context(|| {
@@ -164,7 +193,7 @@ impl PolicyArgs {
         let policy = Policy::load(&self.policy)?.with_last_rules(&self.rules)?;
         let stages = policy::resolve_stages(&policy, graph).map_err(|error| explained(error, graph))?;
         for warning in stages.iter().flat_map(|(_, resolved)| &resolved.warnings) {
-            eprintln!("warning: {warning}");
+            output::warning(format_args!("{warning}"));
         }
         Ok(stages)
     }
@@ -186,11 +215,11 @@ impl PolicyArgs {
 fn resolve(name_or_file: &str, rules: &[String], graph: Graph) -> Result<Resolved> {
     let policy = Policy::load(name_or_file)?.with_last_rules(rules)?;
     if !policy.stages.is_empty() {
-        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
+        output::warning(format_args!("{} changes in the course of a run; this is its first stage", policy.name));
     }
     let resolved = policy::resolve(&policy, graph.clone()).map_err(|error| explained(error, &graph))?;
     for warning in &resolved.warnings {
-        eprintln!("warning: {warning}");
+        output::warning(format_args!("{warning}"));
     }
     Ok(resolved)
 }
@@ -281,6 +310,50 @@ impl OptimizerArgs {
     }
 }
 
+/// How image files are read.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DecodeArgs {
+    /// Turn images upright by their EXIF orientation, or leave them as they are stored, as torchvision and Keras do
+    /// [default: apply]
+    #[arg(long, value_enum)]
+    pub exif: Option<ExifName>,
+    /// The most pixels that an image may have: a number of megapixels, or of pixels from 10000 on [default: 200]
+    #[arg(long, value_name = "N", value_parser = max_pixels)]
+    pub max_pixels: Option<u64>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExifName {
+    Apply,
+    Ignore,
+}
+
+impl DecodeArgs {
+    /// What was asked for, over what the resumed run was begun with, over the defaults.
+    pub fn options(&self, saved: Option<DecodeOptions>) -> DecodeOptions {
+        let base = saved.unwrap_or_default();
+        let exif = self.exif.map(|exif| match exif {
+            ExifName::Apply => Exif::Apply,
+            ExifName::Ignore => Exif::Ignore,
+        });
+        DecodeOptions { exif: exif.unwrap_or(base.exif), max_pixels: self.max_pixels.unwrap_or(base.max_pixels) }
+    }
+}
+
+/// Below this, `--max-pixels` counts megapixels: no photograph has fewer pixels than that.
+const LEAST_PIXELS: f64 = 10_000.0;
+
+fn max_pixels(text: &str) -> Result<u64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0);
+    let pixels = number.map(|number| if number < LEAST_PIXELS { number * 1e6 } else { number });
+    // The largest image of any format that is read.
+    let most = f64::from(MAX_SIDE) * f64::from(MAX_SIDE);
+    let pixels = pixels.map(f64::round).filter(|pixels| (1.0..=most).contains(pixels));
+    pixels.map(|pixels| pixels as u64).ok_or_else(|| {
+        format!("expected a number of megapixels, or of pixels from {LEAST_PIXELS} on, of at most {most} pixels")
+    })
+}
+
 /// The default of `--val-fraction`.
 pub const VAL_FRACTION: f64 = 0.2;
 
@@ -296,11 +369,14 @@ pub struct DataArgs {
     /// Go on past images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_broken: bool,
+    #[command(flatten)]
+    pub decode: DecodeArgs,
 }
 
 impl DataArgs {
+    /// For images that nothing learns from.
     pub fn open(&self, seed: u64) -> Result<ImageFolder> {
-        Ok(ImageFolder::open(&self.data, self.val_fraction, seed)?)
+        Ok(ImageFolder::open_for_inference(&self.data, self.val_fraction, seed)?)
     }
 }
 
@@ -331,6 +407,8 @@ pub struct Model {
     pub trained_size: Option<Size>,
     /// The names of the classes in the order of their labels, if the file tells and the number of classes is its own.
     pub class_names: Option<Vec<String>>,
+    /// Height and width of larger images that the weights are tested with, too, if what is beside the file tells.
+    pub test_size: Option<Size>,
     /// Whether the file's batch norms were folded into the convolutions.
     pub folded: bool,
     /// The file's content.
@@ -343,12 +421,17 @@ pub struct Model {
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.state()?, Head::Required)
+        self.read_for(Parts::default(), None)
     }
 
-    /// As [`read`](Self::read), of a file whose head may be missing, or have several layers: it starts anew then.
-    pub fn read_for_training(&self) -> Result<Model> {
-        self.of(self.state()?, Head::Optional)
+    /// As [`read`](Self::read), for images that are prepared as `asked`, and are of `size`; otherwise as the file says.
+    pub fn read_for(&self, asked: Parts, size: Option<Size>) -> Result<Model> {
+        self.of(self.state()?, Head::Required, asked, size)
+    }
+
+    /// As [`read_for`](Self::read_for), of a file whose head may be missing, or have several layers: it starts anew then.
+    pub fn read_for_training(&self, asked: Parts, size: Option<Size>) -> Result<Model> {
+        self.of(self.state()?, Head::Optional, asked, size)
     }
 
     fn state(&self) -> Result<Option<StateDict>> {
@@ -358,18 +441,20 @@ impl ModelArgs {
         self.weights.as_ref().map(|name| source::load(name, &self.source)).transpose()
     }
 
-    /// As [`read`](Self::read), with the weights file's content, which may lack a head if `head` says so. Prints what the user
-    /// should know of the file.
-    pub fn of(&self, state: Option<StateDict>, head: Head) -> Result<Model> {
+    /// As [`read_for`](Self::read_for), with the weights file's content, which may lack a head if `head` says so. Prints what
+    /// the user should know of the file.
+    pub fn of(&self, state: Option<StateDict>, head: Head, asked: Parts, size: Option<Size>) -> Result<Model> {
         let named = self.model.as_deref().map(spec).transpose()?;
         let Some(mut state) = state else {
-            let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
+            let Some(mut spec) = named else { bail!("name a model with --model, or a file with --weights") };
             let classes = self.classes.unwrap_or(spec.default_classes);
             models::check_classes(&spec.name, classes)?;
-            let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
-            return Ok(Model { spec, classes, trained_size, class_names, folded, state, head, seed });
+            spec.preprocessing = spec.preprocessing.with(&asked, "the command line");
+            let (trained_size, test_size, class_names, state) = (None, None, None, None);
+            let (folded, seed) = (false, self.seed);
+            return Ok(Model { spec, classes, trained_size, test_size, class_names, folded, state, head, seed });
         };
-        let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
+        let config = state.origin.as_deref().map(Config::beside).transpose()?.flatten().unwrap_or_default();
         // A network that only takes other images than the one of its name is still meant by that name.
         let named = match named {
             Some(named) if named.file().is_none() => {
@@ -388,18 +473,22 @@ impl ModelArgs {
             classes: self.classes,
             new_head: head == Head::Optional,
         };
-        let Identified { spec, classes: in_file } = identify(&mut state, known)?;
+        let Identified { mut spec, classes: in_file } = identify(&mut state, known)?;
         print_notes(&state);
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         models::check_classes(&spec.name, classes)?;
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
-        let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
-        let spec = with_images_of(spec, &state, &config, classes)?;
+        let in_config = |size: Option<(usize, usize)>| size.map(|(height, width)| Size { height, width });
+        let trained_size = told_size.or(in_config(config.size));
+        let pixels = size.or(trained_size).map_or(spec.size(), Size::pair);
+        spec.preprocessing = prepared(&spec, &state, &config, asked, pixels)?;
+        let test_size = in_config(config.test_size.filter(|_| spec.file().is_none()));
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
             classes,
             trained_size,
+            test_size,
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
@@ -409,20 +498,25 @@ impl ModelArgs {
     }
 }
 
-/// The network `spec`; one that only takes other images, if the weights were trained on others.
-fn with_images_of(mut spec: Spec, state: &StateDict, config: &Config, classes: usize) -> Result<Spec> {
-    let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+/// How images of `size` are prepared for the weights `state`.
+fn prepared(spec: &Spec, state: &StateDict, config: &Config, asked: Parts, size: (usize, usize)) -> Result<Traced> {
+    let path = state.origin.as_deref().unwrap_or(Path::new("the weights file"));
+    // A graph says it itself.
+    let config = match spec.file() {
+        Some(_) => Parts::default(),
+        None => config
+            .parts(size, &asked)
+            .map_err(|reason| anyhow!("{}: {reason}", path.with_file_name("config.json").display()))?,
+    };
     let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
-    if let Some([one]) = in_keras.as_deref()
-        && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
-    {
-        images = (mean, std);
-    }
-    if spec.file().is_some() || images == (spec.mean, spec.std) {
-        return Ok(spec);
-    }
-    (spec.mean, spec.std) = images;
-    Ok(Spec::of_file(spec.describe(spec.size(), classes)?))
+    let told = Told {
+        file_name: path.file_name().and_then(OsStr::to_str).unwrap_or_default(),
+        config,
+        normalization: in_keras.as_deref().and_then(|all| if let [one] = all { Some(*one) } else { None }),
+        metadata: state.metadata.get(PREPROCESSING).map(String::as_str),
+        asked,
+    };
+    spec.prepared(&told).map_err(|reason| anyhow!("{}: {reason}", path.display()))
 }
 
 /// The content of a weights file, of the set of weights called `set`; [`source::load`] takes names, too. Of an ONNX file the
@@ -443,7 +537,7 @@ pub fn read_weights(path: &Path, set: Option<&str>) -> Result<StateDict> {
 pub fn print_notes(state: &StateDict) {
     let file = state.origin.as_deref().unwrap_or(Path::new("the weights file")).display();
     for note in &state.notes {
-        eprintln!("note: {file}: {note}");
+        output::note(format_args!("note: {file}: {note}"));
     }
 }
 
@@ -460,8 +554,14 @@ pub fn spec(model: &str) -> Result<Spec> {
 }
 
 /// How images become what the network takes.
-pub fn input(&Spec { mean, std, bgr, .. }: &Spec) -> Input {
-    Input::Bytes { mean, std, bgr }
+pub fn input(spec: &Spec) -> Input {
+    spec.preprocessing.value.into()
+}
+
+/// What inference shows of images to a network of `size`.
+pub fn transform(spec: &Spec, size: Size) -> Result<Transform> {
+    let (height, width) = (side(size.height)?, side(size.width)?);
+    Ok(Transform::new(height, width, Augment::None, spec.preprocessing.value))
 }
 
 fn has_ending(path: &Path, ending: &str) -> bool {
@@ -477,7 +577,9 @@ pub fn describes(state: &StateDict) -> bool {
 fn of_metadata(state: &StateDict) -> Result<Option<Spec>> {
     let Some(text) = state.metadata.get(GRAPH) else { return Ok(None) };
     let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
-    Ok(Some(Spec::of_file(GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?)))
+    let graph = GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?;
+    let preprocessing = Traced::new(graph.preprocessing(), "the file");
+    Ok(Some(Spec::of_file(graph).with_preprocessing(preprocessing)))
 }
 
 /// The network that a weights file describes, if it is none that has a name.
@@ -497,14 +599,15 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
         Prepared::ByModel => {}
         Prepared::AsApplication(name) => log::warn!(
             "{file}: the model does not prepare its images, so that is done as the preprocess_input of {name} does; if it \
-             was trained on others, change `mean`, `std` and `bgr` in what inspect --graph prints, and give that to --model"
+             was trained on others, say so by --mean and --std, or, if red comes first, by `bgr` in the graph file that inspect \
+             --graph prints"
         ),
         Prepared::Unknown => log::warn!(
             "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
              save it with a Rescaling layer at the beginning"
         ),
     }
-    Ok(Some(Spec::of_file(imported.graph)))
+    Ok(Some(Spec::of_file(imported.graph).with_preprocessing(imported.preprocessing)))
 }
 
 /// The network that a Keras file describes, if it does.
@@ -527,19 +630,23 @@ impl Model {
         if !self.folded {
             return Ok(self.spec.describe(size.pair(), self.classes)?);
         }
-        let Spec { name, mean, std, bgr, .. } = &self.spec;
-        let about = GraphAbout { name: name.to_string(), size: size.pair(), mean: *mean, std: *std, bgr: *bgr };
+        let Spec { name, preprocessing, .. } = &self.spec;
+        let about = GraphAbout { name: name.to_string(), size: size.pair(), preprocessing: preprocessing.value };
         GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
     }
 
-    /// What a weights file of this network says of itself: what the one that it came from said, and the graph if it has no
-    /// name.
+    /// What a weights file of this network says of itself: what the one that it came from said, how images are prepared, and the
+    /// graph if the network has no name.
     pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
         let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
-        metadata.remove(GRAPH);
-        if self.spec.file().is_some() {
-            metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json());
+        for key in [GRAPH, PREPROCESSING] {
+            metadata.remove(key);
         }
+        // A graph says how images are prepared, too.
+        match self.spec.file() {
+            Some(_) => metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json()),
+            None => metadata.insert(PREPROCESSING.into(), self.spec.preprocessing.value.json()),
+        };
         Ok(metadata)
     }
 
@@ -555,7 +662,8 @@ impl Model {
         let Some(names) = &self.class_names else {
             if folder.classes.len() != self.classes {
                 bail!(
-                    "{} has {} classes, but the network tells {} apart, and the weights file does not name them",
+                    "{} has folders for {} classes, but the network tells {} apart, and the weights file does not name \
+                     them: add a folder for each of the others, in the order of the labels; it may be empty",
                     dir.display(),
                     folder.classes.len(),
                     self.classes
@@ -563,11 +671,14 @@ impl Model {
             }
             return Ok((0..self.classes as u32).collect());
         };
-        let label = |class: &String| match names.iter().position(|name| name == class) {
+        let used = |index: usize| folder.train.iter().chain(&folder.val).any(|sample| sample.label as usize == index);
+        let label = |(index, class): (usize, &String)| match names.iter().position(|name| name == class) {
             Some(label) => Ok(label as u32),
+            // Of no image.
+            None if !used(index) => Ok(PADDING),
             None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
         };
-        folder.classes.iter().map(label).collect()
+        folder.classes.iter().enumerate().map(label).collect()
     }
 
     /// The file that the weights came from, in the hub's cache if they came by name; none if they are random.
@@ -585,12 +696,23 @@ impl Model {
     }
 }
 
-/// Refuses where the work would be for nothing, or do harm: files are replaced by renaming, which would replace a device,
-/// too.
-pub fn check_output(path: &Path) -> Result<()> {
+/// `--force`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ForceArgs {
+    /// Replace files that are there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Refuses where the work would be for nothing, or do harm: a file that is there stays, unless the user says otherwise, and
+/// files are replaced by renaming, which would replace a device, too.
+pub fn check_output(path: &Path, ForceArgs { force }: ForceArgs) -> Result<()> {
     let folder = folder(path);
     if path.exists() && !path.is_file() {
         bail!("cannot write {}: it is a folder or a device; give a file", path.display());
+    }
+    if !force && path.symlink_metadata().is_ok() {
+        bail!("{} exists: give another name, or replace it with --force", path.display());
     }
     if !folder.is_dir() {
         bail!("cannot write {}: the folder {} does not exist", path.display(), folder.display());
@@ -628,7 +750,7 @@ pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Res
             let copied = keras_copy(state, source)?;
             copied.write(out)?;
             for note in copied.notes {
-                eprintln!("note: {}: {note}", out.display());
+                output::note(format_args!("note: {}: {note}", out.display()));
             }
         }
         None => state.save(out)?,

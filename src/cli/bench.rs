@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ModelArgs, OptimizerArgs, Size};
+use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, OptimizerArgs, Size};
 use super::output;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
@@ -12,6 +12,7 @@ use thawline::kernels::{Geometry, depthwise, grouped, sum_partials};
 use thawline::lab::{Grid, LabError};
 use thawline::plan::Roofline;
 use thawline::policy::Policy;
+use thawline::preprocessing::Parts;
 use thawline::report::{Against, BenchResult, Benchmark, Disagreement, bench_page};
 use thawline::tensor::Shape;
 use thawline::train::Measurement;
@@ -63,6 +64,8 @@ pub struct Args {
     /// Write a page to look at, one file that needs nothing else
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceArgs,
     /// Compare with a file that --out or --json wrote, here or elsewhere: whatever combinations both have; repeatable
     #[arg(long, value_name = "FILE.json")]
     against: Vec<PathBuf>,
@@ -97,9 +100,6 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn policies(args: Args) -> Result<()> {
-    for file in args.out.iter().chain(&args.page) {
-        args::check_output(file)?;
-    }
     let out = args.out.as_deref().map(|file| ("--out", file));
     let page = args.page.as_deref().map(|file| ("--page", file));
     let weights = args.model.weights.as_deref().map(|file| ("--weights", file));
@@ -110,9 +110,12 @@ fn policies(args: Args) -> Result<()> {
     if let Some((out, weights)) = out.zip(weights) {
         args::check_distinct(out, weights)?;
     }
+    for file in args.out.iter().chain(&args.page) {
+        args::check_output(file, args.force)?;
+    }
     let others: Vec<Benchmark> = args.against.iter().map(|file| Benchmark::read(file)).collect::<Result<_, _>>()?;
     let options = args.optimizer.options(0.9)?;
-    let mut model = args.model.read_for_training()?;
+    let mut model = args.model.read_for_training(Parts::default(), None)?;
     let size = model.size(args.size);
     let batches = unique(args.batch, 8);
     let policies = unique(args.policies, "full".to_owned());
@@ -132,11 +135,11 @@ fn policies(args: Args) -> Result<()> {
         _ => error.into(),
     })?;
     for policy in grid.policies.iter().filter(|policy| !policy.stages.is_empty()) {
-        eprintln!("warning: {} changes in the course of a run; this is its first stage", policy.name);
+        output::warning(format_args!("{} changes in the course of a run; this is its first stage", policy.name));
     }
     for combination in combinations.iter().filter(|combination| combination.same_as.is_none()) {
         for warning in combination.resolved.iter().flat_map(|resolved| &resolved.warnings) {
-            eprintln!("warning: {}: {warning}", combination.label());
+            output::warning(format_args!("{}: {warning}", combination.label()));
         }
     }
     let tensors = model.tensors(&grid.networks[0])?;
@@ -204,7 +207,7 @@ fn print(benchmark: &Benchmark, against: &[Against]) -> Result<()> {
     });
     let titles =
         [">inference", ">step", ">step/inference", ">images/s", ">first step", ">kept", ">planned", ">allocated"];
-    output::line(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    output::text(output::table(&[&KEY[..], &titles].concat(), rows))?;
     for result in results.iter().filter(|result| result.error.is_some() || result.same_as.is_some()) {
         let label = format!("{}, batch {}", result.label(), result.batch);
         match (&result.error, &result.same_as) {
@@ -219,12 +222,14 @@ fn print(benchmark: &Benchmark, against: &[Against]) -> Result<()> {
     let own = || measured().filter(|(result, _)| result.same_as.is_none());
     if own().count() <= KERNEL_TABLES {
         for (result, measured) in own() {
-            output::line(format_args!("\nkernels of a step under {}, batch {}", result.label(), result.batch))?;
-            output::line(kernels(measured))?;
+            output::line("")?;
+            output::line(format_args!("kernels of a step under {}, batch {}", result.label(), result.batch))?;
+            output::text(kernels(measured))?;
         }
     }
     if let Some(bytes) = benchmark.peak_rss_bytes {
-        output::line(format_args!("\npeak memory of the process: {}", output::bytes(bytes)))?;
+        output::line("")?;
+        output::line(format_args!("peak memory of the process: {}", output::bytes(bytes)))?;
     }
     Ok(())
 }
@@ -249,8 +254,9 @@ fn predictions(benchmark: &Benchmark) -> Result<()> {
         Some(row)
     });
     let titles = [">inference", ">ratio", ">step", ">ratio", ">memory", ">ratio"];
-    output::line("\npredicted, and measured over predicted")?;
-    output::line(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    output::line("")?;
+    output::line("predicted, and measured over predicted")?;
+    output::text(output::table(&[&KEY[..], &titles].concat(), rows))?;
     output::line(format_args!(
         "by {:.1} GFLOP/s, {:.1} GB/s, {:.1} µs a call and {:.0} µs a run, as measured on the device",
         flops_per_s / 1e9,
@@ -261,7 +267,8 @@ fn predictions(benchmark: &Benchmark) -> Result<()> {
 }
 
 fn compared(against: &Against) -> Result<()> {
-    output::line(format_args!("\nagainst {}", against.file))?;
+    output::line("")?;
+    output::line(format_args!("against {}", against.file))?;
     for Disagreement { what, here, there } in &against.disagree {
         output::line(format_args!("{what}: {here} here, {there} there"))?;
     }
@@ -286,7 +293,7 @@ fn compared(against: &Against) -> Result<()> {
         row
     });
     let titles = [">inference there", ">here", ">ratio", "", ">step there", ">here", ">ratio", "", ">memory ratio"];
-    output::line(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    output::text(output::table(&[&KEY[..], &titles].concat(), rows))?;
     if against.only_here + against.only_there > 0 {
         let Against { only_here, only_there, .. } = against;
         output::line(format_args!("without a counterpart: {only_here} here, {only_there} there"))?;
@@ -364,7 +371,7 @@ fn convolutions(mut args: Args) -> Result<()> {
         [batch] => batch,
         _ => bail!("--kernels measures with one --batch"),
     };
-    let model = args.model.read_for_training()?;
+    let model = args.model.read_for_training(Parts::default(), None)?;
     let network = model.network(batch, model.size(args.size))?;
     let device = args.device.open()?;
     let mut results = Vec::new();
@@ -400,7 +407,7 @@ fn convolutions(mut args: Args) -> Result<()> {
             },
         ]
     });
-    output::line(output::table(&["convolution", ">input", ">forward", ">input grad", ">weight grad", "layers"], rows))
+    output::text(output::table(&["convolution", ">input", ">forward", ">input grad", ">weight grad", "layers"], rows))
 }
 
 /// Each kind of convolution in the network and the layers that are one; the 3×3 ones first.

@@ -1,21 +1,21 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
 use super::args::{self, policy_help};
-use super::finetune::{INTERRUPTED, percent, stop_on_ctrl_c};
+use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
 use super::output;
-use super::source::{self, SourceArgs};
+use super::source;
 use super::training::{self, Images, TrainingArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use thawline::identify::{Known, identify};
-use thawline::lab::{self, Bench, Lab, LabEvent, PAGE_FILE, Setup, in_words};
+use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::policy::Policy;
 use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
-use thawline::train::{Event, Outcome, StepMetrics};
+use thawline::text::escaped;
+use thawline::train::{Event, Outcome, StepMetrics, TrainError, check_apart};
 use thawline::weights::StateDict;
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     out: Option<PathBuf>,
     /// Continue the comparison in DIR where it stopped, with the settings that it began with; beside it, only --data and
-    /// --weights, if they have moved, --cache and --device have a meaning
+    /// --weights, if they have moved, --skip-broken, --cache and --device have a meaning
     #[arg(long, value_name = "DIR", conflicts_with_all = SETTLED)]
     resume: Option<PathBuf>,
     #[arg(
@@ -60,7 +60,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 27] = [
+const SETTLED: [&str; 32] = [
     "variant",
     "out",
     "policies",
@@ -69,6 +69,11 @@ const SETTLED: [&str; 27] = [
     "model",
     "classes",
     "size",
+    "resize",
+    "crop",
+    "interpolation",
+    "mean",
+    "std",
     "epochs",
     "batch",
     "accumulate",
@@ -87,7 +92,7 @@ const SETTLED: [&str; 27] = [
     "augment",
     "train_images",
     "val_fraction",
-    "skip_broken",
+    "exif",
 ];
 
 pub fn run(args: Args) -> Result<()> {
@@ -96,14 +101,17 @@ pub fn run(args: Args) -> Result<()> {
             let setup = lab::setup_of(folder)?;
             let saved = &setup.settings;
             let data = args.training.data.as_ref().unwrap_or(&saved.data);
+            // Before the images: the folder of the comparison may be among them.
+            check_apart(data, folder)?;
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
-            let set = args.training.source.weights_set.as_ref().or(saved.weights_set.as_ref());
-            let source = SourceArgs { weights_set: set.cloned(), ..args.training.source.clone() };
-            let weights = weights.map(|name| source::load(name, &source)).transpose()?;
+            let weights = weights.map(|name| source::load(name, &args.training.source(saved))).transpose()?;
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
             let data = args.training.data.as_ref().context("--data is missing")?;
+            if let Some(out) = &args.out {
+                check_apart(data, out)?;
+            }
             (Images::open(&args.training, None, data)?, None, None)
         }
     };
@@ -111,6 +119,10 @@ pub fn run(args: Args) -> Result<()> {
     let (mut lab, resumed) = match setup {
         Some(mut setup) => {
             setup.cache = args.cache.map_or(setup.cache, |mib| mib << 20);
+            setup.settings.skip_broken |= args.training.skip_broken;
+            // Never less than before: images that were shown would be refused.
+            let most = args.training.decode.options(Some(setup.settings.decode)).max_pixels;
+            setup.settings.decode.max_pixels = most.max(setup.settings.decode.max_pixels);
             let folder = args.resume.as_ref().context("--resume is missing")?;
             let bench = bench(&setup, &images, &device, weights)?;
             (Lab::resume(bench, folder, setup)?, true)
@@ -118,19 +130,36 @@ pub fn run(args: Args) -> Result<()> {
         None => (start(&args, &images, &device)?, false),
     };
     announce(lab.comparison(), resumed)?;
+    if let Some(what) = lab.setup().settings.left_over_in_words() {
+        output::line(what)?;
+    }
     // Not before: as in `finetune`, Ctrl-C ends the process at once until there is something to save.
     let stop = stop_on_ctrl_c()?;
     let mut display = Display::new(lab.comparison());
-    let outcome = lab.run(&stop, |event| Ok(display.show(&event)?));
+    let outcome = lab.run(&stop, |event| {
+        display.show(&event);
+        Ok(())
+    });
     display.finish();
-    match outcome? {
-        Outcome::Finished => summarise(&lab),
-        Outcome::Stopped => {
-            output::line(format_args!("stopped, and saved; continue with:"))?;
-            output::line(format_args!("  thawline compare --resume {}", output::quoted(lab.folder())))?;
+    match outcome {
+        Ok(Outcome::Finished) => summarise(&lab),
+        Ok(Outcome::Stopped) => {
+            let folder = output::quoted(lab.folder());
+            // With it goes the lock on its folder.
+            drop(lab);
+            let told = output::line("stopped, and saved; continue with:")
+                .and_then(|()| output::line(format_args!("  thawline compare --resume {folder}")));
+            if let Err(error) = told {
+                output::note(format_args!("error: {error}"));
+            }
             // A script must not take a stopped comparison for a finished one.
             std::process::exit(INTERRUPTED)
         }
+        Err(error @ LabError::Train(TrainError::Device { .. } | TrainError::Gpu(_))) => {
+            Err(anyhow!("{error}; go on with: thawline compare --resume {}", output::quoted(lab.folder())))
+        }
+        Err(LabError::Train(TrainError::Data(error))) => Err(broken(error, "compare", lab.folder())),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -145,8 +174,9 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let model = args.training.read_model(images.folder.classes.len())?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
-    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first)?;
-    let network = model.spec.build(settings.batch, size.pair(), settings.classes.len())?;
+    let network = model.spec.build(args.training.batch(None), size.pair(), images.folder.classes.len())?;
+    let drop_last = lab::drop_last(&arms, &network)?;
+    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first, drop_last)?;
     let input = args::input(&model.spec);
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
@@ -189,7 +219,7 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
     ))?;
     for arm in arms {
         for warning in &arm.warnings {
-            eprintln!("warning: {}: {warning}", arm.name);
+            output::warning(format_args!("{}: {warning}", arm.name));
         }
     }
     Ok(())
@@ -225,7 +255,7 @@ impl Display {
         let line = |arm: &thawline::report::Arm| {
             let line = all.add(ProgressBar::new(comparison.steps * comparison.seeds.len() as u64));
             line.set_style(style("  {prefix} {bar:12} {msg}"));
-            line.set_prefix(format!("{:width$}", arm.name));
+            line.set_prefix(format!("{:width$}", escaped(&arm.name)));
             line
         };
         let lines: Vec<ProgressBar> = comparison.arms.iter().map(line).collect();
@@ -251,12 +281,12 @@ impl Display {
         }
     }
 
-    fn show(&mut self, event: &LabEvent<'_>) -> Result<(), std::io::Error> {
+    /// Shows what happened, if anybody looks: the comparison goes on in any case.
+    fn show(&mut self, event: &LabEvent<'_>) {
         match *event {
             LabEvent::Run { arm, seed, event } => self.follow(arm, seed, &event),
-            LabEvent::Done { arm, seed, run } => return self.finished(arm, seed, run),
+            LabEvent::Done { arm, seed, run } => self.finished(arm, seed, run),
         }
-        Ok(())
     }
 
     fn follow(&mut self, arm: usize, seed: usize, event: &Event<'_>) {
@@ -299,7 +329,7 @@ impl Display {
         format!("· {} left", HumanDuration(Duration::from_secs_f64(seconds.min(1e9))))
     }
 
-    fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) -> Result<(), std::io::Error> {
+    fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) {
         if self.done.remove(&(arm, seed)).is_none() {
             self.left = self.left.saturating_sub(self.steps);
         }
@@ -314,9 +344,10 @@ impl Display {
         if self.all.is_hidden() {
             let diverged = if run.diverged.is_some() { "  (diverged)" } else { "" };
             let (name, seed) = (&self.names[arm], self.seeds[seed]);
-            writeln!(std::io::stdout().lock(), "{name:<16} seed {seed:<3} val top-1 {}{diverged}", percent(accuracy))?;
+            let accuracy = percent(accuracy);
+            // An error shows when the comparison is summed up.
+            let _ = output::line(format_args!("{name:<16} seed {seed:<3} val top-1 {accuracy}{diverged}"));
         }
-        Ok(())
     }
 
     fn finish(&self) {
@@ -346,9 +377,11 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         ]
     });
     let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
-    output::line(output::table(&titles, rows))?;
+    output::text(output::table(&titles, rows))?;
     for paragraph in report::conclusion(comparison) {
-        output::line(format_args!("\n{}", paragraph.replace('`', "")))?;
+        output::line("")?;
+        output::line(format_args!("{}", paragraph.replace('`', "")))?;
     }
-    output::line(format_args!("\nreport: {}", lab.folder().join(PAGE_FILE).display()))
+    output::line("")?;
+    output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))
 }

@@ -5,7 +5,6 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
 use std::path::Path;
-use std::time::Duration;
 use thawline::report::{FEWEST_IMAGES, Finding, Remedy, diagnose};
 use thawline::train::{Checkup, Examination, Inference, SizeCheck, Totals, examine};
 
@@ -42,15 +41,15 @@ pub fn run(args: Args) -> Result<()> {
     let subject = args.subject.open()?;
     if let Some(trained) = subject.trained_size.filter(|&trained| trained != subject.size) {
         let Subject { size, .. } = &subject;
-        eprintln!(
-            "warning: the weights were trained at {trained} px: statistics at {size} px differ for that reason alone"
-        );
+        output::warning(format_args!(
+            "the weights were trained at {trained} px: statistics at {size} px differ for that reason alone"
+        ));
     }
     let images = subject.loader(subject.samples(args.split, args.max_images)?, 1)?;
     let how = Examination { images: &images, sizes: &args.batch, seed: args.subject.seed };
     // Hidden where standard error is no terminal.
     let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    progress.enable_steady_tick(Duration::from_millis(200));
+    progress.tick();
     let observe = |stage: &str| progress.set_message(stage.to_owned());
     let checkup = examine(&subject.device, &subject.network, &subject.tensors, subject.input(), &how, observe);
     progress.finish_and_clear();
@@ -91,7 +90,7 @@ fn layers(checkup: &Checkup) -> Result<()> {
     });
     let by_batch = format!(">drift, batches of {}", largest.map_or(0, |size| size.batch));
     let titles = ["batch norm", ">channels", ">drift, inference", &by_batch, ">worst", ">dead channels"];
-    output::line(output::table(&titles, rows))?;
+    output::text(output::table(&titles, rows))?;
     output::line("")
 }
 
@@ -112,7 +111,7 @@ fn outcomes(subject: &Subject, checkup: &Checkup) -> Result<()> {
     rows.extend(checkup.sizes.iter().map(|SizeCheck { batch, totals, flips, .. }| {
         vec![format!("those of batches of {batch}"), accuracy(totals), format!("{:.1} %", 100.0 * flips)]
     }));
-    output::line(output::table(&["normalised by", ">top-1", ">flips with other companions"], rows))?;
+    output::text(output::table(&["normalised by", ">top-1", ">flips with other companions"], rows))?;
     output::line("")
 }
 
@@ -144,7 +143,7 @@ fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
 
 /// The command that applies a remedy to what was looked at, and writes where nothing is yet.
 fn command(remedy: Remedy, args: &Args) -> String {
-    let SubjectArgs { weights, source, model, data, size, seed, device } = &args.subject;
+    let SubjectArgs { weights, source, model, data, size, preprocess, seed, device } = &args.subject;
     let (command, split, rest) = match remedy {
         Remedy::Recalibrate => {
             let split = (args.split != Split::Train).then(|| args::name(args.split));
@@ -161,11 +160,13 @@ fn command(remedy: Remedy, args: &Args) -> String {
         ("split", split),
         ("val-fraction", (data.val_fraction != args::VAL_FRACTION).then(|| data.val_fraction.to_string())),
         ("size", size.size.map(|size| size.to_string())),
+        ("exif", data.decode.exif.map(args::name)),
+        ("max-pixels", data.decode.max_pixels.map(|pixels| (pixels as f64 / 1e6).to_string())),
         ("seed", (*seed != 0).then(|| seed.to_string())),
         ("device", device.device.clone()),
     ];
     let mut words = vec![format!("thawline {command}")];
-    for (name, value) in options {
+    for (name, value) in options.into_iter().chain(preprocess.given()) {
         words.extend(value.map(|value| format!("--{name} {}", output::quoted(Path::new(&value)))));
     }
     words.extend(data.skip_broken.then(|| "--skip-broken".to_owned()));

@@ -2,24 +2,26 @@
 
 use super::args::{self, Size, policy_help};
 use super::output;
+use super::source;
 use super::training::{self, Images, TrainingArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use thawline::data::Transform;
+use thawline::data::{DataError, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::identify::{Known, identify};
 use thawline::lab::{in_words, of_words};
 use thawline::models::Spec;
 use thawline::policy::{self, Policy, Rule};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
+use thawline::tensor::HostTensor;
 use thawline::train::{
-    BEST_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then, Totals,
-    best,
+    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics,
+    Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
 };
 use thawline::weights::{self, Head, NewHead, StateDict};
 
@@ -78,19 +80,40 @@ pub fn run(args: Args) -> Result<()> {
     let display = Display::new(run.settings());
     let outcome = run.run(&stop, |event| {
         log.record(&event)?;
-        display.show(&event)?;
+        display.show(&event);
         Ok(())
     });
     display.bar.finish_and_clear();
-    match outcome? {
-        Outcome::Finished => summarise(&run),
-        Outcome::Stopped => {
+    match outcome {
+        Ok(Outcome::Finished) => summarise(&run),
+        Ok(Outcome::Stopped) => {
             let (done, of, folder) = (run.step(), run.settings().steps(), output::quoted(run.folder()));
-            output::line(format_args!("stopped after step {done} of {of}, and saved; continue with:"))?;
-            output::line(format_args!("  thawline finetune --resume {folder}"))?;
+            // With it goes the lock on its folder.
+            drop((run, log));
+            let told = output::line(format_args!("stopped after step {done} of {of}, and saved; continue with:"))
+                .and_then(|()| output::line(format_args!("  thawline finetune --resume {folder}")));
+            if let Err(error) = told {
+                output::note(format_args!("error: {error}"));
+            }
             // A script must not take a stopped run for a finished one.
             std::process::exit(INTERRUPTED)
         }
+        Err(error @ TrainError::Device { .. }) => {
+            Err(anyhow!("{error}; go on with: thawline finetune --resume {}", output::quoted(run.folder())))
+        }
+        Err(TrainError::Data(error)) => Err(broken(error, "finetune", run.folder())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The error of an image, with the command that goes on past it.
+pub fn broken(error: DataError, command: &str, folder: &Path) -> anyhow::Error {
+    match error.is_of_an_image() {
+        true => anyhow!(
+            "{error}; to leave such images out, go on with: thawline {command} --resume {} --skip-broken",
+            output::quoted(folder)
+        ),
+        false => error.into(),
     }
 }
 
@@ -105,7 +128,8 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(INTERRUPTED);
         }
-        eprintln!("\nstopping after this step; press Ctrl-C again to quit at once");
+        output::note("");
+        output::note("stopping after this step; press Ctrl-C again to quit at once");
     })?;
     Ok(stop)
 }
@@ -115,6 +139,7 @@ fn start(args: &Args) -> Result<Run> {
     let training = &args.training;
     let (data, out) =
         (training.data.as_ref().context("--data is missing")?, args.out.as_ref().context("--out is missing")?);
+    check_apart(data, out)?;
     let images = Images::open(training, None, data)?;
     let model = training.read_model(images.folder.classes.len())?;
     let policy = match &args.policy {
@@ -123,59 +148,88 @@ fn start(args: &Args) -> Result<Run> {
     };
     let policy = policy.with_last_rules(&args.rules)?;
     let size = model.size(training.size.size);
-    let mut settings = training.settings(None, model.origin()?, &images, &model.spec, size, in_words(&policy))?;
+    let stages = stages(&model.spec, &policy, training.batches(None), size, images.folder.classes.len())?;
+    let drop_last = stages.iter().any(takes_batch_statistics);
+    let policy = in_words(&policy);
+    let mut settings = training.settings(None, model.origin()?, &images, &model.spec, size, policy, drop_last)?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
-    let stages = stages(&settings, &model.spec, &policy)?;
     let network = &stages[0];
     let device = args.training.device.open()?;
-
-    let tensors = match (model.state, &training.weights) {
-        (Some(state), Some(file)) => {
-            let loaded = weights::from_state_with(network, state, settings.seed, Head::Optional)?;
-            match (loaded.new_head, model.class_names) {
-                (Some(NewHead::OtherClasses { found, asked }), _) => output::line(format_args!(
-                    "{} has {found} classes and {} has {asked}: the head starts anew",
-                    file.display(),
-                    data.display()
-                ))?,
-                (Some(NewHead::Absent), _) => output::line(format_args!(
-                    "{} has no head for {} classes: it starts anew",
-                    file.display(),
-                    settings.classes.len()
-                ))?,
-                (None, Some(names)) if names != settings.classes => eprintln!(
-                    "warning: {} was trained on {}, and {} has {}: the head is kept, since their number is the same",
-                    file.display(),
-                    few(&names),
-                    data.display(),
-                    few(&settings.classes)
-                ),
-                (None, _) => {}
-            }
-            loaded.tensors
-        }
-        _ => weights::initialise(network, settings.seed),
-    };
-    if let Some((source, form)) = keras_source(&settings) {
-        let file = with_form(&out.join(LAST_FILE), form);
-        args::check_weights(&weights::to_state(network, &tensors), Some(source), &file)?;
-    }
+    let state = model.state.map(|state| (state, model.class_names));
+    let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));
+    let tensors = first_tensors(network, state, file, data, &settings)?;
+    check_keras(training, &settings, network, &tensors, out)?;
     announce(&settings, &stages, &device)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
 
-/// Goes on with the run in `folder`.
+/// The parameters that a run starts from: those of the weights file, which may name its classes, or random ones. Says what
+/// becomes of a head that is not for the run's classes.
+fn first_tensors(
+    network: &Graph,
+    state: Option<(StateDict, Option<Vec<String>>)>,
+    file: &Path,
+    data: &Path,
+    settings: &Settings,
+) -> Result<Vec<HostTensor>> {
+    let Some((state, class_names)) = state else { return Ok(weights::initialise(network, settings.seed)) };
+    let loaded = weights::from_state_with(network, state, settings.seed, Head::Optional)?;
+    match (loaded.new_head, class_names) {
+        (Some(NewHead::OtherClasses { found, asked }), _) => output::line(format_args!(
+            "{} has {found} classes and {} has {asked}: the head starts anew",
+            file.display(),
+            data.display()
+        ))?,
+        (Some(NewHead::Absent), _) => output::line(format_args!(
+            "{} has no head for {} classes: it starts anew",
+            file.display(),
+            settings.classes.len()
+        ))?,
+        (None, Some(names)) if names != settings.classes => output::warning(format_args!(
+            "{} was trained on {}, and {} has {}: the head is kept, since their number is the same",
+            file.display(),
+            few(&names),
+            data.display(),
+            few(&settings.classes)
+        )),
+        (None, _) => {}
+    }
+    Ok(loaded.tensors)
+}
+
+/// Refuses to begin a run whose results could not be written as the Keras file that its weights come from.
+fn check_keras(
+    training: &TrainingArgs,
+    settings: &Settings,
+    network: &Graph,
+    tensors: &[HostTensor],
+    out: &Path,
+) -> Result<()> {
+    let Some((source, form)) = keras_source(settings) else { return Ok(()) };
+    let file = with_form(&out.join(LAST_FILE), form);
+    args::check_weights(&weights::to_state(network, tensors), Some(source), &file)?;
+    training.preprocess.warn_of_keras(&file);
+    Ok(())
+}
+
+/// Goes on with the run in `folder`, or begins it, if it was cut off before it could save anything.
 fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
     let training = &args.training;
-    let images = Images::open(training, Some(&saved), training.data.as_ref().unwrap_or(&saved.data))?;
-    if training.device.variant.is_some() {
+    let data = training.data.as_ref().unwrap_or(&saved.data);
+    // Before the images: the folder of the run may be among them.
+    check_apart(data, folder)?;
+    let images = Images::open(training, Some(&saved), data)?;
+    let begun = folder.join(CHECKPOINT_FILE).exists();
+    if begun && training.device.variant.is_some() {
         bail!("--variant: a run goes on with the one that it was begun with; leave it out");
     }
-    let spec = match &training.model {
+    let mut spec = match &training.model {
         Some(model) if *model != saved.model => args::spec(model)?,
         _ => training::spec(&saved)?,
     };
+    // Others than the run's own are refused below, by name.
+    spec.preprocessing = spec.preprocessing.with(&training.preprocess.parts(), "the command line");
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
     let policy = match &args.policy {
@@ -188,29 +242,53 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
             if saved.policy.rules.ends_with(&given) { policy } else { policy.with_last_rules(&given)? }
         }
     };
-    let mut settings =
-        training.settings(Some(&saved), saved.weights.clone(), &images, &spec, size, in_words(&policy))?;
+    let stages = stages(&spec, &policy, training.batches(Some(&saved)), size, images.folder.classes.len())?;
+    // What the run was begun with; if it is another policy now, that is what is refused.
+    let drop_last = if begun { saved.drop_last } else { stages.iter().any(takes_batch_statistics) };
+    let policy = in_words(&policy);
+    let weights = saved.weights.clone();
+    let mut settings = training.settings(Some(&saved), weights, &images, &spec, size, policy, drop_last)?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);
-    let stages = stages(&settings, &spec, &policy)?;
     let device = args.training.device.open()?;
+    if !begun {
+        let file = training.weights.as_ref().or(saved.weights.as_ref());
+        let mut state = file.map(|file| source::load(file, &training.source(&saved))).transpose()?;
+        if let Some(state) = &mut state {
+            let classes = Some(settings.classes.len());
+            identify(state, Known { named: Some(&spec), classes, new_head: true, ..Known::default() })?;
+            args::print_notes(state);
+        }
+        settings.weights =
+            state.as_ref().and_then(|state| state.origin.clone()).map(std::path::absolute).transpose()?;
+        let file = file.map_or(Path::new(""), PathBuf::as_path);
+        let tensors = first_tensors(&stages[0], state.map(|state| (state, None)), file, data, &settings)?;
+        check_keras(training, &settings, &stages[0], &tensors, folder)?;
+        announce(&settings, &stages, &device)?;
+        return Ok(images.job(&device, stages, &spec, settings).start(&tensors, folder)?);
+    }
     let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
     announce(run.settings(), &stages, &device)?;
     output::line(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
     Ok(run)
 }
 
-/// The network in each stage of its policy. The policy's warnings go to standard error.
-fn stages(settings: &Settings, spec: &Spec, policy: &Policy) -> Result<Vec<Graph>> {
-    let Transform { height, width, .. } = settings.transform;
-    let network = spec.build(settings.batch, (height as usize, width as usize), settings.classes.len())?;
+/// The network for batches of `batch` images, of which `accumulate` make a step, in each stage of its policy. The policy's warnings go to standard error.
+fn stages(
+    spec: &Spec,
+    policy: &Policy,
+    (batch, accumulate): (usize, usize),
+    size: Size,
+    classes: usize,
+) -> Result<Vec<Graph>> {
+    let network = spec.build(batch, size.pair(), classes)?;
     let stages = policy::resolve_stages(policy, &network)?;
     stages
         .into_iter()
         .map(|(_, resolved)| {
             for warning in &resolved.warnings {
-                eprintln!("warning: {warning}");
+                output::warning(warning);
             }
-            resolved.check_training(settings.accumulate)?;
+            resolved.check_training(accumulate)?;
             Ok(resolved.graph)
         })
         .collect()
@@ -221,6 +299,7 @@ fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()
     let Settings { model, policy, classes, images, batch, accumulate, transform, .. } = settings;
     let (height, width) = (transform.height as usize, transform.width as usize);
     output::line(format_args!("{model} at {} pixels on {}", Size { height, width }, device.info().name))?;
+    output::line(format_args!("images: {}", transform.preprocessing.describe((height, width))))?;
     for (index, (start, network)) in [0].into_iter().chain(settings.stage_starts()).zip(stages).enumerate() {
         let what = what_trains(network);
         match index {
@@ -239,7 +318,11 @@ fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()
         classes.len(),
         settings.epochs,
         settings.steps_per_epoch(),
-    ))
+    ))?;
+    if let Some(what) = settings.left_over_in_words() {
+        output::line(what)?;
+    }
+    Ok(())
 }
 
 /// What trains and what moves, in a line.
@@ -277,7 +360,8 @@ impl Display {
         Self { bar, epochs: settings.epochs }
     }
 
-    fn show(&self, event: &Event<'_>) -> Result<(), io::Error> {
+    /// Shows what happened, if anybody looks: training goes on in any case.
+    fn show(&self, event: &Event<'_>) {
         match *event {
             Event::Started { step, .. } => {
                 // Time left is reckoned from here.
@@ -293,7 +377,8 @@ impl Display {
             Event::Epoch { history, images_per_s } => {
                 if let Some(metrics) = history.last() {
                     let line = self.epoch_line(metrics, images_per_s);
-                    return self.bar.suspend(|| writeln!(io::stdout().lock(), "{line}"));
+                    // An error shows when the run is summed up.
+                    let _ = self.bar.suspend(|| output::line(line));
                 }
             }
             Event::Recalibrated { val } => {
@@ -301,10 +386,9 @@ impl Display {
                 if let Some(val) = val {
                     line += &totals("val", val);
                 }
-                return self.bar.suspend(|| writeln!(io::stdout().lock(), "{}", line.trim_end()));
+                let _ = self.bar.suspend(|| output::line(line.trim_end()));
             }
         }
-        Ok(())
     }
 
     fn epoch_line(&self, metrics: &EpochMetrics, images_per_s: Option<f64>) -> String {
@@ -373,7 +457,11 @@ fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
     let history = run.history();
-    let file = |name: &str| run.folder().join(name).display().to_string();
+    let file = |name: &str| {
+        let path = run.folder().join(name);
+        let gone = if path.exists() { "" } else { " is not there any more: somebody removed it" };
+        format!("{}{gone}", path.display())
+    };
     let accuracy = |metrics: &EpochMetrics| metrics.val.map(|val| percent(val.accuracy()));
     let before = history.first().and_then(accuracy);
     let (last, best) = (history.last(), best(history));

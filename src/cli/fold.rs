@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ModelArgs, SizeArgs};
+use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, SizeArgs};
 use super::output;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
@@ -40,6 +40,8 @@ pub struct Args {
     /// Where the result goes; the ending decides what it is
     #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]
     out: PathBuf,
+    #[command(flatten)]
+    force: ForceArgs,
     /// Write the network as it is, with its batch norms in inference mode; for ONNX
     #[arg(long)]
     no_fold: bool,
@@ -87,8 +89,8 @@ pub fn run(args: Args) -> Result<()> {
     if format == Format::Safetensors && args.batch.is_some() {
         bail!("--batch is for ONNX: a safetensors file has no batch");
     }
-    args::check_output(&args.out)?;
     args::check_distinct(("--out", &args.out), ("--weights", &args.weights))?;
+    args::check_output(&args.out, args.force)?;
     let model = ModelArgs {
         model: args.model,
         weights: Some(args.weights.clone()),
@@ -122,9 +124,7 @@ pub fn run(args: Args) -> Result<()> {
         Format::Onnx => {
             let about = About {
                 model: &model.spec.name,
-                mean: model.spec.mean,
-                std: model.spec.std,
-                bgr: model.spec.bgr,
+                preprocessing: model.spec.preprocessing.value,
                 classes: model.class_names.as_deref(),
                 batch: args.batch,
             };
@@ -148,7 +148,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(difference) = result.difference {
         let folded = result.folded.iter().map(|f| vec![f.norm.clone(), f.into.clone()]);
         let kept = result.kept.iter().map(|k| vec![k.norm.clone(), format!("stays: {}", k.reason)]);
-        output::line(output::table(&["batch norm", "folded into"], folded.chain(kept)))?;
+        output::text(output::table(&["batch norm", "folded into"], folded.chain(kept)))?;
         output::line(format_args!(
             "{} folded, {} stay; the logits of {IMAGES} random images differ by {difference:.1e} of the largest at most",
             result.folded.len(),

@@ -1,27 +1,94 @@
 //! What commands print: tables for people, JSON for scripts.
+//!
+//! Names from files may hold anything, so whatever is printed is escaped here: nothing but text reaches a terminal. A
+//! reader that has gone ends no command: what it does, it does to the end, and its exit code says how that went.
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent, presets};
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use std::fmt::{Display, Write as _};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 pub use thawline::report::units::{bytes, count, flops, ms, times};
+use thawline::text::{escaped, escaped_lines, shortened};
+
+/// Whether whoever read standard output, such as `head`, has had enough of it.
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether nobody reads what is printed any more, so that a command that only prints may end.
+pub fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed)
+}
+
+/// The exit code of a command that ends before its time because nobody reads it: as of one that the signal for that ended.
+pub const UNREAD: i32 = 128 + 13;
+
+fn print(text: &str) -> Result<()> {
+    if is_closed() {
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => CLOSED.store(true, Ordering::Relaxed),
+        Err(error) => return Err(anyhow::Error::new(error).context("cannot write to standard output")),
+        Ok(()) => {}
+    }
+    Ok(())
+}
 
 /// Prints a value as indented JSON.
 pub fn json(value: &impl Serialize) -> Result<()> {
-    line(serde_json::to_string_pretty(value)?)
+    let text = serde_json::to_string_pretty(value)?;
+    // JSON itself escapes those below the space only. They stand in strings alone, where this form is JSON, too.
+    let mut shown = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        match c.is_control() && c != '\n' {
+            true => write!(shown, "\\u{:04x}", u32::from(c))?,
+            false => shown.push(c),
+        }
+    }
+    shown.push('\n');
+    print(&shown)
 }
 
-/// Prints a line. Unlike `println!`, it survives a reader that has gone.
-pub fn line(text: impl std::fmt::Display) -> Result<()> {
-    writeln!(io::stdout().lock(), "{text}")?;
-    Ok(())
+/// Prints a line.
+pub fn line(text: impl Display) -> Result<()> {
+    print(&format!("{}\n", escaped(&text.to_string())))
 }
 
-/// Prints text that ends its last line itself, as [`line`] does.
-pub fn text(text: impl std::fmt::Display) -> Result<()> {
-    write!(io::stdout().lock(), "{text}")?;
-    Ok(())
+/// Prints text of several lines, the last of which it ends if it does not do so itself.
+pub fn text(text: impl Display) -> Result<()> {
+    let text = escaped_lines(&text.to_string());
+    print(&if text.ends_with('\n') { text } else { text + "\n" })
+}
+
+/// Says something on standard error, whether anybody listens or not.
+pub fn note(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{}", message(&text.to_string()));
+}
+
+/// As [`note`], of lines that are messages already.
+pub fn lines(lines: &[String]) {
+    let _ = writeln!(io::stderr().lock(), "{}", lines.join("\n"));
+}
+
+/// Says on standard error what the user should know before relying on the result.
+pub fn warning(text: impl Display) {
+    note(format_args!("warning: {text}"));
+}
+
+/// A message as it may be shown, which quotes names from files and what the user typed, of whatever length. Its own line
+/// ends are followed by two spaces; others are a name's.
+pub fn message(text: &str) -> String {
+    const WORD: usize = 1000;
+    const LINE: usize = 4000;
+    const NEXT: &str = "\n  ";
+    let line = |line: &str| {
+        let words: Vec<String> = line.split(' ').map(|word| shortened(word, WORD)).collect();
+        escaped(&shortened(&words.join(" "), LINE))
+    };
+    text.split(NEXT).map(line).collect::<Vec<_>>().join(NEXT)
 }
 
 /// A table whose columns are marked with `>` before their title if they are aligned to the right. Wraps what is too
@@ -33,7 +100,8 @@ pub fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     if io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
-    table.add_rows(rows);
+    // A row is a line, whatever the names in it hold.
+    table.add_rows(rows.into_iter().map(|row| row.iter().map(|cell| escaped(cell)).collect::<Vec<_>>()));
     for (column, title) in table.column_iter_mut().zip(titles) {
         if title.starts_with('>') {
             column.set_cell_alignment(CellAlignment::Right);
@@ -76,6 +144,19 @@ pub fn counted(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_bounded_and_keep_their_own_lines() {
+        let long = "x".repeat(100_000);
+        assert_eq!(message(&format!("rule {long} is wrong")).chars().count(), "rule … is wrong".chars().count() + 1000);
+        assert!(message(&"x ".repeat(100_000)).chars().count() <= 4001);
+        assert_eq!(message("a\n  missing: b\nerror: c\u{1b}"), "a\n  missing: b\\nerror: c\\u{1b}");
+    }
+
+    #[test]
+    fn rows_are_lines() {
+        assert_eq!(table(&["a"], [vec!["b\nc\u{1b}[2J".to_owned()]]).lines().count(), 3);
+    }
 
     #[test]
     fn kernels_are_counted() {

@@ -2,6 +2,7 @@ use super::args::{self, ModelArgs, OptimizerArgs, PolicyArgs, SizeArgs};
 use super::output;
 use anyhow::Result;
 use serde::Serialize;
+use thawline::preprocessing::Parts;
 use thawline::report::{LayerPrice, Phases, Price, Total, price};
 
 /// Show what a policy costs before anything runs: a line a layer, and totals against inference and full fine-tuning.
@@ -57,7 +58,7 @@ struct Staged<'a> {
 
 pub fn run(args: Args) -> Result<()> {
     let options = args.optimizer.options(0.9)?;
-    let model = args.model.read_for_training()?;
+    let model = args.model.read_for_training(Parts::default(), None)?;
     let network = model.network(args.batch, model.size(args.size.size))?;
     let input = args::input(&model.spec);
     let mut stages = Vec::new();
@@ -72,10 +73,11 @@ pub fn run(args: Args) -> Result<()> {
     }
     for (index, (from, (price, plan))) in stages.iter().enumerate() {
         if index > 0 {
-            output::line(format_args!("\nfrom {:.0} % of the steps on", 100.0 * from))?;
+            output::line("")?;
+            output::line(format_args!("from {:.0} % of the steps on", 100.0 * from))?;
         }
         if args.dump {
-            output::line(plan)?;
+            output::text(plan)?;
             continue;
         }
         let [height, width] = price.size;
@@ -83,9 +85,9 @@ pub fn run(args: Args) -> Result<()> {
             "{} under {}, {} images of {height}×{width}, {} classes",
             model.spec.name, price.policy, price.batch, price.classes
         ))?;
-        output::line(layers(price, args.kernels))?;
+        output::text(layers(price, args.kernels))?;
         output::line("")?;
-        output::line(totals(price))?;
+        output::text(totals(price))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-use super::args::{self, Split};
+use super::args::{self, ForceArgs, Split};
 use super::output;
 use super::subject::{Subject, SubjectArgs};
 use anyhow::{Result, bail};
@@ -27,6 +27,8 @@ pub struct Args {
     /// name ends as its, a copy of it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    force: ForceArgs,
     /// Which batch norms, in the words of policies, such as 'from:layer3' [default: all]
     #[arg(long, value_name = "SELECTOR", default_value = "kind:bn", hide_default_value = true)]
     layers: String,
@@ -78,14 +80,16 @@ struct State {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    args::check_output(&args.out)?;
     if args.out.extension().is_none_or(|extension| extension != "safetensors") && args::keras_form(&args.out).is_none()
     {
         bail!("--out {}: the name must end in .safetensors, or as that of a Keras file", args.out.display());
     }
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
+    train::check_apart(&args.subject.data.data, &args.out)?;
+    args::check_output(&args.out, args.force)?;
     let mut subject = args.subject.open()?;
     args::check_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
+    args.subject.preprocess.warn_of_keras(&args.out);
     if !args::has_batch_norms(&subject.network) {
         bail!(
             "{}: the network has no batch norms; if its weights were folded, give the file that they were folded from",
@@ -182,7 +186,7 @@ fn report(args: &Args, subject: &Subject, var: &str, before: &State, after: &Sta
     let nats = |drift: Option<f64>| drift.map_or_else(|| "not finite".to_owned(), |drift| format!("{drift:.4}"));
     let shown =
         largest.iter().take(SHOWN).map(|(name, before, after)| vec![(*name).to_owned(), nats(*before), nats(*after)]);
-    output::line(output::table(&["layer", ">drift before", ">drift after"], shown))?;
+    output::text(output::table(&["layer", ">drift before", ">drift after"], shown))?;
     if largest.len() > SHOWN {
         output::line(format_args!("and {} layers that drifted less", largest.len() - SHOWN))?;
     }

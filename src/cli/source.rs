@@ -39,13 +39,24 @@ fn reference(name: &Path) -> Option<&str> {
 /// The file in the cache.
 #[cfg(feature = "hub")]
 fn fetched(reference: &str, offline: bool) -> Result<PathBuf> {
+    use super::output;
     use indicatif::{ProgressBar, ProgressStyle};
     use thawline::hub::{Hub, Progress};
+    use thawline::text::printable;
 
     let hub = Hub::from_env()?.offline(offline);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}")?;
     let bar = ProgressBar::new(0).with_style(style);
+    bar.set_message(format!("looking for {}", printable(reference)));
+    bar.tick();
+    // Without a terminal there is no bar: then a line for each tenth.
+    let mut tenths = 0;
     let fetched = hub.fetch(&reference.parse()?, &mut |Progress { file, done, total }| {
+        let now = done.saturating_mul(10) / total.max(1);
+        if bar.is_hidden() && (bar.message() != file || now > tenths) {
+            output::note(format_args!("{file}: {} of {}", output::bytes(done), output::bytes(total)));
+            tenths = now;
+        }
         if bar.message() != file {
             bar.set_length(total);
             bar.set_message(file.to_owned());

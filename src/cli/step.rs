@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ModelArgs, OptimizerArgs, PolicyArgs, Size};
+use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, OptimizerArgs, PolicyArgs, Size};
 use super::inputs::{self, Inputs};
 use super::output;
 use anyhow::{Result, bail};
@@ -6,6 +6,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use thawline::graph::Role;
 use thawline::plan::Input;
+use thawline::preprocessing::Parts;
 use thawline::train::{self, Images, Session};
 use thawline::weights::{self, StateDict};
 
@@ -29,6 +30,8 @@ pub struct Args {
     /// name ends as its, a copy of it
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    force: ForceArgs,
     /// Where the last step's gradients go, under the names of the parameters that train
     #[arg(long, value_name = "FILE")]
     grads: Option<PathBuf>,
@@ -51,13 +54,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    args::check_output(&args.out)?;
-    args.grads.as_deref().map(args::check_output).transpose()?;
+    args::check_output(&args.out, args.force)?;
+    args.grads.as_deref().map(|grads| args::check_output(grads, args.force)).transpose()?;
     if args.grads.as_ref() == Some(&args.out) {
         bail!("--out and --grads are the same file");
     }
     let options = thawline::compile::Options { export_gradients: args.grads.is_some(), ..args.optimizer.options(0.0)? };
-    let mut model = args.model.read_for_training()?;
+    let mut model = args.model.read_for_training(Parts::default(), None)?;
     let mut file = StateDict::load(&args.inputs)?;
     let Inputs { dims: [n, _, height, width], images } = Inputs::of(&mut file, &args.inputs)?;
     let labels = inputs::labels(&mut file, &args.inputs, n, model.classes)?;
@@ -78,7 +81,7 @@ pub fn run(args: Args) -> Result<()> {
         output::line(json!({"step": step, "loss": loss}))?;
         if args.check && step == 1 {
             train::check(session.executor())?;
-            eprintln!("check: all {} calls agree with the reference", session.plan().calls.len());
+            output::note(format_args!("check: all {} calls agree with the reference", session.plan().calls.len()));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{self, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::preprocess::PreprocessArgs;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -9,6 +10,7 @@ use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::{self, GraphFile, Spec};
+use thawline::preprocessing::Traced;
 use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
 
 /// Where images and weights come from, and how training goes.
@@ -34,12 +36,16 @@ pub struct TrainingArgs {
     #[command(flatten)]
     pub size: SizeArgs,
     #[command(flatten)]
+    pub preprocess: PreprocessArgs,
+    #[command(flatten)]
     pub device: DeviceArgs,
 
     /// Passes over the training images [default: 10, enough for most small sets]
     #[arg(long, value_name = "N", value_parser = positive)]
     epochs: Option<usize>,
-    /// Images that the device works on at once; batch norms under stats=batch see so many [default: 32]
+    /// Images that the device works on at once; batch norms under stats=batch see so many. Where a batch norm takes
+    /// statistics of the batch, images at the end of an epoch that do not fill an optimiser step sit out, others each time;
+    /// elsewhere they make a smaller step [default: 32]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
     /// Batches that are added up to one optimiser step, for a larger effective batch in the same memory [default: 1]
@@ -99,7 +105,9 @@ pub struct TrainingArgs {
     val_fraction: Option<f64>,
     /// Leave out images that cannot be decoded, and count them, instead of stopping at the first
     #[arg(long)]
-    skip_broken: bool,
+    pub skip_broken: bool,
+    #[command(flatten)]
+    pub decode: DecodeArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,10 +144,11 @@ impl From<AugmentName> for Augment {
 
 /// The network of a run that was begun.
 pub fn spec(settings: &Settings) -> Result<Spec> {
-    match &settings.graph {
-        Some(graph) => Ok(Spec::of_file(GraphFile::parse(graph, "the graph in the run's settings")?)),
-        None => Ok(models::spec(&settings.model)?.clone()),
-    }
+    let spec = match &settings.graph {
+        Some(graph) => Spec::of_file(GraphFile::parse(graph, "the graph in the run's settings")?),
+        None => models::spec(&settings.model)?.clone(),
+    };
+    Ok(spec.with_preprocessing(Traced::new(settings.transform.preprocessing, "the run's settings")))
 }
 
 /// The images, and where they are.
@@ -181,7 +190,7 @@ impl TrainingArgs {
         let Self { model, weights, source, .. } = self;
         let (model, file, seed) = (model.clone(), weights.clone(), self.seed(None));
         let args = ModelArgs { model, weights: file, source: source.clone(), classes: Some(classes), seed };
-        let model = args.read_for_training()?;
+        let model = args.read_for_training(self.preprocess.parts(), self.size.size)?;
         if let (true, Some(weights)) = (model.folded, weights) {
             // What came out could neither be resumed nor have its batch norms back.
             bail!(
@@ -200,12 +209,28 @@ impl TrainingArgs {
         self.train_images.or(saved.and_then(|s| s.train_images))
     }
 
+    pub fn batch(&self, saved: Option<&Settings>) -> usize {
+        self.batch.or(saved.map(|s| s.batch)).unwrap_or(32)
+    }
+
+    /// Images a batch, and batches a step.
+    pub fn batches(&self, saved: Option<&Settings>) -> (usize, usize) {
+        (self.batch(saved), self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1))
+    }
+
+    /// Where weights come from, and which of a file's sets is meant.
+    pub fn source(&self, saved: &Settings) -> SourceArgs {
+        let set = self.source.weights_set.as_ref().or(saved.weights_set.as_ref());
+        SourceArgs { weights_set: set.cloned(), ..self.source.clone() }
+    }
+
     pub fn seed(&self, saved: Option<&Settings>) -> u64 {
         self.seed.or(saved.map(|s| s.seed)).unwrap_or(0)
     }
 
     /// What was asked for, over what the resumed run was begun with, over the defaults; `weights` is where those come
-    /// from.
+    /// from, and `drop_last` is what the policy asks for.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the settings that comes from elsewhere")]
     pub fn settings(
         &self,
         saved: Option<&Settings>,
@@ -214,6 +239,7 @@ impl TrainingArgs {
         spec: &Spec,
         size: Size,
         policy: PolicySettings,
+        drop_last: bool,
     ) -> Result<Settings> {
         let optimizer = self.optimizer(saved.map(|s| s.optimizer))?;
         let lr = match optimizer {
@@ -225,17 +251,19 @@ impl TrainingArgs {
         let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
         let augment = self.augment.map(Augment::from).or(saved.map(|s| s.transform.augment)).unwrap_or_default();
         let classes = images.folder.classes.clone();
+        let (batch, accumulate) = self.batches(saved);
         let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
         let mut settings = Settings {
             thawline: env!("CARGO_PKG_VERSION").into(),
             model: spec.name.to_string(),
             graph: spec.file().map(|_| spec.describe(size.pair(), classes.len())).transpose()?.map(|file| file.json()),
-            weights_set: self.source.weights_set.clone().or(saved.and_then(|s| s.weights_set.clone())),
+            weights_set: saved.map_or_else(|| self.source.clone(), |saved| self.source(saved)).weights_set,
             weights,
             data: images.data.clone(),
             classes,
-            batch: self.batch.or(saved.map(|s| s.batch)).unwrap_or(32),
-            accumulate: self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1),
+            batch,
+            accumulate,
+            drop_last,
             epochs,
             seed: self.seed(saved),
             label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),
@@ -247,7 +275,8 @@ impl TrainingArgs {
             policy,
             optimizer,
             schedule: Schedule { lr, warmup: 0, decay },
-            transform: Transform::new(pixels(size.height), pixels(size.width), augment),
+            decode: self.decode.options(saved.map(|s| s.decode)),
+            transform: Transform::new(pixels(size.height), pixels(size.width), augment, spec.preprocessing.value),
         };
         let warmup = self.warmup.or(saved.map(|s| s.schedule.warmup));
         settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);

@@ -9,15 +9,33 @@ pub mod decode;
 mod folder;
 mod loader;
 pub mod sample;
+mod sampling;
 mod transform;
 
-pub use decode::Image;
-pub use folder::{ImageFolder, Sample, list_images, shuffled};
+pub use decode::{DecodeOptions, Exif, Image};
+pub use folder::{ImageFolder, Sample, Unread, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
-pub use transform::{Augment, EvalCrop, Transform};
+pub use transform::{Augment, Resizer, Transform};
 
+use crate::files::LockError;
+use crate::preprocessing::PreprocessingError;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The threads that work on images, one a core, or as many as `RAYON_NUM_THREADS` says.
+///
+/// # Errors
+/// They could not be started. Rayon's own pool would panic then.
+pub(crate) fn threads() -> Result<&'static ThreadPool, DataError> {
+    static POOL: OnceLock<Result<ThreadPool, String>> = OnceLock::new();
+    let pool = POOL.get_or_init(|| {
+        let builder = ThreadPoolBuilder::new().thread_name(|number| format!("images {number}"));
+        builder.build().map_err(|error| error.to_string())
+    });
+    pool.as_ref().map_err(|reason| DataError::Threads(reason.clone()))
+}
 
 /// What can go wrong between a folder and a batch.
 #[derive(Debug, thiserror::Error)]
@@ -38,19 +56,21 @@ pub enum DataError {
     #[error("{} has only {found}, which look like splits and not like classes: name the splits `train` and `val`, \
              or give the folder that holds the class folders", dir.display())]
     SplitsNotClasses { dir: PathBuf, found: String },
-    #[error("class folder {} holds no JPEG, PNG or WebP images: add some, or remove the folder", dir.display())]
-    EmptyClass { dir: PathBuf },
+    #[error("class folder {} holds no {} images{unread}: add some, or remove the folder", dir.display(), decode::FORMATS)]
+    EmptyClass { dir: PathBuf, unread: Unread },
     #[error("{} has a class `{class}` that train/ does not have: the classes are those of train/", dir.display())]
     UnknownClass { dir: PathBuf, class: String },
-    #[error("no JPEG, PNG or WebP images in {}", dir.display())]
-    NoImages { dir: PathBuf },
+    #[error("no {} images in {}{unread}", decode::FORMATS, dir.display())]
+    NoImages { dir: PathBuf, unread: Unread },
 
     #[error("cannot decode {}: {reason}", path.display())]
     Decode { path: PathBuf, reason: String },
-    #[error("{} declares {width}×{height} pixels; the limit is {} a side and {} million in all",
-            path.display(), decode::MAX_SIDE, decode::MAX_PIXELS >> 20)]
-    TooLarge { path: PathBuf, width: u64, height: u64 },
+    #[error("{} declares {width}×{height} pixels; the limit is {} a side and {} megapixels in all, which --max-pixels raises",
+            path.display(), decode::MAX_SIDE, *max_pixels as f64 / 1e6)]
+    TooLarge { path: PathBuf, width: u64, height: u64, max_pixels: u64 },
 
+    #[error("how images are prepared: {0}")]
+    Preprocessing(#[from] PreprocessingError),
     #[error("{option} is {value}: expected {expected}")]
     Option { option: &'static str, value: String, expected: &'static str },
     #[error(
@@ -62,14 +82,23 @@ pub enum DataError {
     AllBroken { samples: usize },
     #[error("the loader's thread failed: {0}")]
     Thread(String),
+    #[error("the threads that work on images cannot be started: {0}; set RAYON_NUM_THREADS to a smaller number")]
+    Threads(String),
 
     #[error("{} exists and is not an empty folder: name a new one", dir.display())]
     Occupied { dir: PathBuf },
-    #[error("{} is left over from an interrupted run: remove it and try again", partial.display())]
-    Leftover { partial: PathBuf },
+    #[error("{} is in the way, and nothing says that it is left over from here: remove it, or name another folder", partial.display())]
+    NotOurs { partial: PathBuf },
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 impl DataError {
+    /// Whether it is one image that is broken, past which [`LoaderOptions::skip_broken`] goes.
+    pub const fn is_of_an_image(&self) -> bool {
+        matches!(self, Self::Decode { .. } | Self::TooLarge { .. } | Self::Read { .. })
+    }
+
     fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Read { path: path.into(), source }
     }

@@ -1,7 +1,8 @@
 //! Small data sets to try things on, written as PNG trees that [`super::ImageFolder`] reads.
 
-use super::DataError;
 use super::folder::choose_val;
+use super::{DataError, threads};
+use crate::files::FolderLock;
 use crate::rng::Rng;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
@@ -70,10 +71,12 @@ const VAL_FRACTION: f64 = 0.2;
 
 /// Writes `dir/train/CLASS/NUMBER.png` and `dir/val/CLASS/NUMBER.png`, and `dir/ATTRIBUTION.txt` for the digits.
 ///
-/// All is written to `DIR.partial` first, which becomes `dir` when it is complete.
+/// All is written to `DIR.partial` first, which becomes `dir` when it is complete. One that a killed process left is
+/// removed.
 ///
 /// # Errors
-/// `dir` exists and is not an empty folder, `DIR.partial` exists, an option is out of range, or the disk refuses.
+/// `dir` exists and is not an empty folder, `DIR.partial` exists and is somebody else's, an option is out of range, or the
+/// disk refuses.
 pub fn write_sample_data(set: SampleSet, dir: &Path, options: &SampleOptions) -> Result<Written, DataError> {
     let bad = |option, value: usize, expected| Err(DataError::Option { option, value: value.to_string(), expected });
     if !(8..=1024).contains(&options.size) {
@@ -82,8 +85,9 @@ pub fn write_sample_data(set: SampleSet, dir: &Path, options: &SampleOptions) ->
     if !(2..=99_999).contains(&options.per_class) {
         return bad("images per class", options.per_class, "2 to 99999");
     }
-    let partial = claim(dir)?;
+    let (partial, lock) = claim(dir)?;
     let written = write_tree(set, &partial, options).and_then(|written| {
+        lock.release().map_err(DataError::write(&partial))?;
         // An empty folder may stand in the way; a full one was refused, and is not removed by this.
         let _ = fs::remove_dir(dir);
         fs::rename(&partial, dir).map_err(DataError::write(dir))?;
@@ -97,7 +101,7 @@ pub fn write_sample_data(set: SampleSet, dir: &Path, options: &SampleOptions) ->
 }
 
 /// Makes the folder to write to, beside `dir`, so that it can be renamed.
-fn claim(dir: &Path) -> Result<PathBuf, DataError> {
+fn claim(dir: &Path) -> Result<(PathBuf, FolderLock), DataError> {
     let occupied = || DataError::Occupied { dir: dir.into() };
     let name = dir.file_name().ok_or_else(occupied)?;
     let may_be_used = match fs::read_dir(dir) {
@@ -111,10 +115,16 @@ fn claim(dir: &Path) -> Result<PathBuf, DataError> {
     partial_name.push(".partial");
     let partial = dir.with_file_name(partial_name);
     if fs::symlink_metadata(&partial).is_ok() {
-        return Err(DataError::Leftover { partial });
+        if !FolderLock::was_here(&partial) {
+            return Err(DataError::NotOurs { partial });
+        }
+        // Locked, so that it is not removed while another process works in it.
+        let _lock = FolderLock::acquire(&partial)?;
+        fs::remove_dir_all(&partial).map_err(DataError::write(&partial))?;
     }
     fs::create_dir_all(&partial).map_err(DataError::write(&partial))?;
-    Ok(partial)
+    let lock = FolderLock::acquire(&partial)?;
+    Ok((partial, lock))
 }
 
 fn write_tree(set: SampleSet, dir: &Path, options: &SampleOptions) -> Result<Written, DataError> {
@@ -158,7 +168,7 @@ fn write_classes<T: Sync>(
             let path = folders[usize::from(is_val[i])].join(format!("{i:05}.png"));
             write_png(&path, &draw(label, item), options.size, color)
         };
-        items.par_iter().enumerate().try_for_each(write)?;
+        threads()?.install(|| items.par_iter().enumerate().try_for_each(write))?;
         let val = is_val.iter().filter(|&&is_val| is_val).count();
         written = Written { train: written.train + items.len() - val, val: written.val + val };
     }
@@ -369,7 +379,7 @@ mod tests {
         assert_eq!((folder.train.len(), folder.val.len()), (40, 10));
         assert_eq!(folder.classes, Shape::ALL.map(Shape::name));
         for sample in folder.train.iter().chain(&folder.val) {
-            let image = decode::decode_file(&sample.path).unwrap();
+            let image = decode::decode_file(&sample.path, &Default::default()).unwrap();
             assert_eq!((image.width, image.height), (24, 24));
         }
         assert!(!dir.with_file_name("data.partial").exists());
@@ -428,7 +438,7 @@ mod tests {
         let (_parent, dir, _) = write(SampleSet::DigitsFar, &SampleOptions::default());
         let folder = ImageFolder::open(&dir, 0.0, 0).unwrap();
         for sample in &folder.val {
-            let image = decode::decode_file(&sample.path).unwrap();
+            let image = decode::decode_file(&sample.path, &Default::default()).unwrap();
             assert!(image.pixels.as_chunks::<4>().0.iter().all(|p| (204..=235).contains(&p[0]) && p[0] == p[2]));
         }
     }
@@ -454,8 +464,15 @@ mod tests {
 
         let partial = parent.path().join("new.partial");
         fs::create_dir(&partial).unwrap();
-        assert!(write(&parent.path().join("new")).unwrap_err().contains("interrupted run"));
+        assert!(write(&parent.path().join("new")).unwrap_err().contains("in the way"));
         assert!(partial.exists() && !parent.path().join("new").exists());
+        // As a process that was killed leaves it.
+        fs::write(partial.join(".thawline.lock"), "1").unwrap();
+        fs::write(partial.join("half"), "").unwrap();
+        write(&parent.path().join("new")).unwrap();
+        let names = fs::read_dir(parent.path().join("new")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.filter(|name| name != "train" && name != "val").count(), 0);
+        assert!(!partial.exists());
     }
 
     #[test]

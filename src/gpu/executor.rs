@@ -1,8 +1,9 @@
 //! Runs plans on a device.
 
-use super::device::Pipeline;
+use super::pipeline::Pipeline;
 use super::texture::{self, Texture};
-use super::{Device, GpuError};
+use super::wait::ReadBack;
+use super::{Device, Fits, GpuError, block};
 use crate::graph::{Graph, ParamId, Phase};
 use crate::kernels::Access;
 use crate::plan::{Call, Plan, SlotId, Storage};
@@ -36,7 +37,8 @@ impl Parameters {
             assert_eq!(param.shape, tensor.shape, "the tensor of a parameter has its shape");
             let name = || format!("{:?} of {}", param.role, graph.layers()[param.layer.index()].name);
             let bytes = tensor.shape.bytes().max(16);
-            fits(device, &name(), bytes, None)?;
+            // Of no batch.
+            fits(device, &name(), bytes).map_err(|error| error.with_fits(Fits::Nothing))?;
             let buffer = create(device, &name(), bytes)?;
             upload(device, &buffer, 0, bytemuck::cast_slice(&tensor.data))?;
             buffers.push(buffer);
@@ -49,8 +51,16 @@ impl Parameters {
     /// # Errors
     /// The device failed.
     pub fn download(&self, device: &Device, graph: &Graph, param: ParamId) -> Result<HostTensor, GpuError> {
+        block("reading a parameter", self.download_async(device, graph, param))
+    }
+
+    /// As [`download`](Self::download), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn download_async(&self, device: &Device, graph: &Graph, param: ParamId) -> Result<HostTensor, GpuError> {
         let shape = graph.param(param).shape;
-        let data = device.download(&self.buffers[param.index()], 0, shape.stored_len())?;
+        let data = device.download_async(&self.buffers[param.index()], 0, shape.stored_len()).await?;
         Ok(HostTensor { shape, data })
     }
 
@@ -88,26 +98,19 @@ fn upload(device: &Device, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> 
     Ok(())
 }
 
-/// Refuses what no binding of the device can see; `batch` is the batch that the size is proportional to.
-fn fits(device: &Device, tensor: &str, bytes: u64, batch: Option<usize>) -> Result<(), GpuError> {
-    let (limit, name) = device.largest_binding();
+/// Refuses what no binding of the device can see.
+fn fits(device: &Device, tensor: &str, bytes: u64) -> Result<(), GpuError> {
+    let (limit, name) = device.info().limits.largest_binding();
     if bytes <= limit {
         return Ok(());
     }
-    let fits = batch.map(|n| (u128::from(limit) * n as u128 / u128::from(bytes)) as usize).filter(|&n| n > 0);
-    Err(GpuError::TooLarge { tensor: tensor.into(), bytes, device: device.info().name.clone(), limit, name, fits })
+    let (tensor, device, fits) = (tensor.into(), device.info().name.clone(), Fits::Unknown);
+    Err(GpuError::TooLarge { tensor, bytes, device, limit, name, fits })
 }
 
 struct Bound {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
-}
-
-/// A result on its way to the host.
-struct Fetch {
-    staging: wgpu::Buffer,
-    mapped: std::sync::mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>,
-    submission: wgpu::SubmissionIndex,
 }
 
 /// A plan with its memory and its pipelines on a device.
@@ -118,34 +121,50 @@ pub struct Executor {
     /// For each position in a kernel's bindings a texture that the calls in need of one share, one after the other.
     textures: Vec<Option<Texture>>,
     bound: Vec<Bound>,
-    fetches: std::collections::VecDeque<Fetch>,
+    /// Results on their way to the host.
+    fetches: std::collections::VecDeque<ReadBack>,
     staging: Vec<wgpu::Buffer>,
 }
 
 impl Executor {
+    /// Refuses a plan that is larger than the device's limits allow; that its memory suffices is not sure even so.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] or [`GpuError::Grid`].
+    pub fn check(device: &Device, plan: &Plan) -> Result<(), GpuError> {
+        for slot in &plan.slots {
+            fits(device, &slot.name, slot.bytes())?;
+        }
+        let limit = device.info().limits.max_compute_workgroups_per_dimension;
+        if let Some(call) = plan.oversized_grid(limit) {
+            let (workgroups, device) = (call.workgroups, device.info().name.clone());
+            return Err(GpuError::Grid { call: plan.label(call), workgroups, device, limit, fits: Fits::Unknown });
+        }
+        let most = texture::max_words(device);
+        for call in &plan.calls {
+            for (binding, &words) in call.kernel.bindings.iter().zip(&call.words) {
+                if binding.access == Access::Texture && words as u64 > most {
+                    return Err(GpuError::TooLarge {
+                        tensor: format!("an operand of {}", plan.label(call)),
+                        bytes: words as u64 * 4,
+                        device: device.info().name.clone(),
+                        name: "max_texture_dimension_2d",
+                        limit: most * 4,
+                        fits: Fits::Unknown,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Allocates the plan's memory, zeroed, and compiles its kernels.
     ///
     /// # Errors
     /// A tensor or a dispatch is larger than the device allows, or memory is short.
     pub fn new(device: &Device, plan: Plan, params: &Parameters) -> Result<Self, GpuError> {
-        let images = plan.graph.input_shape().or_else(|| plan.graph.logits_shape());
-        let batch = images.map_or(1, crate::tensor::Shape::n);
-        for slot in &plan.slots {
-            let fixed = matches!(slot.storage, Storage::Param(_) | Storage::State(_) | Storage::Constant);
-            fits(device, &slot.name, slot.bytes(), (!fixed).then_some(batch))?;
-        }
-        if let Some((call, groups)) = plan.oversized_grid() {
-            const LIMIT: u64 = 65_535;
-            return Err(GpuError::TooLarge {
-                tensor: format!("the grid of {}", plan.label(call)),
-                bytes: u64::from(groups),
-                device: device.info().name.clone(),
-                name: "max_compute_workgroups_per_dimension",
-                limit: LIMIT,
-                fits: Some((LIMIT as usize * batch) / groups as usize).filter(|&n| n > 0),
-            });
-        }
-        let textures = textures(device, &plan, batch)?;
+        Self::check(device, &plan)?;
+        let textures = textures(device, &plan)?;
         let mut buffers = Vec::with_capacity(plan.slots.len());
         for slot in &plan.slots {
             buffers.push(match slot.storage {
@@ -209,7 +228,15 @@ impl Executor {
     /// # Errors
     /// The device failed.
     pub fn read(&self, slot: SlotId) -> Result<Vec<f32>, GpuError> {
-        self.device.download(&self.buffers[slot.index()], 0, self.plan.slots[slot.index()].words)
+        block("reading a result", self.read_async(slot))
+    }
+
+    /// As [`read`](Self::read), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn read_async(&self, slot: SlotId) -> Result<Vec<f32>, GpuError> {
+        self.device.download_async(&self.buffers[slot.index()], 0, self.plan.slots[slot.index()].words).await
     }
 
     /// Submits the calls of the given phases, in order, without waiting for them.
@@ -238,7 +265,7 @@ impl Executor {
         self.device.guard("running a plan", || {
             let mut encoder = self.device.inner.device.create_command_encoder(&Default::default());
             self.encode(&mut encoder, calls, |_, _| {});
-            self.device.inner.queue.submit([encoder.finish()]);
+            self.device.submit(encoder);
         })
     }
 
@@ -286,24 +313,7 @@ impl Executor {
         let source = &self.buffers[slot.index()];
         let size = source.size();
         let reuse = self.staging.iter().position(|s| s.size() == size).map(|i| self.staging.swap_remove(i));
-        let device = &self.device.inner.device;
-        let (staging, submission) = self.device.guard("reading back", || {
-            let staging = reuse.unwrap_or_else(|| {
-                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                let label = Some("staging");
-                device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
-            });
-            let mut encoder = device.create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(source, 0, &staging, 0, size);
-            let submission = self.device.inner.queue.submit([encoder.finish()]);
-            (staging, submission)
-        })?;
-        let (sender, mapped) = std::sync::mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver is gone only if the executor is.
-            let _ = sender.send(result);
-        });
-        self.fetches.push_back(Fetch { staging, mapped, submission });
+        self.fetches.push_back(self.device.read_back(source, 0, size, reuse)?);
         Ok(())
     }
 
@@ -313,24 +323,21 @@ impl Executor {
     /// # Errors
     /// The device failed.
     pub fn fetched(&mut self, drain: bool) -> Result<Option<Vec<f32>>, GpuError> {
+        block("waiting for a result", self.fetched_async(drain))
+    }
+
+    /// As [`fetched`](Self::fetched), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn fetched_async(&mut self, drain: bool) -> Result<Option<Vec<f32>>, GpuError> {
         if self.fetches.len() < IN_FLIGHT && !drain {
             return Ok(None);
         }
         let Some(fetch) = self.fetches.pop_front() else { return Ok(None) };
-        let fail = |reason: String| GpuError::Failed {
-            device: self.device.info().name.clone(),
-            during: "reading back".into(),
-            reason,
-        };
-        let poll = wgpu::PollType::Wait { submission_index: Some(fetch.submission), timeout: None };
-        self.device.inner.device.poll(poll).map_err(|e| fail(e.to_string()))?;
-        fetch.mapped.recv().map_err(|e| fail(e.to_string()))?.map_err(|e| fail(e.to_string()))?;
-        let words = {
-            let view = fetch.staging.get_mapped_range(..).map_err(|e| fail(e.to_string()))?;
-            bytemuck::pod_collect_to_vec(&view[..])
-        };
-        fetch.staging.unmap();
-        self.staging.push(fetch.staging);
+        let mut words = Vec::new();
+        let staging = self.device.arrive(fetch, |bytes| words = bytemuck::pod_collect_to_vec(bytes)).await?;
+        self.staging.push(staging);
         Ok(Some(words))
     }
 
@@ -363,7 +370,7 @@ impl Executor {
                 encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).write_timestamp(&queries, 0);
                 self.encode(&mut encoder, calls, |pass, i| pass.write_timestamp(&queries, i as u32 + 1));
                 encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-                self.device.inner.queue.submit([encoder.finish()]);
+                self.device.submit(encoder);
                 resolved
             })?;
             let words = self.device.download(&resolved, 0, count as usize * 2)?;
@@ -377,7 +384,7 @@ impl Executor {
 }
 
 /// A texture for each position in a kernel's bindings that some call reads through one, as large as the largest needs.
-fn textures(device: &Device, plan: &Plan, batch: usize) -> Result<Vec<Option<Texture>>, GpuError> {
+fn textures(device: &Device, plan: &Plan) -> Result<Vec<Option<Texture>>, GpuError> {
     let mut words: Vec<usize> = Vec::new();
     for call in &plan.calls {
         for (i, binding) in call.kernel.bindings.iter().enumerate() {
@@ -385,17 +392,6 @@ fn textures(device: &Device, plan: &Plan, batch: usize) -> Result<Vec<Option<Tex
                 words.push(0);
             }
             if binding.access == Access::Texture {
-                let wanted = call.words[i] as u64;
-                if wanted > texture::MAX_WORDS {
-                    return Err(GpuError::TooLarge {
-                        tensor: format!("an operand of {}", plan.label(call)),
-                        bytes: wanted * 4,
-                        device: device.info().name.clone(),
-                        name: "max_texture_dimension_2d",
-                        limit: texture::MAX_WORDS * 4,
-                        fits: Some((texture::MAX_WORDS * batch as u64 / wanted) as usize).filter(|&n| n > 0),
-                    });
-                }
                 words[i] = words[i].max(call.words[i]);
             }
         }

@@ -66,6 +66,10 @@ impl Device {
     /// As [`time`](Self::time), of the kernel `times` in a row.
     fn time_row(&self, dispatch: &Dispatch, words: &[usize], times: usize, repeat: usize) -> Result<f64, GpuError> {
         let during = format!("measuring {}", dispatch.kernel.name);
+        if cfg!(target_arch = "wasm32") {
+            // Nor is there a clock.
+            return Err(GpuError::Blocking { during });
+        }
         let buffers: Vec<Vec<f32>> = words.iter().map(|&len| values(len)).collect();
         let standing = self.stand_alone(dispatch, &buffers)?;
         let mut took = Vec::with_capacity(repeat);

@@ -1,55 +1,45 @@
 //! The device: pipelines, buffers and the executor of plans. The only module that names wgpu.
+//!
+//! What waits for the device is async at heart, since a browser answers only when its caller has returned to it. Each such
+//! function has a twin that blocks, for everywhere else.
 
+mod alone;
 mod device;
+mod error;
 mod executor;
 mod measure;
+mod open;
+mod pipeline;
 mod rows;
 mod texture;
+mod wait;
 
-pub use device::{Device, DeviceInfo, DeviceOptions, Limits, list};
+pub use device::Device;
+pub use error::{Fits, GpuError, Needed};
 pub use executor::{Executor, Parameters};
 pub(crate) use measure::median;
+pub use open::{Backend, DeviceInfo, DeviceLimits, DeviceOptions, Limits, backends, list, same_gpu};
 pub use rows::Rows;
+pub(crate) use wait::block;
+#[cfg(not(target_arch = "wasm32"))]
+pub use wait::catches_panics;
 /// The wgpu that [`Device::from_wgpu`] takes devices of.
 pub use wgpu;
 
-/// The major version of wgpu that this build is made of.
-pub const WGPU_VERSION: &str = "30";
+/// The version of wgpu that this build was locked to.
+pub const WGPU_VERSION: &str = "30.0.1";
 
-/// The graphics interfaces that this build can use.
-pub fn backends() -> Vec<String> {
-    let names = wgpu::Instance::enabled_backend_features().iter_names().map(|(name, _)| name.to_lowercase());
-    names.filter(|name| name != "noop").collect()
-}
-
-/// What can go wrong on the device's side.
-#[derive(Debug, thiserror::Error)]
-pub enum GpuError {
-    #[error(
-        "no GPU driver was found. On Debian or Ubuntu install one with `apt-get install mesa-vulkan-drivers libvulkan1` (a CPU \
-         driver; for a real GPU its vendor's Vulkan driver); macOS and Windows bring theirs"
-    )]
-    NoAdapter,
-    #[error("no device matches `{wanted}`; there are: {found}")]
-    NoSuchDevice { wanted: String, found: String },
-    #[error("{device} cannot be opened: {reason}")]
-    Open { device: String, reason: String },
-    #[error(
-        "{tensor} needs {bytes} bytes, but {device} allows {limit} ({name}); {}",
-        match fits { Some(n) => format!("a batch of {n} fits"), None => "no batch fits".into() }
-    )]
-    TooLarge { tensor: String, bytes: u64, device: String, name: &'static str, limit: u64, fits: Option<usize> },
-    #[error("{device} ran out of memory while {during}: use a smaller batch or image size")]
-    OutOfMemory { device: String, during: String },
-    #[error("{device} failed while {during}: {reason}")]
-    Failed { device: String, during: String, reason: String },
-}
+/// The version of naga, wgpu's compiler of shaders, that this build was locked to.
+pub const NAGA_VERSION: &str = "30.0.1";
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_wgpu_version_is_that_of_the_manifest() {
-        let manifest = include_str!("../../Cargo.toml");
-        assert!(manifest.contains(&format!("wgpu = {{ version = \"{}\"", super::WGPU_VERSION)));
+    fn the_versions_are_those_of_the_lock_file() {
+        let lock = include_str!("../../Cargo.lock");
+        for (name, version) in [("wgpu", super::WGPU_VERSION), ("naga", super::NAGA_VERSION)] {
+            let entry = format!("name = \"{name}\"\nversion = \"{version}\"\n");
+            assert!(lock.replace("\r\n", "\n").contains(&entry), "{name} is not {version} in Cargo.lock");
+        }
     }
 }

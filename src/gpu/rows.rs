@@ -21,7 +21,7 @@ impl Rows {
     /// Memory is short.
     pub fn new(device: &Device, count: usize, words: usize) -> Result<Self, GpuError> {
         let row = words as u64 * 4;
-        let largest = BUFFER_BYTES.min(device.inner.device.limits().max_buffer_size);
+        let largest = BUFFER_BYTES.min(device.info().limits.max_buffer_size);
         let rows_per_buffer = ((largest / row).max(1) as usize).min(count.max(1));
         let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let create = |first: usize| {
@@ -78,7 +78,7 @@ impl Rows {
                 let rows = &self.buffers[sample / self.rows_per_buffer];
                 copy(&mut encoder, (buffer, (first + position) as u64 * self.row), (rows, at));
             }
-            device.inner.queue.submit([encoder.finish()]);
+            device.submit(encoder);
         })
     }
 }

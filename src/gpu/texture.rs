@@ -3,16 +3,16 @@
 //! A CPU driver loads from a storage buffer value by value and lane by lane, but a texel of a texture at once: several
 //! times faster. Kernels that say so get a copy of a buffer in a texture, [`WIDTH`] texels a row, four values a texel.
 
+use super::Device;
 use wgpu::TextureFormat::Rgba32Float;
 
 /// Texels a row, as the shaders' `textureLoad`s assume; half of what every adapter allows.
-const WIDTH: u32 = 4096;
-
-/// Rows that every adapter allows.
-const MAX_ROWS: u32 = 8192;
+pub(super) const WIDTH: u32 = 4096;
 
 /// The most words that fit.
-pub(super) const MAX_WORDS: u64 = WIDTH as u64 * MAX_ROWS as u64 * 4;
+pub(super) fn max_words(device: &Device) -> u64 {
+    u64::from(WIDTH) * u64::from(device.info().limits.max_texture_dimension_2d) * 4
+}
 
 pub(super) struct Texture {
     texture: wgpu::Texture,

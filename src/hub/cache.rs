@@ -11,10 +11,19 @@
 
 use super::reference::{is_commit, is_relative};
 use super::{HubError, Reference};
+use crate::files::read_text;
 use crate::weights::write_atomically;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// Between two looks at whether a lock is free.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The longest file that holds a commit or a token, in bytes.
+pub(super) const MAX_TEXT: u64 = 64 << 10;
 
 /// The part of the cache that belongs to one repository.
 pub(super) struct Repository {
@@ -33,7 +42,7 @@ impl Repository {
         if is_commit(revision) {
             return Some(revision.into());
         }
-        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        let text = read_text(&self.folder.join("refs").join(revision), MAX_TEXT).ok()?;
         Some(text.trim()).filter(|text| is_commit(text)).map(str::to_owned)
     }
 
@@ -69,23 +78,27 @@ impl Repository {
         self.folder.join("blobs").join(etag)
     }
 
-    /// Keeps every other process from writing the blob until the lock is dropped; waits for those that write it.
-    pub fn lock(&self, etag: &str, what: &str) -> Result<File, HubError> {
+    /// Keeps every other process from writing the blob until the lock is dropped; waits for those that write it until that is
+    /// `over`, and gives nothing then.
+    pub fn lock(&self, etag: &str, what: &str, over: impl Fn() -> bool) -> Result<Option<File>, HubError> {
         let path = self.locks.join(format!("{etag}.lock"));
         make_parent(&path)?;
         let file = File::create(&path).map_err(unusable(&path))?;
-        let locked = match file.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                log::warn!("another process is downloading {what}: waiting for it");
-                file.lock()
+        let mut waited = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                // Some network file systems have no locks. What two processes then write at once fails its checksum.
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(Some(file)),
+                Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
+                Err(TryLockError::WouldBlock) if over() => return Ok(None),
+                Err(TryLockError::WouldBlock) => {}
             }
-            Err(TryLockError::Error(error)) => Err(error),
-            Ok(()) => Ok(()),
-        };
-        match locked {
-            // Some network file systems have no locks. What two processes then write at once fails its checksum.
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(unusable(&path)(error)),
-            _ => Ok(file),
+            if !waited {
+                log::warn!("another process is downloading {what}: waiting for it");
+                waited = true;
+            }
+            thread::sleep(POLL);
         }
     }
 

@@ -12,6 +12,14 @@ pub enum HubError {
     Offline { what: String, cache: PathBuf },
     #[error("cannot reach {host} for {what}: {reason}; see to the connection, or set HF_ENDPOINT to a mirror")]
     Unreachable { host: String, what: String, reason: String },
+    #[error(
+        "{host} has not sent all of {what} within {}, which is as long as it may take; what has come is kept: try again to go \
+         on from there",
+        in_words(*seconds)
+    )]
+    TooSlow { host: String, what: String, seconds: u64 },
+    #[error("another process is still downloading {what}, which takes longer than it may: stop it, and try again")]
+    Busy { what: String },
     /// The server does not say whether a repository exists to those who may not see it.
     #[error("{host} gives {what} to nobody without leave: it does not exist, or is private or gated; {hint}")]
     Unauthorised { host: String, what: String, hint: &'static str },
@@ -37,4 +45,12 @@ pub enum HubError {
     NoSpace { what: String, bytes: u64, cache: PathBuf },
     #[error("cannot use {path}: {source}", path = path.display())]
     Cache { path: PathBuf, source: io::Error },
+}
+
+/// Whole minutes, where there are some.
+fn in_words(seconds: u64) -> String {
+    match seconds / 60 {
+        0 => format!("{seconds} s"),
+        minutes => format!("{minutes} min"),
+    }
 }

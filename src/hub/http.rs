@@ -1,9 +1,10 @@
 //! Requests to a hub: where redirects may lead, who gets the token, and what is tried again.
 
 use super::HubError;
+use crate::text::printable;
 use std::io::{self, Read};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body, BodyReader, RequestBuilder};
@@ -23,6 +24,10 @@ pub(super) struct Pace {
     pub attempts: u32,
     /// Before the second attempt; it doubles with each.
     pub pause: Duration,
+    /// All attempts together may take so long, and longer by what the content takes at the slowest speed that is put up
+    /// with, in bytes a second.
+    pub grace: Duration,
+    pub slowest: u64,
 }
 
 impl Pace {
@@ -31,7 +36,27 @@ impl Pace {
         silence: Duration::from_secs(30),
         attempts: 5,
         pause: Duration::from_secs(1),
+        grace: Duration::from_secs(300),
+        slowest: 32 << 10,
     };
+}
+
+/// The end of all attempts at something.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline {
+    at: Instant,
+    within: Duration,
+}
+
+impl Deadline {
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// The error for what is over.
+    pub fn missed(&self, client: &Client, what: &str) -> HubError {
+        HubError::TooSlow { host: client.host(), what: what.into(), seconds: self.within.as_secs() }
+    }
 }
 
 /// Why one attempt failed.
@@ -96,6 +121,7 @@ impl Client {
         &self,
         what: &str,
         attempts: u32,
+        deadline: Deadline,
         mut attempt: impl FnMut(&mut bool) -> Result<T, Failure>,
     ) -> Result<T, HubError> {
         let mut made = 0;
@@ -110,10 +136,19 @@ impl Client {
             if made >= attempts {
                 return Err(HubError::Unreachable { host: self.host(), what: what.into(), reason });
             }
+            if deadline.is_over() {
+                return Err(deadline.missed(self, what));
+            }
             let pause = self.pace.pause * 2u32.saturating_pow(made - 1);
             log::warn!("{what}: {reason}; trying again in {} s", pause.as_secs());
             thread::sleep(pause);
         }
+    }
+
+    /// For content of so many bytes, from now on.
+    pub fn deadline(&self, bytes: u64) -> Deadline {
+        let within = self.pace.grace + Duration::from_secs(bytes / self.pace.slowest.max(1));
+        Deadline { at: Instant::now() + within, within }
     }
 
     pub fn attempts(&self) -> u32 {
@@ -121,7 +156,7 @@ impl Client {
     }
 
     /// The commit that `revision` stands at, and the names of the files there, unchecked.
-    pub fn list(&self, repository: &str, revision: &str) -> Result<(String, Vec<String>), Failure> {
+    pub fn list(&self, repository: &str, revision: &str, deadline: Deadline) -> Result<(String, Vec<String>), Failure> {
         #[derive(serde::Deserialize)]
         struct Listing {
             sha: String,
@@ -138,7 +173,17 @@ impl Client {
         self.check(&response, &what, repository)?;
         let mut text = Vec::new();
         let mut body = response.body_mut().as_reader().take(MAX_LIST + 1);
-        body.read_to_end(&mut text).map_err(|error| Failure::Passing(in_words(&error)))?;
+        let mut buffer = [0; 16 << 10];
+        loop {
+            // Each may take as long as silence may last.
+            match body.read(&mut buffer).map_err(|error| Failure::Passing(in_words(&error)))? {
+                0 => break,
+                count => text.extend(&buffer[..count]),
+            }
+            if deadline.is_over() {
+                return Err(deadline.missed(self, &what).into());
+            }
+        }
         let answer = |reason: String| HubError::Answer { host: self.host(), what: what.clone(), reason };
         if text.len() as u64 > MAX_LIST {
             return Err(answer(format!("its list of files is longer than {} MiB", MAX_LIST >> 20)).into());
@@ -232,6 +277,10 @@ impl Client {
             if let (Some(token), true) = (&self.token, same_server(&at, &self.home)) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
+            // Names are looked up on a thread, without which that would panic.
+            let thread = thread::Builder::new().spawn(|| ()).map(thread::JoinHandle::join);
+            let _ =
+                thread.map_err(|error| Failure::Passing(format!("no thread can be started: {}", in_words(&error))))?;
             let response = request.call().map_err(|error| Failure::Passing(in_words(&error.into_io())))?;
             if !matches!(response.status().as_u16(), 301..=303 | 307 | 308) {
                 return Ok(response);
@@ -283,7 +332,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// The cause in one line, without what `io::Error` and ureq put before it.
 pub(super) fn in_words(error: &io::Error) -> String {
     let text = error.to_string();
-    text.trim_start_matches("io: ").chars().flat_map(char::escape_debug).take(200).collect()
+    printable(text.trim_start_matches("io: "))
 }
 
 fn is_web(uri: &Uri) -> bool {

@@ -14,9 +14,10 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use cache::{Repository, make_parent, unusable};
+use crate::files::read_text;
+use cache::{MAX_TEXT, Repository, make_parent, unusable};
 pub use error::HubError;
-use http::{Client, Facts, Failure, Pace, in_words, what};
+use http::{Client, Deadline, Facts, Failure, Pace, in_words, what};
 pub use reference::{Reference, SCHEME};
 use reference::{is_commit, is_hex, is_relative};
 use sha1::Sha1;
@@ -119,7 +120,7 @@ impl Hub {
         let token = match text("HF_TOKEN")? {
             Some(token) => Some(token),
             // Most people have none.
-            None => token_file.and_then(|file| fs::read_to_string(file).ok()),
+            None => token_file.and_then(|file| read_text(&file, MAX_TEXT).ok()),
         };
         let token = token.as_deref().map(str::trim).filter(|token| !token.is_empty());
         let endpoint = text("HF_ENDPOINT")?;
@@ -151,8 +152,8 @@ impl Hub {
     /// `progress` is told of every piece of a download.
     ///
     /// # Errors
-    /// When there is no such file, the hub cannot be reached or refuses, what came is not what it should be, or it cannot
-    /// be written.
+    /// When there is no such file, the hub cannot be reached, refuses or is too slow (what has come is kept, and the next
+    /// attempt goes on from there), what came is not what it should be, or it cannot be written.
     pub fn fetch(&self, reference: &Reference, progress: &mut dyn FnMut(Progress)) -> Result<Fetched, HubError> {
         let repository = Repository::of(&self.cache, reference);
         let snapshot = self.snapshot(reference, &repository)?;
@@ -193,9 +194,10 @@ impl Hub {
         }
         // What is there can be had at once.
         let attempts = if cached.is_some() { 1 } else { self.client.attempts() };
-        let listing = || self.client.list(&reference.repository(), &reference.revision);
-        match (self.client.patiently(&reference.repository(), attempts, |_| listing()), cached) {
-            (Err(error @ HubError::Unreachable { .. }), Some(cached)) => {
+        let deadline = self.client.deadline(0);
+        let listing = || self.client.list(&reference.repository(), &reference.revision, deadline);
+        match (self.client.patiently(&reference.repository(), attempts, deadline, |_| listing()), cached) {
+            (Err(error @ (HubError::Unreachable { .. } | HubError::TooSlow { .. })), Some(cached)) => {
                 log::warn!("{error}; taking {} from the cache", reference.repository());
                 Ok(cached)
             }
@@ -224,24 +226,29 @@ impl Hub {
         let name = reference.repository();
         let what = what(&name, file);
         let attempts = self.client.attempts();
-        let facts = self.client.patiently(&what, attempts, |_| self.client.facts(&name, commit, file))?;
+        let deadline = self.client.deadline(0);
+        let facts = self.client.patiently(&what, attempts, deadline, |_| self.client.facts(&name, commit, file))?;
         if facts.size > limit {
             return Err(HubError::TooLarge { host: self.client.host(), what, bytes: facts.size, limit });
         }
         let etag = facts.etag.clone();
         let blob = repository.blob(&etag);
         make_parent(&blob)?;
-        let _lock = repository.lock(&etag, &what)?;
+        let deadline = self.client.deadline(facts.size);
+        let lock = repository.lock(&etag, &what, || deadline.is_over())?;
+        let Some(_lock) = lock else { return Err(HubError::Busy { what }) };
+        // What another process took is not held against this one.
+        let deadline = self.client.deadline(facts.size);
         if !blob.is_file() {
             let path = blob.with_file_name(format!("{etag}.incomplete"));
             // Not to append: with that, Windows lets nobody cut the file.
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false);
             let out = options.open(&path).map_err(unusable(&path))?;
-            let mut partial = Partial { path, out, what, facts, furthest: 0, restarted: false };
+            let mut partial = Partial { path, out, what, facts, deadline, furthest: 0, restarted: false };
             let fetch = |from| self.client.content(&name, commit, file, from);
             let mut report = |done, total| progress(Progress { file, done, total });
-            let filled = self.client.patiently(&partial.what.clone(), attempts, |further| {
+            let filled = self.client.patiently(&partial.what.clone(), attempts, deadline, |further| {
                 partial.go_on(&self.client, &fetch, &mut report, further)
             });
             partial.finish(filled, &blob)?;
@@ -256,6 +263,7 @@ struct Partial {
     out: File,
     what: String,
     facts: Facts,
+    deadline: Deadline,
     /// The furthest byte that was ever reached.
     furthest: u64,
     /// Whether what was there before was thrown away as damaged.
@@ -299,6 +307,9 @@ impl Partial {
                 }
                 self.write(&buffer[..count])?;
                 report(done, total);
+                if done < total && self.deadline.is_over() {
+                    return Err(self.deadline.missed(client, &self.what).into());
+                }
                 // A server without ranges begins anew each time, and may break off each time.
                 if done >= self.furthest + FURTHER {
                     (self.furthest, *further) = (done, true);

@@ -1,4 +1,5 @@
 use super::HubError;
+use crate::text::printable;
 use std::fmt;
 use std::str::FromStr;
 
@@ -40,10 +41,7 @@ impl FromStr for Reference {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
-        let refused = |reason: &str| HubError::Reference {
-            text: text.chars().flat_map(char::escape_debug).collect(),
-            reason: reason.into(),
-        };
+        let refused = |reason: &str| HubError::Reference { text: printable(text), reason: reason.into() };
         let rest = text.strip_prefix(SCHEME).unwrap_or(text);
         let (rest, file) = rest.split_once(':').map_or((rest, None), |(rest, file)| (rest, Some(file)));
         let (repository, revision) = rest.split_once('@').unwrap_or((rest, MAIN));

@@ -19,6 +19,8 @@ const PACE: Pace = Pace {
     silence: Duration::from_secs(2),
     attempts: 3,
     pause: Duration::from_millis(1),
+    grace: Duration::from_secs(60),
+    slowest: 1 << 20,
 };
 
 fn hex(digest: impl AsRef<[u8]>) -> String {
@@ -221,6 +223,37 @@ fn a_slow_server_is_waited_for() {
     let (server, cdn) = servers(|_| None, slow);
     fetch(&hub(&server, &TempDir::new().unwrap(), None)).unwrap();
     assert_eq!(downloads(&cdn).len(), 1);
+}
+
+#[test]
+fn a_transfer_ends_in_time_and_keeps_what_has_come() {
+    let (server, cdn) = usual();
+    let home = TempDir::new().unwrap();
+    let impatient = Pace { grace: Duration::ZERO, slowest: u64::MAX, ..PACE };
+    let vars = [("HF_ENDPOINT", server.address.clone()), ("HF_HOME", home.path().to_str().unwrap().to_owned())];
+    let var = |name: &str| vars.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+    // The list of files comes too late already.
+    let error = fetch(&Hub::new(var, None, impatient).unwrap()).unwrap_err();
+    assert!(matches!(error, HubError::TooSlow { .. }), "{error}");
+    assert!(error.to_string().contains("try again"), "{error}");
+
+    // The content, after its first piece.
+    let hub = hub(&server, &home, None);
+    let deadline = Hub::new(var, None, impatient).unwrap().client.deadline(0);
+    let facts = Facts { etag: sha256(&weights()), size: weights().len() as u64 };
+    make_parent(&incomplete(&home)).unwrap();
+    let out = OpenOptions::new().read(true).write(true).create_new(true).open(incomplete(&home)).unwrap();
+    let what = what(REPOSITORY, "model.safetensors");
+    let path = incomplete(&home);
+    let mut partial = Partial { path, out, what, facts, deadline, furthest: 0, restarted: false };
+    let content = |from| hub.client.content(REPOSITORY, COMMIT, "model.safetensors", from);
+    let ended = partial.go_on(&hub.client, &content, &mut |_, _| (), &mut false);
+    assert!(matches!(ended, Err(Failure::Final(HubError::TooSlow { .. }))));
+    drop(partial);
+    let come = fs::metadata(incomplete(&home)).unwrap().len();
+    assert!(come > 0 && come < weights().len() as u64);
+    assert_eq!(fs::read(fetch(&hub).unwrap().path).unwrap(), weights());
+    assert_eq!(downloads(&cdn).last(), Some(&Some(format!("bytes={come}-"))));
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub static BATCH: Kernel = Kernel {
     entry: "batch_norm_grad_batch",
     workgroup: [LINEAR, 1, 1],
     params: BatchParams::FIELDS,
-    bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("sums"), read("mask"), write("dx")],
+    bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("sums"), read("mask"), write("x_grad")],
     overrides: &[("cut", 0.0)],
     subgroups: false,
     reference: batch_reference,
@@ -84,7 +84,7 @@ pub static RUNNING: Kernel = Kernel {
     entry: "batch_norm_grad_running",
     workgroup: [LINEAR, 1, 1],
     params: RunningParams::FIELDS,
-    bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("mask"), write("dx")],
+    bindings: &[read("dz"), read("x"), read("moments"), read("affine"), read("mask"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: running_reference,
@@ -162,7 +162,7 @@ fn reduce_reference(args: Args<'_>) {
 }
 
 fn batch_reference(args: Args<'_>) {
-    let (p, [dz, x, moments, affine, sums, mask, dx]) = args.unpack::<BatchParams, 7>();
+    let (p, [dz, x, moments, affine, sums, mask, x_grad]) = args.unpack::<BatchParams, 7>();
     let (channels, act) = (p.quads as usize * 4, Act::of_code(p.act));
     for pixel in 0..p.pixels as usize {
         let first = pixel / p.domain as usize * 2 * channels;
@@ -174,20 +174,20 @@ fn batch_reference(args: Args<'_>) {
             let y = || (x[at] - mean[c]) * (affine[c] * r) + affine[channels + c];
             let g = behind(act, dz[at], y, || mask::get(mask, channels, pixel, c));
             let (slope, offset) = (r * d_gamma[c] / p.domain as f32, d_beta[c] / p.domain as f32);
-            dx[at] = affine[c] * r * (g - offset - (x[at] - mean[c]) * slope);
+            x_grad[at] = affine[c] * r * (g - offset - (x[at] - mean[c]) * slope);
         }
     }
 }
 
 fn running_reference(args: Args<'_>) {
-    let (p, [dz, x, moments, affine, mask, dx]) = args.unpack::<RunningParams, 6>();
+    let (p, [dz, x, moments, affine, mask, x_grad]) = args.unpack::<RunningParams, 6>();
     let (channels, act) = (p.quads as usize * 4, Act::of_code(p.act));
     for pixel in 0..p.pixels as usize {
         for c in 0..channels {
             let at = pixel * channels + c;
             let scale = affine[c] * (1.0 / (moments[channels + c] + p.eps).sqrt());
             let y = || (x[at] - moments[c]) * scale + affine[channels + c];
-            dx[at] = scale * behind(act, dz[at], y, || mask::get(mask, channels, pixel, c));
+            x_grad[at] = scale * behind(act, dz[at], y, || mask::get(mask, channels, pixel, c));
         }
     }
 }

@@ -45,7 +45,7 @@ params! {
 /// For each domain the mean and variance that renormalise, two rows.
 pub static FORWARD: Kernel = Kernel {
     name: "batch_norm_renorm",
-    source: shader!("batch_norm_renorm", "index"),
+    source: shader!("batch_norm_renorm", "index", "nan"),
     entry: "batch_norm_renorm",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -82,6 +82,14 @@ pub fn grad(c: usize, domains: usize, eps: f32) -> Dispatch {
     Dispatch::new(&GRAD, params, linear_groups(domains * quads))
 }
 
+/// `x` within `low`…`high`; NaN if one of them is.
+fn held(x: f32, low: f32, high: f32) -> f32 {
+    match x {
+        x if x.is_nan() || low.is_nan() || high.is_nan() => f32::NAN,
+        x => x.max(low).min(high),
+    }
+}
+
 fn forward_reference(args: Args<'_>) {
     let (p, [batch, running, moments]) = args.unpack::<Params, 3>();
     let channels = p.quads as usize * 4;
@@ -90,9 +98,9 @@ fn forward_reference(args: Args<'_>) {
             let (mean, var) = (domain * 2 * channels + c, (domain * 2 + 1) * channels + c);
             let (square, limit) = (batch[var] + p.eps, p.r_max * p.r_max);
             // With r unclipped, σ_B/r is σ_run to the last bit.
-            let v = running[channels + c].max(square / limit - p.eps).min(square * limit - p.eps);
+            let v = held(running[channels + c], square / limit - p.eps, square * limit - p.eps);
             let d = (batch[mean] - running[c]) / (running[channels + c] + p.eps).sqrt();
-            moments[mean] = batch[mean] - d.max(-p.d_max).min(p.d_max) * (v + p.eps).sqrt();
+            moments[mean] = batch[mean] - held(d, -p.d_max, p.d_max) * (v + p.eps).sqrt();
             moments[var] = v;
         }
     }

@@ -31,7 +31,7 @@ params! {
 /// second of every domain, and so on.
 pub static PARTIAL: Kernel = Kernel {
     name: "batch_norm_stats",
-    source: shader!("batch_norm_stats", "index"),
+    source: shader!("batch_norm_stats", "index", "nan"),
     entry: "batch_norm_stats",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -104,7 +104,9 @@ fn partial_reference(args: Args<'_>) {
                 squares += difference * difference;
             }
             partials[partial * 2 * channels + c] = mean + rest / count;
-            partials[(partial * 2 + 1) * channels + c] = f32::max(squares - rest * rest / count, 0.0);
+            let corrected: f32 = squares - rest * rest / count;
+            // `max` would drop a NaN.
+            partials[(partial * 2 + 1) * channels + c] = if corrected < 0.0 { 0.0 } else { corrected };
         }
     }
 }

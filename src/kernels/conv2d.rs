@@ -74,7 +74,8 @@ impl Variant {
         self.forward()
     }
 
-    fn groups(self, channels: usize, rows: usize, layers: usize) -> [u32; 3] {
+    /// Workgroups for so many channels, pixels or rows of the weights, and classes or splits.
+    fn grid(self, channels: usize, rows: usize, layers: usize) -> [u32; 3] {
         let [tile_channels, tile_rows] = self.tile();
         [channels.div_ceil(tile_channels) as u32, rows.div_ceil(tile_rows) as u32, layers as u32]
     }
@@ -102,13 +103,15 @@ params! {
         has_residual: u32,
         act: u32,
         has_mask: u32,
+        grid_columns: u32,
+        grid_rows: u32,
     }
 }
 
 /// `z = act(x ∗ weight + bias + residual)`, and the mask of the sum when a backward pass wants it.
 pub static FORWARD: Kernel = Kernel {
     name: "conv2d_forward",
-    source: shader!("conv2d_forward", "conv2d_forward", "act"),
+    source: shader!("conv2d_forward", "conv2d_forward", "grid", "act"),
     entry: "conv2d_forward",
     workgroup: WORKGROUP,
     params: ForwardParams::FIELDS,
@@ -121,7 +124,7 @@ pub static FORWARD: Kernel = Kernel {
 /// [`FORWARD`] through workgroup memory.
 pub static FORWARD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_forward_workgroup",
-    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "act"),
+    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "grid", "act"),
     entry: "conv2d_forward",
     workgroup: [8, 8, 1],
     params: ForwardParams::FIELDS,
@@ -134,7 +137,7 @@ pub static FORWARD_WORKGROUP: Kernel = Kernel {
 /// [`FORWARD`] for subgroups.
 pub static FORWARD_SUBGROUP: Kernel = Kernel {
     name: "conv2d_forward_subgroup",
-    source: shader!("conv2d_forward_subgroup", "conv2d_forward", "act"),
+    source: shader!("conv2d_forward_subgroup", "conv2d_forward", "grid", "act"),
     entry: "conv2d_forward",
     workgroup: [super::SUBGROUP, 1, 1],
     params: ForwardParams::FIELDS,
@@ -155,6 +158,7 @@ pub struct Epilogue {
 
 /// Convolves `x` to `out`; the weights are `[KH][KW][Cin padded][Cout padded]`.
 pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
+    let grid = variant.grid(out.stored_c(), out.pixels(), 1);
     let params = ForwardParams {
         pixels: out.pixels() as u32,
         in_h: x.h() as i32,
@@ -173,8 +177,10 @@ pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Ep
         has_residual: epilogue.residual.into(),
         act: epilogue.act.code(),
         has_mask: epilogue.mask.into(),
+        grid_columns: grid[0],
+        grid_rows: grid[1],
     };
-    Dispatch::new(variant.forward(), params, variant.groups(out.stored_c(), out.pixels(), 1)).activating(epilogue.act)
+    Dispatch::new(variant.forward(), params, grid).folded().activating(epilogue.act)
 }
 
 fn quads(x: Shape) -> u32 {
@@ -237,17 +243,19 @@ params! {
         pad_top: u32,
         pad_left: u32,
         accumulate: u32,
+        grid_columns: u32,
+        grid_rows: u32,
     }
 }
 
 /// `dx = dy ∗ᵀ weight`, replacing `dx` or added to it.
 pub static INPUT_GRAD: Kernel = Kernel {
     name: "conv2d_input_grad",
-    source: shader!("conv2d_input_grad", "conv2d_input_grad"),
+    source: shader!("conv2d_input_grad", "conv2d_input_grad", "grid"),
     entry: "conv2d_input_grad",
     workgroup: WORKGROUP,
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[read("dy"), read("weight"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: input_grad_reference,
@@ -256,11 +264,11 @@ pub static INPUT_GRAD: Kernel = Kernel {
 /// [`INPUT_GRAD`] through workgroup memory.
 pub static INPUT_GRAD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_input_grad_workgroup",
-    source: shader!("conv2d_input_grad_workgroup", "conv2d_input_grad"),
+    source: shader!("conv2d_input_grad_workgroup", "conv2d_input_grad", "grid"),
     entry: "conv2d_input_grad",
     workgroup: [8, 8, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[read("dy"), read("weight"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: input_grad_reference,
@@ -269,11 +277,11 @@ pub static INPUT_GRAD_WORKGROUP: Kernel = Kernel {
 /// [`INPUT_GRAD`] for subgroups.
 pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
     name: "conv2d_input_grad_subgroup",
-    source: shader!("conv2d_input_grad_subgroup", "conv2d_input_grad"),
+    source: shader!("conv2d_input_grad_subgroup", "conv2d_input_grad", "grid"),
     entry: "conv2d_input_grad",
     workgroup: [super::SUBGROUP, 1, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[texture("dy"), texture("weight"), write("dx")],
+    bindings: &[texture("dy"), texture("weight"), write("x_grad")],
     overrides: &[],
     subgroups: true,
     reference: input_grad_reference,
@@ -281,6 +289,9 @@ pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
 pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
+    // The largest class decides; a class without pixels, as of a 1×1 image at stride 2, stores nothing.
+    let class = input.n() * input.h().div_ceil(g.stride[0]) * input.w().div_ceil(g.stride[1]);
+    let grid = variant.grid(input.stored_c(), class, g.stride[0] * g.stride[1]);
     let params = InputGradParams {
         images: input.n() as u32,
         in_h: input.h() as u32,
@@ -296,15 +307,14 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accum
         pad_top: g.padding[0] as u32,
         pad_left: g.padding[1] as u32,
         accumulate: accumulate.into(),
+        grid_columns: grid[0],
+        grid_rows: grid[1],
     };
-    // The largest class decides; a class without pixels, as of a 1×1 image at stride 2, stores nothing.
-    let class = input.n() * input.h().div_ceil(g.stride[0]) * input.w().div_ceil(g.stride[1]);
-    let classes = g.stride[0] * g.stride[1];
-    Dispatch::new(variant.input_grad(), params, variant.groups(input.stored_c(), class, classes))
+    Dispatch::new(variant.input_grad(), params, grid).folded()
 }
 
 fn input_grad_reference(args: Args<'_>) {
-    let (p, [dy, weight, dx]) = args.unpack::<InputGradParams, 3>();
+    let (p, [dy, weight, x_grad]) = args.unpack::<InputGradParams, 3>();
     let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
     for pixel in 0..(p.images * p.in_h * p.in_w) as usize {
         let (row, ix) = (pixel / p.in_w as usize, pixel % p.in_w as usize);
@@ -335,7 +345,7 @@ fn input_grad_reference(args: Args<'_>) {
                 }
             }
             let at = pixel * cin + ci;
-            dx[at] = if p.accumulate != 0 { dx[at] + sum } else { sum };
+            x_grad[at] = if p.accumulate != 0 { x_grad[at] + sum } else { sum };
         }
     }
 }
@@ -356,13 +366,15 @@ params! {
         pad_top: i32,
         pad_left: i32,
         rows_per_split: u32,
+        grid_columns: u32,
+        grid_rows: u32,
     }
 }
 
 /// `dw = x ∗ dy` over one split of the output rows; [`super::sum_partials`] adds the splits.
 pub static WEIGHT_GRAD: Kernel = Kernel {
     name: "conv2d_weight_grad",
-    source: shader!("conv2d_weight_grad", "conv2d_weight_grad"),
+    source: shader!("conv2d_weight_grad", "conv2d_weight_grad", "grid"),
     entry: "conv2d_weight_grad",
     workgroup: WORKGROUP,
     params: WeightGradParams::FIELDS,
@@ -375,7 +387,7 @@ pub static WEIGHT_GRAD: Kernel = Kernel {
 /// [`WEIGHT_GRAD`] through workgroup memory.
 pub static WEIGHT_GRAD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_weight_grad_workgroup",
-    source: shader!("conv2d_weight_grad_workgroup", "conv2d_weight_grad"),
+    source: shader!("conv2d_weight_grad_workgroup", "conv2d_weight_grad", "grid"),
     entry: "conv2d_weight_grad",
     workgroup: [8, 8, 1],
     params: WeightGradParams::FIELDS,
@@ -388,7 +400,7 @@ pub static WEIGHT_GRAD_WORKGROUP: Kernel = Kernel {
 /// [`WEIGHT_GRAD`] for subgroups.
 pub static WEIGHT_GRAD_SUBGROUP: Kernel = Kernel {
     name: "conv2d_weight_grad_subgroup",
-    source: shader!("conv2d_weight_grad_subgroup", "conv2d_weight_grad"),
+    source: shader!("conv2d_weight_grad_subgroup", "conv2d_weight_grad", "grid"),
     entry: "conv2d_weight_grad",
     workgroup: [super::SUBGROUP, 1, 1],
     params: WeightGradParams::FIELDS,
@@ -419,6 +431,15 @@ pub fn weight_grad_splits(variant: Variant, x: Shape, out: Shape, g: Geometry) -
 pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispatch {
     let rows = (out.n() * out.h()) as u32;
     let splits = weight_grad_splits(variant, x, out, g) as u32;
+    let tiled = match variant {
+        // Eight channels of one tap an invocation.
+        Variant::Direct => g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * 8,
+        // Whole tiles for each row of the window.
+        Variant::Workgroup | Variant::Subgroup => {
+            g.kernel[0] * (g.kernel[1] * x.stored_c()).next_multiple_of(variant.tile()[1])
+        }
+    };
+    let grid = variant.grid(out.stored_c(), tiled, splits as usize);
     let params = WeightGradParams {
         rows,
         in_h: x.h() as i32,
@@ -434,16 +455,10 @@ pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispa
         pad_top: g.padding[0] as i32,
         pad_left: g.padding[1] as i32,
         rows_per_split: rows.div_ceil(splits),
+        grid_columns: grid[0],
+        grid_rows: grid[1],
     };
-    let rows = match variant {
-        // Eight channels of one tap an invocation.
-        Variant::Direct => g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * 8,
-        // Whole tiles for each row of the window.
-        Variant::Workgroup | Variant::Subgroup => {
-            g.kernel[0] * (g.kernel[1] * x.stored_c()).next_multiple_of(variant.tile()[1])
-        }
-    };
-    Dispatch::new(variant.weight_grad(), params, variant.groups(out.stored_c(), rows, splits as usize))
+    Dispatch::new(variant.weight_grad(), params, grid).folded()
 }
 
 fn weight_grad_reference(args: Args<'_>) {

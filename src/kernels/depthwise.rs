@@ -185,7 +185,7 @@ pub static INPUT_GRAD: Kernel = Kernel {
     entry: "depthwise_input_grad",
     workgroup: [LINEAR, 1, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[read("dy"), read("weight"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: input_grad_reference,
@@ -224,7 +224,7 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accum
 }
 
 fn input_grad_reference(args: Args<'_>) {
-    let (p, [dy, weight, dx]) = args.unpack::<InputGradParams, 3>();
+    let (p, [dy, weight, x_grad]) = args.unpack::<InputGradParams, 3>();
     let channels = p.quads as usize * 4;
     for pixel in 0..p.images as i32 * p.in_h * p.in_w {
         let (row, ix) = (pixel / p.in_w, pixel % p.in_w);
@@ -249,7 +249,7 @@ fn input_grad_reference(args: Args<'_>) {
                 }
             }
             let at = pixel as usize * channels + c;
-            dx[at] = if p.accumulate != 0 { dx[at] + sum } else { sum };
+            x_grad[at] = if p.accumulate != 0 { x_grad[at] + sum } else { sum };
         }
     }
 }

@@ -143,7 +143,7 @@ pub static INPUT_GRAD: Kernel = Kernel {
     entry: "grouped_input_grad",
     workgroup: [LINEAR, 1, 1],
     params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("dx")],
+    bindings: &[read("dy"), read("weight"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: input_grad_reference,
@@ -175,7 +175,7 @@ pub fn input_grad(input: Shape, out: Shape, g: Geometry, groups: usize, accumula
 }
 
 fn input_grad_reference(args: Args<'_>) {
-    let (p, [dy, weight, dx]) = args.unpack::<InputGradParams, 3>();
+    let (p, [dy, weight, x_grad]) = args.unpack::<InputGradParams, 3>();
     let (cin, cout) = (p.in_quads as usize * 4, p.out_quads as usize * 4);
     let (in_group, out_group) = (p.in_group as usize * 4, p.out_group as usize * 4);
     for pixel in 0..p.rows as usize * p.in_w as usize {
@@ -200,7 +200,7 @@ fn input_grad_reference(args: Args<'_>) {
                 }
             }
             let at = pixel * cin + ci;
-            dx[at] = if p.accumulate != 0 { dx[at] + sum } else { sum };
+            x_grad[at] = if p.accumulate != 0 { x_grad[at] + sum } else { sum };
         }
     }
 }

@@ -41,7 +41,7 @@ use crate::act::Act;
 pub const LINEAR: u32 = 64;
 
 /// The most workgroups that every adapter dispatches in one dimension.
-const MAX_GROUPS: u32 = 65_535;
+pub(crate) const MAX_GROUPS: u32 = 65_535;
 
 /// The subgroup size that the subgroup kernels are written for.
 pub const SUBGROUP: u32 = 8;
@@ -115,7 +115,7 @@ impl<'a> Args<'a> {
 pub struct Kernel {
     /// The pipeline's label, and the name in plans and benchmarks.
     pub name: &'static str,
-    /// The whole WGSL module.
+    /// The whole WGSL module, as browsers take it; naga takes [`naga_source`](Self::naga_source).
     pub source: &'static str,
     pub entry: &'static str,
     pub workgroup: [u32; 3],
@@ -132,6 +132,11 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The source for naga, which knows subgroups and yet refuses the directive that browsers demand for them.
+    pub fn naga_source(&self) -> &'static str {
+        self.source.strip_prefix("enable subgroups;").unwrap_or(self.source)
+    }
+
     /// Bytes of the uniform: every member is a 32-bit word.
     pub fn params_size(&self) -> usize {
         self.params.len() * 4
@@ -158,6 +163,27 @@ pub struct Dispatch {
 impl Dispatch {
     pub(crate) fn new<P: bytemuck::NoUninit>(kernel: &'static Kernel, params: P, workgroups: [u32; 3]) -> Self {
         Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), constants: Vec::new(), workgroups }
+    }
+
+    /// With a grid that every adapter dispatches: one that is too large in a dimension is folded.
+    pub(crate) fn folded(self) -> Self {
+        if self.workgroups.iter().all(|groups| *groups <= MAX_GROUPS) {
+            return self;
+        }
+        let most = u64::from(MAX_GROUPS);
+        let all: u64 = self.workgroups.iter().map(|groups| u64::from(*groups)).product();
+        let layers = all.div_ceil(most * most);
+        let rows = all.div_ceil(most * layers);
+        self.folded_into([all.div_ceil(rows * layers), rows, layers].map(|groups| groups as u32))
+    }
+
+    /// With a grid of another form and at least as many workgroups, of which the kernel makes what it should have: for kernels
+    /// that ask for the number of workgroups.
+    pub fn folded_into(mut self, workgroups: [u32; 3]) -> Self {
+        // One-dimensional kernels always count.
+        let folds = self.kernel.source.contains("override folded");
+        self.workgroups = workgroups;
+        self.with(folds, "folded")
     }
 
     /// With what `shaders/lib/act.wgsl` needs for `act`.

@@ -30,7 +30,7 @@ params! {
 /// the winners' places in the window, kh·KW + kw, a byte a channel.
 pub static MAX_FORWARD: Kernel = Kernel {
     name: "max_pool",
-    source: shader!("max_pool", "index", "window"),
+    source: shader!("max_pool", "index", "nan", "window"),
     entry: "max_pool",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -47,7 +47,7 @@ pub static MAX_GRAD: Kernel = Kernel {
     entry: "max_pool_grad",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
-    bindings: &[read("dy"), read("argmax"), write("dx")],
+    bindings: &[read("dy"), read("argmax"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: max_grad_reference,
@@ -73,7 +73,7 @@ pub static AVG_GRAD: Kernel = Kernel {
     entry: "avg_pool_grad",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
-    bindings: &[read("dy"), write("dx")],
+    bindings: &[read("dy"), write("x_grad")],
     overrides: &[],
     subgroups: false,
     reference: avg_grad_reference,
@@ -170,7 +170,7 @@ fn max_forward_reference(args: Args<'_>) {
 }
 
 fn max_grad_reference(args: Args<'_>) {
-    let (p, [dy, argmax, dx]) = args.unpack::<Params, 3>();
+    let (p, [dy, argmax, x_grad]) = args.unpack::<Params, 3>();
     let channels = p.quads as usize * 4;
     for pixel in 0..p.pixels {
         let [image, y, x] = locate(pixel, p.in_h, p.in_w);
@@ -187,7 +187,7 @@ fn max_grad_reference(args: Args<'_>) {
                     }
                 }
             }
-            dx[pixel as usize * channels + c] = sum;
+            x_grad[pixel as usize * channels + c] = sum;
         }
     }
 }
@@ -210,7 +210,7 @@ fn avg_forward_reference(args: Args<'_>) {
 }
 
 fn avg_grad_reference(args: Args<'_>) {
-    let (p, [dy, dx]) = args.unpack::<Params, 2>();
+    let (p, [dy, x_grad]) = args.unpack::<Params, 2>();
     let channels = p.quads as usize * 4;
     for pixel in 0..p.pixels {
         let [image, y, x] = locate(pixel, p.in_h, p.in_w);
@@ -221,7 +221,7 @@ fn avg_grad_reference(args: Args<'_>) {
                     sum += dy[((image * p.out_h + oy) * p.out_w + ox) as usize * channels + c];
                 }
             }
-            dx[pixel as usize * channels + c] = sum / (p.kernel_h * p.kernel_w) as f32;
+            x_grad[pixel as usize * channels + c] = sum / (p.kernel_h * p.kernel_w) as f32;
         }
     }
 }

@@ -13,6 +13,7 @@ pub use grid::{Combination, Grid};
 
 use crate::compile;
 use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
+use crate::files::{FolderLock, read_text};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerKind, Stats};
 use crate::kernels::conv2d::Variant;
@@ -23,6 +24,7 @@ use crate::report::{
     SMALL_BATCH_IMAGES, State, Timings, Total, price, trained_values,
 };
 use crate::tensor::HostTensor;
+use crate::text::message;
 use crate::train::{
     self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
     Settings, StageSettings, Totals, TrainError,
@@ -49,6 +51,9 @@ pub const TIMINGS_FILE: &str = "timings.json";
 pub const PAGE_FILE: &str = "report.html";
 /// The results of one run, in its folder.
 const RESULT_FILE: &str = "result.toml";
+
+/// The longest of these files that is read, in bytes: `compare.toml` may hold a graph file and thousands of class names.
+const MAX_FILE: u64 = 16 << 20;
 
 /// The recipes that answer what to thaw, and what batch norms should do meanwhile; the others are for small batches.
 pub const POLICIES: [&str; 9] = [
@@ -149,6 +154,8 @@ pub struct Lab<'a> {
     bench: Bench<'a>,
     device: Device,
     folder: PathBuf,
+    /// Held from the beginning on of whatever writes.
+    _lock: Option<FolderLock>,
     setup: Setup,
     /// The network in each stage of each policy.
     networks: Vec<Vec<Graph>>,
@@ -174,17 +181,23 @@ impl<'a> Lab<'a> {
         let weights = bench.weights.as_ref().map(train::checksum).unwrap_or_default();
         let variant = bench.device.variant()?.name().into();
         let lab = Self::new(bench, folder, Setup { seeds, cache, variant, weights, arms, settings })?;
-        train::claim(folder)?;
-        let text = toml::to_string(&lab.setup).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
-        write(&folder.join(SETUP_FILE), &text)?;
+        train::check_apart(&lab.bench.data, folder)?;
+        let lab = Self { _lock: Some(train::claim(folder, SETUP_FILE)?), ..lab };
+        lab.write_setup()?;
         lab.write_results()?;
         Ok(lab)
     }
 
-    /// Continues the comparison in `folder`, which was begun with `setup`.
+    fn write_setup(&self) -> Result<(), LabError> {
+        let text = toml::to_string(&self.setup).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
+        write(&self.folder.join(SETUP_FILE), &text)
+    }
+
+    /// Continues the comparison in `folder`, which was begun with `setup`, but for its memory for features and whether it
+    /// skips broken images, which may begin at any time.
     ///
     /// # Errors
-    /// The weights or the images are not those that it was begun with.
+    /// The weights or the images are not those that it was begun with; another process works on it.
     pub fn resume(bench: Bench<'a>, folder: &Path, setup: Setup) -> Result<Self, LabError> {
         let changed = |what| LabError::Changed { folder: folder.into(), what };
         if bench.weights.as_ref().map(train::checksum).unwrap_or_default() != setup.weights {
@@ -193,8 +206,12 @@ impl<'a> Lab<'a> {
         if train::ImageSet::of(bench.images, &bench.data) != setup.settings.images {
             return Err(changed("the folder of images"));
         }
-        let mut lab = Self::new(bench, folder, setup)?;
-        if let Ok(text) = fs::read_to_string(folder.join(TIMINGS_FILE))
+        train::check_apart(&bench.data, folder)?;
+        let lock = FolderLock::acquire(folder).map_err(TrainError::from)?;
+        let mut lab = Self { _lock: Some(lock), ..Self::new(bench, folder, setup)? };
+        // It may differ from what is there in the memory for features, and in skipping broken images from now on.
+        lab.write_setup()?;
+        if let Ok(text) = read_text(&folder.join(TIMINGS_FILE), MAX_FILE)
             && let Ok(known) = serde_json::from_str::<Timings>(&text)
             && known.arms.len() == lab.timings.arms.len()
         {
@@ -240,7 +257,7 @@ impl<'a> Lab<'a> {
             cache_budget: setup.cache,
         };
         let comparison = comparison(&bench, &setup, arms);
-        Ok(Self { bench, device, folder: folder.into(), setup, networks, comparison, timings })
+        Ok(Self { bench, device, folder: folder.into(), _lock: None, setup, networks, comparison, timings })
     }
 
     pub fn folder(&self) -> &Path {
@@ -408,10 +425,7 @@ impl<'a> Lab<'a> {
         if folder.join(CHECKPOINT_FILE).exists() {
             return Ok(job.resume(folder)?);
         }
-        // Cut off before its first checkpoint was complete: nothing of it is worth keeping.
-        if folder.exists() {
-            fs::remove_dir_all(folder).map_err(|source| LabError::Write { path: folder.into(), source })?;
-        }
+        // What was cut off before its first checkpoint begins anew.
         Ok(job.start(tensors, folder)?)
     }
 
@@ -446,9 +460,10 @@ impl<'a> Lab<'a> {
     /// Looks at a network whose parameters are `params` on the device and `tensors` on the host.
     fn look(&self, params: &Parameters, tensors: &[HostTensor]) -> Result<State, LabError> {
         let Bench { network, input, images, .. } = &self.bench;
-        let Settings { batch, transform, seed, skip_broken, .. } = &self.setup.settings;
+        let Settings { batch, transform, seed, skip_broken, decode, .. } = &self.setup.settings;
         let loader = |samples: &[Sample], most, batch: usize| -> Result<Loader, DataError> {
-            let options = LoaderOptions { skip_broken: *skip_broken, ..LoaderOptions::new(Mode::Eval, batch, *seed) };
+            let options = LoaderOptions::new(Mode::Eval, batch, *seed);
+            let options = LoaderOptions { skip_broken: *skip_broken, decode: *decode, ..options };
             Loader::new(spread(samples, most), transform.clone(), options)
         };
         let probe = |stats| Probe::new(&self.device, network, params, *input, |_| stats);
@@ -513,6 +528,22 @@ impl<'a> Lab<'a> {
 /// There is none, or it cannot be read.
 pub fn setup_of(folder: &Path) -> Result<Setup, LabError> {
     read_toml(&folder.join(SETUP_FILE))?.ok_or_else(|| LabError::NoComparison { folder: folder.into() })
+}
+
+/// Whether the images that do not fill an optimiser step have to sit out: one of the policies takes statistics of whole
+/// batches, and all shall train on the same images.
+///
+/// # Errors
+/// A policy is malformed, or does not suit the network.
+pub fn drop_last(arms: &[PolicySettings], network: &Graph) -> Result<bool, LabError> {
+    for arm in arms {
+        let fail = |source| LabError::Policy { policy: arm.name.clone(), source };
+        let stages = policy::resolve_stages(&of_words(arm).map_err(fail)?, network).map_err(fail)?;
+        if stages.iter().any(|(_, resolved)| train::takes_batch_statistics(&resolved.graph)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A policy as settings keep it.
@@ -660,8 +691,10 @@ fn write(path: &Path, text: &str) -> Result<(), LabError> {
 /// What a file holds; `None` if there is none.
 fn read_toml<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, LabError> {
     let fail = |reason: String| LabError::Read { path: path.into(), reason };
-    match fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text).map(Some).map_err(|error| fail(error.to_string().replace('\n', " "))),
+    match read_text(path, MAX_FILE) {
+        Ok(text) => {
+            toml::from_str(&text).map(Some).map_err(|error| fail(message(&error.to_string().replace('\n', " "))))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(fail(error.to_string())),
     }

@@ -1,16 +1,19 @@
 //! A network as a text file, JSON: what `thawline inspect --graph` prints and `--model FILE.json` reads.
 //! `docs/graph.md` describes the format.
 
+use crate::files::read_text;
 use crate::graph::{Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
 use crate::nearest::suggestion;
+use crate::preprocessing::Preprocessing;
 use crate::tensor::{Shape, pad4};
-use serde::de::DeserializeOwned;
-use serde::{Serialize, Serializer};
+use crate::text::printable;
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::{fmt, io};
 
 /// The metadata key of a weights file whose network is none of [`MODELS`](super::MODELS); the value is a graph file.
 pub const GRAPH: &str = "graph";
@@ -63,12 +66,7 @@ pub struct GraphAbout {
     pub name: String,
     /// Height and width of the images it is made for, in pixels.
     pub size: (usize, usize),
-    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
-    pub mean: [f32; 3],
-    /// What they are divided by then.
-    pub std: [f32; 3],
-    /// Whether the network then takes blue first.
-    pub bgr: bool,
+    pub preprocessing: Preprocessing,
 }
 
 /// A layer of a [`GraphFile`].
@@ -179,18 +177,12 @@ impl GraphFile {
     }
 
     fn check_about(&self) -> Result<(), GraphError> {
-        let GraphAbout { name, mean, std, .. } = &self.about;
-        let wrong = |reason: &str| Err(GraphError { node: "the graph".into(), reason: reason.into() });
+        let GraphAbout { name, preprocessing, .. } = &self.about;
+        let wrong = |reason: String| Err(GraphError { node: "the graph".into(), reason });
         if name.is_empty() || name.chars().any(char::is_control) {
-            return wrong("`name` must be a line of text");
+            return wrong("`name` must be a line of text".into());
         }
-        if mean.iter().any(|value| !value.is_finite()) {
-            return wrong("`mean` must be finite");
-        }
-        match std.iter().all(|&value| value > 0.0 && value.is_finite()) {
-            true => Ok(()),
-            false => wrong("`std` must be above 0"),
-        }
+        preprocessing.check().or_else(|error| wrong(error.to_string()))
     }
 
     /// Reads a file.
@@ -199,13 +191,7 @@ impl GraphFile {
     /// It cannot be read, or is no graph file; the message names the layer and the field.
     pub fn read(path: &Path) -> Result<Self, GraphFileError> {
         let unreadable = |source| GraphFileError::Read { path: path.into(), source };
-        let origin = path.display().to_string();
-        let facts = fs::metadata(path).map_err(unreadable)?;
-        if !facts.is_file() || facts.len() > MAX_TEXT as u64 {
-            let reason = format!("it is no graph file, which is JSON of at most {} MiB", MAX_TEXT >> 20);
-            return Err(GraphFileError::Invalid { origin, reason });
-        }
-        Self::parse(&fs::read_to_string(path).map_err(unreadable)?, &origin)
+        Self::parse(&read_text(path, MAX_TEXT as u64).map_err(unreadable)?, &path.display().to_string())
     }
 
     /// Reads the text of a file; `origin` says in messages where it came from.
@@ -233,18 +219,18 @@ impl GraphFile {
         Ok(Self::new(about, entries(&graph, &others)?)?)
     }
 
-    /// The same network, made for images of another size and for another number of classes.
+    /// The same network, made for images of another size, prepared in another way, and for another number of classes.
     ///
     /// # Errors
     /// It does not end in a linear layer or convolution, whose channels are the classes; or it does not take images of
     /// that size.
-    pub fn with(&self, size: (usize, usize), classes: usize) -> Result<Self, GraphError> {
+    pub fn with(&self, size: (usize, usize), classes: usize, preprocessing: Preprocessing) -> Result<Self, GraphError> {
         let mut layers = self.layers.clone();
         if classes != self.classes {
             let head = self.head_index()?;
             layers[head].op = layers[head].op.with_channels(classes);
         }
-        Self::new(GraphAbout { size, ..self.about.clone() }, layers)
+        Self::new(GraphAbout { size, preprocessing, ..self.about.clone() }, layers)
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels, every layer frozen.
@@ -265,16 +251,9 @@ impl GraphFile {
         self.about.size
     }
 
-    pub fn mean(&self) -> [f32; 3] {
-        self.about.mean
-    }
-
-    pub fn std(&self) -> [f32; 3] {
-        self.about.std
-    }
-
-    pub fn bgr(&self) -> bool {
-        self.about.bgr
+    /// How images become what the network takes.
+    pub fn preprocessing(&self) -> Preprocessing {
+        self.about.preprocessing
     }
 
     pub fn classes(&self) -> usize {
@@ -287,14 +266,18 @@ impl GraphFile {
 
     /// The file's text, a line a layer. The same network gives the same bytes.
     pub fn json(&self) -> String {
-        let GraphAbout { name, size: (h, w), mean, std, bgr } = &self.about;
+        let GraphAbout { name, size: (h, w), preprocessing } = &self.about;
+        let Preprocessing { resize, crop, interpolation, mean, std, bgr } = preprocessing;
         let layers: Vec<String> = self.layers.iter().map(|layer| format!("    {}", json(layer))).collect();
         // Few networks take blue first; the others' files say nothing of it.
         let bgr = if *bgr { "  \"bgr\": true,\n" } else { "" };
         format!(
-            "{{\n  \"{MAGIC}\": {VERSION},\n  \"name\": {},\n  \"size\": [{h}, {w}],\n  \"mean\": {},\n  \"std\": \
-             {},\n{bgr}  \"layers\": [\n{}\n  ]\n}}\n",
+            "{{\n  \"{MAGIC}\": {VERSION},\n  \"name\": {},\n  \"size\": [{h}, {w}],\n  \"resize\": {},\n  \"crop\": {},\n  \
+             \"interpolation\": {},\n  \"mean\": {},\n  \"std\": {},\n{bgr}  \"layers\": [\n{}\n  ]\n}}\n",
             json(name),
+            json(resize),
+            json(crop),
+            json(interpolation),
             json(mean),
             json(std),
             layers.join(",\n"),
@@ -391,7 +374,7 @@ impl Assembly {
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
         if name.chars().any(char::is_control) {
             let reason = "the name must be a line of text".into();
-            return Err(GraphError { node: name.escape_debug().to_string(), reason });
+            return Err(GraphError { node: printable(&name), reason });
         }
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
@@ -671,20 +654,25 @@ fn parse(text: &str) -> Result<GraphFile, String> {
     if text.len() > MAX_TEXT {
         return Err(format!("it is longer than {} MiB", MAX_TEXT >> 20));
     }
-    let value: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+    let Unique(value) = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
     let mut fields = Fields::of(value, "the graph".into())?;
     match fields.map.shift_remove(MAGIC) {
         Some(version) if version == VERSION => {}
         Some(version) => return Err(format!("its version is {version}; this thawline reads version {VERSION}")),
         None => return Err(format!("it is no graph file: `{MAGIC}`, the version of its format, is missing")),
     }
-    let about = GraphAbout {
-        name: fields.take("name", "a text")?,
-        size: fields.take("size", "[height, width] in pixels")?,
+    let name = fields.take("name", "a text")?;
+    let size = fields.take("size", "[height, width] in pixels")?;
+    let default = Preprocessing::default();
+    let preprocessing = Preprocessing {
+        resize: fields.take_or("resize", "stretch, crop, crop-first or pad", || default.resize)?,
+        crop: fields.take_or("crop", "a share from 0.01 to 1", || default.crop)?,
+        interpolation: fields.take_or("interpolation", INTERPOLATIONS, || default.interpolation)?,
         mean: fields.take("mean", "three numbers")?,
         std: fields.take("std", "three numbers")?,
         bgr: fields.take_or("bgr", "true or false", || false)?,
     };
+    let about = GraphAbout { name, size, preprocessing };
     let entries: Vec<Value> = fields.take("layers", "a list of layers")?;
     fields.finish()?;
     if entries.len() > MAX_LAYERS {
@@ -692,6 +680,72 @@ fn parse(text: &str) -> Result<GraphFile, String> {
     }
     let layers = entries.into_iter().enumerate().map(|(index, value)| entry(index, value)).collect::<Result<_, _>>()?;
     GraphFile::new(about, layers).map_err(|error| error.to_string())
+}
+
+/// What a file may call an interpolation.
+const INTERPOLATIONS: &str = "nearest, bilinear, bicubic, tf-nearest, tf-bilinear or tf-bicubic";
+
+/// A JSON value in which no object has two fields of one name. `Value` itself would keep the last of them.
+struct Unique(Value);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(Unique(value)) = seq.next_element()? {
+                    values.push(value);
+                }
+                Ok(values.into())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+                let mut fields = Map::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if fields.contains_key(&name) {
+                        return Err(A::Error::custom(format_args!("`{}` is there twice", printable(&name))));
+                    }
+                    let Unique(value) = map.next_value()?;
+                    fields.insert(name, value);
+                }
+                Ok(fields.into())
+            }
+        }
+
+        deserializer.deserialize_any(Any).map(Self)
+    }
 }
 
 fn entry(index: usize, value: Value) -> Result<Entry, String> {
@@ -711,7 +765,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
     ];
     let mut fields = Fields::of(value, format!("layer {index}"))?;
     let name: String = fields.take("name", "a text")?;
-    fields.of = format!("layer `{}`", name.escape_debug());
+    fields.of = format!("layer `{}`", printable(&name));
     let op: String = fields.take("op", "a text")?;
     let (kernel, stride) = ("[height, width]", || [1, 1]);
     let op = match op.as_str() {
@@ -747,7 +801,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         "global_avg_pool" => LayerOp::GlobalAvgPool {},
         other => {
             let (of, near, ops) = (&fields.of, suggestion(other, OPS), OPS.join(", "));
-            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", other.escape_debug()));
+            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", printable(&other)));
         }
     };
     let inputs = fields.take("inputs", "a list of names")?;
@@ -810,7 +864,7 @@ impl Fields {
         let vars = [Variance::Biased, Variance::Unbiased];
         vars.into_iter()
             .find(|&known| var(known) == name)
-            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, name.escape_debug()))
+            .ok_or_else(|| format!("{}: `var` is `{}`; it can be biased or unbiased", self.of, printable(&name)))
     }
 
     fn act(&mut self) -> Result<Act, String> {
@@ -819,7 +873,7 @@ impl Fields {
         acts().find(|act| act.name() == name).ok_or_else(|| {
             let names: Vec<&str> = acts().map(Act::name).collect();
             let near = suggestion(&name, names.iter().copied());
-            format!("{}: `act` is `{}`{near}; the activations are {}", self.of, name.escape_debug(), names.join(", "))
+            format!("{}: `act` is `{}`{near}; the activations are {}", self.of, printable(&name), names.join(", "))
         })
     }
 
@@ -827,9 +881,10 @@ impl Fields {
         let words = [Affine::Both, Affine::Gamma, Affine::Beta, Affine::None];
         let word: Option<String> = self.optional("affine", "a text")?;
         let Some(word) = word else { return Ok(Affine::Both) };
-        words.into_iter().find(|affine| affine.to_string() == word).ok_or_else(|| {
-            format!("{}: `affine` is `{}`; it is both, gamma, beta or none", self.of, word.escape_debug())
-        })
+        words
+            .into_iter()
+            .find(|affine| affine.to_string() == word)
+            .ok_or_else(|| format!("{}: `affine` is `{}`; it is both, gamma, beta or none", self.of, printable(&word)))
     }
 
     /// Refuses what nobody asked for.
@@ -837,6 +892,6 @@ impl Fields {
         let Some((field, _)) = self.map.into_iter().next() else { return Ok(()) };
         let near = suggestion(&field, self.known.iter().copied());
         let (of, known) = (self.of, self.known.join(", "));
-        Err(format!("{of}: it has no field `{}`{near}; the fields are {known}", field.escape_debug()))
+        Err(format!("{of}: it has no field `{}`{near}; the fields are {known}", printable(&field)))
     }
 }

@@ -7,8 +7,10 @@ use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProt
 use super::reader::{Reader, Value};
 use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD, bounds};
 use crate::graph::GraphError;
-use crate::models::{GRAPH, GraphAbout, GraphFile, IMAGENET_MEAN, IMAGENET_STD};
-use crate::weights::{StateDict, WeightsError, map_file, printable};
+use crate::models::{GRAPH, GraphAbout, GraphFile};
+use crate::preprocessing::{Interpolation, PREPROCESSING, Preprocessing};
+use crate::text::{message, printable};
+use crate::weights::{StateDict, WeightsError, map_file};
 use prost::Message;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -62,17 +64,7 @@ fn read(bytes: &[u8], path: &Path, folder: Option<&Path>) -> Result<Imported, We
     }
     let name = path.file_stem().map_or_else(|| "onnx".into(), |stem| stem.to_string_lossy().into_owned());
     imported(&model, &printable(&name), folder)
-        .map_err(|reason| WeightsError::Refused { path: path.into(), reason: printable_line(&reason) })
-}
-
-/// Messages quote names of the file.
-fn printable_line(reason: &str) -> String {
-    const LONGEST: usize = 1000;
-    reason
-        .chars()
-        .take(LONGEST)
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
+        .map_err(|reason| WeightsError::Refused { path: path.into(), reason: message(&reason) })
 }
 
 fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imported, String> {
@@ -94,8 +86,9 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
     let std = metadata.json::<[f32; 3]>(STD)?;
     if mean.is_none() || std.is_none() {
         notes.push(
-            "the file does not say how images are normalised, and ImageNet's mean and deviation are assumed; write the \
-             graph with `thawline inspect --graph`, correct `mean` and `std`, and name that file with --model"
+            "the file does not say how images are prepared, and what torchvision does for ImageNet is assumed: the shorter side \
+             to 256/224 of the network's size, the centre cut out, ImageNet's mean and deviation; say otherwise by \
+             --resize, --crop, --interpolation, --mean and --std"
                 .to_owned(),
         );
     }
@@ -125,13 +118,17 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
         }
         None => find_blocks(&mut layers),
     }
-    let about = GraphAbout {
-        name: name.into(),
-        size: (images.h, images.w),
-        mean: mean.unwrap_or(IMAGENET_MEAN),
-        std: std.unwrap_or(IMAGENET_STD),
-        bgr: metadata.json(BGR)?.unwrap_or(false),
+    let imagenet = Preprocessing::torchvision(224, 256, Interpolation::Bilinear);
+    let preprocessing = match metadata.json::<Preprocessing>(PREPROCESSING)? {
+        Some(whole) => whole,
+        None => Preprocessing {
+            mean: mean.unwrap_or(imagenet.mean),
+            std: std.unwrap_or(imagenet.std),
+            bgr: metadata.json(BGR)?.unwrap_or(false),
+            ..imagenet
+        },
     };
+    let about = GraphAbout { name: name.into(), size: (images.h, images.w), preprocessing };
     let file = GraphFile::new(about, layers).map_err(graph_error)?;
     let mut state = StateDict { tensors: weights, ..StateDict::default() };
     state.metadata.insert(GRAPH.into(), file.json());

@@ -2,6 +2,7 @@
 
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
+use crate::text::printable;
 use crate::weights::{Dtype, TensorData, decode, map_file};
 use std::path::{Component, Path, PathBuf};
 
@@ -13,7 +14,7 @@ pub(super) fn dims(tensor: &TensorProto) -> Result<Vec<usize>, String> {
     let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&size| usize::try_from(size).ok()).collect();
     let values = |dims: &[usize]| dims.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
     dims.filter(|dims| values(dims).is_some())
-        .ok_or_else(|| format!("tensor `{}` cannot have the shape {:?}", tensor.name().escape_debug(), tensor.dims))
+        .ok_or_else(|| format!("tensor `{}` cannot have the shape {:?}", printable(tensor.name()), tensor.dims))
 }
 
 /// What the file itself holds of a tensor, in bytes of four-byte floats.
@@ -34,7 +35,7 @@ pub(super) fn file(tensor: &TensorProto, folder: Option<&Path>) -> Result<Option
     let inside = Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     match folder.filter(|_| inside && !location.is_empty() && !location.contains('\\')) {
         Some(folder) => Ok(Some(folder.join(location))),
-        None => Err(format!("is in another file, `{}`, which is not beside this one", location.escape_debug())),
+        None => Err(format!("is in another file, `{}`, which is not beside this one", printable(location))),
     }
 }
 
@@ -47,7 +48,7 @@ fn external<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
 /// # Errors
 /// It holds no floats, or more or fewer values; or they are in another file that cannot be read.
 pub(super) fn floats(tensor: &TensorProto, folder: Option<&Path>) -> Result<Vec<f32>, String> {
-    let wrong = |reason: String| format!("tensor `{}` {reason}", tensor.name().escape_debug());
+    let wrong = |reason: String| format!("tensor `{}` {reason}", printable(tensor.name()));
     let count: usize = dims(tensor)?.iter().product();
     let values = match DataType::try_from(tensor.data_type()) {
         Ok(DataType::Float) if !tensor.float_data.is_empty() => tensor.float_data.clone(),
@@ -85,7 +86,7 @@ pub(super) fn floats(tensor: &TensorProto, folder: Option<&Path>) -> Result<Vec<
 /// # Errors
 /// It holds no whole numbers, or more or fewer values than its dimensions say.
 pub(super) fn integers(tensor: &TensorProto) -> Result<Vec<i64>, String> {
-    let wrong = |reason: String| format!("tensor `{}` {reason}", tensor.name().escape_debug());
+    let wrong = |reason: String| format!("tensor `{}` {reason}", printable(tensor.name()));
     let count: usize = dims(tensor)?.iter().product();
     let values = match DataType::try_from(tensor.data_type()) {
         Ok(DataType::Int64) if !tensor.int64_data.is_empty() => tensor.int64_data.clone(),
@@ -142,7 +143,7 @@ fn raw<T>(
     let content = end.and_then(|end| bytes.get(start..end));
     let short = || {
         let location = external(tensor, "location").unwrap_or_default();
-        format!("is not in `{}`, which is too short", location.escape_debug())
+        format!("is not in `{}`, which is too short", printable(location))
     };
     read(content.ok_or_else(short)?)
 }

@@ -14,6 +14,7 @@ pub use roofline::Roofline;
 use crate::graph::{Graph, LayerId, NodeId, ParamId, Phase, StateId};
 use crate::kernels::Kernel;
 use crate::kernels::conv2d::Variant;
+use crate::preprocessing::Preprocessing;
 use std::fmt;
 
 /// Where the images come from.
@@ -24,6 +25,13 @@ pub enum Input {
     /// RGBX bytes, which the first call normalises: `(byte / 255 − mean) / std` of red, green and blue, which it hands on in
     /// that order or, with `bgr`, in reverse.
     Bytes { mean: [f32; 3], std: [f32; 3], bgr: bool },
+}
+
+impl From<Preprocessing> for Input {
+    /// Bytes, normalised as `preprocessing` says.
+    fn from(Preprocessing { mean, std, bgr, .. }: Preprocessing) -> Self {
+        Self::Bytes { mean, std, bgr }
+    }
 }
 
 /// What a slot holds.
@@ -120,9 +128,6 @@ pub struct Plan {
 /// Every adapter allows dynamic uniform offsets at multiples of this many bytes.
 pub const UNIFORM_ALIGNMENT: usize = 256;
 
-/// The most workgroups that every adapter dispatches in one dimension.
-const MAX_GROUPS: u32 = 65_535;
-
 impl Plan {
     /// Plans a compiled graph, with the variant of the convolutions that suits the device.
     pub fn new(graph: Graph, input: Input, variant: Variant) -> Self {
@@ -174,10 +179,10 @@ impl Plan {
         self.slots.iter().map(Slot::bytes).sum::<u64>() + self.uniforms.len() as u64
     }
 
-    /// The call whose grid no adapter is sure to dispatch, if there is one, and its largest dimension.
-    pub fn oversized_grid(&self) -> Option<(&Call, u32)> {
-        let largest = |c: &Call| c.workgroups.into_iter().max().unwrap_or(0);
-        self.calls.iter().map(|c| (c, largest(c))).find(|(_, groups)| *groups > MAX_GROUPS)
+    /// A call whose grid has more than `limit` workgroups in a dimension, if there is one. Kernels fold their grids so that
+    /// none has more than WebGPU guarantees, up to sizes that no buffer has.
+    pub fn oversized_grid(&self, limit: u32) -> Option<&Call> {
+        self.calls.iter().find(|call| call.workgroups.iter().any(|groups| *groups > limit))
     }
 
     /// How messages call a call: kernel, layer and node.

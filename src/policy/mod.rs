@@ -43,12 +43,26 @@ pub use axes::{Assignment, describe};
 pub use recipes::{RECIPES, Recipe};
 pub use resolve::{FEW_VALUES, Resolved, Warning, resolve, resolve_stages};
 
+use crate::files::read_text;
 use crate::graph::{Graph, Layer, LayerId, LayerKind, Stats};
 use crate::nearest::suggestion;
+use crate::text::{message, printable};
 use selector::Selector;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+
+/// The longest policy file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The longest rule or selector, in bytes. Patterns have a limit of their own.
+const MAX_TEXT: usize = 4096;
+
+/// Rules of a policy, those of its stages apart, and of each stage.
+pub const MAX_RULES: usize = 1000;
+
+/// Stages of a policy. Each is a plan of its own.
+pub const MAX_STAGES: usize = 64;
 
 /// `SELECTOR -> axis=value, axis=value`
 #[derive(Clone, Debug)]
@@ -91,17 +105,22 @@ pub struct Stage {
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     #[error(
-        "unknown policy `{name}`{}; it is one of {}, or a file whose name ends in .toml",
+        "unknown policy `{}`{}; it is one of {}, or a file whose name ends in .toml",
+        printable(name),
         suggestion(name, names()),
         names().collect::<Vec<_>>().join(", ")
     )]
     UnknownRecipe { name: String },
-    #[error("rule `{rule}`: {reason}")]
+    #[error("rule `{}`: {}", printable(rule), message(reason))]
     Rule { rule: String, reason: String },
-    #[error("selector `{selector}`: {reason}")]
+    #[error("selector `{}`: {}", printable(selector), message(reason))]
     Selector { selector: String, reason: String },
-    #[error("{file}: {reason}")]
+    #[error("{file}: {}", message(reason))]
     File { file: String, reason: String },
+    #[error("a policy has at most {MAX_RULES} rules, and as many in each stage; this one has {count}")]
+    TooManyRules { count: usize },
+    #[error("a policy has at most {MAX_STAGES} stages")]
+    TooManyStages,
     #[error("{reason}; a stage has `from`, the share of the steps before it, between 0 and 1 and above the last one's")]
     Stage { reason: String },
     #[error("from {from} of the steps on: {source}")]
@@ -137,7 +156,8 @@ fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// The text is no selector, or it matches no such layer.
 pub fn select(selector: &str, kind: LayerKind, graph: &Graph) -> Result<Vec<LayerId>, PolicyError> {
-    let fail = |reason| PolicyError::Selector { selector: selector.trim().into(), reason };
+    let fail = |reason| PolicyError::Selector { selector: printable(selector.trim()), reason };
+    check_length("selector", selector).map_err(fail)?;
     let selected = Selector::parse(selector.trim()).and_then(|s| s.select(graph)).map_err(fail)?;
     let layers = (0..).map(LayerId).zip(graph.layers()).zip(selected);
     let of_kind = |((_, layer), selected): &((LayerId, &Layer), bool)| *selected && layer.kind == kind;
@@ -174,6 +194,7 @@ impl FromStr for Rule {
     /// The text is no rule. The message quotes what is wrong and says what is accepted.
     fn from_str(text: &str) -> Result<Self, PolicyError> {
         let parse = || {
+            check_length("rule", text)?;
             let Some((selector, assignments)) = text.split_once("->") else {
                 return Err("there is no `->`; write SELECTOR -> axis=value, axis=value".to_owned());
             };
@@ -188,8 +209,21 @@ impl FromStr for Rule {
             }
             Ok(Self { selector, assignments })
         };
-        parse().map_err(|reason| PolicyError::Rule { rule: text.trim().into(), reason })
+        parse().map_err(|reason| PolicyError::Rule { rule: printable(text.trim()), reason })
     }
+}
+
+/// # Errors
+/// The text is longer than any that makes sense.
+fn check_length(what: &str, text: &str) -> Result<(), String> {
+    match text.len() > MAX_TEXT {
+        true => Err(format!("a {what} has at most {MAX_TEXT} bytes; this one has {}", text.len())),
+        false => Ok(()),
+    }
+}
+
+fn check_count(count: usize) -> Result<(), PolicyError> {
+    if count > MAX_RULES { Err(PolicyError::TooManyRules { count }) } else { Ok(()) }
 }
 
 /// Splits at the commas that stand outside parentheses.
@@ -264,7 +298,7 @@ impl Policy {
     /// The file cannot be read, or what it says is wrong as [`from_toml`](Self::from_toml) tells.
     pub fn read(path: &Path) -> Result<Self, PolicyError> {
         let fail = |reason: String| PolicyError::File { file: path.display().to_string(), reason };
-        let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let text = read_text(path, MAX_FILE).map_err(|error| fail(format!("cannot be read: {error}")))?;
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
         Self::parse(&name, &text).map_err(fail)
     }
@@ -301,8 +335,9 @@ impl Policy {
     /// The same with more rules after its own.
     ///
     /// # Errors
-    /// The first rule that is malformed.
+    /// The first rule that is malformed; more than [`MAX_RULES`].
     pub fn with_rules(mut self, rules: &[impl AsRef<str>]) -> Result<Self, PolicyError> {
+        check_count(self.rules.len() + rules.len())?;
         for rule in rules {
             self.rules.push(rule.as_ref().parse()?);
         }
@@ -326,8 +361,12 @@ impl Policy {
     /// The same with rules that are added after the share `from` of a run's optimiser steps.
     ///
     /// # Errors
-    /// The stage is not after the others, or a rule is malformed.
+    /// The stage is not after the others, or a rule is malformed; more than [`MAX_STAGES`], or more than [`MAX_RULES`].
     pub fn with_stage(mut self, from: f64, rules: &[impl AsRef<str>]) -> Result<Self, PolicyError> {
+        if self.stages.len() == MAX_STAGES {
+            return Err(PolicyError::TooManyStages);
+        }
+        check_count(rules.len())?;
         let after = self.stages.last().map_or(0.0, |stage| stage.from);
         if !(from > after && from < 1.0) {
             return Err(PolicyError::Stage { reason: format!("a stage begins at {from}, after one at {after}") });

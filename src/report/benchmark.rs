@@ -1,12 +1,15 @@
 //! What was measured on one device, as a file that can be sent around and compared with.
 
 use super::{Predictions, ReportError};
+use crate::files::read_small;
 use crate::plan::Roofline;
 use crate::train::{Measurement, Quartiles};
 use crate::weights::write_atomically;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::Path;
+
+/// The longest file that is read, in bytes. A thousand combinations take about one MiB.
+const MAX_FILE: u64 = 16 << 20;
 
 /// Policies × thaw depths × batch sizes of one network, on one device. What older files do not tell is empty.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -133,7 +136,7 @@ impl Benchmark {
     /// The file cannot be read, or is no benchmark.
     pub fn read(path: &Path) -> Result<Self, ReportError> {
         let fail = |reason: String| ReportError::Read { path: path.into(), reason };
-        let bytes = fs::read(path).map_err(|error| fail(error.to_string()))?;
+        let bytes = read_small(path, MAX_FILE).map_err(|error| fail(error.to_string()))?;
         let expected = "expected what `thawline bench --out` writes";
         let read: Self = serde_json::from_slice(&bytes).map_err(|error| fail(format!("{error}; {expected}")))?;
         match read.flaw() {
@@ -296,6 +299,7 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// As `bench --json` wrote it before it knew of thaw depths, predictions and drivers.
     const OLD: &str = r#"{"device": "a GPU", "results": [{"model": "resnet18", "policy": "full", "batch": 8,

@@ -1,7 +1,8 @@
 //! What a comparison of policies found, as `compare.json` holds it.
 //!
 //! A [`Comparison`] follows from the data, the weights and the settings alone: a comparison that was interrupted and
-//! resumed gives the same one. What differs from run to run, times and memory, is in [`Timings`].
+//! resumed gives the same one. What differs from run to run, times and memory, is in [`Timings`]. Measured numbers that are
+//! not finite are the texts `NaN`, `inf` and `-inf`, since JSON has none for them.
 
 use super::Total;
 use super::metrics::{HEADER, csv};
@@ -129,6 +130,7 @@ pub struct ArmRun {
 pub struct State {
     /// For each batch norm the symmetric Kullback-Leibler divergence between the running moments and the actual ones of
     /// the training images, in nats a channel.
+    #[serde(with = "crate::train::number::list")]
     pub drift: Vec<f64>,
     /// Of the validation images under running statistics, in batches.
     pub running: Totals,
@@ -136,6 +138,7 @@ pub struct State {
     pub single: Totals,
     /// The share of validation images whose predicted class changes, under running statistics, when other images share
     /// their batch; always 0.
+    #[serde(with = "crate::train::number")]
     pub running_flips: f64,
     /// Under the statistics of the batch, for several batch sizes.
     pub batch: Vec<BatchStatistics>,
@@ -147,8 +150,10 @@ pub struct BatchStatistics {
     /// Images a batch.
     pub batch: usize,
     /// The share of validation images with the right class.
+    #[serde(with = "crate::train::number")]
     pub accuracy: f64,
     /// The share of validation images whose predicted class changes when other images share their batch.
+    #[serde(with = "crate::train::number")]
     pub flips: f64,
 }
 

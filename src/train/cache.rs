@@ -167,7 +167,7 @@ impl FeatureCache {
             Ok((rows, Executor::new(device, plan, params)?))
         };
         let (rows, executor) = match made() {
-            Err(error @ (GpuError::OutOfMemory { .. } | GpuError::TooLarge { .. })) => {
+            Err(error) if error.is_limit_of_plan() || matches!(error, GpuError::OutOfMemory { .. }) => {
                 log::warn!("what frozen layers give is not kept: {error}");
                 return Ok(None);
             }

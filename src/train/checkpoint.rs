@@ -17,7 +17,7 @@ use std::path::Path;
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Position {
-    /// Micro-batches done of the epoch under way, a multiple of a window.
+    /// Micro-batches done of the epoch under way: whole windows, or all.
     pub batches: usize,
     /// Broken images skipped in the epoch under way.
     pub skipped: u64,
@@ -30,7 +30,12 @@ pub(super) struct Position {
 impl Position {
     /// Optimiser steps done, in a run with such settings.
     pub fn step(&self, settings: &Settings) -> u64 {
-        (self.epochs_done() * settings.steps_per_epoch() + self.batches / settings.accumulate) as u64
+        // The last step of an epoch may have fewer micro-batches.
+        let of_epoch = match self.batches == settings.batches_per_epoch() {
+            true => settings.steps_per_epoch(),
+            false => self.batches / settings.accumulate,
+        };
+        (self.epochs_done() * settings.steps_per_epoch() + of_epoch) as u64
     }
 
     /// Epochs that are complete.
@@ -45,6 +50,8 @@ pub(super) struct Checkpoint {
     pub position: Position,
     /// Of the convolutions, since another one rounds differently.
     pub variant: Variant,
+    /// Whether the run skipped broken images when it was saved; part of the settings.
+    pub skip_broken: bool,
     pub tensors: Vec<HostTensor>,
     pub optimizer: Vec<OptimizerState>,
 }
@@ -84,7 +91,10 @@ impl Checkpoint {
         let text = |key: &str| state.metadata.get(key).map_or("", String::as_str);
         let began = Settings::from_toml(text(SETTINGS)).map_err(damaged)?;
         if let Some((setting, here, there)) = settings.difference(&began) {
-            return Err(TrainError::Changed { path: path.into(), setting, here, there });
+            return Err(match setting.as_str() {
+                "images.content" => TrainError::ContentChanged { path: path.into(), data: settings.data.clone() },
+                _ => TrainError::Changed { path: path.into(), setting, here, there },
+            });
         }
         if began.thawline != settings.thawline {
             log::warn!(
@@ -106,7 +116,7 @@ impl Checkpoint {
         if loaded.new_head.is_some() {
             return Err(TrainError::ForeignState);
         }
-        Ok(Self { position, variant, tensors: loaded.tensors, optimizer })
+        Ok(Self { position, variant, skip_broken: began.skip_broken, tensors: loaded.tensors, optimizer })
     }
 }
 
@@ -203,7 +213,7 @@ mod tests {
             skipped: 1,
         };
         let position = Position { batches: 4, skipped: 2, totals, history: vec![metrics] };
-        Checkpoint { position, variant: Variant::Workgroup, tensors, optimizer: optimizer.into() }
+        Checkpoint { position, variant: Variant::Workgroup, skip_broken: false, tensors, optimizer: optimizer.into() }
     }
 
     fn saved() -> (tempfile::TempDir, Graph, Vec<u8>) {

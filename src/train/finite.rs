@@ -1,7 +1,7 @@
 //! Values that are not numbers, or no variances: which tensor holds them, and which layer gives them.
 
 use super::TrainError;
-use crate::gpu::Executor;
+use crate::gpu::{Executor, GpuError};
 use crate::graph::{Graph, ParamId, Phase, Role};
 use crate::kernels::Access;
 use crate::plan::Storage;
@@ -53,11 +53,11 @@ fn fault(network: &Graph, param: ParamId, tensor: &HostTensor) -> Option<(String
 ///
 /// # Errors
 /// The device failed.
-pub(super) fn first_not_finite(executor: &Executor) -> Result<Option<String>, TrainError> {
+pub(super) async fn first_not_finite(executor: &Executor) -> Result<Option<String>, TrainError> {
     let plan = executor.plan();
     let images = plan.slot(Storage::Images).filter(|_| plan.slot(Storage::Bytes).is_none());
     if let Some(slot) = images
-        && executor.read(slot)?.iter().any(|value| !value.is_finite())
+        && executor.read_async(slot).await?.iter().any(|value| !value.is_finite())
     {
         return Ok(Some("the images".to_owned()));
     }
@@ -65,13 +65,17 @@ pub(super) fn first_not_finite(executor: &Executor) -> Result<Option<String>, Tr
         if !matches!(call.phase, Phase::Once | Phase::Forward) {
             continue;
         }
-        executor.run_call(index)?;
+        match executor.run_call(index) {
+            // It is on its way, and reading waits for it.
+            Err(GpuError::Blocking { .. }) => {}
+            ran => ran?,
+        }
         for ((binding, &slot), &words) in call.kernel.bindings.iter().zip(&call.bindings).zip(&call.words) {
             // These hold bits and places.
             if binding.access != Access::Write || matches!(binding.name, "mask" | "argmax") {
                 continue;
             }
-            if executor.read(slot)?[..words].iter().any(|value| !value.is_finite()) {
+            if executor.read_async(slot).await?[..words].iter().any(|value| !value.is_finite()) {
                 let layer = call.layer.or(plan.graph.node(call.node).layer);
                 let name = layer.map(|layer| plan.graph.layers()[layer.index()].name.clone());
                 return Ok(Some(name.map_or_else(|| plan.label(call), |name| format!("`{name}`"))));
@@ -85,8 +89,8 @@ pub(super) fn first_not_finite(executor: &Executor) -> Result<Option<String>, Tr
 ///
 /// # Errors
 /// The device failed.
-pub(super) fn not_finite(executor: &Executor) -> Result<TrainError, TrainError> {
-    let what = first_not_finite(executor)?.unwrap_or_else(|| "the loss".to_owned());
+pub(super) async fn not_finite(executor: &Executor) -> Result<TrainError, TrainError> {
+    let what = first_not_finite(executor).await?.unwrap_or_else(|| "the loss".to_owned());
     Ok(TrainError::OutputNotFinite { what })
 }
 

@@ -10,8 +10,10 @@ mod checkpoint;
 mod crc32c;
 mod examine;
 mod finite;
+mod fitting;
 mod measure;
 mod moments;
+pub(crate) mod number;
 mod probe;
 mod recalibrate;
 mod run;
@@ -33,14 +35,15 @@ pub use recalibrate::{Method, Recalibration, drifts, recalibrate};
 pub(crate) use run::claim;
 pub use run::{
     BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, Job, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, SETTINGS_FILE,
-    StepMetrics, best,
+    StepMetrics, best, check_apart,
 };
 pub use schedule::{Decay, Schedule};
-pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, Totals};
+pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, StepWindow, Totals, takes_batch_statistics};
 pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings, StageSettings, Then};
 
 use crate::compile::CompileError;
 use crate::data::DataError;
+use crate::files::LockError;
 use crate::gpu::GpuError;
 use crate::graph::GraphError;
 use crate::weights::WeightsError;
@@ -60,6 +63,15 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(
+        "{} lies inside {}: results and images need folders of their own, since every folder among the images is a class; \
+         name another folder, or move one of them",
+        inner.display(),
+        outer.display()
+    )]
+    Nested { outer: PathBuf, inner: PathBuf },
     #[error("interrupted")]
     Interrupted,
     #[error("the plan has no {what}")]
@@ -118,7 +130,7 @@ pub enum TrainError {
     #[error(
         "{} is not empty: name a new folder{}",
         folder.display(),
-        if *resumable { ", or resume the run that is in it" } else { "" }
+        if *resumable { ", or go on with what is in it by --resume" } else { "" }
     )]
     Occupied { folder: PathBuf, resumable: bool },
     #[error("{} holds no run that could be resumed", folder.display())]
@@ -136,11 +148,22 @@ pub enum TrainError {
     )]
     Changed { path: PathBuf, setting: String, here: String, there: String },
     #[error(
+        "images in {} have another content than when the run of {} began, though their names are the same: restore them, or \
+         begin a new run in another folder",
+        data.display(),
+        path.display()
+    )]
+    ContentChanged { path: PathBuf, data: PathBuf },
+    #[error(
         "training diverged: {what} in step {step} (epoch {epoch}); the last good checkpoint is {}, of step \
          {checkpoint_step}, with its weights in {LAST_FILE} beside it; try a lower learning rate or a longer warm-up",
         checkpoint.display()
     )]
     Diverged { what: String, epoch: usize, step: u64, checkpoint: PathBuf, checkpoint_step: u64 },
+    /// The device failed or was lost in the course of a run, which can go on from its last checkpoint: on another device, or
+    /// on this one once it is mended.
+    #[error("{source}; the last checkpoint is {}, of step {checkpoint_step}", checkpoint.display())]
+    Device { source: Box<GpuError>, checkpoint: PathBuf, checkpoint_step: u64 },
     /// What the caller's observer reports.
     #[error("{0}")]
     Observer(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -1,13 +1,14 @@
 //! Forward passes that look: what every batch norm sees, under running statistics or under those of the batch.
 
 use super::finite::not_finite;
+use super::fitting::executor;
 use super::session::{Slots, unpad};
 use super::{Images, Moments, PADDING, Totals, TrainError};
 use crate::compile;
 use crate::data::Loader;
-use crate::gpu::{Device, Executor, Parameters};
+use crate::gpu::{Device, Executor, Parameters, block};
 use crate::graph::{Graph, LayerId, LayerKind, Phase, Stats};
-use crate::plan::{Input, Plan, SlotId};
+use crate::plan::{Input, SlotId};
 use crate::rng::Rng;
 
 /// Looks at a network without changing it. Unlike [`Evaluator`](super::Evaluator), it can normalise by the moments of
@@ -188,15 +189,17 @@ impl Probe {
         // One for whole batches and one for the rest: broken images can make a rest of any size.
         const KEPT: usize = 2;
         self.plans.truncate(KEPT - 1);
-        let network = self.network.with_batch(batch)?;
-        let graph = compile::observation(network, |layer| self.stats[layer.index()])?;
-        let plan = Plan::new(graph, self.input, self.device.variant()?);
+        let with_batch = |batch| {
+            let network = self.network.with_batch(batch)?;
+            Ok(compile::observation(network, |layer| self.stats[layer.index()])?)
+        };
+        let executor = executor(&self.device, with_batch(batch)?, self.input, &self.params, batch, with_batch)?;
+        let plan = executor.plan();
         let missing = |what| TrainError::Incomplete { what };
-        let slots = Slots::of(&plan)?;
+        let slots = Slots::of(plan)?;
         let rows = slots.rows.ok_or(missing("loss"))?;
         let moments = self.layers.iter().map(|layer| plan.output(&format!("moments:{}", layer.index())));
         let moments = moments.collect::<Option<_>>().ok_or(missing("moments of a batch norm"))?;
-        let executor = Executor::new(&self.device, plan, &self.params)?;
         self.plans.push(Planned { batch, executor, slots, rows, moments });
         Ok(self.plans.len() - 1)
     }
@@ -286,7 +289,7 @@ impl Probe {
             if !seen.totals.loss.is_finite() {
                 let planned = self.plans.iter().find(|planned| planned.batch == valid);
                 let planned = planned.ok_or(TrainError::Incomplete { what: "loss" })?;
-                return Err(not_finite(&planned.executor)?);
+                return Err(block("looking for the layer at fault", not_finite(&planned.executor))?);
             }
             let classes = seen.logits.len() / valid;
             for (&place, logits) in batch.samples[..counted].iter().zip(seen.logits.chunks_exact(classes)) {

@@ -3,19 +3,20 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::{
     Evaluator, FeatureCache, ImageSet, Images, Method, OptimizerState, PADDING, Probe, Recalibration, Session,
-    Settings, Then, Totals, TrainError, check_finite, recalibrate,
+    Settings, Then, Totals, TrainError, check_finite, recalibrate, takes_batch_statistics,
 };
 use crate::compile;
 use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
+use crate::files::{self, FolderLock, is_leftover, is_lock, write_atomically};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats};
 use crate::plan::Input;
+use crate::preprocessing::PREPROCESSING;
 use crate::rng::Rng;
 use crate::tensor::HostTensor;
-use crate::weights::{self, StateDict, write_atomically};
+use crate::weights::{self, StateDict};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +41,7 @@ pub struct EpochMetrics {
     /// Optimiser steps done in all.
     pub step: u64,
     /// The learning rate of the epoch's last step.
+    #[serde(with = "super::number")]
     pub lr: f64,
     /// Over the epoch's training images, each as the network saw it in its step. None for epoch 0.
     pub train: Option<Totals>,
@@ -120,22 +122,22 @@ impl Job<'_> {
     /// Begins a run that starts from `tensors`, one a parameter, and keeps its files in `folder`.
     ///
     /// All files are written once before anything is trained, so that a folder that cannot be written, or a disk that
-    /// is full, is found out now. If that fails, no file is left.
+    /// is full, is found out now. If that fails, no file is left. A folder that holds nothing but the settings of a run
+    /// that was cut off before its first checkpoint counts as empty.
     ///
     /// # Errors
-    /// Settings that make no sense; a folder that is not empty or cannot be written; images that do not suit the
-    /// settings; a device that refuses the batch.
+    /// Settings that make no sense; a folder that is not empty, cannot be written, is in use, or lies inside that of the
+    /// images; images that do not suit the settings; a device that refuses the batch.
     pub fn start(self, tensors: &[HostTensor], folder: &Path) -> Result<Run, TrainError> {
         self.settings.check()?;
         self.stages.first().map_or(Ok(()), |network| check_finite(network, tensors))?;
-        claim(folder)?;
-        let mut run = self.set_up(tensors, folder, 0)?;
-        let path = folder.join(SETTINGS_FILE);
-        // The checkpoint comes last: once it is there, the run can be resumed.
-        let saved = run.settings.to_toml().and_then(|text| {
-            write_atomically(&path, |file| file.write_all(text.as_bytes()))
-                .map_err(|source| TrainError::Write { path: path.clone(), source })?;
-            run.save()
+        check_apart(&self.settings.data, folder)?;
+        let lock = claim(folder, CHECKPOINT_FILE)?;
+        let mut run = self.set_up(tensors, folder, lock, 0)?;
+        // Once the checkpoint is there, the run can be resumed; before, nothing but settings is lost, which are known.
+        let saved = run.write_settings().and_then(|()| {
+            run.write_checkpoint(run.session.parameters()?, run.session.optimizer_state()?)?;
+            run.write_weights(&run.session.parameters()?)
         });
         if let Err(error) = saved {
             for file in [CHECKPOINT_FILE, LAST_FILE, SETTINGS_FILE] {
@@ -151,14 +153,17 @@ impl Job<'_> {
     /// convolutions that it was begun with, where the device has it.
     ///
     /// # Errors
-    /// There is no run; its checkpoint is damaged; a setting, other than where images and first weights lie, is not
-    /// what the run was begun with; a device that refuses the batch.
+    /// There is no run; another process works on it; its checkpoint is damaged; the images have changed, or a setting that
+    /// is neither where images and first weights lie nor that broken images are skipped from now on; a device that refuses
+    /// the batch.
     pub fn resume(self, folder: &Path) -> Result<Run, TrainError> {
         self.settings.check()?;
+        check_apart(&self.settings.data, folder)?;
         let path = folder.join(CHECKPOINT_FILE);
         if !path.exists() {
             return Err(TrainError::NoRun { folder: folder.into() });
         }
+        let lock = FolderLock::acquire(folder)?;
         let network = self.stages.first().ok_or(TrainError::Stages { expected: 1, found: 0 })?;
         let kept = Checkpoint::load(network, &self.settings, &path)?;
         let device = self.device.with_variant(kept.variant);
@@ -170,14 +175,18 @@ impl Job<'_> {
         let step = kept.position.step(&self.settings);
         // The stage of the last step that was done: the next one may be another's first.
         let stage = self.settings.stage_starts().filter(|start| *start < step).count();
-        let mut run = Job { device: &device, ..self }.set_up(&kept.tensors, folder, stage)?;
+        let mut run = Job { device: &device, ..self }.set_up(&kept.tensors, folder, lock, stage)?;
         run.position = kept.position;
         run.saved_step = step;
         run.session.restore(step - run.stage_start(stage), &kept.optimizer)?;
+        if run.settings.skip_broken && !kept.skip_broken {
+            // For whoever resumes it without a word of that.
+            run.write_settings()?;
+        }
         Ok(run)
     }
 
-    fn set_up(self, tensors: &[HostTensor], folder: &Path, stage: usize) -> Result<Run, TrainError> {
+    fn set_up(self, tensors: &[HostTensor], folder: &Path, lock: FolderLock, stage: usize) -> Result<Run, TrainError> {
         let Self { device, stages, input, images, settings, cache } = self;
         let expected = 1 + settings.policy.stages.len();
         let (Some(network), true) = (stages.get(stage), stages.len() == expected) else {
@@ -187,13 +196,21 @@ impl Job<'_> {
         if classes != images.classes.len() {
             return Err(TrainError::Classes { network: classes, images: images.classes.len() });
         }
-        if ImageSet::of(images, &settings.data) != settings.images {
+        // Whether their content is the same is a matter of resuming: it takes a look at every file.
+        let found = ImageSet { content: settings.images.content.clone(), ..ImageSet::named(images, &settings.data) };
+        if found != settings.images {
             let value = format!("{:?}", settings.images);
             return Err(TrainError::Setting { setting: "images", value, expected: "what the folder holds" });
+        }
+        if !settings.drop_last && stages.iter().any(takes_batch_statistics) {
+            let expected = "true where batch norms take statistics of the batch: padding would be part of them";
+            return Err(TrainError::Setting { setting: "drop-last", value: "false".into(), expected });
         }
         let loader = |samples: &Vec<_>, mode| {
             let options = LoaderOptions {
                 skip_broken: settings.skip_broken,
+                decode: settings.decode,
+                drop_last: mode == Mode::Train && settings.drop_last,
                 ..LoaderOptions::new(mode, settings.batch, settings.seed)
             };
             Loader::new(samples.clone(), settings.transform.clone(), options)
@@ -207,26 +224,62 @@ impl Job<'_> {
         let source = Source { device: device.clone(), stages, input, train, val, cache };
         let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
-        Ok(Run { folder, settings, source, recalibration, stage, session, evaluator, position, saved_step: 0 })
+        Ok(Run {
+            folder,
+            _lock: lock,
+            settings,
+            source,
+            recalibration,
+            stage,
+            session,
+            evaluator,
+            position,
+            saved_step: 0,
+        })
     }
 }
 
-/// Makes sure that `folder` is there and empty.
-pub(crate) fn claim(folder: &Path) -> Result<(), TrainError> {
+/// Refuses a folder of results inside the folder of images, where it would be taken for a class, and the other way round.
+///
+/// # Errors
+/// [`TrainError::Nested`].
+pub fn check_apart(data: &Path, out: &Path) -> Result<(), TrainError> {
+    let nested = |outer: &Path, inner: &Path| TrainError::Nested { outer: outer.into(), inner: inner.into() };
+    match (files::contains(data, out), files::contains(out, data)) {
+        (true, _) => Err(nested(data, out)),
+        (_, true) => Err(nested(out, data)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes sure that `folder` is there and empty, and keeps other processes out of it. `resumable` is the file by which one
+/// knows what could be resumed instead.
+pub(crate) fn claim(folder: &Path, resumable: &str) -> Result<FolderLock, TrainError> {
     let write = |source| TrainError::Write { path: folder.into(), source };
     fs::create_dir_all(folder).map_err(write)?;
-    // What a process that was killed while it wrote left behind is nobody's.
-    let counts = |entry: &io::Result<fs::DirEntry>| !entry.as_ref().is_ok_and(|e| weights::is_leftover(&e.file_name()));
-    if fs::read_dir(folder).map_err(write)?.any(|entry| counts(&entry)) {
-        let resumable = folder.join(CHECKPOINT_FILE).exists();
-        return Err(TrainError::Occupied { folder: folder.into(), resumable });
+    let lock = FolderLock::acquire(folder)?;
+    let mut begun = false;
+    for entry in fs::read_dir(folder).map_err(write)? {
+        let name = entry.map_err(write)?.file_name();
+        match name == SETTINGS_FILE && resumable == CHECKPOINT_FILE {
+            true => begun = true,
+            false if is_lock(&name) || is_leftover(&name) => {}
+            false => {
+                let resumable = folder.join(resumable).exists();
+                return Err(TrainError::Occupied { folder: folder.into(), resumable });
+            }
+        }
     }
-    Ok(())
+    if begun {
+        log::warn!("the run in {} was cut off before its first checkpoint: it begins anew", folder.display());
+    }
+    Ok(lock)
 }
 
 /// A training run with a folder.
 pub struct Run {
     folder: PathBuf,
+    _lock: FolderLock,
     settings: Settings,
     source: Source,
     /// Of the policy, under way.
@@ -276,6 +329,8 @@ impl Source {
 /// What has arrived since an epoch began or was resumed.
 struct Arrivals {
     began: Instant,
+    /// Of the epoch, done before.
+    first: usize,
     batches: usize,
     images: u64,
     /// Of the window under way.
@@ -333,14 +388,29 @@ impl Run {
     /// `observe` is told of everything that happens; an error from it ends the run like any other.
     ///
     /// # Errors
-    /// A loss or a weight is no longer finite ([`TrainError::Diverged`]); an image is broken; the disk or the device
-    /// fails. The folder then holds the last good checkpoint, from which the run can be resumed.
+    /// A loss or a weight is no longer finite ([`TrainError::Diverged`]); an image is broken; the disk fails, or the device
+    /// ([`TrainError::Device`]). The folder then holds the last good checkpoint, from which the run can be resumed.
     pub fn run(
         &mut self,
         stop: &AtomicBool,
         mut observe: impl FnMut(Event<'_>) -> Observed,
     ) -> Result<Outcome, TrainError> {
-        let observe = &mut |event: Event<'_>| observe(event).map_err(TrainError::Observer);
+        let ended = self.go_on(stop, &mut |event: Event<'_>| observe(event).map_err(TrainError::Observer));
+        ended.map_err(|error| match error {
+            TrainError::Gpu(source) => TrainError::Device {
+                source: Box::new(source),
+                checkpoint: self.folder.join(CHECKPOINT_FILE),
+                checkpoint_step: self.saved_step,
+            },
+            other => other,
+        })
+    }
+
+    fn go_on(
+        &mut self,
+        stop: &AtomicBool,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
+    ) -> Result<Outcome, TrainError> {
         observe(Event::Started { step: self.step(), history: &self.position.history })?;
         while self.position.history.len() <= self.settings.epochs {
             let mut images_per_s = None;
@@ -399,13 +469,19 @@ impl Run {
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
     ) -> Result<Option<f64>, TrainError> {
         let window = self.settings.accumulate;
-        let batches = self.settings.steps_per_epoch() * window;
+        let batches = self.settings.batches_per_epoch();
         let left = |run: &Self| batches - run.position.batches.min(batches);
         if left(self) == 0 {
             return Ok(None);
         }
-        let mut arrivals =
-            Arrivals { began: Instant::now(), batches: 0, images: 0, window: Totals::default(), step: self.step() };
+        let mut arrivals = Arrivals {
+            began: Instant::now(),
+            first: self.position.batches,
+            batches: 0,
+            images: 0,
+            window: Totals::default(),
+            step: self.step(),
+        };
         while left(self) > 0 && !stop.load(Ordering::Relaxed) {
             if self.step() == self.stage_start(self.stage + 1) {
                 match self.enter_stage(self.stage + 1) {
@@ -422,9 +498,15 @@ impl Run {
                 if self.position.batches.is_multiple_of(window) && stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let batch = batch?;
+                let mut batch = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => return Err(self.keep_steps(error, &mut arrivals, observe)),
+                };
+                let valid = batch.valid();
+                batch.labels[valid..].fill(PADDING);
                 let lr = self.settings.lr(self.step());
-                self.session.submit(images(&batch, kept), &batch.labels, lr)?;
+                let of_step = self.settings.window(self.position.batches);
+                self.session.submit_in(images(&batch, kept), &batch.labels, lr, Some(of_step))?;
                 self.position.batches += 1;
                 self.position.skipped += batch.skipped as u64;
                 self.collect(false, &mut arrivals, observe)?;
@@ -432,6 +514,23 @@ impl Run {
             self.collect(true, &mut arrivals, observe)?;
         }
         Ok(Some(arrivals.images_per_s()))
+    }
+
+    /// Saves the steps that are done when an image is broken, where no step is half done. Returns the first error.
+    fn keep_steps(
+        &mut self,
+        error: DataError,
+        arrivals: &mut Arrivals,
+        observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
+    ) -> TrainError {
+        if !self.position.batches.is_multiple_of(self.settings.accumulate) {
+            return error.into();
+        }
+        match self.collect(true, arrivals, observe).and_then(|()| self.save()) {
+            // That training diverged before is the worse news.
+            Err(diverged @ TrainError::Diverged { .. }) => diverged,
+            _ => error.into(),
+        }
     }
 
     /// Goes on under the policy's next stage: a new plan on the weights as they are, and an optimiser without a past.
@@ -466,7 +565,8 @@ impl Run {
             arrivals.images += totals.samples;
             arrivals.window += totals;
             self.position.totals += totals;
-            if arrivals.batches.is_multiple_of(window) {
+            let done = arrivals.first + arrivals.batches;
+            if done.is_multiple_of(window) || done == self.settings.batches_per_epoch() {
                 observe(Event::Step(StepMetrics {
                     epoch: self.epochs_done() + 1,
                     step,
@@ -534,20 +634,36 @@ impl Run {
             let layer = &network.layers()[network.param(*param).layer.index()].name;
             return Err(self.diverged(format!("the optimiser's state of `{layer}` is no longer finite"), self.step()));
         }
-        let weights = self.weights(&tensors);
+        self.write_weights(&tensors)?;
+        self.write_checkpoint(tensors, optimizer)
+    }
+
+    fn write_settings(&self) -> Result<(), TrainError> {
+        let text = self.settings.to_toml()?;
+        let path = self.folder.join(SETTINGS_FILE);
+        write_atomically(&path, |file| file.write_all(text.as_bytes()))
+            .map_err(|source| TrainError::Write { path, source })
+    }
+
+    fn write_weights(&self, tensors: &[HostTensor]) -> Result<(), TrainError> {
+        let weights = self.weights(tensors);
         let history = &self.position.history;
         let last = history.last().map(|metrics| metrics.epoch);
         if self.position.batches == 0 && best(history).is_some_and(|best| Some(best.epoch) == last) {
             weights.save(self.folder.join(BEST_FILE))?;
         }
-        weights.save(self.folder.join(LAST_FILE))?;
+        Ok(weights.save(self.folder.join(LAST_FILE))?)
+    }
+
+    fn write_checkpoint(&mut self, tensors: Vec<HostTensor>, optimizer: Vec<OptimizerState>) -> Result<(), TrainError> {
         let checkpoint = Checkpoint {
             position: self.position.clone(),
             variant: self.session.device().variant()?,
+            skip_broken: self.settings.skip_broken,
             tensors,
             optimizer,
         };
-        checkpoint.save(network, &self.settings, &self.folder.join(CHECKPOINT_FILE))?;
+        checkpoint.save(self.session.network(), &self.settings, &self.folder.join(CHECKPOINT_FILE))?;
         self.saved_step = self.step();
         Ok(())
     }
@@ -559,8 +675,12 @@ impl Run {
         let size = format!("{}x{}", transform.height, transform.width);
         let classes = serde_json::Value::from(classes.as_slice()).to_string();
         let about = [("model", model.clone()), ("size", size), ("classes", classes)];
-        let graph = graph.iter().map(|graph| ("graph", graph.clone()));
-        weights.metadata.extend(about.into_iter().chain(graph).map(|(key, value)| (key.to_owned(), value)));
+        // A graph says how images are prepared, too.
+        let network = match graph {
+            Some(graph) => ("graph", graph.clone()),
+            None => (PREPROCESSING, transform.preprocessing.json()),
+        };
+        weights.metadata.extend(about.into_iter().chain([network]).map(|(key, value)| (key.to_owned(), value)));
         weights
     }
 

@@ -1,11 +1,12 @@
 //! Training and evaluating a network on a device, batch by batch.
 
 use super::finite::{check_finite, not_finite};
+use super::fitting::executor;
 use super::{FeatureCache, Features, TrainError};
 use crate::compile::{self, Optimizer, Options};
 use crate::data::Loader;
-use crate::gpu::{Device, Executor, Parameters};
-use crate::graph::{Graph, ParamId, Phase, StateKind};
+use crate::gpu::{Device, Executor, Parameters, block};
+use crate::graph::{Graph, ParamId, Phase, StateKind, Stats, StatsUpdate};
 use crate::kernels::StepScalars;
 use crate::plan::{Input, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
@@ -37,9 +38,26 @@ impl Images<'_> {
 /// The label of a sample that only fills up a batch: it has no loss, no gradient and no hit.
 pub const PADDING: u32 = u32::MAX;
 
+/// What an optimiser step takes together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StepWindow {
+    /// Micro-batches.
+    pub batches: usize,
+    /// The samples of all of them that count, those labelled [`PADDING`] do not.
+    pub samples: usize,
+}
+
+/// Whether a step of the network takes the moments of a batch: a batch norm normalises by them, or moves its running
+/// statistics by them. Then no batch may be filled up with padding.
+pub fn takes_batch_statistics(network: &Graph) -> bool {
+    let mut modes = network.layers().iter().filter_map(|layer| layer.setting.batch_norm);
+    modes.any(|mode| mode.stats != Stats::Running || mode.update != StatsUpdate::Off)
+}
+
 /// Loss and hits, summed over samples.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
+    #[serde(with = "super::number")]
     pub loss: f64,
     pub top1: u64,
     pub top5: u64,
@@ -216,9 +234,12 @@ impl Session {
         let gathered = samples(&graph) / samples(&network).max(1);
         let changing = compile::changing(&graph);
         let (graph, features) = cut(device, graph, &changing, &params, tensors, input, cache)?;
-        let plan = Plan::new(graph, input, device.variant()?);
-        let slots = Slots::of(&plan)?;
-        let executor = Executor::new(device, plan, &params)?;
+        let is_cut = features.is_some();
+        let executor = executor(device, graph, input, &params, samples(&network), |batch| {
+            let graph = compile::training(network.with_batch(batch)?, &options)?;
+            rest(graph, &changing, is_cut)
+        })?;
+        let slots = Slots::of(executor.plan())?;
         executor.run(&[Phase::Once])?;
         Ok(Self {
             device: device.clone(),
@@ -277,21 +298,42 @@ impl Session {
     /// # Errors
     /// The batch has another size than the plan, a label is not a class, or the device failed.
     pub fn submit(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<(), TrainError> {
+        self.submit_in(images, labels, lr, None)
+    }
+
+    /// As [`submit`](Self::submit), of a step that may have fewer micro-batches than others, or partial ones: each sample
+    /// of the step has the same weight. All of its micro-batches are handed over with the same `window`.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); the window has no micro-batch, or more than others have, or the plan takes all those of
+    /// a step together and the window has fewer.
+    pub fn submit_in(
+        &mut self,
+        images: Images<'_>,
+        labels: &[u32],
+        lr: f64,
+        window: Option<StepWindow>,
+    ) -> Result<(), TrainError> {
+        let batches = window.map_or(self.options.accumulate, |window| window.batches);
+        let fits = batches > self.micro && batches <= self.options.accumulate;
+        if !fits || (self.gathered > 1 && batches != self.options.accumulate) {
+            return Err(TrainError::Incomplete { what: "step of so many micro-batches" });
+        }
         let part = (self.micro % self.gathered, self.gathered);
         self.slots.fill(&self.executor, self.features.as_deref(), part, images, labels)?;
         self.counted.push(labels.iter().filter(|l| **l != PADDING).count());
-        let window = self.options.accumulate;
-        let last = self.micro + 1 == window;
+        let last = self.micro + 1 == batches;
         if self.counted.len() == self.gathered {
-            self.run(last, lr)?;
+            self.run(last, lr, window.map(|window| window.samples))?;
         }
         self.micro = if last { 0 } else { self.micro + 1 };
         self.steps += u64::from(last);
         Ok(())
     }
 
-    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser.
-    fn run(&mut self, last: bool, lr: f64) -> Result<(), TrainError> {
+    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser. `samples` are those
+    /// of the whole step, if they are known.
+    fn run(&mut self, last: bool, lr: f64, samples: Option<usize>) -> Result<(), TrainError> {
         let window = self.options.accumulate;
         let counted = std::mem::take(&mut self.counted);
         let (beta1, beta2) = match self.options.optimizer {
@@ -299,13 +341,14 @@ impl Session {
             Optimizer::AdamW(adamw) => (adamw.beta1, adamw.beta2),
         };
         let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
-        // Of micro-batches that run apart, each has the same weight.
+        // Where nothing else is known, micro-batches that run apart have the same weight.
         let apart = window / self.gathered;
+        let samples = samples.unwrap_or_else(|| counted.iter().sum::<usize>().max(1) * apart).max(1);
         let scalars = StepScalars {
             lr: lr as f32,
             correction1: (1.0 - beta1.powi(t)) as f32,
             correction2: (1.0 - beta2.powi(t)) as f32,
-            inv_count: (1.0 / (counted.iter().sum::<usize>().max(1) * apart) as f64) as f32,
+            inv_count: (1.0 / samples as f64) as f32,
             accumulate: if self.micro < self.gathered { 0.0 } else { 1.0 },
             // A step may have more micro-batches than there are runs; none of them draws as another does.
             draw: (self.steps as u32).wrapping_mul(window as u32).wrapping_add(self.micro as u32),
@@ -334,8 +377,16 @@ impl Session {
     /// # Errors
     /// The device failed.
     pub fn completed(&mut self, drain: bool) -> Result<Option<Totals>, TrainError> {
+        block("waiting for a step", self.completed_async(drain))
+    }
+
+    /// As [`completed`](Self::completed), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn completed_async(&mut self, drain: bool) -> Result<Option<Totals>, TrainError> {
         if self.arrived.is_empty()
-            && let Some(rows) = self.executor.fetched(drain)?
+            && let Some(rows) = self.executor.fetched_async(drain).await?
         {
             let counted = self.waiting.pop_front().unwrap_or_default();
             let each = rows.len() / counted.len().max(1);
@@ -351,9 +402,17 @@ impl Session {
     /// # Errors
     /// As [`submit`](Self::submit) and [`completed`](Self::completed).
     pub fn step(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<Totals, TrainError> {
+        block("a step", self.step_async(images, labels, lr))
+    }
+
+    /// As [`step`](Self::step), without blocking a browser.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit) and [`completed`](Self::completed).
+    pub async fn step_async(&mut self, images: Images<'_>, labels: &[u32], lr: f64) -> Result<Totals, TrainError> {
         self.submit(images, labels, lr)?;
         let mut last = Totals::default();
-        while let Some(totals) = self.completed(true)? {
+        while let Some(totals) = self.completed_async(true).await? {
             last = totals;
         }
         Ok(last)
@@ -364,11 +423,19 @@ impl Session {
     /// # Errors
     /// The device failed.
     pub fn parameters(&self) -> Result<Vec<HostTensor>, TrainError> {
-        self.params_of(0..self.network.params().len())
+        block("reading the parameters", self.parameters_async())
     }
 
-    fn params_of(&self, range: std::ops::Range<usize>) -> Result<Vec<HostTensor>, TrainError> {
-        range.map(|i| Ok(self.params.download(&self.device, &self.network, ParamId(i as u32))?)).collect()
+    /// As [`parameters`](Self::parameters), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn parameters_async(&self) -> Result<Vec<HostTensor>, TrainError> {
+        let mut tensors = Vec::with_capacity(self.network.params().len());
+        for i in 0..self.network.params().len() {
+            tensors.push(self.params.download_async(&self.device, &self.network, ParamId(i as u32)).await?);
+        }
+        Ok(tensors)
     }
 
     /// The gradients of the last step of all trainable parameters, if the options export them.
@@ -390,9 +457,17 @@ impl Session {
     /// # Errors
     /// The device failed.
     pub fn optimizer_state(&self) -> Result<Vec<OptimizerState>, TrainError> {
+        block("reading the optimiser's state", self.optimizer_state_async())
+    }
+
+    /// As [`optimizer_state`](Self::optimizer_state), without blocking a browser.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn optimizer_state_async(&self) -> Result<Vec<OptimizerState>, TrainError> {
         let mut states = Vec::new();
         for (slot, kind, param) in self.state_slots() {
-            let mut data = self.executor.read(slot)?;
+            let mut data = self.executor.read_async(slot).await?;
             let shape = self.network.param(param).shape;
             data.truncate(shape.stored_len());
             states.push(OptimizerState { kind, param, tensor: HostTensor { shape, data } });
@@ -462,7 +537,9 @@ impl Session {
         let changing = compile::changing(&self.plan().graph);
         let graph = compile::inference(self.network.with_batch(batch)?, true)?;
         let (graph, features) = cut(&self.device, graph, &changing, &self.params, tensors, self.input, cache)?;
-        Evaluator::of(&self.device, graph, features, &self.params, self.input)
+        let is_cut = features.is_some();
+        let with_batch = |batch| rest(compile::inference(self.network.with_batch(batch)?, true)?, &changing, is_cut);
+        Evaluator::of(&self.device, graph, features, &self.params, self.input, with_batch)
     }
 }
 
@@ -482,6 +559,12 @@ fn cut(
         Some(features) => (split.rest, Some(features)),
         None => (graph, None),
     })
+}
+
+/// What [`cut`] leaves of a compiled graph, if it does cut it.
+fn rest(graph: Graph, changing: &[ParamId], is_cut: bool) -> Result<Graph, TrainError> {
+    let split = if is_cut { compile::split(&graph, changing)? } else { None };
+    Ok(split.map_or(graph, |split| split.rest))
 }
 
 /// Inference with a network's running statistics.
@@ -513,7 +596,8 @@ impl Evaluator {
         params: &Parameters,
         input: Input,
     ) -> Result<Self, TrainError> {
-        Self::of(device, compile::inference(network.clone(), true)?, None, params, input)
+        let with_batch = |batch| Ok(compile::inference(network.with_batch(batch)?, true)?);
+        Self::of(device, compile::inference(network.clone(), true)?, None, params, input, with_batch)
     }
 
     fn of(
@@ -522,11 +606,11 @@ impl Evaluator {
         features: Option<Arc<Features>>,
         params: &Parameters,
         input: Input,
+        with_batch: impl Fn(usize) -> Result<Graph, TrainError>,
     ) -> Result<Self, TrainError> {
         let logits = graph.logits_shape().ok_or(TrainError::Incomplete { what: "output" })?;
-        let plan = Plan::new(graph, input, device.variant()?);
-        let slots = Slots::of(&plan)?;
-        let executor = Executor::new(device, plan, params)?;
+        let executor = executor(device, graph, input, params, logits.n(), with_batch)?;
+        let slots = Slots::of(executor.plan())?;
         executor.run(&[Phase::Once])?;
         Ok(Self { executor, slots, features, batch: logits.n(), classes: logits.c() })
     }
@@ -559,15 +643,23 @@ impl Evaluator {
     /// # Errors
     /// The batch has another size than the plan, a label is not a class, the loss is not finite, or the device failed.
     pub fn evaluate(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
+        block("evaluating a batch", self.evaluate_async(images, labels))
+    }
+
+    /// As [`evaluate`](Self::evaluate), without blocking a browser.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub async fn evaluate_async(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
         self.forward(images, labels)?;
         let samples = labels.iter().filter(|l| **l != PADDING).count();
         let rows = match self.slots.rows {
-            Some(rows) => self.executor.read(rows)?,
+            Some(rows) => self.executor.read_async(rows).await?,
             None => Vec::new(),
         };
         let totals = Totals::new(&rows, samples);
         if !totals.loss.is_finite() {
-            return Err(not_finite(&self.executor)?);
+            return Err(not_finite(&self.executor).await?);
         }
         Ok(totals)
     }
@@ -577,10 +669,18 @@ impl Evaluator {
     /// # Errors
     /// The batch has another size than the plan, a logit is not finite, or the device failed.
     pub fn logits(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
+        block("reading the logits", self.logits_async(images))
+    }
+
+    /// As [`logits`](Self::logits), without blocking a browser.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub async fn logits_async(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
         self.forward(images, &vec![PADDING; self.batch])?;
-        let logits = unpad(&self.executor.read(self.slots.logits)?, self.classes, self.batch);
+        let logits = unpad(&self.executor.read_async(self.slots.logits).await?, self.classes, self.batch);
         if logits.iter().any(|logit| !logit.is_finite()) {
-            return Err(not_finite(&self.executor)?);
+            return Err(not_finite(&self.executor).await?);
         }
         Ok(logits)
     }

@@ -1,10 +1,15 @@
 //! Everything that decides what a run computes, in a form that a run's folder keeps and a resumed run is held to.
 
-use super::{Crc32c, Schedule, TrainError};
+use super::{Crc32c, Schedule, StepWindow, TrainError};
 use crate::compile::{self, Options};
-use crate::data::{ImageFolder, Transform};
+use crate::data::{DecodeOptions, ImageFolder, Sample, Transform, threads};
+use crate::files::read_text;
 use crate::graph::{AdamW, Sgd};
+use crate::text::message;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// The settings of a run: all that is needed to repeat it, given the images and the weights that it starts from.
@@ -32,6 +37,9 @@ pub struct Settings {
     pub batch: usize,
     /// Micro-batches an optimiser step.
     pub accumulate: usize,
+    /// Whether the images that do not fill an optimiser step at the end of an epoch sit out. They have to wherever batch
+    /// norms take [statistics of the batch](super::takes_batch_statistics); elsewhere they make a smaller step.
+    pub drop_last: bool,
     pub epochs: usize,
     /// Decides the order of the images, what augmentation does, the split, and the initial values of new weights.
     pub seed: u64,
@@ -51,6 +59,9 @@ pub struct Settings {
     pub policy: PolicySettings,
     pub optimizer: OptimizerSettings,
     pub schedule: Schedule,
+    /// How image files are read.
+    #[serde(default)]
+    pub decode: DecodeOptions,
     pub transform: Transform,
 }
 
@@ -63,7 +74,8 @@ pub enum Then {
     Recalibrate,
 }
 
-/// The images of a run, so that a changed folder is noticed: another image is another order.
+/// The images of a run, so that a changed folder is noticed: another image is another order. The same files in another
+/// place are the same set.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ImageSet {
@@ -71,11 +83,50 @@ pub struct ImageSet {
     pub val: usize,
     /// CRC-32C of all paths below the folder, with their labels and splits, in hexadecimal.
     pub checksum: String,
+    /// CRC-32C of each file's size, a KiB of its middle and its last KiB (all of a file of 4 KiB), in hexadecimal.
+    pub content: String,
+}
+
+/// Bytes from the middle of a file, and from its end, that stand for its content.
+const PIECE: u64 = 1024;
+
+/// What stands for a file's content: its size, a KiB from its middle, and its last KiB, or all of a file of 4 KiB. The end
+/// of a PNG or JPEG file depends on all of it, and so little is soon read of a hundred thousand files. Times do not count: a
+/// copy has others. What cannot be read is nothing, for the loader to stumble over.
+fn sampled(path: &Path) -> Vec<u8> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut bytes = size.to_le_bytes().to_vec();
+        let mut take = |from: u64, count: u64| {
+            file.seek(SeekFrom::Start(from))?;
+            (&mut file).take(count).read_to_end(&mut bytes)
+        };
+        match size <= 4 * PIECE {
+            true => take(0, size)?,
+            false => take(size / 2, PIECE)? + take(size - PIECE, PIECE)?,
+        };
+        Ok(bytes)
+    };
+    read().unwrap_or_default()
 }
 
 impl ImageSet {
-    /// The images of `images`, which were found below `folder`.
+    /// The images of `images`, which were found below `folder`. Reads a little of each file.
     pub fn of(images: &ImageFolder, folder: &Path) -> Self {
+        let samples: Vec<&Sample> = images.train.iter().chain(&images.val).collect();
+        let part = |sample: &&Sample| Crc32c::new().update(&sampled(&sample.path)).finish();
+        let parts: Vec<u32> = match threads() {
+            Ok(threads) => threads.install(|| samples.par_iter().map(part).collect()),
+            // Whoever reads the images says why.
+            Err(_) => samples.iter().map(part).collect(),
+        };
+        let content = Crc32c::new().update(bytemuck::cast_slice(&parts)).finish();
+        Self { content: format!("{content:08x}"), ..Self::named(images, folder) }
+    }
+
+    /// As [`of`](Self::of), without the files' content: nothing is read.
+    pub(super) fn named(images: &ImageFolder, folder: &Path) -> Self {
         let mut crc = Crc32c::new();
         for split in [&images.train, &images.val] {
             crc = crc.update(&(split.len() as u64).to_le_bytes());
@@ -87,7 +138,12 @@ impl ImageSet {
                 crc = crc.update(&sample.label.to_le_bytes());
             }
         }
-        Self { train: images.train.len(), val: images.val.len(), checksum: format!("{:08x}", crc.finish()) }
+        Self {
+            train: images.train.len(),
+            val: images.val.len(),
+            checksum: format!("{:08x}", crc.finish()),
+            content: String::new(),
+        }
     }
 }
 
@@ -122,19 +178,65 @@ pub enum OptimizerSettings {
     AdamW { beta1: f64, beta2: f64, eps: f64, weight_decay: f64 },
 }
 
+/// The longest `run.toml`, in bytes: it may hold a graph file and thousands of class names.
+const MAX_FILE: u64 = 16 << 20;
+
 /// Where they came from may differ when a run is resumed: what they hold is compared instead.
 const PROVENANCE: [&str; 4] = ["thawline", "weights", "weights-set", "data"];
 
 impl Settings {
-    /// Optimiser steps an epoch. Only whole windows of [`accumulate`](Self::accumulate) whole batches count: the few
-    /// images that are left over sit out, others in each epoch, since each has its own order.
+    /// Optimiser steps an epoch. With [`drop_last`](Self::drop_last) only whole windows of
+    /// [`accumulate`](Self::accumulate) whole batches count: the images that are left over sit out, others in each epoch,
+    /// since each has its own order.
     pub fn steps_per_epoch(&self) -> usize {
-        self.images.train / self.batch.max(1) / self.accumulate.max(1)
+        let window = self.accumulate.max(1);
+        match self.drop_last {
+            true => self.images.train / self.batch.max(1) / window,
+            false => self.batches_per_epoch().div_ceil(window),
+        }
+    }
+
+    /// Micro-batches an epoch; without [`drop_last`](Self::drop_last), the last one may be partial.
+    pub fn batches_per_epoch(&self) -> usize {
+        match self.drop_last {
+            true => self.steps_per_epoch() * self.accumulate,
+            false => self.images.train.div_ceil(self.batch.max(1)),
+        }
+    }
+
+    /// The step that micro-batch `batch` of an epoch is part of, as its micro-batches and all their images.
+    pub(super) fn window(&self, batch: usize) -> StepWindow {
+        let first = batch - batch % self.accumulate.max(1);
+        let batches = self.accumulate.min(self.batches_per_epoch().saturating_sub(first));
+        let images = self.images.train.saturating_sub(first * self.batch);
+        StepWindow { batches, samples: images.min(batches * self.batch) }
+    }
+
+    /// Training images that do not fill an optimiser step: those that sit out each epoch, or make its last step.
+    pub fn left_over(&self) -> usize {
+        self.images.train % (self.batch * self.accumulate).max(1)
     }
 
     /// Optimiser steps of the whole run.
     pub fn steps(&self) -> u64 {
         (self.steps_per_epoch() as u64).saturating_mul(self.epochs as u64)
+    }
+
+    /// What becomes of the [left-over](Self::left_over) images, in a line; none if there are none.
+    pub fn left_over_in_words(&self) -> Option<String> {
+        let Self { batch, accumulate, .. } = self;
+        let step = if *accumulate == 1 { batch.to_string() } else { format!("{batch} × {accumulate}") };
+        match (self.left_over(), self.drop_last) {
+            (0, _) => None,
+            (left, false) => {
+                Some(format!("the last step of each epoch has {left} images, for which there are no more than that"))
+            }
+            (left, true) => Some(format!(
+                "{left} of the {} training images sit out each epoch, others each time: they do not fill a step of {step}, \
+                 and batch norms take statistics of whole batches",
+                self.images.train
+            )),
+        }
     }
 
     /// The optimiser step, counted from 0, with which each of the policy's later stages begins.
@@ -183,6 +285,11 @@ impl Settings {
             ("epochs", (self.epochs > 0 && self.steps() < 1 << 40, self.epochs.to_string(), "1 or more, and fewer")),
             ("lr", not_negative(self.schedule.lr)),
             ("label-smoothing", fraction(self.label_smoothing)),
+            (
+                "max-pixels",
+                (i64::try_from(self.decode.max_pixels).is_ok(), self.decode.max_pixels.to_string(), "less than 2⁶³"),
+            ),
+            ("val-fraction", fraction(self.val_fraction)),
             // What TOML can hold.
             ("seed", (i64::try_from(self.seed).is_ok(), self.seed.to_string(), "less than 2⁶³")),
             (
@@ -220,7 +327,7 @@ impl Settings {
                 return Err(TrainError::Setting { setting, value, expected });
             }
         }
-        if self.steps_per_epoch() == 0 {
+        if self.images.train == 0 || self.steps_per_epoch() == 0 {
             let Self { batch, accumulate, .. } = *self;
             return Err(TrainError::TooFewImages { images: self.images.train, batch, accumulate });
         }
@@ -241,9 +348,9 @@ impl Settings {
     /// There is no run, or its `run.toml` cannot be read.
     pub fn of_run(folder: &Path) -> Result<Self, TrainError> {
         let path = folder.join(super::SETTINGS_FILE);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_text(&path, MAX_FILE) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(TrainError::NoRun { folder: folder.into() });
             }
             Err(source) => return Err(TrainError::Read { path, source }),
@@ -257,10 +364,11 @@ impl Settings {
     }
 
     pub(super) fn from_toml(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| error.to_string().trim_end().replace('\n', " "))
+        toml::from_str(text).map_err(|error| message(&error.to_string().trim_end().replace('\n', " ")))
     }
 
-    /// The first setting in which `self` differs from `other`, with both values.
+    /// The first setting in which `self` differs from `other`, with both values. A run may begin to skip broken images, or to
+    /// allow larger ones, at any time: until then it stops at the first.
     pub(super) fn difference(&self, other: &Self) -> Option<(String, String, String)> {
         let flat = |settings: &Self| {
             let mut values = Vec::new();
@@ -271,9 +379,18 @@ impl Settings {
         let value = |values: &[(String, String)], key: &str| {
             values.iter().find(|(k, _)| k == key).map_or_else(|| "not set".to_owned(), |(_, v)| v.clone())
         };
-        let keys = ours.iter().chain(&theirs).map(|(key, _)| key);
+        // How images are prepared is in the graph, too, and is the better thing to name.
+        let (graph, others): (Vec<_>, Vec<_>) =
+            ours.iter().chain(&theirs).map(|(key, _)| key).partition(|key| *key == "graph");
+        let keys = others.into_iter().chain(graph);
         let mut differing = keys.filter(|key| value(&ours, key) != value(&theirs, key));
-        let key = differing.find(|key| !PROVENANCE.contains(&key.as_str()))?;
+        // What was shown before the first image that could not be read is the same.
+        let from_now_on = |key: &str| match key {
+            "skip-broken" => self.skip_broken,
+            "decode.max-pixels" => self.decode.max_pixels > other.decode.max_pixels,
+            _ => false,
+        };
+        let key = differing.find(|key| !PROVENANCE.contains(&key.as_str()) && !from_now_on(key))?;
         if key == "graph" {
             // Whole files, of which a message has no need.
             return Some((key.clone(), "another network".into(), "the one in its run.toml".into()));
@@ -298,7 +415,8 @@ fn flatten(name: &str, value: &toml::Value, values: &mut Vec<(String, String)>) 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::data::{Augment, Sample};
+    use crate::data::{Augment, Exif};
+    use crate::preprocessing::Preprocessing;
     use crate::train::Decay;
 
     pub fn settings() -> Settings {
@@ -312,6 +430,7 @@ pub(super) mod tests {
             classes: vec!["a".into(), "b \"quoted\"".into()],
             batch: 4,
             accumulate: 2,
+            drop_last: true,
             epochs: 3,
             seed: 7,
             label_smoothing: 0.1,
@@ -319,7 +438,7 @@ pub(super) mod tests {
             train_images: None,
             skip_broken: false,
             then: None,
-            images: ImageSet { train: 30, val: 5, checksum: "0".into() },
+            images: ImageSet { train: 30, val: 5, checksum: "0".into(), content: "1".into() },
             policy: PolicySettings {
                 name: "head".into(),
                 rules: vec!["last:linear -> weights=train".into()],
@@ -327,7 +446,8 @@ pub(super) mod tests {
             },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
-            transform: Transform::new(16, 24, Augment::CropFlip),
+            decode: DecodeOptions { exif: Exif::Ignore, max_pixels: 12_345 },
+            transform: Transform::new(16, 24, Augment::CropFlip, Preprocessing::normalised([0.485; 3], [0.229; 3])),
         }
     }
 
@@ -351,12 +471,31 @@ pub(super) mod tests {
         // 30 images are 7 whole batches of 4, and those are 3 whole windows of 2.
         assert_eq!(settings().steps_per_epoch(), 3);
         assert_eq!(settings().steps(), 9);
+        assert_eq!((settings().batches_per_epoch(), settings().left_over()), (6, 6));
+        assert_eq!(settings().window(5), StepWindow { batches: 2, samples: 8 });
+    }
+
+    #[test]
+    fn left_over_images_make_a_smaller_step() {
+        // 7 whole batches and one of 2 images: four windows, the last of them of 4 + 2 images.
+        let all = Settings { drop_last: false, ..settings() };
+        assert_eq!((all.steps_per_epoch(), all.batches_per_epoch(), all.left_over()), (4, 8, 6));
+        assert_eq!(all.window(0), StepWindow { batches: 2, samples: 8 });
+        assert_eq!([all.window(6), all.window(7)], [StepWindow { batches: 2, samples: 6 }; 2]);
+        let shorter = Settings { accumulate: 3, ..all };
+        assert_eq!((shorter.steps_per_epoch(), shorter.window(6)), (3, StepWindow { batches: 2, samples: 6 }));
+        let few = Settings { batch: 64, accumulate: 1, drop_last: false, ..settings() };
+        few.check().unwrap();
+        assert_eq!(few.window(0), StepWindow { batches: 1, samples: 30 });
     }
 
     #[test]
     fn a_difference_is_named_with_both_values() {
         let ours = settings();
         assert_eq!(ours.difference(&settings()), None);
+        let skipping = Settings { skip_broken: true, ..settings() };
+        assert_eq!(skipping.difference(&settings()), None, "from now on");
+        assert_eq!(ours.difference(&skipping).map(|(setting, ..)| setting), Some("skip-broken".into()));
         let moved = Settings { data: "elsewhere".into(), weights: Some("w".into()), ..settings() };
         assert_eq!(ours.difference(&moved), None);
         let schedule = Schedule { lr: 0.2, ..settings().schedule };
@@ -404,5 +543,28 @@ pub(super) mod tests {
         };
         assert_eq!(folder("x", &["a/1.png", "a/2.png"]), folder("y/z", &["a/1.png", "a/2.png"]));
         assert_ne!(folder("x", &["a/1.png", "a/2.png"]), folder("x", &["a/1.png", "a/3.png"]));
+    }
+
+    #[test]
+    fn other_content_is_another_set_and_a_copy_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |root: &str, contents: [&[u8]; 2]| {
+            let root = dir.path().join(root);
+            std::fs::create_dir_all(&root).unwrap();
+            let sample = |(name, content): (&str, &[u8])| {
+                std::fs::write(root.join(name), content).unwrap();
+                Sample { path: root.join(name), label: 0 }
+            };
+            let train = ["1.png", "2.png"].into_iter().zip(contents).map(sample).collect();
+            ImageSet::of(&ImageFolder { classes: vec![], train, val: vec![] }, &root)
+        };
+        let long = |middle: u8, end: u8| [vec![0; 50_000], vec![middle; 1], vec![0; 49_998], vec![end; 1]].concat();
+        let (a, b) = (long(1, 1), long(1, 2));
+        let one = set("x", [&a, &b]);
+        assert_eq!(one, set("y", [&a, &b]), "a copy, with other times");
+        assert_ne!(one, set("z", [&b, &a]), "swapped, with the same sizes");
+        assert_ne!(one, set("z", [&long(2, 1), &b]), "another middle");
+        assert_ne!(set("z", [b"1", b"2"]), set("z", [b"2", b"1"]));
+        assert_ne!(set("z", [b"1", b"2"]), set("z", [b"1", b"2 "]));
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::error::{Mismatch, printable};
+use super::error::Mismatch;
 use super::{FileTensor, StateDict, TensorData, WeightsError};
+use crate::text::printable;
 
 /// A tensor that the network expects from a file.
 #[derive(Clone, PartialEq, Debug)]

@@ -1,3 +1,4 @@
+use crate::text::printable;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -88,14 +89,4 @@ impl fmt::Display for Mismatch {
         }
         Ok(())
     }
-}
-
-/// Text from a file made fit for one line of a terminal: escaped, and cut after 200 characters.
-pub(crate) fn printable(text: &str) -> String {
-    const LIMIT: usize = 200;
-    let mut shown: String = text.chars().take(LIMIT).flat_map(char::escape_debug).collect();
-    if text.chars().nth(LIMIT).is_some() {
-        shown.push('…');
-    }
-    shown
 }

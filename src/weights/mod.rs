@@ -8,7 +8,6 @@
 //! Every file is treated as hostile: nothing in it is executed, and no size that it declares is believed before
 //! the file has been seen to hold that much.
 
-mod atomic;
 mod bind;
 mod config;
 mod convert;
@@ -27,12 +26,12 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-pub(crate) use atomic::is_leftover;
-pub use atomic::write_atomically;
+use crate::text::printable;
+
+pub use crate::files::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, Head, NewHead, bind};
-pub use config::Config;
+pub use config::{Config, Pretrained};
 pub(crate) use convert::{Dtype, decode};
-pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};
 pub use params::{Loaded, expected, from_state, from_state_with, initialise, to_file, to_state};
 
@@ -123,7 +122,7 @@ impl StateDict {
     pub fn load_set(path: impl AsRef<Path>, set: Option<&str>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
         let bytes = map_file(path)?;
-        let mut state = match recognise(&bytes) {
+        let state = match recognise(&bytes) {
             Ok(Format::Safetensors) => safetensors::load(path, &bytes)?,
             Ok(Format::PytorchZip) => pytorch::load_zip(path, &bytes, set)?,
             Ok(Format::Keras) => keras::load(path, &bytes)?,
@@ -132,15 +131,35 @@ impl StateDict {
                 return Err(WeightsError::UnknownFormat { path: path.into(), reason });
             }
         };
-        if state.tensors.is_empty() {
-            return Err(WeightsError::Empty { path: path.into() });
-        }
+        let mut state = state.finished(path)?;
         state.origin = Some(path.into());
-        state.strip_wrappers();
         if let Some(set) = set.filter(|set| !state.is_set(set)) {
             state.choose(set)?;
         }
         Ok(state)
+    }
+
+    /// Reads the bytes of a safetensors file, for where there are no files; `name` is what errors call them.
+    ///
+    /// # Errors
+    /// When they are of another format, are damaged, or hold no tensor.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self, WeightsError> {
+        let path = Path::new(name);
+        if !matches!(recognise(bytes), Ok(Format::Safetensors)) {
+            let reason = "it is not safetensors, the only format that is read without a file".into();
+            return Err(WeightsError::UnknownFormat { path: path.into(), reason });
+        }
+        let state = safetensors::load(path, bytes)?;
+        state.finished(path)
+    }
+
+    /// What was read, with the names that its model has without wrappers.
+    fn finished(mut self, path: &Path) -> Result<Self, WeightsError> {
+        if self.tensors.is_empty() {
+            return Err(WeightsError::Empty { path: path.into() });
+        }
+        self.strip_wrappers();
+        Ok(self)
     }
 
     /// Whether the tensors are those of the checkpoint's entry `set`.

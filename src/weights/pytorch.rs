@@ -13,8 +13,8 @@ use pytorch_reader::{DType, PickleValue, PytorchReader, Tensor};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::convert::{Conversions, Dtype, decode};
-use super::error::printable;
 use super::{FileTensor, StateDict, WeightsError, leads_out};
+use crate::text::printable;
 
 /// Where a checkpoint keeps its weights, in order of preference. An average over the steps of training comes before the last
 /// values, as in timm's `load_state_dict(use_ema=True)`, in torchvision's reference scripts, where `model_ema` is what is

@@ -11,8 +11,8 @@ use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::convert::{Conversions, Dtype, decode};
-use super::error::printable;
 use super::{FileTensor, StateDict, TensorData, WeightsError, write_atomically};
+use crate::text::printable;
 
 /// The longest header accepted, enough for tens of thousands of tensors. Parsing takes a multiple of this in memory.
 const MAX_HEADER: usize = 8 << 20;

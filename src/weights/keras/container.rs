@@ -9,7 +9,8 @@ use hdf5_pure::{File, FormatError, Source};
 use serde_json::Value;
 use zip::ZipArchive;
 
-use crate::weights::{leads_out, printable};
+use crate::text::printable;
+use crate::weights::leads_out;
 
 /// The entries of a `.keras` archive.
 pub(super) const CONFIG: &str = "config.json";

@@ -18,8 +18,8 @@ use serde_json::Value;
 pub use save::{Copied, save};
 
 use super::convert::{Dtype, decode};
-use super::error::printable;
 use super::{FileTensor, StateDict, TensorData, WeightsError};
+use crate::text::printable;
 use container::{Container, Kind};
 use names::{Node, Part, Variable, text};
 

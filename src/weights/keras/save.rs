@@ -15,8 +15,9 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 use super::container::{CONFIG, Kind, WEIGHTS};
 use super::names::{Part, text};
 use super::{Description, HALF, Reader, by_tensor, malformed, to_keras};
-use crate::weights::atomic::temporary_beside;
-use crate::weights::{FileTensor, StateDict, TensorData, WeightsError, map_file, printable, write_atomically};
+use crate::files::create_temporary;
+use crate::text::printable;
+use crate::weights::{FileTensor, StateDict, TensorData, WeightsError, map_file, write_atomically};
 
 /// A dataset's new values, as the file stores them.
 struct Change {
@@ -146,10 +147,14 @@ impl Copied {
     /// The HDF5 file with what cannot be done by overwriting bytes. It is done in a temporary file beside `out`, since only
     /// files can be edited.
     fn edited(&self, out: &Path) -> io::Result<Vec<u8>> {
-        let temporary = temporary_beside(out);
-        let edited = fs::write(&temporary, &self.hdf5)
-            .and_then(|()| self.edit(&temporary).map_err(io::Error::other))
-            .and_then(|()| fs::read(&temporary));
+        let (temporary, mut file) = create_temporary(out)?;
+        // As long as it is open, no other process takes it for a leftover.
+        let edited = file.write_all(&self.hdf5).and_then(|()| {
+            // Elsewhere nobody could write to a locked file.
+            let _open = cfg!(unix).then_some(file);
+            self.edit(&temporary).map_err(io::Error::other)
+        });
+        let edited = edited.and_then(|()| fs::read(&temporary));
         // The first error is the one to report.
         let _ = fs::remove_file(&temporary);
         edited
