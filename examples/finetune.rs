@@ -7,7 +7,6 @@ use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Transform};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::Sgd;
-use thawline::plan::Input;
 use thawline::policy::{self, Policy};
 use thawline::train::{Evaluator, Images, PADDING, Session, Totals};
 use thawline::{models, weights};
@@ -20,11 +19,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         write_sample_data(SampleSet::Digits, &digits, &SampleOptions::default())?;
     }
     let images = ImageFolder::open(&digits, 0.0, 0)?;
-    let transform = Transform::new(16, 16, Augment::None);
+    let spec = models::spec("resnet_tiny")?;
+    let transform = Transform::new(16, 16, Augment::None, spec.preprocessing.value);
     let train = Loader::new(images.train, transform.clone(), LoaderOptions::new(Mode::Train, BATCH, 0))?;
     let val = Loader::new(images.val, transform, LoaderOptions::new(Mode::Eval, BATCH, 0))?;
 
-    let spec = models::spec("resnet_tiny")?;
     let policy = Policy::recipe("bn-only")?.with_rules(&["from:layer3 -> weights=train"])?;
     let network = policy::resolve(&policy, spec.build(BATCH, (16, 16), images.classes.len())?)?.graph;
     let state = weights::StateDict::load(root.join("assets/resnet_tiny_shapes.safetensors"))?;
@@ -32,8 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
     let options = Options { optimizer: sgd, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
-    let (device, input) =
-        (Device::open(&DeviceOptions::default())?, Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr });
+    let (device, input) = (Device::open(&DeviceOptions::default())?, spec.preprocessing.value.into());
     let mut session = Session::new(&device, network, &tensors, input, options)?;
     let mut evaluator = session.evaluator(BATCH)?;
     println!("before: {:.1} %", evaluate(&mut evaluator, &val)?);

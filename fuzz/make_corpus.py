@@ -3,13 +3,15 @@
 
     python3 fuzz/make_corpus.py
 
-Needs h5py and onnx; made with h5py 3 and onnx 1.
+Needs h5py and onnx, made with h5py 3 and onnx 1; and what tests/golden/make_images.py needs. With names of targets, only
+theirs.
 """
 
 import io
 import json
 import shutil
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -749,10 +751,93 @@ def graphs():
     return files | cut("network", good)
 
 
-write("graph", graphs())
-write("pickle", pickles())
-write("zip", zips())
-write("safetensors", all_safetensors())
-write("hdf5", hdf5s())
-write("keras", keras_archives())
-write("onnx", onnx_files())
+# Images. PNG's chunks: https://www.w3.org/TR/png-3; WebP's: RFC 9649.
+
+
+def images():
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests/golden"))
+    import make_images
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    def png(width=4, height=4, depth=8, kind=2, data=None, more=b"", packed=None):
+        rows = data if data is not None else b"\0" + b"\x20\x40\x60" * 4
+        packed = packed or zlib.compress(rows * 4)
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+    def riff(*chunks):
+        content = b"WEBP" + b"".join(name + struct.pack("<I", size) + data for name, size, data in chunks)
+        return b"RIFF" + struct.pack("<I", len(content)) + content
+
+    chosen = {
+        "ycbcr-420-interleaved-restart2", "ycbcr-440-separate-restart0", "ycbcr-422-pairs-restart2",
+        "ycbcr-chroma-finer-interleaved-restart0", "ycbcr-3x1-progressive-restart2", "rgb-letters-separate",
+        "cmyk-420-neither-separate", "ycck-444-adobe2-progressive", "grey-2x2-interleaved", "arithmetic-420",
+        "arithmetic-progressive", "common-progressive", "stray-bytes-420-separate", "damaged-interleaved-1",
+    }
+    jpegs = {name: data for name, data in [*make_images.jpegs(), *make_images.damaged()]}
+    others = dict(make_images.others())
+    files = {f"good-{name}.jpg": jpegs[name] for name in sorted(chosen)}
+    for name in (
+        "rgb.bmp", "rle.bmp", "palette.bmp", "png-rgba.png", "png-palette.png", "three-frames.png", "plain.gif",
+        "interlaced.gif", "three-frames.gif", "rgb-tiff_lzw.tif", "palette-packbits.tif", "two-None.tif", "group4.tif",
+        "rgb-tiff_adobe_deflate.tif", "jpeg-inside.tif", "lossy.webp", "lossless.webp", "three-frames.webp",
+        "orientation-6.jpg", "orientation-6.webp", "orientation-6.tif", "orientation-6.png",
+    ):
+        files[f"good-{name}"] = others[name]
+    lossless = others["lossless.webp"]
+    vp8l = lossless[12 : 20 + struct.unpack("<I", lossless[16:20])[0]]
+    sized = lambda w, h: bytes([8, 0, 0, 0]) + struct.pack("<I", w - 1)[:3] + struct.pack("<I", h - 1)[:3]  # noqa: E731
+    pixels = (vp8l[:4], len(vp8l) - 8, vp8l[8:] + bytes(len(vp8l) % 2))
+    exif = (b"EXIF", 4_261_412_890, b"Exif\0\0")
+    extended = bytes([8, 0, 0, 0, 20, 0, 0, 13, 0, 0])
+    frame = bytes(6) + extended[4:] + bytes(4) + vp8l[:4] + b"\xff\xff\xff\xff"
+    bmp = bytearray(others["rgb.bmp"])
+    tiff = bytearray(others["rgb-None.tif"])
+    gif = bytearray(others["plain.gif"])
+    return files | {
+        "good-profile-unfolds.png": png(more=chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(8 << 20), 9))),
+        "good-text-unfolds.png": png(more=chunk(b"zTXt", b"p\0\0" + zlib.compress(bytes(8 << 20), 9))),
+        "size-huge.png": png(width=2**31 - 1, height=2**31 - 1),
+        "size-large.png": png(width=60_000, height=60_000),
+        "size-wide.png": png(width=1 << 20, height=1),
+        "size-0.png": png(width=0),
+        "pixels-missing.png": png(data=b""),
+        "pixels-unpacked.png": png(packed=b"\x78\x9c\0\0"),
+        "depth-3.png": png(depth=3),
+        "palette-missing.png": png(kind=3),
+        "chunk-huge.png": png(more=b"\xff\xff\xff\xfftEXt"),
+        "chunk-huge.webp": riff((b"VP8X", 10, extended), pixels, exif),
+        "chunk-huge-first.webp": riff((b"VP8X", 10, extended), exif, pixels),
+        "chunk-huge-in-frame.webp": riff((b"VP8X", 10, bytes([2]) + extended[1:]), (b"ANIM", 6, bytes(6)), (b"ANMF", len(frame), frame)),
+        "size-huge.webp": riff((b"VP8X", 10, sized(1 << 24, 1 << 24)), pixels),
+        "size-of-pixels.webp": riff((b"VP8L", 12, b"\x2f\xff\xff\xff\x0f" + bytes(7))),
+        "size-huge.jpg": make_images.patched(make_images.patched(jpegs["common-420"], 1, 255), 3, 255),
+        "good-tables-missing.jpg": jpegs["common-420"].replace(b"\xff\xc4", b"\xff\xfe"),
+        "size-huge.bmp": bytes(bmp[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + bmp[26:]),
+        "size-least.bmp": bytes(bmp[:18] + struct.pack("<ii", 1, -(2**31)) + bmp[26:]),
+        "offset-huge.bmp": bytes(bmp[:10] + b"\xff\xff\xff\xff" + bmp[14:]),
+        "directory-beyond.tif": bytes(tiff[:4] + b"\xff\xff\xff\x7f" + tiff[8:]),
+        "directory-long.tif": bytes(tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + b"\xff\xff"),
+        "size-huge.gif": bytes(gif[:6] + b"\xff\xff\xff\xff" + gif[10:]),
+        "no-frame.gif": bytes(gif[:13]) + b";",
+        "avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
+        "web-page": b"<!DOCTYPE html><html>404</html>",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    } | cut("jpg", jpegs["common-420"]) | cut("webp", others["lossy.webp"]) | cut("png", png()[:-16])
+
+
+TARGETS = {
+    "graph": graphs,
+    "pickle": pickles,
+    "zip": zips,
+    "safetensors": all_safetensors,
+    "hdf5": hdf5s,
+    "image": images,
+    "keras": keras_archives,
+    "onnx": onnx_files,
+}
+for name in sys.argv[1:] or TARGETS:
+    write(name, TARGETS[name]())

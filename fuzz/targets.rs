@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::path::Path;
+use thawline::data::DecodeOptions;
+use thawline::data::decode::decode;
 use thawline::models::keras::KerasConfig;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::onnx::{self, Imported};
@@ -16,12 +18,27 @@ pub type Target = fn(&[u8]) -> Result<(), String>;
 pub const TARGETS: &[(&str, Target)] = &[
     ("graph", graph),
     ("hdf5", keras),
+    ("image", image),
     ("keras", keras),
     ("onnx", onnx),
     ("pickle", pickle),
     ("safetensors", weights),
     ("zip", weights),
 ];
+
+/// An image of any format, and at most a megapixel.
+pub fn image(bytes: &[u8]) -> Result<(), String> {
+    let options = DecodeOptions { max_pixels: 1 << 20, ..DecodeOptions::default() };
+    let image = decode(bytes, Path::new("file"), &options).map_err(|error| error.to_string())?;
+    assert_eq!(
+        image.pixels.len(),
+        image.width as usize * image.height as usize * 4,
+        "{}×{}",
+        image.width,
+        image.height
+    );
+    Ok(())
+}
 
 /// A weights file of any format.
 pub fn weights(bytes: &[u8]) -> Result<(), String> {

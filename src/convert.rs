@@ -5,6 +5,7 @@
 //! over, and gives an account of what was converted and of what no parameter can express.
 
 use crate::graph::{Act, Affine, Averaging, Graph, Groups, Layer, LayerKind, NodeId, Op, ParamId, Variance, Window};
+use crate::preprocessing::Preprocessing;
 use crate::tensor::HostTensor;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -15,12 +16,8 @@ pub struct Variant<'a> {
     pub name: &'a str,
     /// As built, for images of a size that both variants are built for: padding may depend on it.
     pub graph: &'a Graph,
-    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
-    pub mean: [f32; 3],
-    /// What they are divided by then.
-    pub std: [f32; 3],
-    /// Whether the network takes blue first.
-    pub bgr: bool,
+    /// How images become what the network takes.
+    pub preprocessing: Preprocessing,
 }
 
 /// A network's parameters as another variant has them.
@@ -57,8 +54,8 @@ pub enum Remark {
     Stride { layers: Vec<String> },
     /// Windows of other padding.
     Padding { layers: Vec<String> },
-    /// Images that are prepared otherwise: what is subtracted, and what they are divided by, before and after.
-    Images { mean: [[f32; 3]; 2], std: [[f32; 3]; 2] },
+    /// Images that are prepared otherwise, before and after; the order of the channels is converted.
+    Images { from: Preprocessing, to: Preprocessing, size: (usize, usize) },
     /// Another estimator of the stored variance. To convert it takes the number of values that it was estimated over.
     Variance { from: Variance, to: Variance },
     /// Another speed of the running statistics, which is no parameter.
@@ -113,7 +110,7 @@ pub fn convert(from: &Variant, to: &Variant, tensors: &[HostTensor]) -> Result<C
     for (source, target) in correspond(from, to)? {
         // The images belong to no layer.
         let (Some(old), Some(new)) = (Place::of(from.graph, source), Place::of(to.graph, target)) else { continue };
-        let swaps = from.bgr != to.bgr && to.graph.node(new.input).op == Op::Input;
+        let swaps = from.preprocessing.bgr != to.preprocessing.bgr && to.graph.node(new.input).op == Op::Input;
         if swaps && !matches!(new.op, Op::Conv2d(conv) if conv.groups == Groups::One) {
             return Err(ConvertError::Colours { layer: old.layer.name.clone() });
         }
@@ -363,8 +360,10 @@ impl Account {
         remarks.extend(self.epsilon.into_iter().map(epsilon));
         remarks.extend(some(self.stride).map(|layers| Remark::Stride { layers }));
         remarks.extend(some(self.padding).map(|layers| Remark::Padding { layers }));
-        if (from.mean, from.std) != (to.mean, to.std) {
-            remarks.push(Remark::Images { mean: [from.mean, to.mean], std: [from.std, to.std] });
+        let [old, new] = [from, to].map(|variant| Preprocessing { bgr: to.preprocessing.bgr, ..variant.preprocessing });
+        if old != new {
+            let size = to.graph.input_shape().map_or((1, 1), |images| (images.h(), images.w()));
+            remarks.push(Remark::Images { from: old, to: new, size });
         }
         if let (Some(old), Some(new)) = (averaging(from.graph), averaging(to.graph)) {
             if old.var != new.var {
@@ -447,10 +446,12 @@ impl fmt::Display for Remark {
             Self::Padding { layers } => {
                 write!(f, "the padding of {} is another: the logits differ from those before", some(layers))
             }
-            Self::Images { mean: [old_mean, mean], std: [old_std, std] } => write!(
+            Self::Images { from, to, size } => write!(
                 f,
-                "images were prepared with mean {old_mean:?} and deviation {old_std:?}, and are with {mean:?} and \
-                 {std:?}: the weights expect the former"
+                "the weights expect images prepared as before ({}), and the other network's framework prepares them in \
+                 another way ({})",
+                from.describe(*size),
+                to.describe(*size)
             ),
             Self::Variance { from, to } => write!(
                 f,

@@ -67,6 +67,7 @@ mod nearest;
 pub mod onnx;
 pub mod plan;
 pub mod policy;
+pub mod preprocessing;
 pub mod reference;
 pub mod report;
 pub mod rng;

@@ -200,7 +200,7 @@ fn version_and_devices() {
 #[test]
 fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
     let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
-    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "size"]);
+    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "preprocessing", "size"]);
     let layers = model["layers"].as_array().unwrap();
     assert_eq!(keys(&layers[0]), ["alias", "block", "index", "kind", "name", "parameters", "shape", "tensors"]);
     assert_eq!(model["blocks"][5], "layer3.1");

@@ -6,6 +6,7 @@ use thawline::graph::{Act, Affine, Averaging, Builder, Graph, Phase, Role, Windo
 use thawline::kernels::conv2d;
 use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
+use thawline::preprocessing::Preprocessing;
 use thawline::reference::Executor;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
@@ -133,7 +134,7 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
 }
 
 fn variant<'a>(name: &'a str, graph: &'a Graph) -> Variant<'a> {
-    Variant { name, graph, mean: [0.5; 3], std: [0.5; 3], bgr: false }
+    Variant { name, graph, preprocessing: Preprocessing::normalised([0.5; 3], [0.5; 3]) }
 }
 
 fn between(from: Style, to: Style) -> Result<Converted, ConvertError> {
@@ -167,7 +168,7 @@ fn a_variant_computes_what_the_other_did() {
 #[test]
 fn the_account_names_every_difference() {
     let (from, to) = (network(KERAS), network(Style { padding: [0, 0, 1, 1], ..TORCH }));
-    let old = Variant { mean: [0.0; 3], std: [1.0; 3], ..variant("keras", &from) };
+    let old = Variant { preprocessing: Preprocessing::default(), ..variant("keras", &from) };
     let converted = convert(&old, &variant("torch", &to), &parameters(&from)).unwrap();
     let told: Vec<(bool, String)> = converted.account.iter().map(|r| (r.is_converted(), r.to_string())).collect();
     let [linear, absorbed, epsilon, padding, images, variance, keep, dropping] = &told[..] else { panic!("{told:#?}") };
@@ -178,9 +179,16 @@ fn the_account_names_every_difference() {
     assert!(epsilon.0 && epsilon.1.starts_with(text), "{epsilon:?}");
     let text = "the padding of block.conv1 is another: the logits differ from those before";
     assert_eq!(*padding, (false, text.to_owned()));
-    let text = "images were prepared with mean [0.0, 0.0, 0.0] and deviation [1.0, 1.0, 1.0], and are with [0.5, 0.5, 0.5] \
-                and [0.5, 0.5, 0.5]: the weights expect the former";
-    assert_eq!(*images, (false, text.to_owned()));
+    let (shown, framework) =
+        (from.input_shape().unwrap(), "the other network's framework prepares them in another way");
+    let described = |variant: &Variant| variant.preprocessing.describe((shown.h(), shown.w()));
+    let (before, after) = (described(&old), described(&variant("torch", &to)));
+    assert!(
+        before.ends_with("values 0 to 1, mean 0, std 1, RGB")
+            && after.ends_with("values −1 to 1, mean 0.5, std 0.5, RGB")
+    );
+    let text = format!("the weights expect images prepared as before ({before}), and {framework} ({after})");
+    assert_eq!(*images, (false, text));
     assert!(
         variance.1.starts_with("the running variances are biased, where unbiased ones are meant: "),
         "{variance:?}"
@@ -202,7 +210,7 @@ fn colours_in_another_order_meet_the_weights_that_were_theirs() {
     let graph = network(TORCH);
     let tensors = parameters(&graph);
     let rgb = variant("rgb", &graph);
-    let bgr = Variant { bgr: true, ..rgb };
+    let bgr = Variant { preprocessing: Preprocessing { bgr: true, ..rgb.preprocessing }, ..rgb };
     let converted = convert(&rgb, &bgr, &tensors).unwrap();
     let text = "red and blue are the other way round: the weights of conv1 have changed places";
     assert_eq!(converted.account.iter().map(Remark::to_string).collect::<Vec<_>>(), [text]);
@@ -260,7 +268,8 @@ fn other_networks_are_refused() {
         b.finish(x).unwrap()
     };
     let (with, without) = (scaled(Affine::Both), scaled(Affine::Beta));
-    let bgr = Variant { bgr: true, ..variant("b", &with) };
+    let bgr = variant("b", &with);
+    let bgr = Variant { preprocessing: Preprocessing { bgr: true, ..bgr.preprocessing }, ..bgr };
     let message = convert(&variant("a", &with), &bgr, &parameters(&with)).unwrap_err().to_string();
     assert!(message.starts_with("`bn` takes the images, whose red and blue change places"), "{message}");
     let there = |tensors: &[HostTensor]| convert(&variant("a", &with), &variant("b", &without), tensors);

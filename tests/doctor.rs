@@ -10,6 +10,7 @@ use thawline::graph::{Graph, LayerKind, Role, Sgd, Variance};
 use thawline::models;
 use thawline::plan::Input;
 use thawline::policy::{self, Policy};
+use thawline::preprocessing::{self, Preprocessing};
 use thawline::report::{Confidence, Fault, Finding, Remedy, diagnose};
 use thawline::tensor::HostTensor;
 use thawline::train::{Checkup, Examination, Images, Method, PADDING, Recalibration, Session, examine, recalibrate};
@@ -52,7 +53,7 @@ fn look() -> &'static [Sample] {
 }
 
 fn loader(samples: &[Sample], mode: Mode, batch: usize) -> Loader {
-    let transform = Transform::new(16, 16, Augment::None);
+    let transform = Transform::new(16, 16, Augment::None, Preprocessing::default());
     Loader::new(samples.to_vec(), transform, LoaderOptions::new(mode, batch, 0)).expect("a loader")
 }
 
@@ -285,7 +286,7 @@ fn other_conventions() {
 
 #[test]
 fn images_that_are_normalised_otherwise() {
-    let input = Input::Bytes { mean: models::IMAGENET_MEAN, std: models::IMAGENET_STD, bgr: false };
+    let input = Input::Bytes { mean: preprocessing::IMAGENET_MEAN, std: preprocessing::IMAGENET_STD, bgr: false };
     let (_, findings) = look_at(&shapes().1, input, look());
     assert_eq!(findings[0].fault, Fault::Input);
     assert!(findings[0].evidence.contains("means [0.5, 0.5, 0.5]"), "{}", findings[0].evidence);

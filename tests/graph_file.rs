@@ -3,9 +3,16 @@
 use std::path::Path;
 use thawline::graph::{Act, Averaging, Builder, Graph, GraphError, Window};
 use thawline::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding, Spec};
+use thawline::preprocessing::{Interpolation, Preprocessing, Resize};
 
 fn about(size: (usize, usize)) -> GraphAbout {
-    GraphAbout { name: "net".into(), size, mean: [0.5, 0.25, 0.0], std: [0.1, 1.0, 1.5], bgr: false }
+    let preprocessing = Preprocessing {
+        resize: Resize::Pad,
+        crop: 0.9,
+        interpolation: Interpolation::TfBicubic,
+        ..Preprocessing::normalised([0.5, 0.25, 0.0], [0.1, 1.0, 1.5])
+    };
+    GraphAbout { name: "net".into(), size, preprocessing }
 }
 
 /// A network with every operation and every form of it.
@@ -51,7 +58,7 @@ fn every_model_comes_back_from_its_file() {
         assert_eq!(again, file, "{}", spec.name);
         assert_eq!(again.json(), file.json());
         let custom = Spec::of_file(again);
-        assert_eq!((&custom.name, custom.mean, custom.std), (&spec.name, spec.mean, spec.std));
+        assert_eq!((&custom.name, custom.preprocessing.value), (&spec.name, spec.preprocessing.value));
         // Another batch, sizes that are odd at every depth, and other classes.
         let (h, w) = spec.size();
         for (batch, size, classes) in [(1, spec.size(), 10), (3, (h + 1, w + 7), 4), (2, (h - 3, w + 30), 10)] {
@@ -137,7 +144,7 @@ fn what_is_wrong_is_named() {
         ("\"size\": [8, 8]", "\"size\": [2, 8]", "conv (conv2d): a 3×3 window"),
         ("\"size\": [8, 8]", "\"size\": [0, 8]", "is empty"),
         ("\"size\": [8, 8]", "\"size\": [18446744073709551615, 8]", "is too large"),
-        ("\"std\": [1, 1, 1]", "\"std\": [1, 0, 1]", "`std` must be above 0"),
+        ("\"std\": [1, 1, 1]", "\"std\": [1, 0, 1]", "`std` is [1.0, 0.0, 1.0]: expected numbers above 0"),
         ("\"std\": [1, 1, 1], ", "", "`std` is missing: three numbers"),
         ("\"std\"", "\"stdd\": 1, \"std\"", "it has no field `stdd` (did you mean `std`?)"),
         ("\"op\": \"conv\", ", "", "layer `conv`: `op` is missing"),
@@ -271,7 +278,7 @@ fn texts_are_bounded() {
 fn a_head_takes_other_classes() {
     let file = parse(SMALL).unwrap();
     assert_eq!(file.build(1, (8, 8), 9).unwrap().logits_shape().unwrap().c(), 9);
-    assert_eq!(file.with((16, 8), 9).unwrap().classes(), 9);
+    assert_eq!(file.with((16, 8), 9, file.preprocessing()).unwrap().classes(), 9);
     // A convolution behind a pooling, and before one.
     let conv = SMALL.replace(r#""op": "linear", "channels": 2"#, r#""op": "conv", "channels": 2, "kernel": [1, 1]"#);
     let file = parse(&conv).unwrap();

@@ -1,6 +1,7 @@
 //! Files that mean harm, and files that were damaged: an error, in bounded memory. The targets and the corpus are those
 //! of the fuzzers; see fuzz/README.md.
 
+use image::ImageFormat;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
@@ -253,6 +254,43 @@ fn changed_graphs_are_survived() {
 #[test]
 fn changed_hdf5_is_survived() {
     survives_changes("hdf5");
+}
+
+#[test]
+fn changed_images_are_survived() {
+    survives_changes("image");
+}
+
+/// Too large for the corpus: a colour profile that no pixel needs.
+#[test]
+fn unused_metadata_is_not_unfolded() {
+    use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+    let mut bytes = Vec::new();
+    let mut encoder = PngEncoder::new(&mut bytes);
+    encoder.set_icc_profile(vec![0; 100 << 20]).unwrap();
+    encoder.write_image(&[7; 48], 4, 4, ExtendedColorType::Rgb8).unwrap();
+    assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
+    let (counts, result) = counted(|| targets::image(&bytes));
+    result.unwrap();
+    assert!(counts.most_held < 4 << 20, "{} bytes held at a time", counts.most_held);
+}
+
+/// Decoding takes memory by the pixels that the image has, whatever else the file claims.
+#[test]
+fn memory_follows_the_pixels() {
+    use thawline::data::{DecodeOptions, decode::decode};
+    let side = 1000;
+    let photograph: Vec<u8> = (0..side * side * 3).map(|i: u32| (i % 251) as u8).collect();
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::Gif] {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        let image = image::RgbImage::from_raw(side, side, photograph.clone()).unwrap();
+        image::DynamicImage::ImageRgb8(image).write_to(&mut bytes, format).unwrap();
+        let bytes = bytes.into_inner();
+        let (counts, result) = counted(|| decode(&bytes, Path::new("file"), &DecodeOptions::default()));
+        result.unwrap();
+        let most = 16 * (side * side) as usize + 2 * bytes.len() + (4 << 20);
+        assert!(counts.most_held < most as isize, "{format:?}: {} bytes held, over {most}", counts.most_held);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use thawline::graph::{Affine, Graph, LayerKind, Variance};
 use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy};
+use thawline::preprocessing::Preprocessing;
 use thawline::rng::Rng;
 use thawline::train::{Evaluator, Images};
 use thawline::weights::{self, FileTensor, StateDict, TensorData};
@@ -151,14 +152,14 @@ fn networks_compute_what_keras_computes() {
         }
         let graph = imported(&state).unwrap_or_else(|error| panic!("{file}: {error}")).graph;
         assert_eq!((graph.size(), graph.classes()), ((12, 12), 5), "{file}");
-        let (mean, std) = (graph.mean(), graph.std());
+        let Preprocessing { mean, std, bgr, .. } = graph.preprocessing();
         let network = graph.build(3, (12, 12), 5).unwrap();
         let tensors = weights::from_state(&network, state, 0).unwrap_or_else(|error| panic!("{file}: {error}")).tensors;
         let known = record(known);
         let mut images = Vec::with_capacity(3 * PIXELS * 4);
         for pixel in numbers(&known["images"]).chunks_exact(3) {
             let mut values = [0, 1, 2].map(|channel| (pixel[channel] / 255.0 - mean[channel]) / std[channel]);
-            if graph.bgr() {
+            if bgr {
                 values.reverse();
             }
             images.extend(values);

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
 use thawline::models;
-use thawline::plan::Input;
 use thawline::policy::Policy;
+use thawline::preprocessing::Preprocessing;
 use thawline::report::Comparison;
 use thawline::train::{
     Decay, Event, ImageSet, OptimizerSettings, Outcome, PolicySettings, Schedule, Settings, TrainError,
@@ -57,7 +57,8 @@ impl Fixture {
             policy: arm("head").0,
             optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
             schedule: Schedule { lr: 5e-3, warmup: 0, decay: Decay::Constant },
-            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None),
+            decode: DecodeOptions::default(),
+            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None, Preprocessing::default()),
             data,
         };
         let device = Device::open(&DeviceOptions::default()).expect("a device");
@@ -74,7 +75,7 @@ impl Fixture {
         Bench {
             device: &self.device,
             network: spec.build(BATCH, (SIZE, SIZE), 10).expect("the network"),
-            input: Input::Bytes { mean: spec.mean, std: spec.std, bgr: spec.bgr },
+            input: spec.preprocessing.value.into(),
             images: &self.images,
             data: self.settings.data.clone(),
             weights: Some(StateDict::load(asset).expect("weights")),

@@ -16,6 +16,7 @@ use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd, Variance};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, resolve};
+use thawline::preprocessing::Preprocessing;
 use thawline::tensor::HostTensor;
 use thawline::train::{Evaluator, Images, Method, Recalibration, Session, recalibrate};
 use thawline::weights::{self, FileTensor, StateDict, TensorData, layout};
@@ -141,12 +142,11 @@ enum Batch {
         n: usize,
         images: Vec<f32>,
     },
-    /// RGBX, and the model's mean and deviation.
+    /// RGBX, and the model's form of it.
     Bytes {
         n: usize,
         images: Vec<u8>,
-        mean: [f32; 3],
-        std: [f32; 3],
+        input: Input,
     },
 }
 
@@ -162,7 +162,7 @@ impl Batch {
             (0..plane).flat_map(|p| [image[p], image[plane + p], image[2 * plane + p], 255]).collect::<Vec<u8>>()
         };
         let images = planes.chunks_exact(3 * plane).flat_map(rgbx).collect();
-        Self::Bytes { n: case.n, images, mean: spec.mean, std: spec.std }
+        Self::Bytes { n: case.n, images, input: spec.preprocessing.value.into() }
     }
 
     fn values(stream: &str, [n, h, w]: [usize; 3]) -> Self {
@@ -178,7 +178,7 @@ impl Batch {
     fn input(&self) -> Input {
         match *self {
             Self::Values { .. } => Input::Values,
-            Self::Bytes { mean, std, .. } => Input::Bytes { mean, std, bgr: false },
+            Self::Bytes { input, .. } => input,
         }
     }
 
@@ -353,6 +353,6 @@ fn images(dir: &Path, golden: &Statistics) -> Loader {
         Sample { path, label: 0 }
     };
     let samples = planes.chunks_exact(3 * plane).enumerate().map(sample).collect();
-    let transform = Transform::new(golden.h as u32, golden.w as u32, Augment::None);
+    let transform = Transform::new(golden.h as u32, golden.w as u32, Augment::None, Preprocessing::default());
     Loader::new(samples, transform, LoaderOptions::new(Mode::Eval, golden.batches[0], 0)).expect("a loader")
 }

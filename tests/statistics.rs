@@ -8,6 +8,7 @@ use thawline::graph::{Graph, LayerId, LayerKind, Role, Stats, Variance};
 use thawline::models::{self, Spec};
 use thawline::plan::Input;
 use thawline::policy;
+use thawline::preprocessing::Preprocessing;
 use thawline::tensor::HostTensor;
 use thawline::train::{
     Companions, Evaluator, Images, Method, Moments, PADDING, Probe, Recalibration, Survey, TrainError, drifts,
@@ -24,7 +25,7 @@ fn spec() -> &'static Spec {
 }
 
 fn input() -> Input {
-    Input::Bytes { mean: spec().mean, std: spec().std, bgr: spec().bgr }
+    spec().preprocessing.value.into()
 }
 
 /// The network that was trained on shapes.
@@ -55,7 +56,7 @@ impl Data {
     }
 
     fn loader(&self, batch: usize) -> Loader {
-        let transform = Transform::new(16, 16, Augment::None);
+        let transform = Transform::new(16, 16, Augment::None, Preprocessing::default());
         Loader::new(self.samples.clone(), transform, LoaderOptions::new(Mode::Eval, batch, 0)).expect("a loader")
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use tempfile::TempDir;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
@@ -16,6 +16,7 @@ use thawline::kernels::conv2d::Variant;
 use thawline::models::{self, Spec};
 use thawline::plan::{Input, Storage};
 use thawline::policy::{Policy, RECIPES, Rule, resolve, resolve_stages};
+use thawline::preprocessing::Preprocessing;
 use thawline::reference;
 use thawline::report::{METRICS_FILE, RunLog};
 use thawline::rng::Rng;
@@ -47,7 +48,7 @@ fn spec() -> &'static Spec {
 }
 
 fn input() -> Input {
-    Input::Bytes { mean: spec().mean, std: spec().std, bgr: spec().bgr }
+    spec().preprocessing.value.into()
 }
 
 fn policy(name: &str, sets: &[&str]) -> Policy {
@@ -426,7 +427,8 @@ impl Fixture {
             policy: PolicySettings { name: "full".into(), rules: vec![], stages: vec![] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.02, warmup: 3, decay: Decay::Cosine { end: 0.1 } },
-            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip),
+            decode: DecodeOptions::default(),
+            transform: Transform::new(SIZE as u32, SIZE as u32, Augment::CropFlip, Preprocessing::default()),
             data,
         };
         let network = |batch| spec().build(batch, (SIZE, SIZE), CLASSES).expect("the network");
@@ -650,8 +652,10 @@ fn resumes_to_the_same_bits(fixture: &Fixture, name: &str, settings: &Settings) 
 #[test]
 fn kept_features_change_no_bits() {
     let fixture = Fixture::new();
-    let base =
-        Settings { transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None), ..fixture.settings.clone() };
+    let base = Settings {
+        transform: Transform::new(SIZE as u32, SIZE as u32, Augment::None, Preprocessing::default()),
+        ..fixture.settings.clone()
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let cache = Arc::new(FeatureCache::new(64 << 20, Arc::clone(&stop)));
     let tiny = Arc::new(FeatureCache::new(1000, stop));

@@ -1,24 +1,27 @@
 //! Arguments that several commands share, and what they stand for.
 
 use super::source::{self, HubArgs};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
-use thawline::data::{ImageFolder, Sample};
+use thawline::data::decode::MAX_SIDE;
+use thawline::data::{Augment, DecodeOptions, Exif, ImageFolder, Sample, Transform};
 use thawline::export::{self, Folding};
 use thawline::gpu::{Backend, Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::kernels::conv2d::Variant;
 use thawline::models::keras::{KerasConfig, KerasError, Prepared};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec};
+use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Recognised, Spec, Told};
 use thawline::onnx::{self, Imported};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
+use thawline::preprocessing::{PREPROCESSING, Parts, Traced};
 use thawline::tensor::HostTensor;
 use thawline::weights::keras::{Copied, Description};
 use thawline::weights::{self, Config, StateDict};
@@ -304,6 +307,50 @@ impl OptimizerArgs {
     }
 }
 
+/// How image files are read.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DecodeArgs {
+    /// Turn images upright by their EXIF orientation, or leave them as they are stored, as torchvision and Keras do
+    /// [default: apply]
+    #[arg(long, value_enum)]
+    pub exif: Option<ExifName>,
+    /// The most pixels that an image may have: a number of megapixels, or of pixels from 10000 on [default: 200]
+    #[arg(long, value_name = "N", value_parser = max_pixels)]
+    pub max_pixels: Option<u64>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExifName {
+    Apply,
+    Ignore,
+}
+
+impl DecodeArgs {
+    /// What was asked for, over what the resumed run was begun with, over the defaults.
+    pub fn options(&self, saved: Option<DecodeOptions>) -> DecodeOptions {
+        let base = saved.unwrap_or_default();
+        let exif = self.exif.map(|exif| match exif {
+            ExifName::Apply => Exif::Apply,
+            ExifName::Ignore => Exif::Ignore,
+        });
+        DecodeOptions { exif: exif.unwrap_or(base.exif), max_pixels: self.max_pixels.unwrap_or(base.max_pixels) }
+    }
+}
+
+/// Below this, `--max-pixels` counts megapixels: no photograph has fewer pixels than that.
+const LEAST_PIXELS: f64 = 10_000.0;
+
+fn max_pixels(text: &str) -> Result<u64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0);
+    let pixels = number.map(|number| if number < LEAST_PIXELS { number * 1e6 } else { number });
+    // The largest image of any format that is read.
+    let most = f64::from(MAX_SIDE) * f64::from(MAX_SIDE);
+    let pixels = pixels.map(f64::round).filter(|pixels| (1.0..=most).contains(pixels));
+    pixels.map(|pixels| pixels as u64).ok_or_else(|| {
+        format!("expected a number of megapixels, or of pixels from {LEAST_PIXELS} on, of at most {most} pixels")
+    })
+}
+
 /// The default of `--val-fraction`.
 pub const VAL_FRACTION: f64 = 0.2;
 
@@ -319,6 +366,8 @@ pub struct DataArgs {
     /// Go on past images that cannot be decoded, and count them
     #[arg(long)]
     pub skip_broken: bool,
+    #[command(flatten)]
+    pub decode: DecodeArgs,
 }
 
 impl DataArgs {
@@ -354,6 +403,8 @@ pub struct Model {
     pub trained_size: Option<Size>,
     /// The names of the classes in the order of their labels, if the file tells and the number of classes is its own.
     pub class_names: Option<Vec<String>>,
+    /// Height and width of larger images that the weights are tested with, too, if what is beside the file tells.
+    pub test_size: Option<Size>,
     /// Whether the file's batch norms were folded into the convolutions.
     pub folded: bool,
     /// The file's content.
@@ -364,17 +415,24 @@ pub struct Model {
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
-        self.of(self.weights.as_ref().map(|name| source::load(name, self.hub)).transpose()?)
+        self.read_for(Parts::default(), None)
     }
 
-    /// As [`read`](Self::read), with the weights file's content.
-    pub fn of(&self, state: Option<StateDict>) -> Result<Model> {
+    /// As [`read`](Self::read), for images that are prepared as `asked`, and are of `size`; otherwise as the file says.
+    pub fn read_for(&self, asked: Parts, size: Option<Size>) -> Result<Model> {
+        self.of(self.weights.as_ref().map(|name| source::load(name, self.hub)).transpose()?, asked, size)
+    }
+
+    /// As [`read_for`](Self::read_for), with the weights file's content.
+    pub fn of(&self, state: Option<StateDict>, asked: Parts, size: Option<Size>) -> Result<Model> {
         let named = self.model.as_deref().map(spec).transpose()?;
         let Some(state) = state else {
-            let Some(spec) = named else { bail!("name a model with --model, or a file with --weights") };
+            let Some(mut spec) = named else { bail!("name a model with --model, or a file with --weights") };
             let classes = self.classes.unwrap_or(spec.default_classes);
-            let (trained_size, class_names, folded, state, seed) = (None, None, false, None, self.seed);
-            return Ok(Model { spec, classes, trained_size, class_names, folded, state, seed });
+            spec.preprocessing = spec.preprocessing.with(&asked, "the command line");
+            let (trained_size, test_size, class_names, state) = (None, None, None, None);
+            let (folded, seed) = (false, self.seed);
+            return Ok(Model { spec, classes, trained_size, test_size, class_names, folded, state, seed });
         };
         let file = self.weights.as_deref().unwrap_or(Path::new("the weights file")).display();
         let config = state.origin.as_deref().and_then(Config::beside).unwrap_or_default();
@@ -389,7 +447,7 @@ impl ModelArgs {
             Some(_) => None,
             None => described(&state)?,
         };
-        let (spec, in_file) = match (named, described) {
+        let (mut spec, in_file) = match (named, described) {
             // Names and shapes would only tell which named network it is like.
             (Some(spec), _) | (None, Some(spec)) if spec.file().is_some() => {
                 let classes = spec.file().and_then(|file| classes_of(file, &state));
@@ -428,13 +486,17 @@ impl ModelArgs {
         };
         let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
         let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
-        let trained_size = told_size.or(config.size.map(|(height, width)| Size { height, width }));
-        let spec = with_images_of(spec, &state, &config, classes)?;
+        let in_config = |size: Option<(usize, usize)>| size.map(|(height, width)| Size { height, width });
+        let trained_size = told_size.or(in_config(config.size));
+        let pixels = size.or(trained_size).map_or(spec.size(), Size::pair);
+        spec.preprocessing = prepared(&spec, &state, &config, asked, pixels)?;
+        let test_size = in_config(config.test_size.filter(|_| spec.file().is_none()));
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
         Ok(Model {
             spec,
             classes,
             trained_size,
+            test_size,
             class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
@@ -443,20 +505,25 @@ impl ModelArgs {
     }
 }
 
-/// The network `spec`; one that only takes other images, if the weights were trained on others.
-fn with_images_of(mut spec: Spec, state: &StateDict, config: &Config, classes: usize) -> Result<Spec> {
-    let mut images = (config.mean.unwrap_or(spec.mean), config.std.unwrap_or(spec.std));
+/// How images of `size` are prepared for the weights `state`.
+fn prepared(spec: &Spec, state: &StateDict, config: &Config, asked: Parts, size: (usize, usize)) -> Result<Traced> {
+    let path = state.origin.as_deref().unwrap_or(Path::new("the weights file"));
+    // A graph says it itself.
+    let config = match spec.file() {
+        Some(_) => Parts::default(),
+        None => config
+            .parts(size, &asked)
+            .map_err(|reason| anyhow!("{}: {reason}", path.with_file_name("config.json").display()))?,
+    };
     let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
-    if let Some([one]) = in_keras.as_deref()
-        && let Some([mean, std]) = models::keras::image_statistics(&spec, one)
-    {
-        images = (mean, std);
-    }
-    if spec.file().is_some() || images == (spec.mean, spec.std) {
-        return Ok(spec);
-    }
-    (spec.mean, spec.std) = images;
-    Ok(Spec::of_file(spec.describe(spec.size(), classes)?))
+    let told = Told {
+        file_name: path.file_name().and_then(OsStr::to_str).unwrap_or_default(),
+        config,
+        normalization: in_keras.as_deref().and_then(|all| if let [one] = all { Some(*one) } else { None }),
+        metadata: state.metadata.get(PREPROCESSING).map(String::as_str),
+        asked,
+    };
+    spec.prepared(&told).map_err(|reason| anyhow!("{}: {reason}", path.display()))
 }
 
 /// The content of a weights file; [`source::load`] takes names, too. Of an ONNX file the graph is in the metadata, as it is
@@ -485,8 +552,14 @@ pub fn spec(model: &str) -> Result<Spec> {
 }
 
 /// How images become what the network takes.
-pub fn input(&Spec { mean, std, bgr, .. }: &Spec) -> Input {
-    Input::Bytes { mean, std, bgr }
+pub fn input(spec: &Spec) -> Input {
+    spec.preprocessing.value.into()
+}
+
+/// What inference shows of images to a network of `size`.
+pub fn transform(spec: &Spec, size: Size) -> Result<Transform> {
+    let (height, width) = (side(size.height)?, side(size.width)?);
+    Ok(Transform::new(height, width, Augment::None, spec.preprocessing.value))
 }
 
 /// The number of classes of `file`'s head in a weights file.
@@ -507,7 +580,9 @@ pub fn describes(state: &StateDict) -> bool {
 fn of_metadata(state: &StateDict) -> Result<Option<Spec>> {
     let Some(text) = state.metadata.get(GRAPH) else { return Ok(None) };
     let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
-    Ok(Some(Spec::of_file(GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?)))
+    let graph = GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?;
+    let preprocessing = Traced::new(graph.preprocessing(), "the file");
+    Ok(Some(Spec::of_file(graph).with_preprocessing(preprocessing)))
 }
 
 /// The network that a weights file describes, if it is none that has a name.
@@ -527,14 +602,15 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
         Prepared::ByModel => {}
         Prepared::AsApplication(name) => log::warn!(
             "{file}: the model does not prepare its images, so that is done as the preprocess_input of {name} does; if it \
-             was trained on others, change `mean`, `std` and `bgr` in what inspect --graph prints, and give that to --model"
+             was trained on others, say so by --mean and --std, or, if red comes first, by `bgr` in the graph file that inspect \
+             --graph prints"
         ),
         Prepared::Unknown => log::warn!(
             "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
              save it with a Rescaling layer at the beginning"
         ),
     }
-    Ok(Some(Spec::of_file(imported.graph)))
+    Ok(Some(Spec::of_file(imported.graph).with_preprocessing(imported.preprocessing)))
 }
 
 /// The network that a Keras file describes, if it does.
@@ -562,19 +638,23 @@ impl Model {
         if !self.folded {
             return Ok(self.spec.describe(size.pair(), self.classes)?);
         }
-        let Spec { name, mean, std, bgr, .. } = &self.spec;
-        let about = GraphAbout { name: name.to_string(), size: size.pair(), mean: *mean, std: *std, bgr: *bgr };
+        let Spec { name, preprocessing, .. } = &self.spec;
+        let about = GraphAbout { name: name.to_string(), size: size.pair(), preprocessing: preprocessing.value };
         GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
     }
 
-    /// What a weights file of this network says of itself: what the one that it came from said, and the graph if it has no
-    /// name.
+    /// What a weights file of this network says of itself: what the one that it came from said, how images are prepared, and the
+    /// graph if the network has no name.
     pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
         let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
-        metadata.remove(GRAPH);
-        if self.spec.file().is_some() {
-            metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json());
+        for key in [GRAPH, PREPROCESSING] {
+            metadata.remove(key);
         }
+        // A graph says how images are prepared, too.
+        match self.spec.file() {
+            Some(_) => metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json()),
+            None => metadata.insert(PREPROCESSING.into(), self.spec.preprocessing.value.json()),
+        };
         Ok(metadata)
     }
 

@@ -59,7 +59,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 27] = [
+const SETTLED: [&str; 34] = [
     "variant",
     "out",
     "policies",
@@ -68,6 +68,11 @@ const SETTLED: [&str; 27] = [
     "model",
     "classes",
     "size",
+    "resize",
+    "crop",
+    "interpolation",
+    "mean",
+    "std",
     "epochs",
     "batch",
     "accumulate",
@@ -87,6 +92,8 @@ const SETTLED: [&str; 27] = [
     "train_images",
     "val_fraction",
     "skip_broken",
+    "exif",
+    "max_pixels",
 ];
 
 pub fn run(args: Args) -> Result<()> {

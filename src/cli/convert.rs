@@ -9,6 +9,7 @@ use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::{GRAPH, Spec};
 use thawline::plan::Input;
+use thawline::preprocessing::{PREPROCESSING, Preprocessing};
 use thawline::tensor::HostTensor;
 use thawline::train::{Evaluator, Images};
 use thawline::weights;
@@ -112,16 +113,24 @@ pub fn run(args: Args) -> Result<()> {
         convert(&variant(&from, &before), &variant(&to, &after), &tensors).with_context(|| file.to_string())?;
     let difference = {
         let device = args.device.open()?;
-        let old = logits(&device, &before, &tensors, from.spec.bgr)?;
-        fold::apart(&old, &logits(&device, &after, &converted.tensors, to.spec.bgr)?)
+        let old = logits(&device, &before, &tensors, from.spec.preprocessing.value.bgr)?;
+        fold::apart(&old, &logits(&device, &after, &converted.tensors, to.spec.preprocessing.value.bgr)?)
     };
     let moved = converted.account.iter().any(Remark::changes_logits);
     if !moved && difference > fold::TOLERANCE {
         bail!("{file}: the logits would change by {difference:.1e} of the largest, though nothing says why");
     }
 
+    // The weights still expect the images that they were trained on; only the order of the channels is converted.
+    let mut to = to;
+    let Preprocessing { bgr, .. } = to.spec.preprocessing.value;
+    to.spec.preprocessing.value = Preprocessing { bgr, ..from.spec.preprocessing.value };
     let mut state = weights::to_state(&after, &converted.tensors);
-    state.metadata = metadata.into_iter().filter(|(key, _)| key != GRAPH).chain(to.metadata(size)?).collect();
+    state.metadata = metadata
+        .into_iter()
+        .filter(|(key, _)| ![GRAPH, PREPROCESSING].contains(&key.as_str()))
+        .chain(to.metadata(size)?)
+        .collect();
     state.metadata.insert("model".into(), to.spec.name.to_string());
     let origin = to.origin()?.filter(|_| template.is_some());
     args::save_weights(&state, origin.as_deref(), &args.out)?;
@@ -152,8 +161,8 @@ fn check_template(template: Option<&Path>, out: &Path) -> Result<()> {
 }
 
 fn variant<'a>(model: &'a Model, graph: &'a Graph) -> Variant<'a> {
-    let Spec { name, mean, std, bgr, .. } = &model.spec;
-    Variant { name, graph, mean: *mean, std: *std, bgr: *bgr }
+    let Spec { name, preprocessing, .. } = &model.spec;
+    Variant { name, graph, preprocessing: preprocessing.value }
 }
 
 /// The logits of random images, the same at every call, for a network that takes red first or blue.

@@ -144,7 +144,7 @@ fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
 
 /// The command that applies a remedy to what was looked at, and writes where nothing is yet.
 fn command(remedy: Remedy, args: &Args) -> String {
-    let SubjectArgs { weights, hub, model, data, size, seed, device } = &args.subject;
+    let SubjectArgs { weights, hub, model, data, size, preprocess, seed, device } = &args.subject;
     let (command, split, rest) = match remedy {
         Remedy::Recalibrate => {
             let split = (args.split != Split::Train).then(|| args::name(args.split));
@@ -161,11 +161,13 @@ fn command(remedy: Remedy, args: &Args) -> String {
         ("split", split),
         ("val-fraction", (data.val_fraction != args::VAL_FRACTION).then(|| data.val_fraction.to_string())),
         ("size", size.size.map(|size| size.to_string())),
+        ("exif", data.decode.exif.map(args::name)),
+        ("max-pixels", data.decode.max_pixels.map(|pixels| (pixels as f64 / 1e6).to_string())),
         ("seed", (*seed != 0).then(|| seed.to_string())),
         ("device", device.device.clone()),
     ];
     let mut words = vec![format!("thawline {command}")];
-    for (name, value) in options {
+    for (name, value) in options.into_iter().chain(preprocess.given()) {
         words.extend(value.map(|value| format!("--{name} {}", output::quoted(Path::new(&value)))));
     }
     words.extend(data.skip_broken.then(|| "--skip-broken".to_owned()));

@@ -1,9 +1,10 @@
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, PolicyArgs, SizeArgs, Split};
 use super::output;
+use super::preprocess::PreprocessArgs;
 use anyhow::{Result, bail};
 use serde_json::json;
 use std::time::Instant;
-use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
+use thawline::data::{ImageFolder, Loader, LoaderOptions, Mode, Sample};
 use thawline::train::{self, Evaluator, Images, PADDING, Totals};
 
 /// Measure loss and accuracy of a network on a folder of images.
@@ -28,6 +29,8 @@ pub struct Args {
     #[command(flatten)]
     size: SizeArgs,
     #[command(flatten)]
+    preprocess: PreprocessArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -40,7 +43,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let mut model = args.model.read()?;
+    let mut model = args.model.read_for(args.preprocess.parts(), args.size.size)?;
     let folder = match args.split {
         // With nothing set aside, a folder without train/ and val/ is all in one.
         Split::All => ImageFolder::open(&args.data.data, 0.0, model.seed)?,
@@ -57,9 +60,12 @@ pub fn run(args: Args) -> Result<()> {
     let batch = args.batch.min(samples.len());
     let graph = args.policy.resolve_for_inference(model.network(batch, size)?)?;
     let tensors = model.tensors(&graph)?;
-    let transform = Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None);
-    let options =
-        LoaderOptions { skip_broken: args.data.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, model.seed) };
+    let transform = args::transform(&model.spec, size)?;
+    let options = LoaderOptions {
+        skip_broken: args.data.skip_broken,
+        decode: args.data.decode.options(None),
+        ..LoaderOptions::new(Mode::Eval, batch, model.seed)
+    };
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
     let input = args::input(&model.spec);

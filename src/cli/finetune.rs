@@ -160,6 +160,7 @@ fn start(args: &Args) -> Result<Run> {
     if let Some((source, form)) = keras_source(&settings) {
         let file = with_form(&out.join(LAST_FILE), form);
         args::check_weights(&weights::to_state(network, &tensors), Some(source), &file)?;
+        training.preprocess.warn_of_keras(&file);
     }
     announce(&settings, &stages, &device)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
@@ -173,10 +174,12 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     if training.device.variant.is_some() {
         bail!("--variant: a run goes on with the one that it was begun with; leave it out");
     }
-    let spec = match &training.model {
+    let mut spec = match &training.model {
         Some(model) if *model != saved.model => args::spec(model)?,
         _ => training::spec(&saved)?,
     };
+    // Others than the run's own are refused below, by name.
+    spec.preprocessing = spec.preprocessing.with(&training.preprocess.parts(), "the command line");
     let Transform { height, width, .. } = saved.transform;
     let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
     let policy = match &args.policy {
@@ -222,6 +225,7 @@ fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()
     let Settings { model, policy, classes, images, batch, accumulate, transform, .. } = settings;
     let (height, width) = (transform.height as usize, transform.width as usize);
     output::line(format_args!("{model} at {} pixels on {}", Size { height, width }, device.info().name))?;
+    output::line(format_args!("images: {}", transform.preprocessing.describe((height, width))))?;
     for (index, (start, network)) in [0].into_iter().chain(settings.stage_starts()).zip(stages).enumerate() {
         let what = what_trains(network);
         match index {

@@ -119,9 +119,7 @@ pub fn run(args: Args) -> Result<()> {
         Format::Onnx => {
             let about = About {
                 model: &model.spec.name,
-                mean: model.spec.mean,
-                std: model.spec.std,
-                bgr: model.spec.bgr,
+                preprocessing: model.spec.preprocessing.value,
                 classes: model.class_names.as_deref(),
                 batch: args.batch,
             };

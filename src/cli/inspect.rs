@@ -1,5 +1,6 @@
 use super::args::{self, ModelArgs, Size};
 use super::output;
+use super::preprocess::PreprocessArgs;
 use super::source::{self, HubArgs};
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use thawline::graph::{Graph, LayerId};
 use thawline::models::GRAPH;
+use thawline::preprocessing::{PREPROCESSING, Traced};
 use thawline::weights::{self, StateDict, TensorData};
 
 /// List the layers of a network: the numbers, names and blocks that policies select by.
@@ -34,7 +36,10 @@ pub struct Args {
     /// Image size that shapes are shown for, N or HxW [default: the file's or the model's own]
     #[arg(long, value_name = "N|HxW")]
     size: Option<Size>,
-    /// Print JSON: {model, classes, size, parameters, layers: [{index, name, alias, kind, block, shape,
+    #[command(flatten)]
+    preprocess: PreprocessArgs,
+    /// Print JSON: {model, classes, size, preprocessing: {resize, crop, interpolation, mean, std, bgr, from: where each comes
+    /// from}, parameters, layers: [{index, name, alias, kind, block, shape,
     /// parameters, tensors}], blocks: their names in order},
     /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
@@ -76,13 +81,13 @@ pub fn run(args: Args) -> Result<()> {
         return unknown(state, file, args.json);
     }
     let model = ModelArgs { model: args.model, weights: args.file, hub: args.hub, classes: args.classes, seed: 0 };
-    let model = model.of(state)?;
+    let model = model.of(state, args.preprocess.parts(), args.size)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
     if args.graph {
         return output::text(model.describe(size)?.json());
     }
-    let (name, classes) = (model.spec.name, model.classes);
+    let (name, classes, preprocessing) = (model.spec.name, model.classes, model.spec.preprocessing);
     // Says what does not fit, before showing a network that the file is not of.
     if let Some(state) = model.state {
         weights::from_state(&graph, state, 0)?;
@@ -94,6 +99,7 @@ pub fn run(args: Args) -> Result<()> {
             "model": name,
             "classes": classes,
             "size": [size.height, size.width],
+            "preprocessing": as_json(&preprocessing)?,
             "parameters": parameters,
             "layers": layers,
             "blocks": graph.blocks(),
@@ -130,7 +136,21 @@ pub fn run(args: Args) -> Result<()> {
         "{name}, {classes} classes, {size} px: {} layers, {} parameters",
         layers.len(),
         output::count(parameters)
-    ))
+    ))?;
+    output::line(format_args!("images: {}", preprocessing.describe(size.pair())))?;
+    if let Some(test) = model.test_size.filter(|test| *test != size) {
+        output::line(format_args!("timm tests these weights at {test} px, too: --size {test}"))?;
+    }
+    Ok(())
+}
+
+/// The parts, and where each comes from.
+fn as_json(preprocessing: &Traced) -> Result<serde_json::Value> {
+    let mut value = serde_json::to_value(preprocessing.value)?;
+    // Left out elsewhere where it is the rule.
+    value["bgr"] = preprocessing.value.bgr.into();
+    value["from"] = preprocessing.origins().collect::<BTreeMap<_, _>>().into_iter().collect();
+    Ok(value)
 }
 
 fn layers(graph: &Graph) -> Vec<LayerRow> {
@@ -192,6 +212,8 @@ impl FileFacts {
         for (key, value) in &self.metadata {
             match key.as_str() {
                 GRAPH => output::line("  graph: the network's own; --graph prints it")?,
+                // In words below.
+                PREPROCESSING => {}
                 _ => output::line(format_args!("  {}: {}", key.escape_debug(), value.escape_debug()))?,
             }
         }

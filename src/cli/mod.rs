@@ -14,6 +14,7 @@ mod inspect;
 mod output;
 mod plan;
 mod predict;
+mod preprocess;
 mod recalibrate;
 mod sample_data;
 mod source;

@@ -1,10 +1,11 @@
-use super::args::{self, DeviceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
+use super::args::{self, DecodeArgs, DeviceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
 use super::inputs::Inputs;
 use super::output;
+use super::preprocess::PreprocessArgs;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::path::PathBuf;
-use thawline::data::{self, Augment, Loader, LoaderOptions, Mode, Sample, Transform};
+use thawline::data::{self, Loader, LoaderOptions, Mode, Sample};
 use thawline::plan::Input;
 use thawline::tensor::pad4;
 use thawline::train::{Evaluator, Images};
@@ -24,7 +25,7 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Safetensors with `images` f32 [N, 3, H, W], used as they are, instead of images
-    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["json", "size", "top", "skip_broken"])]
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = UNUSED_BY_INPUTS)]
     inputs: Option<PathBuf>,
     /// Where the `logits` f32 [N, classes] of --inputs go: safetensors
     #[arg(long, value_name = "FILE", requires = "inputs")]
@@ -37,9 +38,13 @@ pub struct Args {
     batch: usize,
     #[command(flatten)]
     size: SizeArgs,
+    #[command(flatten)]
+    preprocess: PreprocessArgs,
     /// Go on past images that cannot be decoded, and say how many there were
     #[arg(long)]
     skip_broken: bool,
+    #[command(flatten)]
+    decode: DecodeArgs,
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
@@ -48,6 +53,21 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
+
+/// Options that have no meaning for values that are used as they are.
+const UNUSED_BY_INPUTS: [&str; 11] = [
+    "json",
+    "size",
+    "top",
+    "skip_broken",
+    "exif",
+    "max_pixels",
+    "resize",
+    "crop",
+    "interpolation",
+    "mean",
+    "std",
+];
 
 #[derive(Serialize)]
 struct Prediction {
@@ -98,13 +118,17 @@ fn classify(args: Args) -> Result<()> {
     for path in &args.paths {
         paths.extend(data::list_images(path)?);
     }
-    let mut model = args.model.read()?;
+    let mut model = args.model.read_for(args.preprocess.parts(), args.size.size)?;
     let size = model.size(args.size.size);
     let batch = args.batch.min(paths.len());
     let graph = args.policy.resolve_for_inference(model.network(batch, size)?)?;
     let tensors = model.tensors(&graph)?;
-    let transform = Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None);
-    let options = LoaderOptions { skip_broken: args.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, 0) };
+    let transform = args::transform(&model.spec, size)?;
+    let options = LoaderOptions {
+        skip_broken: args.skip_broken,
+        decode: args.decode.options(None),
+        ..LoaderOptions::new(Mode::Eval, batch, 0)
+    };
     let samples = paths.into_iter().map(|path| Sample { path, label: 0 }).collect();
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;

@@ -85,6 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
     let mut subject = args.subject.open()?;
     args::check_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
+    args.subject.preprocess.warn_of_keras(&args.out);
     if !args::has_batch_norms(&subject.network) {
         bail!(
             "{}: the network has no batch norms; if its weights were folded, give the file that they were folded from",

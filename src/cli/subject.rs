@@ -1,10 +1,11 @@
 //! What `recalibrate` and `doctor` work on: a weights file, and images to look at it with.
 
 use super::args::{self, DataArgs, DeviceArgs, ModelArgs, Size, SizeArgs, Split};
+use super::preprocess::PreprocessArgs;
 use super::source::HubArgs;
 use anyhow::{Result, bail};
 use std::path::PathBuf;
-use thawline::data::{Augment, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
+use thawline::data::{DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform, shuffled};
 use thawline::gpu::{Device, Parameters};
 use thawline::graph::{Graph, Stats};
 use thawline::models::Spec;
@@ -27,6 +28,8 @@ pub struct SubjectArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub size: SizeArgs,
+    #[command(flatten)]
+    pub preprocess: PreprocessArgs,
     /// Decides which images, in which order, and what is set aside for validation
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -51,6 +54,7 @@ pub struct Subject {
     pub labelled: bool,
     transform: Transform,
     skip_broken: bool,
+    decode: DecodeOptions,
     seed: u64,
 }
 
@@ -63,7 +67,7 @@ impl SubjectArgs {
             classes: None,
             seed: self.seed,
         };
-        let mut model = model.read()?;
+        let mut model = model.read_for(self.preprocess.parts(), self.size.size)?;
         let mut folder = self.data.open(self.seed)?;
         // Statistics need no labels: images of other classes will do.
         let labels = model.labels(&folder, &self.data.data);
@@ -80,6 +84,7 @@ impl SubjectArgs {
         let file = model.state.as_ref().map(|state| StateDict { metadata, ..state.clone() }).unwrap_or_default();
         Ok(Subject {
             tensors: model.tensors(&network)?,
+            transform: args::transform(&model.spec, size)?,
             spec: model.spec,
             file,
             network,
@@ -88,8 +93,8 @@ impl SubjectArgs {
             device: self.device.open()?,
             folder,
             labelled,
-            transform: Transform::new(args::side(size.height)?, args::side(size.width)?, Augment::None),
             skip_broken: self.data.skip_broken,
+            decode: self.data.decode.options(None),
             seed: self.seed,
         })
     }
@@ -117,8 +122,8 @@ impl Subject {
     }
 
     pub fn loader(&self, samples: Vec<Sample>, batch: usize) -> Result<Loader> {
-        let options =
-            LoaderOptions { skip_broken: self.skip_broken, ..LoaderOptions::new(Mode::Eval, batch, self.seed) };
+        let options = LoaderOptions::new(Mode::Eval, batch, self.seed);
+        let options = LoaderOptions { skip_broken: self.skip_broken, decode: self.decode, ..options };
         Ok(Loader::new(samples, self.transform.clone(), options)?)
     }
 

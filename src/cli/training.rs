@@ -1,6 +1,7 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{self, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::preprocess::PreprocessArgs;
 use super::source::HubArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -9,6 +10,7 @@ use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::{self, GraphFile, Spec};
+use thawline::preprocessing::Traced;
 use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
 
 /// Where images and weights come from, and how training goes.
@@ -33,6 +35,8 @@ pub struct TrainingArgs {
     pub classes: Option<usize>,
     #[command(flatten)]
     pub size: SizeArgs,
+    #[command(flatten)]
+    pub preprocess: PreprocessArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 
@@ -100,6 +104,8 @@ pub struct TrainingArgs {
     /// Leave out images that cannot be decoded, and count them, instead of stopping at the first
     #[arg(long)]
     skip_broken: bool,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,10 +142,11 @@ impl From<AugmentName> for Augment {
 
 /// The network of a run that was begun.
 pub fn spec(settings: &Settings) -> Result<Spec> {
-    match &settings.graph {
-        Some(graph) => Ok(Spec::of_file(GraphFile::parse(graph, "the graph in the run's settings")?)),
-        None => Ok(models::spec(&settings.model)?.clone()),
-    }
+    let spec = match &settings.graph {
+        Some(graph) => Spec::of_file(GraphFile::parse(graph, "the graph in the run's settings")?),
+        None => models::spec(&settings.model)?.clone(),
+    };
+    Ok(spec.with_preprocessing(Traced::new(settings.transform.preprocessing, "the run's settings")))
 }
 
 /// The images, and where they are.
@@ -180,7 +187,8 @@ impl TrainingArgs {
     pub fn read_model(&self, classes: usize) -> Result<Model> {
         let Self { model, weights, hub, .. } = self;
         let (model, file, seed) = (model.clone(), weights.clone(), self.seed(None));
-        let model = ModelArgs { model, weights: file, hub: *hub, classes: Some(classes), seed }.read()?;
+        let model = ModelArgs { model, weights: file, hub: *hub, classes: Some(classes), seed };
+        let model = model.read_for(self.preprocess.parts(), self.size.size)?;
         if let (true, Some(weights)) = (model.folded, weights) {
             // What came out could neither be resumed nor have its batch norms back.
             bail!(
@@ -245,7 +253,8 @@ impl TrainingArgs {
             policy,
             optimizer,
             schedule: Schedule { lr, warmup: 0, decay },
-            transform: Transform::new(pixels(size.height), pixels(size.width), augment),
+            decode: self.decode.options(saved.map(|s| s.decode)),
+            transform: Transform::new(pixels(size.height), pixels(size.width), augment, spec.preprocessing.value),
         };
         let warmup = self.warmup.or(saved.map(|s| s.schedule.warmup));
         settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);

@@ -2,8 +2,9 @@
 
 use super::DataError;
 use crate::rng::Rng;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,27 +27,89 @@ pub struct ImageFolder {
     pub val: Vec<Sample>,
 }
 
+/// The extensions of images, in lower case. What a file is its content says.
+const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif"];
+
+/// Files and folders among the images that are not read, counted by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unread {
+    kinds: BTreeMap<String, usize>,
+    first: Option<PathBuf>,
+}
+
+impl Unread {
+    fn add(&mut self, kind: impl Into<String>, path: &Path) {
+        *self.kinds.entry(kind.into()).or_default() += 1;
+        self.first.get_or_insert_with(|| path.into());
+    }
+
+    fn merge(&mut self, other: Self) {
+        for (kind, count) in other.kinds {
+            *self.kinds.entry(kind).or_default() += count;
+        }
+        self.first = self.first.take().or(other.first);
+    }
+
+    fn add_file(&mut self, path: &Path) {
+        let kind = match path.extension() {
+            Some(extension) => format!(".{}", extension.to_string_lossy().to_lowercase().escape_debug()),
+            None => "without an extension".into(),
+        };
+        self.add(kind, path);
+    }
+
+    /// What to tell the user of it, the commonest kind first; nothing if all is read.
+    fn describe(&self) -> Option<String> {
+        const MOST: usize = 8;
+        let first = self.first.as_ref()?;
+        let mut kinds: Vec<_> = self.kinds.iter().collect();
+        kinds.sort_by_key(|&(_, count)| std::cmp::Reverse(*count));
+        let mut words: Vec<_> = kinds.iter().take(MOST).map(|(kind, count)| format!("{count} {kind}")).collect();
+        let others: usize = kinds.iter().skip(MOST).map(|&(_, count)| count).sum();
+        if others > 0 {
+            words.push(format!("{others} of other kinds"));
+        }
+        Some(format!("{} (the first is {})", words.join(", "), first.to_string_lossy().escape_debug()))
+    }
+
+    fn warn(&self, dir: &Path) {
+        if let Some(found) = self.describe() {
+            log::warn!("{}: not read: {found}", dir.display());
+        }
+    }
+}
+
+impl fmt::Display for Unread {
+    /// To follow what is missing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe().map_or(Ok(()), |found| write!(f, ", but {found}"))
+    }
+}
+
 /// Names that people give to splits. A tree with only these has no classes at its top, whatever it looks like.
 const SPLIT_NAMES: [&str; 9] = ["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"];
 
 impl ImageFolder {
-    /// Finds the images below `dir`, by extension (`jpg`, `jpeg`, `png`, `webp` in any case); no image is opened.
+    /// Finds the images below `dir`, by extension (that of JPEG, PNG, WebP, BMP, TIFF or GIF, in any case); no image is
+    /// opened.
     ///
     /// With `train/` and `val/` in `dir`, these are the splits, the classes are those of `train/`, and `val_fraction`
     /// and `seed` are not used. Otherwise `dir` holds the class folders, and `val_fraction` of each class, at least one
     /// image of it and never all, is set aside by `seed`; a fraction of 0 leaves `val` empty. Class folders are
-    /// searched to any depth, symbolic links are followed once, hidden and other files are ignored.
+    /// searched to any depth, and symbolic links are followed once. Hidden files and folders, files of other kinds, and
+    /// images outside the class folders are not read; a warning counts them.
     ///
     /// # Errors
     /// A folder that is missing, unreadable, empty or without class folders; a single class; a class without images; a
     /// class in `val/` that `train/` lacks; a `val/` without images; `val_fraction` outside `[0, 1)`.
     pub fn open(dir: &Path, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
-        let folders = subfolders(dir)?;
+        let mut unread = Unread::default();
+        let folders = subfolders(dir, &mut unread)?;
         let is_there = |split| folders.iter().any(|name| name == split);
         if is_there("train") && is_there("val") {
             Self::open_splits(dir)
         } else {
-            Self::open_and_split(dir, folders, val_fraction, seed)
+            Self::open_and_split(dir, folders, unread, val_fraction, seed)
         }
     }
 
@@ -77,23 +140,31 @@ impl ImageFolder {
 
     fn open_splits(dir: &Path) -> Result<Self, DataError> {
         let (train_dir, val_dir) = (dir.join("train"), dir.join("val"));
-        let classes = check_classes(&train_dir, subfolders(&train_dir)?)?;
-        let train = class_images(&train_dir, &classes)?.into_iter().flatten().collect();
+        let mut unread = Unread::default();
+        let classes = check_classes(&train_dir, subfolders(&train_dir, &mut unread)?)?;
+        let train = class_images(&train_dir, &classes, &mut unread)?.into_iter().flatten().collect();
 
         let mut val = Vec::new();
-        for class in subfolders(&val_dir)? {
+        for class in subfolders(&val_dir, &mut unread)? {
             let Ok(label) = classes.binary_search(&class) else {
                 return Err(DataError::UnknownClass { dir: val_dir, class });
             };
-            val.extend(labelled(images_below(&val_dir.join(class))?, label));
+            val.extend(labelled(images_below(&val_dir.join(class), &mut unread)?, label));
         }
         if val.is_empty() {
-            return Err(DataError::NoImages { dir: val_dir });
+            return Err(DataError::NoImages { dir: val_dir, unread });
         }
+        unread.warn(dir);
         Ok(Self { classes, train, val })
     }
 
-    fn open_and_split(dir: &Path, folders: Vec<String>, val_fraction: f64, seed: u64) -> Result<Self, DataError> {
+    fn open_and_split(
+        dir: &Path,
+        folders: Vec<String>,
+        mut unread: Unread,
+        val_fraction: f64,
+        seed: u64,
+    ) -> Result<Self, DataError> {
         if !(0.0..1.0).contains(&val_fraction) {
             let expected = "a fraction from 0 up to, but not including, 1";
             return Err(DataError::Option { option: "val fraction", value: val_fraction.to_string(), expected });
@@ -104,7 +175,7 @@ impl ImageFolder {
         }
         let classes = check_classes(dir, folders)?;
         let (mut train, mut val) = (Vec::new(), Vec::new());
-        for (label, samples) in class_images(dir, &classes)?.into_iter().enumerate() {
+        for (label, samples) in class_images(dir, &classes, &mut unread)?.into_iter().enumerate() {
             if samples.len() == 1 && val_fraction > 0.0 {
                 log::warn!("class `{}` has one image: it is trained on, and not validated", classes[label]);
             }
@@ -113,6 +184,7 @@ impl ImageFolder {
                 if is_val { val.push(sample) } else { train.push(sample) }
             }
         }
+        unread.warn(dir);
         Ok(Self { classes, train, val })
     }
 }
@@ -126,8 +198,13 @@ pub fn list_images(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     if fs::metadata(path).map_err(DataError::read(path))?.is_file() {
         return Ok(vec![path.into()]);
     }
-    let images = images_below(path)?;
-    if images.is_empty() { Err(DataError::NoImages { dir: path.into() }) } else { Ok(images) }
+    let mut unread = Unread::default();
+    let images = images_below(path, &mut unread)?;
+    if images.is_empty() {
+        return Err(DataError::NoImages { dir: path.into(), unread });
+    }
+    unread.warn(path);
+    Ok(images)
 }
 
 /// The samples in an order that follows from `seed`, so that batches in [`Mode::Eval`](super::Mode::Eval) mix the
@@ -158,15 +235,16 @@ fn check_classes(dir: &Path, classes: Vec<String>) -> Result<Vec<String>, DataEr
 }
 
 /// The samples of each class.
-fn class_images(dir: &Path, classes: &[String]) -> Result<Vec<Vec<Sample>>, DataError> {
+fn class_images(dir: &Path, classes: &[String], unread: &mut Unread) -> Result<Vec<Vec<Sample>>, DataError> {
     let of_class = |(label, class)| {
         let class_dir = dir.join::<&String>(class);
-        let images = images_below(&class_dir)?;
+        let mut unread_here = Unread::default();
+        let images = images_below(&class_dir, &mut unread_here)?;
         if images.is_empty() {
-            Err(DataError::EmptyClass { dir: class_dir })
-        } else {
-            Ok(labelled(images, label).collect())
+            return Err(DataError::EmptyClass { dir: class_dir, unread: unread_here });
         }
+        unread.merge(unread_here);
+        Ok(labelled(images, label).collect())
     };
     classes.iter().enumerate().map(of_class).collect()
 }
@@ -175,23 +253,30 @@ fn labelled(images: Vec<PathBuf>, label: usize) -> impl Iterator<Item = Sample> 
     images.into_iter().map(move |path| Sample { path, label: label as u32 })
 }
 
-/// The names of the folders in `dir`, sorted, without hidden ones.
-fn subfolders(dir: &Path) -> Result<Vec<String>, DataError> {
+/// The names of the folders in `dir`, sorted, without hidden ones. Images beside them are in no class.
+fn subfolders(dir: &Path, unread: &mut Unread) -> Result<Vec<String>, DataError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(DataError::read(dir))? {
         let entry = entry.map_err(DataError::read(dir))?;
         let path = entry.path();
-        if is_hidden(&entry.file_name()) || !path.is_dir() {
-            continue;
+        match (path.is_dir(), is_hidden(&entry.file_name())) {
+            (true, true) => unread.add(HIDDEN_FOLDER, &path),
+            (true, false) => {
+                names.push(entry.file_name().into_string().map_err(|_| DataError::NotUtf8 { path })?);
+            }
+            (false, false) if has_image_extension(&path) => unread.add("outside the class folders", &path),
+            (false, _) => {}
         }
-        names.push(entry.file_name().into_string().map_err(|_| DataError::NotUtf8 { path })?);
     }
     names.sort_unstable();
     Ok(names)
 }
 
+const HIDDEN_FILE: &str = "hidden (a file whose name begins with a dot)";
+const HIDDEN_FOLDER: &str = "hidden (a folder whose name begins with a dot)";
+
 /// Every image file below `root`, sorted.
-fn images_below(root: &Path) -> Result<Vec<PathBuf>, DataError> {
+fn images_below(root: &Path, unread: &mut Unread) -> Result<Vec<PathBuf>, DataError> {
     let mut images = Vec::new();
     let mut pending = vec![root.to_path_buf()];
     // A link may lead back to a folder above it: each folder is entered once, by its real path.
@@ -203,16 +288,20 @@ fn images_below(root: &Path) -> Result<Vec<PathBuf>, DataError> {
         let mut folders = Vec::new();
         for entry in fs::read_dir(&dir).map_err(DataError::read(&dir))? {
             let entry = entry.map_err(DataError::read(&dir))?;
-            if is_hidden(&entry.file_name()) {
-                continue;
-            }
             let path = entry.path();
             let kind = entry.file_type().map_err(DataError::read(&path))?;
             let is_link = kind.is_symlink();
-            if kind.is_dir() || is_link && path.is_dir() {
+            let is_folder = kind.is_dir() || is_link && path.is_dir();
+            if is_hidden(&entry.file_name()) {
+                unread.add(if is_folder { HIDDEN_FOLDER } else { HIDDEN_FILE }, &path);
+            } else if is_folder {
                 folders.push(path);
-            } else if has_image_extension(&path) && (kind.is_file() || is_link && !is_special(&path)) {
+            } else if !(kind.is_file() || is_link && !is_special(&path)) {
+                unread.add("no regular file", &path);
+            } else if has_image_extension(&path) {
                 images.push(path);
+            } else {
+                unread.add_file(&path);
             }
         }
         // The order in which folders are entered decides which of two links to one folder counts.
@@ -234,8 +323,7 @@ fn is_hidden(name: &OsStr) -> bool {
 }
 
 fn has_image_extension(path: &Path) -> bool {
-    let extensions = ["jpg", "jpeg", "png", "webp"];
-    path.extension().is_some_and(|extension| extensions.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+    path.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
 #[cfg(test)]
@@ -347,6 +435,57 @@ mod tests {
         let folder = ImageFolder::open(dir.path(), 0.0, 0).unwrap();
         let expected = ["0:a/1.png", "0:a/self.png", "1:b/1.png", "1:b/linked/2.png", "2:elsewhere.d/x/2.png"];
         assert_eq!(names(&dir, &folder.train), expected);
+    }
+
+    #[test]
+    fn every_extension_of_an_image_is_read() {
+        let files: Vec<String> =
+            EXTENSIONS.iter().map(|extension| format!("a/1.{}", extension.to_uppercase())).collect();
+        let files: Vec<&str> = files.iter().map(String::as_str).chain(["b/1.png"]).collect();
+        assert_eq!(ImageFolder::open(tree(&files).path(), 0.0, 0).unwrap().train.len(), EXTENSIONS.len() + 1);
+    }
+
+    #[test]
+    fn everything_else_is_counted() {
+        let dir = tree(&[
+            "a/1.png",
+            "a/2.AVIF",
+            "a/deep/3.avif",
+            "a/notes.txt",
+            "a/README",
+            "a/.DS_Store",
+            "a/.cache/x.png",
+            "b/1.png",
+            "b/x.\u{1b}[31m",
+            "b/4.avif",
+            ".git/x.png",
+            "loose.jpg",
+            "labels.csv",
+        ]);
+        let mut unread = Unread::default();
+        let classes = subfolders(dir.path(), &mut unread).unwrap();
+        class_images(dir.path(), &classes, &mut unread).unwrap();
+        let found = unread.describe().unwrap();
+        for part in [
+            "3 .avif",
+            "1 .txt",
+            "1 without an extension",
+            "1 .\\u{1b}[31m",
+            "1 hidden (a file",
+            "2 hidden (a folder",
+            "1 outside the class folders",
+        ] {
+            assert!(found.contains(part), "{part}: {found}");
+        }
+        assert!(found.starts_with("3 .avif"), "{found}");
+        assert!(!found.contains("csv"), "{found}");
+        assert_eq!(Unread::default().describe(), None);
+        let message = error(&tree(&["a/1.png", "b/1.heic", "b/2.heic"]));
+        assert!(message.contains("b holds no JPEG") && message.contains(", but 2 .heic (the first is "), "{message}");
+        let many: Vec<String> = (0..12).map(|i| format!("x.{i}")).collect();
+        let mut unread = Unread::default();
+        many.iter().for_each(|name| unread.add_file(Path::new(name)));
+        assert!(unread.describe().unwrap().contains("4 of other kinds"));
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Samples → batches, decoded and transformed on threads ahead of the consumer.
 
-use super::{Augment, DataError, Image, Sample, Transform, decode};
+use super::{Augment, DataError, DecodeOptions, Image, Resizer, Sample, Transform, decode};
 use crate::rng::Rng;
-use fast_image_resize::Resizer;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -34,6 +33,7 @@ pub struct LoaderOptions {
     /// stand-in would count twice. Both follow from the files and the order alone, so a resumed epoch equals an
     /// uninterrupted one, and no pass over all files has to come first.
     pub skip_broken: bool,
+    pub decode: DecodeOptions,
     /// Batches that may be ready before they are asked for, at least 1.
     pub prefetch: usize,
 }
@@ -41,7 +41,8 @@ pub struct LoaderOptions {
 impl LoaderOptions {
     /// Drops a partial batch in training and pads it in evaluation, stops at a broken image, prefetches two batches.
     pub fn new(mode: Mode, batch: usize, seed: u64) -> Self {
-        Self { mode, batch, seed, drop_last: mode == Mode::Train, skip_broken: false, prefetch: 2 }
+        let (drop_last, decode) = (mode == Mode::Train, DecodeOptions::default());
+        Self { mode, batch, seed, drop_last, skip_broken: false, decode, prefetch: 2 }
     }
 }
 
@@ -297,7 +298,7 @@ impl Shared {
                 break;
             }
             let sample = order[(place + attempt) % order.len()];
-            match decode::decode_file(&self.samples[sample].path) {
+            match decode::decode_file(&self.samples[sample].path, &self.options.decode) {
                 Ok(image) => {
                     self.show(&image, &[AUGMENT_STREAM, epoch, sample as u64, attempt as u64], out);
                     return Ok(Row { sample: Some(sample), skipped: attempt > 0 });
@@ -330,6 +331,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::data::Augment;
+    use crate::preprocessing::Preprocessing;
     use std::fs;
     use std::path::Path;
     use tempfile::TempDir;
@@ -356,7 +358,7 @@ mod tests {
         let mut options = LoaderOptions::new(mode, batch, 11);
         change(&mut options);
         let augment = Augment::CropFlip;
-        Loader::new(samples.to_vec(), Transform::new(8, 8, augment), options).unwrap()
+        Loader::new(samples.to_vec(), Transform::new(8, 8, augment, Preprocessing::default()), options).unwrap()
     }
 
     fn collect(loader: &Loader, epoch: u64, start: usize) -> Vec<Batch> {
@@ -528,7 +530,7 @@ mod tests {
         let sample = Sample { path: Path::new("x.png").into(), label: 0 };
         let error = |count: usize, size, batch, prefetch| {
             let options = LoaderOptions { prefetch, ..LoaderOptions::new(Mode::Train, batch, 0) };
-            let transform = Transform::new(size, size, Augment::None);
+            let transform = Transform::new(size, size, Augment::None, Preprocessing::default());
             Loader::new(vec![sample.clone(); count], transform, options).unwrap_err().to_string()
         };
         assert!(error(3, 8, 4, 1).contains("3 training images do not fill one batch of 4"));

@@ -9,13 +9,15 @@ pub mod decode;
 mod folder;
 mod loader;
 pub mod sample;
+mod sampling;
 mod transform;
 
-pub use decode::Image;
-pub use folder::{ImageFolder, Sample, list_images, shuffled};
+pub use decode::{DecodeOptions, Exif, Image};
+pub use folder::{ImageFolder, Sample, Unread, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
-pub use transform::{Augment, EvalCrop, Transform};
+pub use transform::{Augment, Resizer, Transform};
 
+use crate::preprocessing::PreprocessingError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -38,19 +40,21 @@ pub enum DataError {
     #[error("{} has only {found}, which look like splits and not like classes: name the splits `train` and `val`, \
              or give the folder that holds the class folders", dir.display())]
     SplitsNotClasses { dir: PathBuf, found: String },
-    #[error("class folder {} holds no JPEG, PNG or WebP images: add some, or remove the folder", dir.display())]
-    EmptyClass { dir: PathBuf },
+    #[error("class folder {} holds no {} images{unread}: add some, or remove the folder", dir.display(), decode::FORMATS)]
+    EmptyClass { dir: PathBuf, unread: Unread },
     #[error("{} has a class `{class}` that train/ does not have: the classes are those of train/", dir.display())]
     UnknownClass { dir: PathBuf, class: String },
-    #[error("no JPEG, PNG or WebP images in {}", dir.display())]
-    NoImages { dir: PathBuf },
+    #[error("no {} images in {}{unread}", decode::FORMATS, dir.display())]
+    NoImages { dir: PathBuf, unread: Unread },
 
     #[error("cannot decode {}: {reason}", path.display())]
     Decode { path: PathBuf, reason: String },
-    #[error("{} declares {width}×{height} pixels; the limit is {} a side and {} million in all",
-            path.display(), decode::MAX_SIDE, decode::MAX_PIXELS >> 20)]
-    TooLarge { path: PathBuf, width: u64, height: u64 },
+    #[error("{} declares {width}×{height} pixels; the limit is {} a side and {} megapixels in all, which --max-pixels raises",
+            path.display(), decode::MAX_SIDE, *max_pixels as f64 / 1e6)]
+    TooLarge { path: PathBuf, width: u64, height: u64, max_pixels: u64 },
 
+    #[error("how images are prepared: {0}")]
+    Preprocessing(#[from] PreprocessingError),
     #[error("{option} is {value}: expected {expected}")]
     Option { option: &'static str, value: String, expected: &'static str },
     #[error(

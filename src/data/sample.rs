@@ -369,7 +369,7 @@ mod tests {
         assert_eq!((folder.train.len(), folder.val.len()), (40, 10));
         assert_eq!(folder.classes, Shape::ALL.map(Shape::name));
         for sample in folder.train.iter().chain(&folder.val) {
-            let image = decode::decode_file(&sample.path).unwrap();
+            let image = decode::decode_file(&sample.path, &Default::default()).unwrap();
             assert_eq!((image.width, image.height), (24, 24));
         }
         assert!(!dir.with_file_name("data.partial").exists());
@@ -428,7 +428,7 @@ mod tests {
         let (_parent, dir, _) = write(SampleSet::DigitsFar, &SampleOptions::default());
         let folder = ImageFolder::open(&dir, 0.0, 0).unwrap();
         for sample in &folder.val {
-            let image = decode::decode_file(&sample.path).unwrap();
+            let image = decode::decode_file(&sample.path, &Default::default()).unwrap();
             assert!(image.pixels.as_chunks::<4>().0.iter().all(|p| (204..=235).contains(&p[0]) && p[0] == p[2]));
         }
     }

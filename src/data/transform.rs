@@ -1,10 +1,12 @@
 //! What a network is shown of an image: a part of it, resized, perhaps mirrored.
 
+use super::sampling::{self, Tap};
 use super::{DataError, Image};
+use crate::preprocessing::{Axis, Interpolation, Preprocessing};
 use crate::rng::Rng;
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::images::{TypedCroppedImage, TypedCroppedImageMut, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x4;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions};
 use serde::{Deserialize, Serialize};
 
 /// What training varies at random. Mirroring is wrong for digits and letters, cropping for what fills the frame.
@@ -32,14 +34,18 @@ impl Augment {
     }
 }
 
-/// Which part of an image evaluation sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EvalCrop {
-    /// torchvision's: scaled to 256/224 of the network's size (by the short side, if that is square), centre cut out.
-    Centre,
-    /// All of it, stretched to the network's size.
-    Whole,
+/// Memory for resizing, kept from image to image.
+#[derive(Debug, Default)]
+pub struct Resizer {
+    inner: fast_image_resize::Resizer,
+    /// Rows of the source, resized to the width that they will have.
+    rows: Vec<u8>,
+}
+
+impl Resizer {
+    pub fn new() -> Self {
+        Self::default()
+    }
 }
 
 /// How images become network input: all of it, so that a run's record can be replayed.
@@ -52,7 +58,8 @@ pub struct Transform {
     pub augment: Augment,
     /// The least share of the image's area that a random crop takes, in `(0, 1]`.
     pub min_crop: f64,
-    pub eval_crop: EvalCrop,
+    /// What evaluation sees of an image; training does, too, unless it crops at random, and then resizes in the same way.
+    pub preprocessing: Preprocessing,
 }
 
 /// The largest network input, in pixels a side.
@@ -61,12 +68,11 @@ const MAX_SIZE: u32 = 8192;
 const RATIOS: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 
 impl Transform {
-    /// torchvision's settings from 64 pixels on. Below, a crop of 8 % would leave a few pixels and a centre crop cut what
-    /// fills a small frame, so crops take at least half of the area and evaluation sees the whole image.
-    pub fn new(height: u32, width: u32, augment: Augment) -> Self {
-        let (min_crop, eval_crop) =
-            if height.min(width) < 64 { (0.5, EvalCrop::Whole) } else { (0.08, EvalCrop::Centre) };
-        Self { height, width, augment, min_crop, eval_crop }
+    /// Random crops take at least 8 % of the area, as torchvision's do; below 64 pixels that would leave a few of them, and it
+    /// is half.
+    pub fn new(height: u32, width: u32, augment: Augment, preprocessing: Preprocessing) -> Self {
+        let min_crop = if height.min(width) < 64 { 0.5 } else { 0.08 };
+        Self { height, width, augment, min_crop, preprocessing }
     }
 
     /// Bytes of one transformed image: `height · width · 4`.
@@ -75,7 +81,7 @@ impl Transform {
     }
 
     /// # Errors
-    /// A size of 0 or above 8192, or `min_crop` outside `(0, 1]`.
+    /// A size of 0 or above 8192, `min_crop` outside `(0, 1]`, or those of [`Preprocessing::check`].
     pub fn check(&self) -> Result<(), DataError> {
         let sizes = 1..=MAX_SIZE;
         if !sizes.contains(&self.height) || !sizes.contains(&self.width) {
@@ -86,7 +92,7 @@ impl Transform {
             let expected = "more than 0 and at most 1";
             return Err(DataError::Option { option: "minimum crop", value: self.min_crop.to_string(), expected });
         }
-        Ok(())
+        Ok(self.preprocessing.check()?)
     }
 
     /// Writes the training view of `image`, chosen by `rng`, to `out`: `[height, width, 4]`, the fourth byte 0. `self`
@@ -131,42 +137,94 @@ impl Transform {
 
     /// Cuts first and resizes then, so that no pixel from outside the cut bleeds in.
     fn resize_cut(&self, image: &Image, cut: Cut, resizer: &mut Resizer, out: &mut [u8]) {
-        let source = source_view(image);
-        let part = TypedCroppedImage::from_ref(&source, cut.left, cut.top, cut.width, cut.height);
-        let part = part.expect("a cut lies inside its image");
-        resizer.resize_typed(&part, &mut self.target_view(out), &options()).expect("views without a crop box");
+        self.resize(image, cut, [self.height, self.width].map(Axis::whole), resizer, out);
     }
 
     fn resize_eval(&self, image: &Image, resizer: &mut Resizer, out: &mut [u8]) {
-        let [left, top, width, height] = match self.eval_crop {
-            EvalCrop::Whole => [0.0, 0.0, f64::from(image.width), f64::from(image.height)],
-            EvalCrop::Centre => self.centre_box(image.width, image.height),
-        };
-        let options = options().crop(left, top, width, height);
-        let resized = resizer.resize_typed(&source_view(image), &mut self.target_view(out), &options);
-        resized.expect("the centre box lies inside its image");
+        let size = [self.height, self.width];
+        let [(top, height), (left, width)] = self.preprocessing.cut([image.height, image.width], size);
+        let cut = Cut { left, top, width, height };
+        let frame = self.preprocessing.frame([height, width], size);
+        if frame[0].len < self.height || frame[1].len < self.width {
+            let [red, green, blue] = self.preprocessing.fill();
+            out.as_chunks_mut().0.fill([red, green, blue, 0]);
+        }
+        self.resize(image, cut, frame, resizer, out);
     }
 
-    /// The source region `[left, top, width, height]` which, resized to the network's size, gives what torchvision's
-    /// resize and centre crop give, to the pixel, without computing what the crop throws away.
-    fn centre_box(&self, width: u32, height: u32) -> [f64; 4] {
-        let enlarge = |size: u32| (f64::from(size) * 256.0 / 224.0).round() as u64;
-        let (cover_w, cover_h) = (enlarge(self.width), enlarge(self.height));
-        let (w, h) = (u64::from(width), u64::from(height));
-        let (resized_w, resized_h) =
-            if cover_w * h >= cover_h * w { (cover_w, cover_w * h / w) } else { (cover_h * w / h, cover_h) };
-        let side = |source: u32, resized: u64, kept: u32| {
-            let scale = f64::from(source) / resized as f64;
-            let start = ((resized as f64 - f64::from(kept)) / 2.0).round_ties_even() * scale;
-            (start, (f64::from(kept) * scale).min(f64::from(source) - start))
+    /// Writes the part `cut` of the image to where `frame` says.
+    fn resize(&self, image: &Image, cut: Cut, frame: [Axis; 2], resizer: &mut Resizer, out: &mut [u8]) {
+        let (filter, support) = match self.preprocessing.interpolation {
+            Interpolation::Bilinear => (FilterType::Bilinear, 1.0),
+            Interpolation::Bicubic => (FilterType::CatmullRom, 2.0),
+            Interpolation::Nearest => return self.sample(image, cut, frame, sampling::nearest, out),
+            Interpolation::TfNearest => return self.sample(image, cut, frame, sampling::tf_nearest, out),
+            Interpolation::TfBilinear => return self.sample(image, cut, frame, sampling::bilinear, out),
+            Interpolation::TfBicubic => return self.sample(image, cut, frame, sampling::bicubic, out),
         };
-        let (left, width) = side(width, resized_w, self.width);
-        let (top, height) = side(height, resized_h, self.height);
-        [left, top, width, height]
+        let [vertical, horizontal] = frame;
+        // What of the source, resized to the pixels that are taken over, gives what resizing all of it would give there.
+        let region = |axis: Axis, source: u32| {
+            let scale = f64::from(source) / axis.resized as f64;
+            let start = axis.first as f64 * scale;
+            (start, (f64::from(axis.len) * scale).min(f64::from(source) - start))
+        };
+        let ((left, width), (top, height)) = (region(horizontal, cut.width), region(vertical, cut.height));
+        // The rows that count for any of them.
+        let reach = support * (f64::from(cut.height) / vertical.resized as f64).max(1.0);
+        let first = ((top - reach).floor().max(0.0) as u32).min(cut.height - 1);
+        let last = ((top + height + reach).ceil() as u32).clamp(first + 1, cut.height);
+
+        // Pillow's order, with bytes between the two: the other one differs by more than rounding where a cubic overshoots.
+        let source = TypedImageRef::<U8x4>::from_buffer(image.width, image.height, &image.pixels);
+        let source = source.expect("an image has its pixels");
+        let part = TypedCroppedImage::from_ref(&source, cut.left, cut.top + first, cut.width, last - first);
+        let part = part.expect("a cut lies inside its image");
+        let Resizer { inner, rows } = resizer;
+        rows.resize(horizontal.len as usize * (last - first) as usize * 4, 0);
+        let narrow = TypedImage::<U8x4>::from_buffer(horizontal.len, last - first, rows);
+        let mut narrow = narrow.expect("the buffer has that many bytes");
+        // The fourth byte is no alpha.
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
+        let resized = inner.resize_typed(&part, &mut narrow, &options.crop(left, 0.0, width, f64::from(last - first)));
+        resized.expect("the region lies inside its image");
+
+        let target = TypedImage::<U8x4>::from_buffer(self.width, self.height, out).expect("`out` holds one image");
+        let target = TypedCroppedImageMut::new(target, horizontal.at, vertical.at, horizontal.len, vertical.len);
+        let mut target = target.expect("what is taken over lies inside the input");
+        let top = top - f64::from(first);
+        let height = height.min(f64::from(last - first) - top);
+        let options = options.crop(0.0, top, f64::from(horizontal.len), height);
+        inner.resize_typed(&narrow, &mut target, &options).expect("the rows lie inside what was resized");
     }
 
-    fn target_view<'a>(&self, out: &'a mut [u8]) -> TypedImage<'a, U8x4> {
-        TypedImage::from_buffer(self.width, self.height, out).expect("`out` holds one image")
+    /// As [`resize`](Self::resize), from the `N` pixels next to each point in each direction.
+    fn sample<const N: usize>(
+        &self,
+        image: &Image,
+        cut: Cut,
+        [vertical, horizontal]: [Axis; 2],
+        taps: impl Fn(Axis, u32) -> Vec<[Tap; N]>,
+        out: &mut [u8],
+    ) {
+        let (rows, columns) = (taps(vertical, cut.height), taps(horizontal, cut.width));
+        let source = image.pixels.as_chunks::<4>().0;
+        let lines = out.as_chunks_mut::<4>().0.chunks_exact_mut(self.width as usize).skip(vertical.at as usize);
+        for (line, row) in lines.zip(&rows) {
+            for (pixel, column) in line[horizontal.at as usize..].iter_mut().zip(&columns) {
+                let mut sum = [0.0; 3];
+                for Tap { at: y, weight: vertical } in row {
+                    let start = (cut.top + y) as usize * image.width as usize + cut.left as usize;
+                    for Tap { at: x, weight } in column {
+                        let from = source[start + *x as usize];
+                        let weight = vertical * weight;
+                        (0..3).for_each(|c| sum[c] += weight * f32::from(from[c]));
+                    }
+                }
+                // Casting clamps: a cubic overshoots.
+                (0..3).for_each(|c| pixel[c] = sum[c].round_ties_even() as u8);
+            }
+        }
     }
 
     /// Mirrors if asked, and clears the fourth byte: the network's padding channel.
@@ -190,19 +248,13 @@ struct Cut {
     height: u32,
 }
 
-/// Bilinear, widened when shrinking (antialiased), as Pillow does it; the fourth byte is no alpha.
-fn options() -> ResizeOptions {
-    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false)
-}
-
-fn source_view(image: &Image) -> TypedImageRef<'_, U8x4> {
-    TypedImageRef::from_buffer(image.width, image.height, &image.pixels).expect("an image has its pixels")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::{prop_assert, proptest};
+    use crate::preprocessing::Resize;
+    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
+
+    const WHOLE: Preprocessing = Preprocessing::normalised([0.0; 3], [1.0; 3]);
 
     /// Red grows to the right, green downwards; the fourth byte is junk on purpose.
     fn ramp(width: u32, height: u32) -> Image {
@@ -225,14 +277,14 @@ mod tests {
     fn same_size_is_a_copy_with_a_clear_fourth_byte() {
         let image = ramp(16, 16);
         let expected: Vec<_> = image.pixels.as_chunks::<4>().0.iter().map(|p| [p[0], p[1], p[2], 0]).collect();
-        assert_eq!(run(&Transform::new(16, 16, Augment::None), &image, None), expected);
-        assert_eq!(run(&Transform::new(16, 16, Augment::None), &image, Some(&mut Rng::new(0))), expected);
+        assert_eq!(run(&Transform::new(16, 16, Augment::None, WHOLE), &image, None), expected);
+        assert_eq!(run(&Transform::new(16, 16, Augment::None, WHOLE), &image, Some(&mut Rng::new(0))), expected);
     }
 
     #[test]
     fn flip_mirrors_half_of_the_time() {
         let image = ramp(8, 8);
-        let transform = Transform::new(8, 8, Augment::Flip);
+        let transform = Transform::new(8, 8, Augment::Flip, WHOLE);
         let plain = run(&transform, &image, None);
         let mirrored: Vec<_> = plain.chunks(8).flat_map(|row| row.iter().rev().copied()).collect();
         let mut flips = 0;
@@ -248,14 +300,14 @@ mod tests {
     fn crops_never_flip_unless_asked() {
         let image = ramp(40, 40);
         for seed in 0..200 {
-            let seen = run(&Transform::new(16, 16, Augment::Crop), &image, Some(&mut Rng::new(seed)));
+            let seen = run(&Transform::new(16, 16, Augment::Crop, WHOLE), &image, Some(&mut Rng::new(seed)));
             assert!(seen.chunks(16).all(|row| row.is_sorted_by_key(|pixel| pixel[0])));
         }
     }
 
     #[test]
     fn crop_statistics() {
-        let transform = Transform { min_crop: 0.08, ..Transform::new(224, 224, Augment::Crop) };
+        let transform = Transform { min_crop: 0.08, ..Transform::new(224, 224, Augment::Crop, WHOLE) };
         let (width, height) = (500_u32, 375_u32);
         let cuts: Vec<Cut> =
             (0..20_000).map(|i| transform.random_crop(width, height, &mut Rng::keyed(4, &[i]))).collect();
@@ -276,19 +328,8 @@ mod tests {
     }
 
     #[test]
-    fn centre_box_is_torchvisions() {
-        let transform = Transform::new(224, 224, Augment::None);
-        // Resize(256) makes 500×375 into 341×256; CenterCrop(224) starts at (58, 16), round(58.5) being even.
-        let [left, top, width, height] = transform.centre_box(500, 375);
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
-        assert!(close(left, 58.0 * 500.0 / 341.0) && close(width, 224.0 * 500.0 / 341.0));
-        assert!(close(top, 16.0 * 375.0 / 256.0) && close(height, 224.0 * 375.0 / 256.0));
-        assert_eq!(transform.centre_box(256, 256), [16.0, 16.0, 224.0, 224.0]);
-    }
-
-    #[test]
     fn survives_its_serialised_form() {
-        let transform = Transform::new(64, 96, Augment::CropFlip);
+        let transform = Transform::new(64, 96, Augment::CropFlip, WHOLE);
         let text = serde_json::to_string(&transform).unwrap();
         assert!(text.contains(r#""augment":"crop-flip""#), "{text}");
         assert_eq!(serde_json::from_str::<Transform>(&text).unwrap(), transform);
@@ -296,13 +337,17 @@ mod tests {
 
     #[test]
     fn bad_settings_are_named() {
-        let transform = Transform::new(32, 32, Augment::Crop);
+        let transform = Transform::new(32, 32, Augment::Crop, WHOLE);
         for (bad, word) in [
             (Transform { height: 0, ..transform.clone() }, "0x32"),
             (Transform { width: 9000, ..transform.clone() }, "32x9000"),
             (Transform { min_crop: 0.0, ..transform.clone() }, "minimum crop is 0"),
             (Transform { min_crop: 1.5, ..transform.clone() }, "1.5"),
             (Transform { min_crop: f64::NAN, ..transform.clone() }, "NaN"),
+            (
+                Transform { preprocessing: Preprocessing { crop: 2.0, ..WHOLE }, ..transform.clone() },
+                "`crop` is 2: expected a share from 0.01 to 1",
+            ),
         ] {
             let message = bad.check().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
@@ -310,24 +355,25 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn any_size_of_image_and_network(
-            (width, height) in (1_u32..90, 1_u32..90), (w, h) in (1_u32..70, 1_u32..70), seed: u64, whole: bool,
-        ) {
-            let image = ramp(width, height);
-            let mut transform = Transform::new(h, w, Augment::CropFlip);
-            transform.eval_crop = if whole { EvalCrop::Whole } else { EvalCrop::Centre };
-            transform.min_crop = 0.08;
-            for pixels in [run(&transform, &image, None), run(&transform, &image, Some(&mut Rng::new(seed)))] {
-                prop_assert!(pixels.iter().all(|p| p[2] == 77 && p[3] == 0));
-            }
-        }
+        // Each goes through all modes and interpolations.
+        #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
-        fn centre_box_lies_inside(width in 1_u32..32_768, height in 1_u32..32_768, w in 1_u32..8192, h in 1_u32..8192) {
-            let [left, top, box_w, box_h] = Transform::new(h, w, Augment::None).centre_box(width, height);
-            prop_assert!(left >= 0.0 && box_w > 0.0 && left + box_w <= f64::from(width));
-            prop_assert!(top >= 0.0 && box_h > 0.0 && top + box_h <= f64::from(height));
+        fn any_size_of_image_and_network(
+            (width, height) in (1_u32..90, 1_u32..90), (w, h) in (1_u32..70, 1_u32..70), seed: u64, crop in 0.3..1.0_f64,
+        ) {
+            let image = ramp(width, height);
+            for (resize, interpolation) in
+                Resize::ALL.into_iter().flat_map(|mode| Interpolation::ALL.map(|interpolation| (mode, interpolation)))
+            {
+                // Padded with as much blue as the image has.
+                let mean = [0.0, 0.0, 77.0 / 255.0];
+                let preprocessing = Preprocessing { resize, crop, interpolation, mean, ..WHOLE };
+                let transform = Transform { min_crop: 0.08, ..Transform::new(h, w, Augment::CropFlip, preprocessing) };
+                for pixels in [run(&transform, &image, None), run(&transform, &image, Some(&mut Rng::new(seed)))] {
+                    prop_assert!(pixels.iter().all(|p| p[2] == 77 && p[3] == 0), "{preprocessing:?}");
+                }
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::onnx::proto::tensor_shape_proto::dimension;
 use crate::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
 use crate::onnx::{self, About, proto};
 use crate::plan::Input;
+use crate::preprocessing::Preprocessing;
 use crate::rng::Rng;
 use crate::tensor::{HostTensor, Shape};
 use crate::train::{Evaluator, Images};
@@ -18,8 +19,8 @@ use prost::Message;
 use std::collections::HashMap;
 use std::path::Path;
 
-pub(crate) const ABOUT: About<'_> =
-    About { model: "net", mean: [0.5; 3], std: [0.5; 3], bgr: false, classes: None, batch: None };
+pub(crate) const ABOUT: About<'_> = About { model: "net", preprocessing: HALF, classes: None, batch: None };
+const HALF: Preprocessing = Preprocessing::normalised([0.5; 3], [0.5; 3]);
 
 /// A network of everything: batch norms that fold into convolutions with and without a bias and into a linear layer, and
 /// some that do not fold.
@@ -265,11 +266,13 @@ fn onnx_gives_the_same_logits() {
 fn onnx_says_what_it_is() {
     let (network, tensors) = trained();
     let classes: Vec<String> = (0..10).map(|class| format!("\"{class}\"")).collect();
-    let model = decoded(&network, &tensors, &About { mean: [0.485, 0.25, 1.0], classes: Some(&classes), ..ABOUT });
+    let preprocessing = Preprocessing { mean: [0.485, 0.25, 1.0], ..HALF };
+    let model = decoded(&network, &tensors, &About { preprocessing, classes: Some(&classes), ..ABOUT });
     assert_eq!((model.ir_version(), model.opset_import[0].version(), model.opset_import.len()), (8, 17, 1));
     assert_eq!((model.producer_name(), model.producer_version()), ("thawline", env!("CARGO_PKG_VERSION")));
     let metadata: HashMap<&str, &str> = model.metadata_props.iter().map(|entry| (entry.key(), entry.value())).collect();
     assert_eq!(metadata["mean"], "[0.485, 0.25, 1.0]");
+    assert_eq!(Preprocessing::parse(metadata["preprocessing"]), Ok(preprocessing));
     assert_eq!(serde_json::from_str::<Vec<String>>(metadata["classes"]).unwrap(), classes);
 
     let graph = model.graph.unwrap();

@@ -441,9 +441,10 @@ impl<'a> Lab<'a> {
     /// Looks at a network whose parameters are `params` on the device and `tensors` on the host.
     fn look(&self, params: &Parameters, tensors: &[HostTensor]) -> Result<State, LabError> {
         let Bench { network, input, images, .. } = &self.bench;
-        let Settings { batch, transform, seed, skip_broken, .. } = &self.setup.settings;
+        let Settings { batch, transform, seed, skip_broken, decode, .. } = &self.setup.settings;
         let loader = |samples: &[Sample], most, batch: usize| -> Result<Loader, DataError> {
-            let options = LoaderOptions { skip_broken: *skip_broken, ..LoaderOptions::new(Mode::Eval, batch, *seed) };
+            let options = LoaderOptions::new(Mode::Eval, batch, *seed);
+            let options = LoaderOptions { skip_broken: *skip_broken, decode: *decode, ..options };
             Loader::new(spread(samples, most), transform.clone(), options)
         };
         let probe = |stats| Probe::new(&self.device, network, params, *input, |_| stats);

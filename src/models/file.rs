@@ -3,6 +3,7 @@
 
 use crate::graph::{Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
 use crate::nearest::suggestion;
+use crate::preprocessing::Preprocessing;
 use crate::tensor::{Shape, pad4};
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
@@ -63,12 +64,7 @@ pub struct GraphAbout {
     pub name: String,
     /// Height and width of the images it is made for, in pixels.
     pub size: (usize, usize),
-    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
-    pub mean: [f32; 3],
-    /// What they are divided by then.
-    pub std: [f32; 3],
-    /// Whether the network then takes blue first.
-    pub bgr: bool,
+    pub preprocessing: Preprocessing,
 }
 
 /// A layer of a [`GraphFile`].
@@ -179,18 +175,12 @@ impl GraphFile {
     }
 
     fn check_about(&self) -> Result<(), GraphError> {
-        let GraphAbout { name, mean, std, .. } = &self.about;
-        let wrong = |reason: &str| Err(GraphError { node: "the graph".into(), reason: reason.into() });
+        let GraphAbout { name, preprocessing, .. } = &self.about;
+        let wrong = |reason: String| Err(GraphError { node: "the graph".into(), reason });
         if name.is_empty() || name.chars().any(char::is_control) {
-            return wrong("`name` must be a line of text");
+            return wrong("`name` must be a line of text".into());
         }
-        if mean.iter().any(|value| !value.is_finite()) {
-            return wrong("`mean` must be finite");
-        }
-        match std.iter().all(|&value| value > 0.0 && value.is_finite()) {
-            true => Ok(()),
-            false => wrong("`std` must be above 0"),
-        }
+        preprocessing.check().or_else(|error| wrong(error.to_string()))
     }
 
     /// Reads a file.
@@ -233,18 +223,18 @@ impl GraphFile {
         Ok(Self::new(about, entries(&graph, &others)?)?)
     }
 
-    /// The same network, made for images of another size and for another number of classes.
+    /// The same network, made for images of another size, prepared in another way, and for another number of classes.
     ///
     /// # Errors
     /// It does not end in a linear layer or convolution, whose channels are the classes; or it does not take images of
     /// that size.
-    pub fn with(&self, size: (usize, usize), classes: usize) -> Result<Self, GraphError> {
+    pub fn with(&self, size: (usize, usize), classes: usize, preprocessing: Preprocessing) -> Result<Self, GraphError> {
         let mut layers = self.layers.clone();
         if classes != self.classes {
             let head = self.head_index()?;
             layers[head].op = layers[head].op.with_channels(classes);
         }
-        Self::new(GraphAbout { size, ..self.about.clone() }, layers)
+        Self::new(GraphAbout { size, preprocessing, ..self.about.clone() }, layers)
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels, every layer frozen.
@@ -265,16 +255,9 @@ impl GraphFile {
         self.about.size
     }
 
-    pub fn mean(&self) -> [f32; 3] {
-        self.about.mean
-    }
-
-    pub fn std(&self) -> [f32; 3] {
-        self.about.std
-    }
-
-    pub fn bgr(&self) -> bool {
-        self.about.bgr
+    /// How images become what the network takes.
+    pub fn preprocessing(&self) -> Preprocessing {
+        self.about.preprocessing
     }
 
     pub fn classes(&self) -> usize {
@@ -287,14 +270,18 @@ impl GraphFile {
 
     /// The file's text, a line a layer. The same network gives the same bytes.
     pub fn json(&self) -> String {
-        let GraphAbout { name, size: (h, w), mean, std, bgr } = &self.about;
+        let GraphAbout { name, size: (h, w), preprocessing } = &self.about;
+        let Preprocessing { resize, crop, interpolation, mean, std, bgr } = preprocessing;
         let layers: Vec<String> = self.layers.iter().map(|layer| format!("    {}", json(layer))).collect();
         // Few networks take blue first; the others' files say nothing of it.
         let bgr = if *bgr { "  \"bgr\": true,\n" } else { "" };
         format!(
-            "{{\n  \"{MAGIC}\": {VERSION},\n  \"name\": {},\n  \"size\": [{h}, {w}],\n  \"mean\": {},\n  \"std\": \
-             {},\n{bgr}  \"layers\": [\n{}\n  ]\n}}\n",
+            "{{\n  \"{MAGIC}\": {VERSION},\n  \"name\": {},\n  \"size\": [{h}, {w}],\n  \"resize\": {},\n  \"crop\": {},\n  \
+             \"interpolation\": {},\n  \"mean\": {},\n  \"std\": {},\n{bgr}  \"layers\": [\n{}\n  ]\n}}\n",
             json(name),
+            json(resize),
+            json(crop),
+            json(interpolation),
             json(mean),
             json(std),
             layers.join(",\n"),
@@ -678,13 +665,18 @@ fn parse(text: &str) -> Result<GraphFile, String> {
         Some(version) => return Err(format!("its version is {version}; this thawline reads version {VERSION}")),
         None => return Err(format!("it is no graph file: `{MAGIC}`, the version of its format, is missing")),
     }
-    let about = GraphAbout {
-        name: fields.take("name", "a text")?,
-        size: fields.take("size", "[height, width] in pixels")?,
+    let name = fields.take("name", "a text")?;
+    let size = fields.take("size", "[height, width] in pixels")?;
+    let default = Preprocessing::default();
+    let preprocessing = Preprocessing {
+        resize: fields.take_or("resize", "stretch, crop, crop-first or pad", || default.resize)?,
+        crop: fields.take_or("crop", "a share from 0.01 to 1", || default.crop)?,
+        interpolation: fields.take_or("interpolation", INTERPOLATIONS, || default.interpolation)?,
         mean: fields.take("mean", "three numbers")?,
         std: fields.take("std", "three numbers")?,
         bgr: fields.take_or("bgr", "true or false", || false)?,
     };
+    let about = GraphAbout { name, size, preprocessing };
     let entries: Vec<Value> = fields.take("layers", "a list of layers")?;
     fields.finish()?;
     if entries.len() > MAX_LAYERS {
@@ -693,6 +685,9 @@ fn parse(text: &str) -> Result<GraphFile, String> {
     let layers = entries.into_iter().enumerate().map(|(index, value)| entry(index, value)).collect::<Result<_, _>>()?;
     GraphFile::new(about, layers).map_err(|error| error.to_string())
 }
+
+/// What a file may call an interpolation.
+const INTERPOLATIONS: &str = "nearest, bilinear, bicubic, tf-nearest, tf-bilinear or tf-bicubic";
 
 fn entry(index: usize, value: Value) -> Result<Entry, String> {
     /// What the file may call a layer's operation.

@@ -8,6 +8,7 @@
 use super::Spec;
 use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::graph::{Act, Affine, Averaging, GraphError, Variance};
+use crate::preprocessing::{Interpolation, Parts, Preprocessing, Resize, Traced};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 
@@ -29,6 +30,8 @@ pub struct Imported {
     /// In what it differs from the model, a sentence each.
     pub notes: Vec<String>,
     pub images: Prepared,
+    /// The graph's, and where each part of it comes from.
+    pub preprocessing: Traced,
 }
 
 /// Who says what becomes of a pixel's values from 0 to 255.
@@ -36,23 +39,27 @@ pub struct Imported {
 pub enum Prepared {
     /// The model, which has layers for it.
     ByModel,
-    /// `preprocess_input` of this module of `keras.applications`, by the name of a model: the file does not tell whether it was used.
+    /// `preprocess_input` of this module of `keras.applications`, by the names of layers: the file does not tell whether it
+    /// was used.
     AsApplication(&'static str),
     /// Nothing: the network gets them as they are, and if it was trained on others the file does not tell.
     Unknown,
 }
 
-/// What `preprocess_input` does for the models of `keras.applications` that do not prepare their images themselves, by the
-/// beginning of their names, and the module that has it. Source: `mode` in each of its modules, and `imagenet_utils.py` for what a mode is.
-const APPLICATIONS: [(&str, &str, Rescaling); 8] = [
-    ("resnet50", "resnet", Rescaling::CAFFE),
-    ("resnet101", "resnet", Rescaling::CAFFE),
-    ("resnet152", "resnet", Rescaling::CAFFE),
-    ("vgg16", "vgg16", Rescaling::CAFFE),
-    ("vgg19", "vgg19", Rescaling::CAFFE),
-    ("mobilenet_", "mobilenet", Rescaling::TF),
-    ("mobilenetv2_", "mobilenet_v2", Rescaling::TF),
-    ("xception", "xception", Rescaling::TF),
+/// What `preprocess_input` does for the models of `keras.applications` that do not prepare their images themselves: the
+/// module that has it, and layers at the beginning that no other of these models has together. The names of models would
+/// not do: a model that is built on such a one's layers has another name than the one within a model. The first that
+/// fits counts. Source: `mode` in each of its modules, and `imagenet_utils.py` for what a mode is.
+const APPLICATIONS: [(&str, &[&str], Rescaling); 8] = [
+    ("resnet_v2", &["conv1_conv", "conv2_block1_preact_bn", "conv2_block1_1_conv"], Rescaling::TF),
+    ("resnet", &["conv1_conv", "conv1_bn", "conv2_block1_1_conv", "conv2_block1_0_conv"], Rescaling::CAFFE),
+    // As Keras called its layers before 2.2.5.
+    ("resnet", &["conv1", "bn_conv1", "res2a_branch2a", "res2a_branch1"], Rescaling::CAFFE),
+    ("xception", &["block1_conv1", "block1_conv2", "block2_sepconv1"], Rescaling::TF),
+    ("vgg19", &["block1_conv1", "block1_conv2", "block2_conv1", "block3_conv4"], Rescaling::CAFFE),
+    ("vgg16", &["block1_conv1", "block1_conv2", "block2_conv1"], Rescaling::CAFFE),
+    ("mobilenet", &["conv1", "conv1_bn", "conv_dw_1", "conv_pw_1"], Rescaling::TF),
+    ("mobilenet_v2", &["Conv1", "bn_Conv1", "expanded_conv_depthwise"], Rescaling::TF),
 ];
 
 /// A Keras model that has no counterpart here.
@@ -95,8 +102,9 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
         model,
         entries: Vec::new(),
         images: None,
-        models: Vec::new(),
+        names: HashSet::new(),
         size: None,
+        resizing: None,
         notes: Vec::new(),
         position: 0,
     };
@@ -122,21 +130,32 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
     };
     let name = model.config["config"]["name"].as_str().unwrap_or("keras").chars().filter(|c| !c.is_control()).collect();
     let size = importer.size.unwrap_or((DEFAULT_SIZE, DEFAULT_SIZE));
-    let application = || {
-        let is_one =
-            |&(name, ..): &(&str, &str, Rescaling)| importer.models.iter().any(|model| model.starts_with(name));
-        APPLICATIONS.into_iter().find(is_one)
-    };
+    let application =
+        || APPLICATIONS.into_iter().find(|(_, layers, _)| layers.iter().all(|layer| importer.names.contains(*layer)));
     let (images, prepared) = match (images == Rescaling::NONE).then(application) {
         None => (images, Prepared::ByModel),
-        Some(Some((_, module, rescaling))) => (rescaling, Prepared::AsApplication(module)),
+        Some(Some((module, _, rescaling))) => (rescaling, Prepared::AsApplication(module)),
         Some(None) => (images, Prepared::Unknown),
     };
     let (mean, std) = images.mean_and_deviation();
+    let values = Parts { mean: Some(mean), std: Some(std), bgr: Some(images.bgr), ..Parts::default() };
+    let keras = Preprocessing::keras(mean, std, images.bgr);
+    let preprocessing = Traced::new(keras, "Keras's image_dataset_from_directory");
+    let mut preprocessing = match prepared {
+        Prepared::ByModel => preprocessing.with(&values, "the model's own layers"),
+        Prepared::AsApplication(module) => {
+            preprocessing.with(&values, format!("preprocess_input of keras.applications.{module}"))
+        }
+        Prepared::Unknown => preprocessing.with(&values, "nothing in the file: the values as they are"),
+    };
+    if let Some((layer, resize, interpolation)) = importer.resizing {
+        let parts = Parts { resize: Some(resize), interpolation: Some(interpolation), ..Parts::default() };
+        preprocessing = preprocessing.with(&parts, format!("the model's layer `{layer}`"));
+    }
     let mut layers = importer.entries;
     alias(&mut layers);
-    let graph = GraphFile::new(GraphAbout { name, size, mean, std, bgr: images.bgr }, layers)?;
-    Ok(Imported { graph, notes: importer.notes, images: prepared })
+    let graph = GraphFile::new(GraphAbout { name, size, preprocessing: preprocessing.value }, layers)?;
+    Ok(Imported { graph, notes: importer.notes, images: prepared, preprocessing })
 }
 
 /// Mean and deviation of the images, as values from 0 to 1, that a `Normalization` layer's variables mean in the network
@@ -146,7 +165,8 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
 /// divide by its root once more; then there is nothing to tell. None, too, if there is not one number a channel.
 pub fn image_statistics(spec: &Spec, [mean, variance]: &[Vec<f32>; 2]) -> Option<[[f32; 3]; 2]> {
     let [mean, variance]: [[f32; 3]; 2] = [mean.as_slice().try_into().ok()?, variance.as_slice().try_into().ok()?];
-    let is_deviation = variance.iter().zip(spec.std).all(|(variance, std)| (variance - std).abs() < 1e-3);
+    let is_deviation =
+        variance.iter().zip(spec.preprocessing.value.std).all(|(variance, std)| (variance - std).abs() < 1e-3);
     let std = variance.map(f32::sqrt);
     let is_sound = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|&std| std > 0.0 && std.is_finite());
     (is_sound && !is_deviation).then_some([mean, std])
@@ -319,9 +339,11 @@ struct Importer<'a> {
     entries: Vec<Entry>,
     /// What is done to the images before the first layer.
     images: Option<Rescaling>,
-    /// The names of the model and of those within it.
-    models: Vec<String>,
+    /// The own names of all layers.
+    names: HashSet<String>,
     size: Option<(usize, usize)>,
+    /// The layer that resizes images, and how.
+    resizing: Option<(String, Resize, Interpolation)>,
     notes: Vec<String>,
     /// The number of the layer in the outermost model's `layers`.
     position: usize,
@@ -334,7 +356,6 @@ impl Importer<'_> {
         if depth == MAX_DEPTH {
             return Err(KerasError::Model(format!("models lie within models more than {MAX_DEPTH} deep")));
         }
-        self.models.push(name_of(model).to_owned());
         match class {
             "Functional" | "Model" => self.functional(model, prefix, inputs, depth),
             "Sequential" => self.sequential(model, prefix, inputs, depth),
@@ -457,6 +478,7 @@ impl Importer<'_> {
     fn layer(&mut self, layer: &Value, prefix: &str, args: &[Arg<'_>], depth: usize) -> Result<Tensor, KerasError> {
         let class = layer["class_name"].as_str().unwrap_or_default();
         let path = format!("{prefix}{}", name_of(layer));
+        self.names.insert(name_of(layer).to_owned());
         if self.entries.len() >= MAX_LAYERS {
             return Err(KerasError::Model(format!("it has more than {MAX_LAYERS} layers")));
         }
@@ -504,7 +526,8 @@ impl Importer<'_> {
             "Resizing" => {
                 self.images_only(layer, x)?;
                 self.size = Some((layer.count("height")?, layer.count("width")?));
-                self.notes.push(format!("images are resized by thawline, not by `{}`", layer.path));
+                self.resizing = Some(resizing(layer)?);
+                self.notes.push(format!("images are resized as `{}` does, but once only, from the file", layer.path));
                 Ok(x)
             }
             class if class.starts_with("Random") => {
@@ -1033,6 +1056,25 @@ fn references(value: &Value) -> Vec<&str> {
         Some((name, _)) => vec![name],
         None => value.as_array().into_iter().flatten().filter_map(|value| Some(reference(value)?.0)).collect(),
     }
+}
+
+/// How a `Resizing` layer brings images to its size.
+fn resizing(layer: &Layer<'_>) -> Result<(String, Resize, Interpolation), KerasError> {
+    layer.only("pad_to_aspect_ratio", &[false.into()])?;
+    let word = layer.config["interpolation"].as_str().unwrap_or("bilinear");
+    let antialiased = match word {
+        "nearest" => Interpolation::Nearest,
+        "bilinear" => Interpolation::Bilinear,
+        "bicubic" => Interpolation::Bicubic,
+        _ => {
+            let reason = format!("interpolation=`{word}` is not supported, only nearest, bilinear and bicubic");
+            return Err(layer.error(reason));
+        }
+    };
+    let resize = if layer.is_on("crop_to_aspect_ratio", false) { Resize::CropFirst } else { Resize::Stretch };
+    let antialias = layer.is_on("antialias", false);
+    let interpolation = if antialias { antialiased } else { antialiased.of_tensorflow() };
+    Ok((layer.path.to_owned(), resize, interpolation))
 }
 
 fn zero_padding(layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {

@@ -6,12 +6,16 @@ mod inverted;
 pub mod keras;
 mod mobilenet;
 mod resnet;
+pub mod torchvision;
 
 pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 
 use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
 use crate::nearest::suggestion;
+use crate::preprocessing::{
+    IMAGENET_MEAN, IMAGENET_STD, Interpolation, PREPROCESSING, Parts, Preprocessing, Resize, Traced,
+};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,12 +29,8 @@ pub struct Spec {
     pub name: Cow<'static, str>,
     /// Height of the images it is made for, in pixels; [`size`](Self::size) has the width, too. Any other size works.
     pub default_size: usize,
-    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
-    pub mean: [f32; 3],
-    /// What they are divided by then.
-    pub std: [f32; 3],
-    /// Whether the network takes blue first, as Caffe's did.
-    pub bgr: bool,
+    /// How images become what the network takes; of a network by name, as for the weights that its framework has for it.
+    pub preprocessing: Traced,
     /// Of the weights that the framework has for it.
     pub default_classes: usize,
     network: Network,
@@ -50,104 +50,137 @@ enum Network {
     File(Arc<GraphFile>),
 }
 
+use Interpolation::{Bicubic, Bilinear};
 use Network::{Inverted, ResNet};
 
-/// The statistics of ImageNet, which torchvision's weights expect.
-pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// See [`IMAGENET_MEAN`].
-pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+/// Mean and deviation of ImageNet, and what maps values from 0 to 1 to −1 to 1.
+const IMAGENET: [[f32; 3]; 2] = [IMAGENET_MEAN, IMAGENET_STD];
+const HALF: [[f32; 3]; 2] = [[0.5; 3]; 2];
+/// As Caffe's networks took images: less the mean colour of ImageNet, not scaled.
+const CAFFE: [[f32; 3]; 2] = [[123.68 / 255.0, 116.779 / 255.0, 103.939 / 255.0], [1.0 / 255.0; 3]];
+
+/// timm's preprocessing for a `crop_mode` of `center`, bicubic.
+const fn centre(crop: f64, [mean, std]: [[f32; 3]; 2]) -> Preprocessing {
+    Preprocessing { resize: Resize::Crop, crop, interpolation: Bicubic, mean, std, bgr: false }
+}
+
+/// timm's preprocessing for a `crop_mode` of `squash` and a `crop_pct` of 1, bicubic.
+const fn squash(values: [[f32; 3]; 2]) -> Preprocessing {
+    Preprocessing { resize: Resize::Stretch, ..centre(1.0, values) }
+}
 
 /// Every network, in the order in which lists show them.
 pub static MODELS: &[Spec] = &[
-    Spec::imagenet("resnet18", 224, ResNet(&resnet::RESNET18)),
-    Spec::imagenet("resnet34", 224, ResNet(&resnet::RESNET34)),
-    Spec::imagenet("resnet50", 224, ResNet(&resnet::RESNET50)),
-    Spec::imagenet("resnet101", 224, ResNet(&resnet::RESNET101)),
-    Spec::imagenet("resnet152", 224, ResNet(&resnet::RESNET152)),
-    Spec::imagenet("wide_resnet50_2", 224, ResNet(&resnet::WIDE_RESNET50_2)),
-    Spec::imagenet("resnext50_32x4d", 224, ResNet(&resnet::RESNEXT50_32X4D)),
+    // The preprocessing is that of the set IMAGENET1K_V1; `torchvision` knows the others.
+    Spec::torchvision("resnet18", 224, 256, Bilinear, ResNet(&resnet::RESNET18)),
+    Spec::torchvision("resnet34", 224, 256, Bilinear, ResNet(&resnet::RESNET34)),
+    Spec::torchvision("resnet50", 224, 256, Bilinear, ResNet(&resnet::RESNET50)),
+    Spec::torchvision("resnet101", 224, 256, Bilinear, ResNet(&resnet::RESNET101)),
+    Spec::torchvision("resnet152", 224, 256, Bilinear, ResNet(&resnet::RESNET152)),
+    Spec::torchvision("wide_resnet50_2", 224, 256, Bilinear, ResNet(&resnet::WIDE_RESNET50_2)),
+    Spec::torchvision("resnext50_32x4d", 224, 256, Bilinear, ResNet(&resnet::RESNEXT50_32X4D)),
     // Made for drawn images, whose colours use the whole range.
     Spec {
         name: Cow::Borrowed("resnet_tiny"),
         default_size: 16,
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        bgr: false,
+        preprocessing: Traced::known(Preprocessing::normalised([0.5; 3], [0.5; 3]), "this network's default"),
         default_classes: 10,
         network: ResNet(&resnet::RESNET_TINY),
     },
-    Spec::imagenet("efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
-    Spec::imagenet("efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
-    Spec::imagenet("efficientnet_b2", 288, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
-    Spec::imagenet("efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TORCHVISION)),
-    Spec::imagenet("efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TORCHVISION)),
-    Spec::imagenet("efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TORCHVISION_LARGE)),
-    Spec::imagenet("efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TORCHVISION_LARGE)),
-    Spec::imagenet("efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TORCHVISION_LARGE)),
-    Spec::imagenet("efficientnet_v2_s", 384, Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2)),
-    Spec::imagenet("mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
-    Spec::imagenet("mobilenet_v3_large", 224, Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3)),
-    // Size and constants of the weights that timm takes by default.
-    Spec::imagenet("timm_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM)),
-    Spec::normalised("timm_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TIMM), [0.5; 3], [0.5; 3]),
-    Spec::imagenet("timm_efficientnet_b2", 256, Inverted(&efficientnet::B2, &efficientnet::TIMM)),
-    Spec::imagenet("timm_efficientnet_b3", 288, Inverted(&efficientnet::B3, &efficientnet::TIMM)),
-    Spec::imagenet("timm_efficientnet_b4", 320, Inverted(&efficientnet::B4, &efficientnet::TIMM)),
-    Spec::imagenet("timm_efficientnet_b5", 448, Inverted(&efficientnet::B5, &efficientnet::TIMM)),
-    Spec::imagenet("timm_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM)),
-    Spec::imagenet("timm_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM)),
-    Spec::imagenet("tf_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::TIMM_TF)),
-    Spec::imagenet("tf_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::TIMM_TF)),
-    Spec::normalised(
-        "tf_efficientnetv2_s",
-        300,
-        Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF),
-        [0.5; 3],
-        [0.5; 3],
+    Spec::torchvision("efficientnet_b0", 224, 256, Bicubic, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
+    Spec::torchvision("efficientnet_b1", 240, 256, Bicubic, Inverted(&efficientnet::B1, &efficientnet::TORCHVISION)),
+    Spec::torchvision("efficientnet_b2", 288, 288, Bicubic, Inverted(&efficientnet::B2, &efficientnet::TORCHVISION)),
+    Spec::torchvision("efficientnet_b3", 300, 320, Bicubic, Inverted(&efficientnet::B3, &efficientnet::TORCHVISION)),
+    Spec::torchvision("efficientnet_b4", 380, 384, Bicubic, Inverted(&efficientnet::B4, &efficientnet::TORCHVISION)),
+    Spec::torchvision(
+        "efficientnet_b5",
+        456,
+        456,
+        Bicubic,
+        Inverted(&efficientnet::B5, &efficientnet::TORCHVISION_LARGE),
     ),
-    Spec::imagenet("mobilenetv2_100", 224, Inverted(&mobilenet::V2, &efficientnet::TIMM)),
-    Spec::imagenet("mobilenetv3_large_100", 224, Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM)),
-    Spec::normalised(
+    Spec::torchvision(
+        "efficientnet_b6",
+        528,
+        528,
+        Bicubic,
+        Inverted(&efficientnet::B6, &efficientnet::TORCHVISION_LARGE),
+    ),
+    Spec::torchvision(
+        "efficientnet_b7",
+        600,
+        600,
+        Bicubic,
+        Inverted(&efficientnet::B7, &efficientnet::TORCHVISION_LARGE),
+    ),
+    Spec::torchvision(
+        "efficientnet_v2_s",
+        384,
+        384,
+        Bilinear,
+        Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2),
+    ),
+    Spec::torchvision("mobilenet_v2", 224, 256, Bilinear, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
+    Spec::torchvision(
+        "mobilenet_v3_large",
+        224,
+        256,
+        Bilinear,
+        Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3),
+    ),
+    // Size, preprocessing and constants of the weights that timm takes by default.
+    Spec::timm("timm_efficientnet_b0", 224, centre(0.875, IMAGENET), Inverted(&efficientnet::B0, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b1", 240, centre(0.9, HALF), Inverted(&efficientnet::B1, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b2", 256, centre(0.875, IMAGENET), Inverted(&efficientnet::B2, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b3", 288, centre(0.875, IMAGENET), Inverted(&efficientnet::B3, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b4", 320, centre(0.875, IMAGENET), Inverted(&efficientnet::B4, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b5", 448, squash(IMAGENET), Inverted(&efficientnet::B5, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b6", 528, centre(0.942, IMAGENET), Inverted(&efficientnet::B6, &efficientnet::TIMM)),
+    Spec::timm("timm_efficientnet_b7", 600, centre(0.949, IMAGENET), Inverted(&efficientnet::B7, &efficientnet::TIMM)),
+    Spec::timm("tf_efficientnet_b0", 224, centre(0.875, IMAGENET), Inverted(&efficientnet::B0, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b1", 240, centre(0.882, IMAGENET), Inverted(&efficientnet::B1, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b2", 260, centre(0.89, IMAGENET), Inverted(&efficientnet::B2, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b3", 300, centre(0.904, IMAGENET), Inverted(&efficientnet::B3, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b4", 380, centre(0.922, IMAGENET), Inverted(&efficientnet::B4, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b5", 456, centre(0.934, IMAGENET), Inverted(&efficientnet::B5, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b6", 528, centre(0.942, IMAGENET), Inverted(&efficientnet::B6, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnet_b7", 600, centre(0.949, IMAGENET), Inverted(&efficientnet::B7, &efficientnet::TIMM_TF)),
+    Spec::timm("tf_efficientnetv2_s", 300, centre(1.0, HALF), Inverted(&efficientnet::V2_S, &efficientnet::TIMM_TF)),
+    Spec::timm("mobilenetv2_100", 224, centre(0.875, IMAGENET), Inverted(&mobilenet::V2, &efficientnet::TIMM)),
+    Spec::timm(
+        "mobilenetv3_large_100",
+        224,
+        centre(0.875, IMAGENET),
+        Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM),
+    ),
+    Spec::timm(
         "tf_mobilenetv3_large_100",
         224,
+        Preprocessing { interpolation: Bilinear, ..centre(0.875, HALF) },
         Inverted(&mobilenet::V3_LARGE, &efficientnet::TIMM_TF),
-        [0.5; 3],
-        [0.5; 3],
     ),
     // Keras's own preprocessing: EfficientNet's `Normalization` as its ImageNet weights have it, V2's and MobileNetV3's
     // `Rescaling`, MobileNetV2's mode `tf`, ResNet's mode `caffe`.
-    Spec::imagenet("keras_efficientnet_b0", 224, Inverted(&efficientnet::B0, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b1", 240, Inverted(&efficientnet::B1, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b2", 260, Inverted(&efficientnet::B2, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b3", 300, Inverted(&efficientnet::B3, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b4", 380, Inverted(&efficientnet::B4, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b5", 456, Inverted(&efficientnet::B5, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b6", 528, Inverted(&efficientnet::B6, &efficientnet::KERAS_V1)),
-    Spec::imagenet("keras_efficientnet_b7", 600, Inverted(&efficientnet::B7, &efficientnet::KERAS_V1)),
-    Spec::normalised(
+    Spec::keras("keras_efficientnet_b0", 224, IMAGENET, false, Inverted(&efficientnet::B0, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b1", 240, IMAGENET, false, Inverted(&efficientnet::B1, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b2", 260, IMAGENET, false, Inverted(&efficientnet::B2, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b3", 300, IMAGENET, false, Inverted(&efficientnet::B3, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b4", 380, IMAGENET, false, Inverted(&efficientnet::B4, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b5", 456, IMAGENET, false, Inverted(&efficientnet::B5, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b6", 528, IMAGENET, false, Inverted(&efficientnet::B6, &efficientnet::KERAS_V1)),
+    Spec::keras("keras_efficientnet_b7", 600, IMAGENET, false, Inverted(&efficientnet::B7, &efficientnet::KERAS_V1)),
+    Spec::keras(
         "keras_efficientnet_v2_s",
         384,
+        [[128.0 / 255.0; 3]; 2],
+        false,
         Inverted(&efficientnet::V2_S, &efficientnet::KERAS_V2),
-        [128.0 / 255.0; 3],
-        [128.0 / 255.0; 3],
     ),
-    Spec::normalised("keras_mobilenet_v2", 224, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2), [0.5; 3], [0.5; 3]),
-    Spec::normalised(
-        "keras_mobilenet_v3_large",
-        224,
-        Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3),
-        [0.5; 3],
-        [0.5; 3],
-    ),
-    Spec::caffe("keras_resnet50", 224, ResNet(&resnet::KERAS_RESNET50)),
-    Spec::caffe("keras_resnet101", 224, ResNet(&resnet::KERAS_RESNET101)),
-    Spec::caffe("keras_resnet152", 224, ResNet(&resnet::KERAS_RESNET152)),
+    Spec::keras("keras_mobilenet_v2", 224, HALF, false, Inverted(&mobilenet::V2, &mobilenet::KERAS_V2)),
+    Spec::keras("keras_mobilenet_v3_large", 224, HALF, false, Inverted(&mobilenet::V3_LARGE, &mobilenet::KERAS_V3)),
+    Spec::keras("keras_resnet50", 224, CAFFE, true, ResNet(&resnet::KERAS_RESNET50)),
+    Spec::keras("keras_resnet101", 224, CAFFE, true, ResNet(&resnet::KERAS_RESNET101)),
+    Spec::keras("keras_resnet152", 224, CAFFE, true, ResNet(&resnet::KERAS_RESNET152)),
 ];
 
 /// The most classes that a network can have: the weights of the widest head stay addressable with 32-bit indices.
@@ -173,32 +206,35 @@ fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Spec {
-    const fn imagenet(name: &'static str, default_size: usize, network: Network) -> Self {
-        Self::normalised(name, default_size, network, IMAGENET_MEAN, IMAGENET_STD)
-    }
-
-    const fn normalised(
+    /// `resize` is what the shorter side of an image is brought to.
+    const fn torchvision(
         name: &'static str,
         default_size: usize,
+        resize: usize,
+        interpolation: Interpolation,
         network: Network,
-        mean: [f32; 3],
-        std: [f32; 3],
     ) -> Self {
-        Self { name: Cow::Borrowed(name), default_size, mean, std, bgr: false, default_classes: 1000, network }
+        let value = Preprocessing::torchvision(default_size, resize, interpolation);
+        let preprocessing = Traced::known(value, torchvision::DEFAULT);
+        Self { name: Cow::Borrowed(name), default_size, preprocessing, default_classes: 1000, network }
     }
 
-    /// For images as Caffe's networks took them: blue first, less the mean colour of ImageNet, not scaled.
-    const fn caffe(name: &'static str, default_size: usize, network: Network) -> Self {
-        const MEAN: [f32; 3] = [123.68 / 255.0, 116.779 / 255.0, 103.939 / 255.0];
-        Self {
-            name: Cow::Borrowed(name),
-            default_size,
-            mean: MEAN,
-            std: [1.0 / 255.0; 3],
-            bgr: true,
-            default_classes: 1000,
-            network,
-        }
+    /// The preprocessing is that of timm's `default_cfg`.
+    const fn timm(name: &'static str, default_size: usize, preprocessing: Preprocessing, network: Network) -> Self {
+        let preprocessing = Traced::known(preprocessing, "timm's default for this network");
+        Self { name: Cow::Borrowed(name), default_size, preprocessing, default_classes: 1000, network }
+    }
+
+    /// Mean and deviation are those of the `preprocess_input` that belongs to the network.
+    const fn keras(
+        name: &'static str,
+        default_size: usize,
+        [mean, std]: [[f32; 3]; 2],
+        bgr: bool,
+        network: Network,
+    ) -> Self {
+        let preprocessing = Traced::known(Preprocessing::keras(mean, std, bgr), "Keras's default for this network");
+        Self { name: Cow::Borrowed(name), default_size, preprocessing, default_classes: 1000, network }
     }
 
     /// The network that `file` describes.
@@ -206,12 +242,16 @@ impl Spec {
         Self {
             name: Cow::Owned(file.name().to_owned()),
             default_size: file.size().0,
-            mean: file.mean(),
-            std: file.std(),
-            bgr: file.bgr(),
+            preprocessing: Traced::new(file.preprocessing(), "the graph file"),
             default_classes: file.classes(),
             network: Network::File(Arc::new(file)),
         }
+    }
+
+    /// The same network for images that are prepared in another way.
+    #[must_use]
+    pub fn with_preprocessing(self, preprocessing: Traced) -> Self {
+        Self { preprocessing, ..self }
     }
 
     /// The file that describes the network, if it is none of [`MODELS`].
@@ -227,17 +267,18 @@ impl Spec {
         self.file().map_or((self.default_size, self.default_size), GraphFile::size)
     }
 
-    /// The network as a graph file, made for images of `size` = (height, width) pixels.
+    /// The network as a graph file, made for images of `size` = (height, width) pixels, which are prepared as
+    /// [`preprocessing`](Self::preprocessing) says.
     ///
     /// # Errors
     /// Those of [`build`](Self::build).
     pub fn describe(&self, size: (usize, usize), classes: usize) -> Result<GraphFile, ModelError> {
         let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
+        let preprocessing = self.preprocessing.value;
         match &self.network {
-            Network::File(file) => file.with(size, classes).map_err(wrong),
+            Network::File(file) => file.with(size, classes, preprocessing).map_err(wrong),
             network => {
-                let about =
-                    GraphAbout { name: self.name.to_string(), size, mean: self.mean, std: self.std, bgr: self.bgr };
+                let about = GraphAbout { name: self.name.to_string(), size, preprocessing };
                 GraphFile::of(about, |size| network.build(1, size, classes)).map_err(wrong)
             }
         }
@@ -274,6 +315,47 @@ impl Network {
             }
         };
         b.finish(logits)
+    }
+}
+
+/// What is known of the images that weights were trained on, beside the network.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Told<'a> {
+    /// The name of the weights file.
+    pub file_name: &'a str,
+    /// What the config.json beside the file says.
+    pub config: Parts,
+    /// Mean and variance of the one `Normalization` layer in a Keras file.
+    pub normalization: Option<&'a [Vec<f32>; 2]>,
+    /// The file's metadata under [`PREPROCESSING`](crate::preprocessing::PREPROCESSING).
+    pub metadata: Option<&'a str>,
+    /// What the caller asks for.
+    pub asked: Parts,
+}
+
+impl Spec {
+    /// How images are prepared for given weights: as is the custom for the network, unless something that is nearer to the weights
+    /// says otherwise, and at last the caller. A graph file says it for all of its weights.
+    ///
+    /// # Errors
+    /// The metadata cannot be read; the text says why.
+    pub fn prepared(&self, told: &Told<'_>) -> Result<Traced, String> {
+        let mut found = self.preprocessing.clone();
+        if self.file().is_none() {
+            if let Some(set) = torchvision::set_of_file(self, told.file_name) {
+                found = set;
+            }
+            found = found.with(&told.config, "config.json");
+            if let Some([mean, std]) = told.normalization.and_then(|one| keras::image_statistics(self, one)) {
+                found = found.with(&Parts { mean: Some(mean), std: Some(std), ..Parts::default() }, "the file");
+            }
+            if let Some(text) = told.metadata {
+                let whole = Preprocessing::parse(text)
+                    .map_err(|reason| format!("its metadata `{PREPROCESSING}` cannot be read: {reason}"))?;
+                found = found.with(&whole.into(), "the file");
+            }
+        }
+        Ok(found.with(&told.asked, "the command line"))
     }
 }
 

@@ -25,6 +25,7 @@ use super::proto::{
 use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD};
 use crate::export::{ExportError, layer, logits, unsupported};
 use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Window};
+use crate::preprocessing::{PREPROCESSING, Preprocessing};
 use crate::tensor::HostTensor;
 use crate::weights::{self, ExpectedKind, TensorData, write_atomically};
 use prost::Message;
@@ -46,12 +47,9 @@ pub const MAX_BYTES: u64 = i32::MAX as u64;
 pub struct About<'a> {
     /// The network's name.
     pub model: &'a str,
-    /// What is subtracted from red, green and blue, as values from 0 to 1, before the network sees them.
-    pub mean: [f32; 3],
-    /// What they are divided by then.
-    pub std: [f32; 3],
-    /// Whether the network then takes blue first.
-    pub bgr: bool,
+    /// How images become what the network takes. The file holds it as JSON, and mean, deviation and order of the channels each
+    /// by itself, too.
+    pub preprocessing: Preprocessing,
     /// Names of the classes in the order of their labels, if they are known.
     pub classes: Option<&'a [String]>,
     /// Images a batch; `None` leaves that to the reader.
@@ -102,7 +100,7 @@ fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<M
     let classes = network.node(logits(network)?).shape.c();
     let input = network.input_shape().map(|images| {
         let dims = [batch.clone(), fixed(images.c()), fixed(images.h()), fixed(images.w())];
-        let doc = match about.bgr {
+        let doc = match about.preprocessing.bgr {
             false => "NCHW: red, green and blue from 0 to 1, less `mean`, over `std` of the metadata",
             true => {
                 "NCHW: blue, green and red from 0 to 1, less `mean`, over `std` of the metadata, which begin with red"
@@ -119,8 +117,10 @@ fn model(network: &Graph, tensors: &[HostTensor], about: &About<'_>) -> Result<M
         ..GraphProto::default()
     };
     // The `Debug` form of an array is JSON, and has the shortest digits that give the same f32.
-    let mut metadata = vec![(MEAN, format!("{:?}", about.mean)), (STD, format!("{:?}", about.std))];
-    metadata.extend(about.bgr.then(|| (BGR, "true".to_owned())));
+    let Preprocessing { mean, std, bgr, .. } = about.preprocessing;
+    let mut metadata = vec![(MEAN, format!("{mean:?}")), (STD, format!("{std:?}"))];
+    metadata.extend(bgr.then(|| (BGR, "true".to_owned())));
+    metadata.push((PREPROCESSING, about.preprocessing.json()));
     metadata.extend(about.classes.map(|names| (CLASSES, serde_json::Value::from(names).to_string())));
     let mut blocks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for layer in network.layers() {

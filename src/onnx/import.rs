@@ -7,7 +7,8 @@ use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProt
 use super::reader::{Reader, Value};
 use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD, bounds};
 use crate::graph::GraphError;
-use crate::models::{GRAPH, GraphAbout, GraphFile, IMAGENET_MEAN, IMAGENET_STD};
+use crate::models::{GRAPH, GraphAbout, GraphFile};
+use crate::preprocessing::{Interpolation, PREPROCESSING, Preprocessing};
 use crate::weights::{StateDict, WeightsError, map_file, printable};
 use prost::Message;
 use serde::de::DeserializeOwned;
@@ -89,8 +90,9 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
     let std = metadata.json::<[f32; 3]>(STD)?;
     if mean.is_none() || std.is_none() {
         notes.push(
-            "the file does not say how images are normalised, and ImageNet's mean and deviation are assumed; write the \
-             graph with `thawline inspect --graph`, correct `mean` and `std`, and name that file with --model"
+            "the file does not say how images are prepared, and what torchvision does for ImageNet is assumed: the shorter side \
+             to 256/224 of the network's size, the centre cut out, ImageNet's mean and deviation; say otherwise by \
+             --resize, --crop, --interpolation, --mean and --std"
                 .to_owned(),
         );
     }
@@ -120,13 +122,17 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
         }
         None => find_blocks(&mut layers),
     }
-    let about = GraphAbout {
-        name: name.into(),
-        size: (images.h, images.w),
-        mean: mean.unwrap_or(IMAGENET_MEAN),
-        std: std.unwrap_or(IMAGENET_STD),
-        bgr: metadata.json(BGR)?.unwrap_or(false),
+    let imagenet = Preprocessing::torchvision(224, 256, Interpolation::Bilinear);
+    let preprocessing = match metadata.json::<Preprocessing>(PREPROCESSING)? {
+        Some(whole) => whole,
+        None => Preprocessing {
+            mean: mean.unwrap_or(imagenet.mean),
+            std: std.unwrap_or(imagenet.std),
+            bgr: metadata.json(BGR)?.unwrap_or(false),
+            ..imagenet
+        },
     };
+    let about = GraphAbout { name: name.into(), size: (images.h, images.w), preprocessing };
     let file = GraphFile::new(about, layers).map_err(graph_error)?;
     let mut state = StateDict { tensors: weights, ..StateDict::default() };
     state.metadata.insert(GRAPH.into(), file.json());

@@ -10,6 +10,7 @@ use crate::gpu::{Device, DeviceOptions};
 use crate::graph::{Averaging, Graph, GraphError};
 use crate::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding};
 use crate::plan::Input;
+use crate::preprocessing::{Interpolation, Preprocessing};
 use crate::rng::Rng;
 use crate::tensor::HostTensor;
 use crate::train::{Evaluator, Images};
@@ -52,7 +53,7 @@ fn inference(layers: &[Entry]) -> Vec<Entry> {
 /// The layers at one size, where all padding is in pixels.
 fn described(network: &Graph) -> Vec<Entry> {
     let [_, h, w, _] = network.input_shape().unwrap().0;
-    let about = GraphAbout { name: "net".into(), size: (h, w), mean: ABOUT.mean, std: ABOUT.std, bgr: ABOUT.bgr };
+    let about = GraphAbout { name: "net".into(), size: (h, w), preprocessing: ABOUT.preprocessing };
     let only = |size| match size == (h, w) {
         true => network.with_batch(1),
         false => Err(GraphError { node: "images".into(), reason: "of another size".into() }),
@@ -87,7 +88,7 @@ fn assert_comes_back(name: &str, network: &Graph, tensors: &[HostTensor]) {
     let bytes = encode(network, tensors, &ABOUT).unwrap();
     let Imported { file, state, notes } = parse(&bytes, Path::new("net.onnx")).unwrap();
     assert_eq!(file.layers(), inference(&described(network)), "{name}");
-    assert_eq!((file.mean(), file.std(), file.name()), (ABOUT.mean, ABOUT.std, "net"), "{name}");
+    assert_eq!((file.preprocessing(), file.name()), (ABOUT.preprocessing, "net"), "{name}");
     assert!(notes.is_empty(), "{name}: {notes:?}");
     assert_eq!(GraphFile::parse(&state.metadata["graph"], "").unwrap(), file, "{name}");
     let graph = file.build(2, file.size(), file.classes()).unwrap();
@@ -321,7 +322,7 @@ fn floats<'a>(imported: &'a Imported, name: &str) -> &'a [f32] {
 #[test]
 fn metadata_of_other_programs_is_not_read() {
     let mut model = small();
-    assert_eq!(imported(&model).unwrap().file.mean(), ABOUT.mean);
+    assert_eq!(imported(&model).unwrap().file.preprocessing(), ABOUT.preprocessing);
     let mut strange = |key: &str, value: &str| {
         model.metadata_props.retain(|entry| entry.key() != key);
         model.metadata_props.push(StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) });
@@ -334,7 +335,7 @@ fn metadata_of_other_programs_is_not_read() {
     for producer in [None, Some("pytorch".to_owned())] {
         model.producer_name = producer;
         let Imported { file, state, notes } = imported(&model).unwrap();
-        assert_eq!((file.mean(), file.std(), file.bgr()), (models::IMAGENET_MEAN, models::IMAGENET_STD, false));
+        assert_eq!(file.preprocessing(), Preprocessing::torchvision(224, 256, Interpolation::Bilinear));
         assert!(notes.len() == 1 && notes[0].contains("ImageNet's mean"), "{notes:?}");
         assert!(!state.metadata.contains_key(CLASSES));
         assert!(file.layers().iter().any(|layer| layer.block.is_some()), "blocks are found without");
@@ -473,7 +474,7 @@ fn linear_layers_are_read_in_every_form() {
 #[test]
 fn what_is_not_supported_is_named() {
     type Change = fn(&mut ModelProto);
-    let cases: [(&str, Change); 29] = [
+    let cases: [(&str, Change); 30] = [
         ("it holds no graph", |m| m.graph = None),
         ("it uses operator set 1; export it again with 7 or later", |m| m.opset_import.clear()),
         ("node `conv1` (Resize): the operator is not supported; supported are Add, AveragePool", |m| {
@@ -525,7 +526,13 @@ fn what_is_not_supported_is_named() {
         ("it has 0 outputs; a network has one, its logits", |m| graph(m).output.clear()),
         ("it has 0 inputs; a network has one, its images", |m| graph(m).input.clear()),
         ("its metadata `mean` cannot be read", |m| m.metadata_props[0].value = Some("[1, 2]".into())),
-        ("`std` must be above 0", |m| m.metadata_props[1].value = Some("[1, 0, 1]".into())),
+        ("its metadata `preprocessing` cannot be read", |m| {
+            m.metadata_props.iter_mut().find(|entry| entry.key() == "preprocessing").unwrap().value = Some("{}".into());
+        }),
+        ("`std` is [1.0, 0.0, 1.0]: expected numbers above 0", |m| {
+            m.metadata_props.retain(|entry| entry.key() != "preprocessing");
+            m.metadata_props[1].value = Some("[1, 0, 1]".into());
+        }),
     ];
     let model = small();
     assert!(imported(&model).is_ok());

@@ -14,6 +14,7 @@ pub use roofline::Roofline;
 use crate::graph::{Graph, LayerId, NodeId, ParamId, Phase, StateId};
 use crate::kernels::Kernel;
 use crate::kernels::conv2d::Variant;
+use crate::preprocessing::Preprocessing;
 use std::fmt;
 
 /// Where the images come from.
@@ -24,6 +25,13 @@ pub enum Input {
     /// RGBX bytes, which the first call normalises: `(byte / 255 − mean) / std` of red, green and blue, which it hands on in
     /// that order or, with `bgr`, in reverse.
     Bytes { mean: [f32; 3], std: [f32; 3], bgr: bool },
+}
+
+impl From<Preprocessing> for Input {
+    /// Bytes, normalised as `preprocessing` says.
+    fn from(Preprocessing { mean, std, bgr, .. }: Preprocessing) -> Self {
+        Self::Bytes { mean, std, bgr }
+    }
 }
 
 /// What a slot holds.

@@ -10,6 +10,7 @@ use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, sh
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats, Variance};
 use crate::plan::Input;
+use crate::preprocessing::PREPROCESSING;
 use crate::rng::Rng;
 use crate::tensor::HostTensor;
 use crate::weights::{self, StateDict, write_atomically};
@@ -196,6 +197,7 @@ impl Job<'_> {
         let loader = |samples: &Vec<_>, mode| {
             let options = LoaderOptions {
                 skip_broken: settings.skip_broken,
+                decode: settings.decode,
                 ..LoaderOptions::new(mode, settings.batch, settings.seed)
             };
             Loader::new(samples.clone(), settings.transform.clone(), options)
@@ -564,8 +566,12 @@ impl Run {
         let size = format!("{}x{}", transform.height, transform.width);
         let classes = serde_json::Value::from(classes.as_slice()).to_string();
         let about = [("model", model.clone()), ("size", size), ("classes", classes)];
-        let graph = graph.iter().map(|graph| ("graph", graph.clone()));
-        weights.metadata.extend(about.into_iter().chain(graph).map(|(key, value)| (key.to_owned(), value)));
+        // A graph says how images are prepared, too.
+        let network = match graph {
+            Some(graph) => ("graph", graph.clone()),
+            None => (PREPROCESSING, transform.preprocessing.json()),
+        };
+        weights.metadata.extend(about.into_iter().chain([network]).map(|(key, value)| (key.to_owned(), value)));
         weights
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Crc32c, Schedule, TrainError};
 use crate::compile::{self, Options};
-use crate::data::{ImageFolder, Transform};
+use crate::data::{DecodeOptions, ImageFolder, Transform};
 use crate::graph::{AdamW, Sgd};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,9 @@ pub struct Settings {
     pub policy: PolicySettings,
     pub optimizer: OptimizerSettings,
     pub schedule: Schedule,
+    /// How image files are read.
+    #[serde(default)]
+    pub decode: DecodeOptions,
     pub transform: Transform,
 }
 
@@ -180,6 +183,10 @@ impl Settings {
             ("epochs", (self.epochs > 0 && self.steps() < 1 << 40, self.epochs.to_string(), "1 or more, and fewer")),
             ("lr", not_negative(self.schedule.lr)),
             ("label-smoothing", fraction(self.label_smoothing)),
+            (
+                "max-pixels",
+                (i64::try_from(self.decode.max_pixels).is_ok(), self.decode.max_pixels.to_string(), "less than 2⁶³"),
+            ),
             // What TOML can hold.
             ("seed", (i64::try_from(self.seed).is_ok(), self.seed.to_string(), "less than 2⁶³")),
             (
@@ -268,7 +275,10 @@ impl Settings {
         let value = |values: &[(String, String)], key: &str| {
             values.iter().find(|(k, _)| k == key).map_or_else(|| "not set".to_owned(), |(_, v)| v.clone())
         };
-        let keys = ours.iter().chain(&theirs).map(|(key, _)| key);
+        // How images are prepared is in the graph, too, and is the better thing to name.
+        let (graph, others): (Vec<_>, Vec<_>) =
+            ours.iter().chain(&theirs).map(|(key, _)| key).partition(|key| *key == "graph");
+        let keys = others.into_iter().chain(graph);
         let mut differing = keys.filter(|key| value(&ours, key) != value(&theirs, key));
         let key = differing.find(|key| !PROVENANCE.contains(&key.as_str()))?;
         if key == "graph" {
@@ -295,7 +305,8 @@ fn flatten(name: &str, value: &toml::Value, values: &mut Vec<(String, String)>) 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::data::{Augment, Sample};
+    use crate::data::{Augment, Exif, Sample};
+    use crate::preprocessing::Preprocessing;
     use crate::train::Decay;
 
     pub fn settings() -> Settings {
@@ -323,7 +334,8 @@ pub(super) mod tests {
             },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },
             schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
-            transform: Transform::new(16, 24, Augment::CropFlip),
+            decode: DecodeOptions { exif: Exif::Ignore, max_pixels: 12_345 },
+            transform: Transform::new(16, 24, Augment::CropFlip, Preprocessing::normalised([0.485; 3], [0.229; 3])),
         }
     }
 

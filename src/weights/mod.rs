@@ -30,7 +30,7 @@ use memmap2::Mmap;
 pub(crate) use atomic::is_leftover;
 pub use atomic::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, bind};
-pub use config::Config;
+pub use config::{Config, Pretrained};
 pub(crate) use convert::{Dtype, decode};
 pub(crate) use error::printable;
 pub use error::{Mismatch, WeightsError};

@@ -1,5 +1,6 @@
 //! Files made by PyTorch, files made by hand to do harm, and files written here.
 
+use crate::preprocessing::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, Parts, Resize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -238,16 +239,55 @@ fn what_is_beside_the_weights_describes_them() {
         Config::beside(&folder.path().join("model.safetensors"))
     };
     let timm = r#"{"architecture": "resnet18", "num_classes": 1000, "num_features": 512, "pretrained_cfg": {"tag": "a1",
-        "input_size": [3, 224, 288], "mean": [0.485, 0.456, 0.406], "std": [0.5, 0.5, 0.25], "pool_size": [7, 7]}}"#;
-    let expected = Config {
-        architecture: Some("resnet18".into()),
+        "input_size": [3, 224, 288], "test_input_size": [3, 288, 288], "crop_pct": 0.95, "test_crop_pct": 1.0, "crop_mode":
+        "squash", "interpolation": "bilinear", "fixed_input_size": false, "mean": [0.485, 0.456, 0.406], "std":
+        [0.5, 0.5, 0.25], "pool_size": [7, 7], "first_conv": null}}"#;
+    let timm = beside(timm).unwrap();
+    assert_eq!(timm.architecture.as_deref(), Some("resnet18"));
+    assert_eq!((timm.size, timm.test_size), (Some((224, 288)), Some((288, 288))));
+    let parts = Parts {
+        resize: Some(Resize::Stretch),
+        crop: Some(0.95),
+        interpolation: Some(Interpolation::Bilinear),
         mean: Some([0.485, 0.456, 0.406]),
         std: Some([0.5, 0.5, 0.25]),
-        size: Some((224, 288)),
+        bgr: None,
     };
-    assert_eq!(beside(timm), Some(expected));
+    assert_eq!(timm.parts((224, 288), &Parts::default()), Ok(parts));
+    assert_eq!(timm.parts((96, 96), &Parts::default()), Ok(parts));
+    assert_eq!(timm.parts((288, 288), &Parts::default()), Ok(Parts { crop: Some(1.0), ..parts }), "as timm tests it");
+
     assert_eq!(beside("{}"), Some(Config::default()));
-    assert_eq!(beside(r#"{"pretrained_cfg": {"input_size": [3, 0, 9]}}"#), Some(Config::default()));
+    assert_eq!(Config::default().parts((224, 224), &Parts::default()), Ok(Parts::default()));
+    // timm's own defaults.
+    let empty = beside(r#"{"pretrained_cfg": {"input_size": [3, 0, 9], "crop_mode": null}}"#).unwrap();
+    assert_eq!(empty.size, None);
+    let defaults = Parts {
+        resize: Some(Resize::Crop),
+        crop: Some(0.875),
+        interpolation: Some(Interpolation::Bicubic),
+        mean: Some(IMAGENET_MEAN),
+        std: Some(IMAGENET_STD),
+        bgr: None,
+    };
+    assert_eq!(empty.parts((224, 224), &Parts::default()), Ok(defaults));
+
+    for (field, value, known, reason) in [
+        ("crop_mode", "\"fill\"", Parts { resize: Some(Resize::Pad), ..Parts::default() }, "crop_mode `fill`; say how"),
+        (
+            "interpolation",
+            "\"lanczos\"",
+            Parts { interpolation: Some(Interpolation::Bicubic), ..Parts::default() },
+            "interpolation `lanczos`, which is not supported; choose one by --interpolation",
+        ),
+        ("crop_pct", "3", Parts { crop: Some(1.0), ..Parts::default() }, "`crop` is 3: expected a share"),
+        ("std", "[1, 0, 1]", Parts { std: Some([1.0; 3]), ..Parts::default() }, "`std` is [1.0, 0.0, 1.0]"),
+    ] {
+        let config = beside(&format!(r#"{{"pretrained_cfg": {{"{field}": {value}}}}}"#)).unwrap();
+        let message = config.parts((224, 224), &Parts::default()).unwrap_err();
+        assert!(message.contains(reason), "{message}");
+        assert!(config.parts((224, 224), &known).is_ok(), "the caller knows better");
+    }
     for other in ["", "[[[[", "[]", r#"{"architecture": 3}"#, r#"{"pretrained_cfg": {"mean": [1]}}"#] {
         assert_eq!(beside(other), None, "{other}");
     }

@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 import keras  # noqa: E402
 import tf_keras  # noqa: E402
+import generate_pictures  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 THAWLINE = HERE.parent.parent / "target" / os.environ.get("PROFILE", "debug") / "thawline"
@@ -167,6 +168,26 @@ def head(folder):
     return good
 
 
+def from_files(folder):
+    """A network is as good on files of all shapes as in Keras, with what a run wrote, to the image."""
+    data, run = folder / "pictures", folder / "run_pictures"
+    generate_pictures.folder(data / "train", generate_pictures.TRAINING[:64])
+    generate_pictures.folder(data / "val", generate_pictures.VALIDATION)
+    thawline("finetune", "--weights", HERE / "keras" / "pictures.keras", "--data", data, "--out", run, "--epochs", 1,
+             "--batch", 16, "--policy", "bn-only", "--lr", "0.01", "--augment", "crop-flip")
+    val = generate_pictures.dataset(data / "val", shuffle=False)
+    labels = np.concatenate([labels for _, labels in val])
+    good = True
+    for name in ["best", "last"]:
+        theirs = (keras.models.load_model(run / f"{name}.keras").predict(val, verbose=0).argmax(1) == labels).mean()
+        for ending in ["keras", "safetensors"]:
+            command = [THAWLINE, "eval", "--weights", run / f"{name}.{ending}", "--data", data, "--json"]
+            ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["top1"]
+            print(f"{name}.{ending:20} is right on {100 * ours:.2f} % of {len(labels)} files, in Keras {100 * theirs:.2f} %")
+            good &= ours == theirs
+    return good
+
+
 def main():
     good = True
     with tempfile.TemporaryDirectory() as folder:
@@ -180,6 +201,7 @@ def main():
                             ("efficient_tf_weights.h5", "efficient_tf.keras")]:
             good &= weights_alone(HERE / "keras" / name, HERE / "keras" / whole, folder)
         good &= head(folder)
+        good &= from_files(folder)
         if "--large" in sys.argv:
             for k, path, lr, preprocess in applications(folder):
                 good &= check(k, path, folder, lr=lr, preprocess=preprocess)

@@ -1,0 +1,66 @@
+//! How fast photographs are decoded: synthetic ones of the usual layouts, and the files in the folder `THAWLINE_IMAGES`.
+//!
+//!     cargo bench --bench decode
+
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
+use libjpeg_turbo_rs::{Encoder, PixelFormat, Subsampling};
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use thawline::data::decode::decode;
+use thawline::data::{DecodeOptions, list_images};
+
+fn main() {
+    divan::main();
+}
+
+struct Photograph {
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl fmt::Display for Photograph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// Two megapixels of slopes, edges and noise, at the quality of a camera.
+fn synthetic(name: &str, subsampling: Subsampling, progressive: bool) -> Photograph {
+    const WIDTH: usize = 1920;
+    const HEIGHT: usize = 1080;
+    let pixel = |i: usize| {
+        let (x, y) = (i % WIDTH, i / WIDTH);
+        let noise = (i as u32).wrapping_mul(2_654_435_761) >> 28;
+        let edge = if (x / 97 + y / 61) % 2 == 0 { 60 } else { 0 };
+        [x * 150 / WIDTH + edge, y * 150 / HEIGHT + edge, 80 + edge].map(|value| value as u8 + noise as u8)
+    };
+    let pixels: Vec<u8> = (0..WIDTH * HEIGHT).flat_map(pixel).collect();
+    let encoder = Encoder::new(&pixels, WIDTH, HEIGHT, PixelFormat::Rgb);
+    let bytes = encoder.quality(90).subsampling(subsampling).progressive(progressive).encode();
+    Photograph { name: name.into(), bytes: bytes.expect("a JPEG") }
+}
+
+fn photographs() -> Vec<Photograph> {
+    let mut photographs = vec![
+        synthetic("4:2:0", Subsampling::S420, false),
+        synthetic("4:4:4", Subsampling::S444, false),
+        synthetic("4:2:0 progressive", Subsampling::S420, true),
+    ];
+    if let Some(folder) = env::var_os("THAWLINE_IMAGES") {
+        for path in list_images(Path::new(&folder)).expect("a folder of images") {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            photographs.push(Photograph { name, bytes: fs::read(path).expect("an image") });
+        }
+    }
+    photographs
+}
+
+#[divan::bench(args = photographs())]
+fn one_thread(bencher: Bencher, photograph: &Photograph) {
+    let read = || decode(&photograph.bytes, Path::new(&photograph.name), &DecodeOptions::default()).expect("an image");
+    let pixels = u64::from(read().width) * u64::from(read().height);
+    bencher.counter(BytesCount::new(photograph.bytes.len())).counter(ItemsCount::new(pixels)).bench(read);
+}

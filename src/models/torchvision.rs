@@ -1,0 +1,92 @@
+//! The sets of weights that torchvision has for a network, which take images prepared in different ways.
+
+use super::Spec;
+use crate::preprocessing::{Interpolation, Preprocessing, Traced};
+
+/// Where the preprocessing of a network comes from, if nothing tells the set of weights.
+pub(super) const DEFAULT: &str = "torchvision's IMAGENET1K_V1, the default";
+
+/// The names of the sets.
+const SETS: [&str; 2] = ["IMAGENET1K_V1", "IMAGENET1K_V2"];
+
+/// What the second set of a network differs in from the first: the shorter side that images are resized to, and the
+/// interpolation. Source: `torchvision.models`, version 0.26, each set's `transforms()`.
+const SECOND: [(&str, usize, Interpolation); 8] = [
+    ("resnet50", 232, Interpolation::Bilinear),
+    ("resnet101", 232, Interpolation::Bilinear),
+    ("resnet152", 232, Interpolation::Bilinear),
+    ("wide_resnet50_2", 232, Interpolation::Bilinear),
+    ("resnext50_32x4d", 232, Interpolation::Bilinear),
+    ("efficientnet_b1", 255, Interpolation::Bilinear),
+    ("mobilenet_v2", 232, Interpolation::Bilinear),
+    ("mobilenet_v3_large", 232, Interpolation::Bilinear),
+];
+
+/// The ends of the names of torchvision's files, which are the beginnings of their SHA-256 hashes: the network's name, and
+/// those of its first and second set.
+const FILES: [(&str, [&str; 2]); 8] = [
+    ("resnet50", ["0676ba61", "11ad3fa6"]),
+    ("resnet101", ["63fe2227", "cd907fc2"]),
+    ("resnet152", ["394f9c45", "f82ba261"]),
+    ("wide_resnet50_2", ["95faca4d", "9ba9bcbe"]),
+    ("resnext50_32x4d", ["7cdf4587", "1a0047aa"]),
+    ("efficientnet_b1", ["bac287d4", "c27df63c"]),
+    ("mobilenet_v2", ["b0353104", "7ebf99e0"]),
+    ("mobilenet_v3_large", ["8738ca79", "5c1a4163"]),
+];
+
+/// The preprocessing of the set of weights that a file's name tells. None if it tells no set, or torchvision has no other set
+/// for the network.
+pub fn set_of_file(spec: &Spec, name: &str) -> Option<Traced> {
+    if !spec.preprocessing.origins().all(|(_, origin)| origin == DEFAULT) {
+        return None;
+    }
+    let (_, hashes) = FILES.iter().find(|(network, _)| *network == spec.name)?;
+    let upper = name.to_ascii_uppercase();
+    let says = |set: usize| upper.contains(SETS[set]) || name.contains(&format!("-{}", hashes[set]));
+    let set = [1, 0].into_iter().find(|&set| says(set))?;
+    let value = match SECOND.iter().find(|(network, ..)| *network == spec.name) {
+        Some(&(_, resize, interpolation)) if set == 1 => {
+            Preprocessing::torchvision(spec.default_size, resize, interpolation)
+        }
+        _ => spec.preprocessing.value,
+    };
+    Some(Traced::new(value, format!("torchvision's {}, by the file's name", SETS[set])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models;
+
+    #[test]
+    fn file_names_tell_the_set() {
+        let told = |model: &str, file: &str| {
+            let found = set_of_file(models::spec(model).unwrap(), file);
+            found.map(|found| found.describe((224, 224)))
+        };
+        for file in ["resnet50-11ad3fa6.pth", "resnet50_imagenet1k_v2.safetensors", "ResNet50_Weights.IMAGENET1K_V2.pt"]
+        {
+            let text = told("resnet50", file).unwrap();
+            assert!(
+                text.contains("shorter side to 232") && text.contains("IMAGENET1K_V2, by the file's name"),
+                "{text}"
+            );
+        }
+        let text = told("resnet50", "resnet50-0676ba61.pth").unwrap();
+        assert!(text.contains("shorter side to 256") && text.contains("IMAGENET1K_V1, by the file's name"), "{text}");
+        let text = set_of_file(models::spec("efficientnet_b1").unwrap(), "efficientnet_b1-c27df63c.pth").unwrap();
+        assert!(
+            text.describe((240, 240)).starts_with("shorter side to 255, centre 240×240 kept (crop 0.9412); bilinear,")
+        );
+        for (model, file) in [
+            ("resnet50", "resnet50.pth"),
+            ("resnet18", "resnet18-f37072fd.pth"),
+            // The hash is another network's.
+            ("resnet50", "resnet101-cd907fc2.pth"),
+            ("timm_efficientnet_b1", "efficientnet_b1-c27df63c.pth"),
+        ] {
+            assert_eq!(told(model, file), None, "{model} {file}");
+        }
+    }
+}
