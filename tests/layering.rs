@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["graph", "kernels", "tensor"]),
     ("reference", &["graph", "kernels", "plan"]),
     ("gpu", &["graph", "kernels", "plan", "tensor"]),
+    ("check", &["act", "gpu", "kernels", "rng", "tensor"]),
     ("weights", &["graph", "rng", "tensor"]),
     ("hub", &["weights"]),
     // Not the compiler: what is exported is the network, never a plan.
