@@ -95,4 +95,32 @@ mod tests {
             }
         }
     }
+
+    /// The commands of a page's `sh` blocks, without comments, redirections and continued lines.
+    fn shown(page: &str) -> Vec<Vec<String>> {
+        let blocks = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let lines = blocks.flat_map(|block| block.replace("\\\n", " ").lines().map(str::to_owned).collect::<Vec<_>>());
+        let words = lines.map(|line| shlex::split(line.as_str()).expect("quotes are closed"));
+        words
+            .map(|words| words.into_iter().take_while(|word| ![">", "|", "&&"].contains(&word.as_str())).collect())
+            .filter(|words: &Vec<String>| words.first().is_some_and(|program| program == "thawline"))
+            .collect()
+    }
+
+    #[test]
+    fn commands_in_readme_and_docs_have_arguments_that_exist() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let docs = root.join("docs").read_dir().expect("docs/ exists").map(|entry| entry.expect("readable").path());
+        let pages = docs.filter(|path| path.extension().is_some_and(|e| e == "md")).chain([root.join("README.md")]);
+        let mut commands = 0;
+        for page in pages {
+            for command in shown(&std::fs::read_to_string(&page).expect("pages are text")) {
+                if let Err(error) = super::Cli::command().try_get_matches_from(&command) {
+                    panic!("{}: {}: {error}", page.display(), command.join(" "));
+                }
+                commands += 1;
+            }
+        }
+        assert!(commands > 20, "only {commands} commands were found");
+    }
 }
