@@ -53,6 +53,7 @@ families! {
     input: "input",
     convolution: "convolution",
     depthwise_convolution: "depthwise convolution",
+    large_depthwise_convolution: "large depthwise convolution",
     grouped_convolution: "grouped convolution",
 }
 

@@ -106,11 +106,20 @@ struct Calls<'a> {
     splits: usize,
 }
 
-/// Channels by channels.
+/// Channels by channels, but for the largest windows.
 pub(super) fn depthwise() -> Vec<Case> {
-    let (rng, variant) = (&mut Random::new(31), Variant::default());
+    depthwise_cases(31, |g| g.kernel != [7, 7])
+}
+
+/// Windows of 7×7, which drivers take long to compile.
+pub(super) fn large_depthwise() -> Vec<Case> {
+    depthwise_cases(33, |g| g.kernel == [7, 7])
+}
+
+fn depthwise_cases(seed: u64, wanted: impl Fn(&Geometry) -> bool) -> Vec<Case> {
+    let (rng, variant) = (&mut Random::new(seed), Variant::default());
     let mut cases = vec![];
-    for g in GEOMETRIES {
+    for g in GEOMETRIES.into_iter().filter(wanted) {
         for x in IMAGES {
             let Some(out) = output(x, g, x.c()) else { continue };
             let calls = Calls {
@@ -155,7 +164,9 @@ fn grouped_cases(
     calls: Calls<'_>,
 ) {
     let values = rng.tensor(weight);
-    for (bias, residual, act) in [(false, false, Act::Identity), (true, false, Act::Relu6), (true, true, Act::Silu)] {
+    // A smooth activation has a pipeline of its own, which drivers take long to compile: one window has it.
+    let smooth = if weight.0[..2] == [3, 3] { Act::Silu } else { Act::Relu };
+    for (bias, residual, act) in [(false, false, Act::Identity), (true, false, Act::Relu6), (true, true, smooth)] {
         let epilogue = Epilogue { bias, residual, act, mask: false };
         let buffers = vec![
             rng.tensor(x),

@@ -56,6 +56,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "input", cases: training::input },
     Family { name: "convolution", cases: convolution::convolution },
     Family { name: "depthwise convolution", cases: convolution::depthwise },
+    Family { name: "large depthwise convolution", cases: convolution::large_depthwise },
     Family { name: "grouped convolution", cases: convolution::grouped },
 ];
 
