@@ -7,7 +7,7 @@
 #
 #     --device NAME|INDEX    the device, as `thawline devices` lists them [default: the first]
 #     --seconds N            the whole time [default: 360]
-#     --quick                small images and batches in 120 seconds, for slow devices
+#     --quick                small images and batches in 240 seconds, for slow devices
 #     --out FOLDER           where the file goes [default: the current folder]
 #     PYTHON=…               a Python that has torch and torchvision [default: python3]
 #
@@ -252,7 +252,7 @@ END
 }
 
 run() {
-    local device='' seconds='' quick=false out=. size=224 batches=4,32,128 wrong=0 status file name reserve=0
+    local device='' seconds='' quick=false out=. size=224 batches=4,32,128 wrong=0 status file name share reserve=0
     local models=(resnet18 resnet50 efficientnet_b0 mobilenet_v3_large) python=${PYTHON:-python3}
     while (($# > 0)); do
         case $1 in
@@ -270,7 +270,7 @@ run() {
         esac
         shift
     done
-    if "$quick"; then size=64 batches=4,32 seconds=${seconds:-120}; fi
+    if "$quick"; then size=64 batches=4,32 seconds=${seconds:-240}; fi
     seconds=${seconds:-360}
     [[ $seconds =~ ^[1-9][0-9]*$ ]] || fail "--seconds $seconds is no number of seconds"
     [[ -d $out ]] || fail "--out $out: there is no such folder"
@@ -294,10 +294,12 @@ NVIDIA_DRIVER_CAPABILITIES=all. VK_DRIVER_FILES=/path/to/nvidia_icd.json names a
 
     part "kernels"
     status=0
-    limited $((seconds * 3 / 10)) "$here/thawline" devices --check --json ${device:+--device "$device"} \
+    # Five seconds are for what comes between the parts.
+    share=$((seconds * 3 / 10))
+    limited "$share" "$here/thawline" devices --check --json ${device:+--device "$device"} \
         >"$work/check.json" 2>"$work/check.err" || status=$?
     if ((status == 124)); then
-        skip "the check of the kernels" "not done after $((seconds * 3 / 10)) s"
+        skip "the check of the kernels" "not done after $share s"
     elif [[ ! -s $work/check.json ]]; then
         skip "the check of the kernels" "$(last_line "$work/check.err")"
     fi
@@ -321,11 +323,11 @@ NVIDIA_DRIVER_CAPABILITIES=all. VK_DRIVER_FILES=/path/to/nvidia_icd.json names a
     fi
 
     part benches
-    run_benches $(($(left) - reserve - 3))
+    run_benches $(($(left) - reserve - 5))
 
     if ((reserve > 0)); then
         part PyTorch
-        run_torch $(($(left) - 2))
+        run_torch $(($(left) - 5))
     fi
 
     file=$out/thawline-$(date -u +%Y-%m-%d)-$(tr -cs 'A-Za-z0-9\n' - <<<"$name" | tr '[:upper:]' '[:lower:]' | sed 's/^-//;s/-$//').json
