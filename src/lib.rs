@@ -45,13 +45,15 @@
 //! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
-//! [`onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns weights over to another framework's variant of
-//! a network. [`gpu::Device::from_wgpu`] takes a device that the caller already has.
+//! [`onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns
+//! weights over to another framework's variant of a network, [`check::Checker`] tells which kernels are right on a device.
+//! [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary, and `hub`, on by default, for fetching weights by name; a library
 //! user sets `default-features = false`, and adds `hub` where it is wanted.
 
 mod act;
+pub mod check;
 pub mod compile;
 pub mod convert;
 pub mod data;

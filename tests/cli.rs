@@ -198,6 +198,33 @@ fn version_and_devices() {
 }
 
 #[test]
+fn devices_are_checked_by_kernel() {
+    let args = ["devices", "--check", "--kernel", "sgd_step", "--kernel", "conv2d_forward_subgroup"];
+    let check = json(&[&args[..], &["--json"]].concat());
+    assert_eq!(keys(&check), ["device", "kernels", "right", "seconds", "thawline", "unsupported", "wrong"]);
+    assert_eq!(check["device"]["name"], json(&["devices", "--json"])[0]["name"]);
+    let kernels = check["kernels"].as_array().unwrap();
+    // In the order of the library's list.
+    assert_eq!(kernels.iter().map(|k| &k["kernel"]).collect::<Vec<_>>(), ["conv2d_forward_subgroup", "sgd_step"]);
+    let expected =
+        ["cases", "failure", "kernel", "passed", "skipped", "unsupported", "worst_error", "worst_of_allowed"];
+    assert_eq!(keys(&kernels[1]), expected);
+    assert!(kernels[1]["cases"].as_u64() > Some(20) && kernels[1]["cases"] == kernels[1]["passed"], "{check}");
+    assert!(kernels[1]["worst_of_allowed"].as_f64() <= Some(1.0) && kernels[1]["failure"].is_null(), "{check}");
+    // Not every device supports it.
+    let supported = u64::from(kernels[0]["unsupported"].is_null());
+    assert_eq!((check["right"].as_u64(), check["wrong"].as_u64()), (Some(1 + supported), Some(0)));
+
+    let table = stdout(&args);
+    assert!(table.contains("sgd_step") && table.contains("0 wrong"), "{table}");
+    assert!(table.contains("not supported here: needs subgroups") != (supported == 1), "{table}");
+
+    fails(&["devices", "--check", "--device", "no such device"], "no device matches `no such device`");
+    refused(&["devices", "--check", "--kernel", "sgd_stepp"], "'sgd_step'");
+    refused(&["devices", "--device", "0"], "--check");
+}
+
+#[test]
 fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
     let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
     assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "preprocessing", "size"]);
@@ -1077,6 +1104,9 @@ fn bench_prints_what_scripts_read() {
 
     let kernels = json(&["bench", "--kernels", "--model", "resnet_tiny", "--batch", "1", "--repeat", "1", "--json"]);
     let convolutions = kernels["convolutions"].as_array().unwrap();
+    let measured = |k: &Value| k["of_roofline"].as_f64().is_some_and(|part| part > 0.0) || k["ms"].is_null();
+    let all = results.iter().flat_map(|result| result["kernels"].as_array().unwrap());
+    assert!(all.clone().all(measured) && all.count() > 10, "{bench}");
     let expected = [
         "by_groups",
         "forward",
@@ -1192,6 +1222,7 @@ fn bench_refuses_before_it_measures() {
     bench(&["--against", &outputs.text("empty.json")], "bench --out");
     assert!(!outputs.path("same").exists());
     refused(&["bench", "--batch", "1,0"], "at least 1");
+    refused(&["bench", "--time-limit", "0"], "at least 1");
     for option in [&["--thaw", "layer3"][..], &["--optimizer", "sgd"], &["--nesterov"], &["--label-smoothing", "0.1"]] {
         refused(&[&["bench", "--kernels"], option].concat(), "cannot be used with");
     }

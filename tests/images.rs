@@ -88,3 +88,24 @@ fn exif_is_applied_or_ignored() {
         }
     }
 }
+
+#[test]
+fn a_scan_that_ends_early_costs_its_last_blocks_only() {
+    let name = "ycbcr-444-interleaved-restart0.jpg";
+    let whole = files().remove(name).expect("the file");
+    let intact = read(name, &whole, Exif::Apply).unwrap();
+    let mut short = whole[..whole.len() - 4].to_vec();
+    short.extend([0xff, 0xd9]);
+    assert!(whole.ends_with(&[0xff, 0xd9]));
+    let found = read(name, &short, Exif::Apply).unwrap();
+    assert_eq!((found.width, found.height), (intact.width, intact.height));
+    let differing = found.pixels.as_chunks::<4>().0.iter().zip(intact.pixels.as_chunks::<4>().0);
+    let differing: Vec<usize> = differing.enumerate().filter(|(_, (a, b))| a != b).map(|(i, _)| i).collect();
+    let width = found.width as usize;
+    let last_blocks = (found.height as usize - 1) / 8 * 8 * width;
+    assert!(differing.iter().all(|&i| i >= last_blocks), "pixels above the last row of blocks differ");
+
+    // Without an end marker the rest of the file is missing, too.
+    let error = read(name, &whole[..whole.len() - 4], Exif::Apply).unwrap_err();
+    assert!(error.contains("truncated"), "{error}");
+}

@@ -23,6 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("plan", &["graph", "kernels", "preprocessing", "tensor"]),
     ("reference", &["graph", "kernels", "plan"]),
     ("gpu", &["graph", "kernels", "plan", "tensor"]),
+    ("check", &["act", "gpu", "kernels", "rng", "tensor"]),
     ("weights", &["files", "graph", "preprocessing", "rng", "tensor", "text"]),
     ("hub", &["files", "text", "weights"]),
     // Not the compiler: what is exported is the network, never a plan.

@@ -21,8 +21,14 @@ use thawline::tensor::HostTensor;
 use thawline::train::{Evaluator, Images, Method, Recalibration, Session, recalibrate};
 use thawline::weights::{self, FileTensor, StateDict, TensorData, layout};
 
+/// The first device, or the one that `THAWLINE_TEST_DEVICE` names.
+fn device() -> Device {
+    let select = std::env::var("THAWLINE_TEST_DEVICE").ok().filter(|name| !name.is_empty());
+    Device::open(&DeviceOptions { select, ..Default::default() }).expect("a device")
+}
+
 fn check(model: &str) {
-    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let device = device();
     let mut failures = String::new();
     for case in golden::load::<Golden>(model).cases {
         run(&device, model, &case, &mut failures);
@@ -204,7 +210,7 @@ fn infer(file: &str, model: &str) {
     let Inference { classes, n, h, w, .. } = case;
     let network = thawline::models::build(model, n, (h, w), classes).expect("the model");
     let tensors = weights::from_state(&network, initial(&network, &case.values), 0).expect("every tensor").tensors;
-    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let device = device();
     let logits = logits(&device, &network, &tensors, &Batch::values(&case.images, [n, h, w]));
     let (distance, allowed) = case.logits.distance(&logits);
     println!("{model}: {distance:.1e} from f64, {allowed:.1e} allowed");
@@ -315,7 +321,7 @@ fn recalibrated_statistics() {
     let loader = images(dir.path(), &golden);
     let input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3], bgr: false };
     let layers = policy::select("kind:bn", LayerKind::Bn, &network).expect("batch norms");
-    let device = Device::open(&DeviceOptions::default()).expect("a device");
+    let device = device();
     for (name, method) in [("precise", Method::Precise), ("update-bn", Method::UpdateBn), ("adabn", Method::AdaBn)] {
         let mut tensors = weights::from_state(&network, initial(&network, &vec![]), 0).expect("every tensor").tensors;
         let what = Recalibration { layers: &layers, method, var: Some(Variance::Unbiased) };

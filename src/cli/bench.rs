@@ -5,6 +5,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
 use std::path::PathBuf;
+use std::time::Duration;
 use thawline::gpu::Device;
 use thawline::graph::{Graph, Groups, LayerKind, Op};
 use thawline::kernels::conv2d::{self, Epilogue};
@@ -56,6 +57,9 @@ pub struct Args {
     /// Runs to take the median of
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = args::positive)]
     repeat: usize,
+    /// Leave out, and say so, what its prediction says would not be done so many seconds after the start
+    #[arg(long, value_name = "SECONDS", value_parser = args::positive)]
+    time_limit: Option<usize>,
     #[command(flatten)]
     optimizer: OptimizerArgs,
     /// Write all numbers, and what they were measured on, to this file: to send around, or to compare with
@@ -71,7 +75,7 @@ pub struct Args {
     against: Vec<PathBuf>,
     /// Measure single convolutions, of --model or of resnet18
     #[arg(long, conflicts_with_all = [
-        "policies", "thaw", "rules", "out", "page", "against", "optimizer", "momentum", "nesterov", "weight_decay",
+        "policies", "thaw", "rules", "time_limit", "out", "page", "against", "optimizer", "momentum", "nesterov", "weight_decay",
         "decoupled_decay", "label_smoothing",
     ])]
     kernels: bool,
@@ -80,7 +84,7 @@ pub struct Args {
     /// Print JSON: {device, driver, backend, kind, host, thawline, build, date, variant, classes, optimizer, rules, roofline:
     /// {flops_per_s, bytes_per_s, call_ms, run_ms}, results: [{model, policy, thaw, batch, size, inference_ms, step_ms,
     /// inference_runs_ms, step_runs_ms: {count, least, lower, upper, most}, first_step_ms, images_per_s, planned_bytes,
-    /// kept_bytes, allocated_bytes, kernels, inference_kernels: [{kernel, calls, ms}], predicted: {step, inference: {flops,
+    /// kept_bytes, allocated_bytes, kernels, inference_kernels: [{kernel, calls, ms, of_roofline}], predicted: {step, inference: {flops,
     /// moved_bytes, kept_bytes, planned_bytes, calls, ms, kernels}}, same_as, error}], peak_rss_bytes, against: [{file,
     /// disagree: [{what, here, there}], untold, pairs: [{model, policy, thaw, batch, size, inference, step: {here_ms, there_ms,
     /// ratio, clear}, allocated}], only_here, only_there}]}; with --kernels {device, variant, convolutions: [{layers, input,
@@ -128,6 +132,7 @@ fn policies(args: Args) -> Result<()> {
         networks: batches.iter().map(|&batch| model.network(batch, size)).collect::<Result<_>>()?,
         options,
         repeat: args.repeat,
+        limit: args.time_limit.map(|seconds| Duration::from_secs(seconds as u64)),
     };
     // All combinations are looked at before the first is measured.
     let combinations = grid.combinations().map_err(|error| match error {
@@ -308,9 +313,10 @@ fn kernels(measured: &Measurement) -> String {
             Some(ms) if total > 0.0 => (output::ms(ms), format!("{:.0} %", 100.0 * ms / total)),
             _ => Default::default(),
         };
-        vec![k.kernel.clone(), k.calls.to_string(), ms, share]
+        let of_roofline = k.of_roofline.map(|part| format!("{:.0} %", 100.0 * part)).unwrap_or_default();
+        vec![k.kernel.clone(), k.calls.to_string(), ms, share, of_roofline]
     });
-    output::table(&["kernel", ">calls", ">time", ">share"], rows)
+    output::table(&["kernel", ">calls", ">time", ">share", ">of the roofline"], rows)
 }
 
 /// The most memory that the process ever had, in bytes, where the system tells.

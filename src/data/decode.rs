@@ -179,11 +179,18 @@ fn decode_jpeg(bytes: &[u8], path: &Path, options: &DecodeOptions) -> Result<Ima
     } else {
         let inks = components.len() == 4;
         decoder.set_output_format(if inks { PixelFormat::Cmyk } else { PixelFormat::Rgba });
+        // Otherwise a scan whose bits end early, as one with a changed byte may, would be an error.
+        decoder.set_lenient(true);
         let decoded = decoder.decode_image().map_err(failed)?;
-        // Stray bytes between headers cost no pixel.
-        let is_damage = |warning: &&DecodeWarning| !matches!(warning, DecodeWarning::ExtraneousData { .. });
-        if let Some(damage) = decoded.warnings.iter().find(is_damage) {
-            return Err(refused(damage.to_string()));
+        for warning in &decoded.warnings {
+            match warning {
+                // Stray bytes between headers cost no pixel.
+                DecodeWarning::ExtraneousData { .. } => {}
+                // The end marker is there. As in libjpeg, the blocks that are missing are grey.
+                DecodeWarning::TruncatedData { .. } => log::warn!("{}: damaged: {warning}", path.display()),
+                // Behind a code that does not exist, libjpeg would go on otherwise.
+                damage => return Err(refused(damage.to_string())),
+            }
         }
         let mut pixels = decoded.data;
         if inks {

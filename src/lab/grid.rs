@@ -8,7 +8,8 @@ use crate::plan::Roofline;
 use crate::policy::{self, Policy, PolicyError, Resolved};
 use crate::report::{self, BenchResult, Benchmark, predict};
 use crate::tensor::HostTensor;
-use crate::train::{self, TrainError};
+use crate::train::{self, KernelTime, TrainError};
+use std::time::{Duration, Instant};
 
 /// What to measure: every policy at every thaw depth with every batch size.
 pub struct Grid {
@@ -27,6 +28,8 @@ pub struct Grid {
     pub options: Options,
     /// Runs that each time is the median of.
     pub repeat: usize,
+    /// What would not be done by then, by its prediction, is left out.
+    pub limit: Option<Duration>,
 }
 
 /// A cell of a [`Grid`].
@@ -46,6 +49,15 @@ impl Combination {
     pub fn label(&self) -> String {
         format!("{}, batch {}", report::label(&self.policy, self.thaw.as_deref()), self.batch)
     }
+}
+
+/// How the last combination went, by which the next is judged.
+struct Pace {
+    deadline: Option<Instant>,
+    /// Measured over predicted time.
+    slowdown: f64,
+    /// What compiling and uploading took, in milliseconds.
+    extra_ms: f64,
 }
 
 impl Grid {
@@ -83,7 +95,7 @@ impl Grid {
     }
 
     /// Measures the [`combinations`](Self::combinations) one after the other, starting from `tensors`, and tells
-    /// `observe` of each. One that the device cannot hold is told by its result.
+    /// `observe` of each. One that the device cannot hold, or that does not fit into the limit, is told by its result.
     ///
     /// # Errors
     /// The device fails before the first combination, or on every one.
@@ -94,6 +106,8 @@ impl Grid {
         combinations: &[Combination],
         mut observe: impl FnMut(&BenchResult),
     ) -> Result<Benchmark, LabError> {
+        let deadline = self.limit.and_then(|limit| Instant::now().checked_add(limit));
+        let mut pace = Pace { deadline, slowdown: 1.0, extra_ms: 0.0 };
         let roofline = device.roofline()?;
         let mut results: Vec<BenchResult> = Vec::new();
         let mut failure = None;
@@ -109,7 +123,8 @@ impl Grid {
                     result.error = earlier.error.clone();
                 }
                 (Ok(resolved), None) => {
-                    if let Err(error) = self.measure_one(device, &roofline, tensors, resolved, &mut result) {
+                    let measured = self.measure_one(device, &roofline, tensors, resolved, &mut pace, &mut result);
+                    if let Err(error) = measured {
                         result.error = Some(error.to_string());
                         failure.get_or_insert(error);
                     }
@@ -130,11 +145,31 @@ impl Grid {
         roofline: &Roofline,
         tensors: &[HostTensor],
         resolved: &Resolved,
+        pace: &mut Pace,
         result: &mut BenchResult,
     ) -> Result<(), TrainError> {
         let network = &resolved.graph;
-        result.predicted = Some(predict(network, &self.options, device.variant()?, roofline)?);
-        result.measured = Some(train::measure(device, network.clone(), tensors, self.options, self.repeat)?);
+        let predicted = result.predicted.insert(predict(network, &self.options, device.variant()?, roofline)?);
+        let runs = (self.repeat + 1) as f64;
+        let run_ms = |step: f64, inference: f64| step * self.options.accumulate as f64 + inference;
+        let predicted_ms = run_ms(predicted.step.ms, predicted.inference.ms);
+        if let Some(deadline) = pace.deadline {
+            let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+            let needed = (pace.extra_ms + runs * predicted_ms * pace.slowdown) / 1e3;
+            if left == 0.0 || needed > left {
+                result.error =
+                    Some(format!("left out: would take {needed:.1} s, and {left:.1} s are left of the limit"));
+                return Ok(());
+            }
+        }
+        let start = Instant::now();
+        let mut measured = train::measure(device, network.clone(), tensors, self.options, self.repeat)?;
+        let measured_ms = run_ms(measured.step_ms, measured.inference_ms);
+        pace.slowdown = (measured_ms / predicted_ms).max(1.0);
+        pace.extra_ms = (start.elapsed().as_secs_f64() * 1e3 - runs * measured_ms).max(0.0);
+        KernelTime::compare(&mut measured.kernels, &predicted.step.kernels);
+        KernelTime::compare(&mut measured.inference_kernels, &predicted.inference.kernels);
+        result.measured = Some(measured);
         Ok(())
     }
 
@@ -205,7 +240,7 @@ fn same(one: &Result<Resolved, PolicyError>, other: &Result<Resolved, PolicyErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models;
+    use crate::{models, weights};
 
     fn grid(policies: &[&str], thaw: &[Option<&str>], batches: &[usize], side: usize) -> Grid {
         let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
@@ -217,6 +252,7 @@ mod tests {
             networks: batches.iter().map(|&n| models::build("resnet_tiny", n, (side, side), 10).unwrap()).collect(),
             options: Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 },
             repeat: 1,
+            limit: None,
         }
     }
 
@@ -267,6 +303,22 @@ mod tests {
         let refused: Vec<bool> = uneven.combinations().unwrap().iter().map(|c| c.resolved.is_err()).collect();
         assert_eq!(refused, [false, true]);
         assert!(error(&grid(&["full"], &[None], &[1], 4)).contains("a single value"));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_limit_is_left_out() {
+        let mut grid = grid(&["head"], &[None], &[1, 2], 16);
+        let tensors = weights::initialise(&grid.networks[0], 0);
+        let device = Device::open(&Default::default()).expect("a device");
+        let mut measure = |limit| {
+            grid.limit = limit;
+            grid.measure(&device, &tensors, &grid.combinations().unwrap(), |_| ()).unwrap().results
+        };
+        for result in measure(Some(Duration::ZERO)) {
+            assert!(result.measured.is_none() && result.predicted.is_some());
+            assert!(result.error.unwrap().contains("0.0 s are left of the limit"));
+        }
+        assert!(measure(Some(Duration::MAX)).iter().all(|result| result.measured.is_some()));
     }
 
     #[test]

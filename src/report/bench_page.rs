@@ -168,7 +168,7 @@ fn shares(kernels: &[KernelTime]) -> Option<Vec<f64>> {
 
 fn kernels<'a>(measured: &'a [KernelTime], predicted: &[KernelTime]) -> Vec<KernelView<'a>> {
     let total = total(measured);
-    let views = measured.iter().map(|KernelTime { kernel, calls, ms }| {
+    let views = measured.iter().map(|KernelTime { kernel, calls, ms, .. }| {
         let predicted = predicted.iter().find(|known| known.kernel == *kernel).and_then(|known| known.ms);
         let ms = total.and(*ms);
         KernelView {

@@ -55,7 +55,10 @@ impl Prediction {
                     known.calls += 1;
                     known.ms = known.ms.map(|sum| sum + ms);
                 }
-                None => kernels.push(KernelTime { kernel: call.kernel.name.into(), calls: 1, ms: Some(ms) }),
+                None => {
+                    let kernel = call.kernel.name.into();
+                    kernels.push(KernelTime { kernel, calls: 1, ms: Some(ms), of_roofline: None });
+                }
             }
         }
         Self { total: Total::of(plan), ms: roofline.plan(plan), kernels }

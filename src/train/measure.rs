@@ -60,6 +60,21 @@ pub struct KernelTime {
     pub calls: usize,
     /// Milliseconds on the device, by its timestamps; `None` where it has none.
     pub ms: Option<f64>,
+    /// Of a measured time the part that is predicted, the device's roofline: 1 is as fast as a large convolution and a plain
+    /// addition are there. None of a prediction, and where nothing is predicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_roofline: Option<f64>,
+}
+
+impl KernelTime {
+    /// Sets measured times beside predicted ones.
+    pub(crate) fn compare(measured: &mut [Self], predicted: &[Self]) {
+        for kernel in measured {
+            let predicted = predicted.iter().find(|other| other.kernel == kernel.kernel).and_then(|other| other.ms);
+            kernel.of_roofline =
+                predicted.zip(kernel.ms).filter(|(_, ms)| *ms > 0.0).map(|(predicted, ms)| predicted / ms);
+        }
+    }
 }
 
 /// Measures inference and a training step of `network`, whose layers carry their settings: one run of each to warm up,
@@ -174,7 +189,7 @@ fn kernel_times(executor: &Executor, phases: &[Phase]) -> Result<Vec<KernelTime>
                 known.calls += 1;
                 known.ms = known.ms.zip(ms).map(|(a, b)| a + b);
             }
-            None => kernels.push(KernelTime { kernel: kernel.into(), calls: 1, ms }),
+            None => kernels.push(KernelTime { kernel: kernel.into(), calls: 1, ms, of_roofline: None }),
         }
     }
     kernels.sort_by(|a, b| b.ms.unwrap_or(0.0).total_cmp(&a.ms.unwrap_or(0.0)));

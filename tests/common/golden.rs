@@ -2,7 +2,9 @@
 //!
 //! `tests/golden/README.md` gives the formulas, and `tests/golden/common.py` is the other side.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use globset::Glob;
 use serde::Deserialize;
@@ -143,9 +145,12 @@ impl Losses {
     }
 }
 
-/// Reads `tests/golden/<name>.json`.
+/// Reads `<name>.json` in `tests/golden`, or in the folder that `THAWLINE_GOLDEN` names: the test may run where the
+/// repository is not.
 pub fn load<T: DeserializeOwned>(name: &str) -> T {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.json"));
+    let folder = std::env::var_os("THAWLINE_GOLDEN").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
+    let path = folder.join(format!("{name}.json"));
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
