@@ -782,7 +782,7 @@ def images():
     files = {f"good-{name}.jpg": jpegs[name] for name in sorted(chosen)}
     for name in (
         "rgb.bmp", "rle.bmp", "palette.bmp", "png-rgba.png", "png-palette.png", "three-frames.png", "plain.gif",
-        "interlaced.gif", "three-frames.gif", "rgb-tiff_lzw.tif", "palette-packbits.tif", "two-None.tif", "group4.tif",
+        "interlaced.gif", "three-frames.gif", "rgb-tiff_lzw.tif", "two-None.tif", "group4.tif",
         "rgb-tiff_adobe_deflate.tif", "jpeg-inside.tif", "lossy.webp", "lossless.webp", "three-frames.webp",
         "orientation-6.jpg", "orientation-6.webp", "orientation-6.tif", "orientation-6.png",
     ):
@@ -807,6 +807,7 @@ def images():
         "pixels-missing.png": png(data=b""),
         "pixels-unpacked.png": png(packed=b"\x78\x9c\0\0"),
         "depth-3.png": png(depth=3),
+        "palette.tif": others["palette-packbits.tif"],
         "palette-missing.png": png(kind=3),
         "chunk-huge.png": png(more=b"\xff\xff\xff\xfftEXt"),
         "chunk-huge.webp": riff((b"VP8X", 10, extended), pixels, exif),
@@ -821,6 +822,9 @@ def images():
         "offset-huge.bmp": bytes(bmp[:10] + b"\xff\xff\xff\xff" + bmp[14:]),
         "directory-beyond.tif": bytes(tiff[:4] + b"\xff\xff\xff\x7f" + tiff[8:]),
         "directory-long.tif": bytes(tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + b"\xff\xff"),
+        "values-beyond.tif": others["group4.tif"].replace(
+            struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 273, 4, 2**26)
+        ),
         "size-huge.gif": bytes(gif[:6] + b"\xff\xff\xff\xff" + gif[10:]),
         "no-frame.gif": bytes(gif[:13]) + b";",
         "avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",

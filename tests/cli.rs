@@ -94,6 +94,14 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_str(&stdout(args)).unwrap()
 }
 
+/// What the file did not say of its images is said in a copy; the rest of its metadata is kept.
+#[track_caller]
+fn assert_only_preprocessing_is_new(before: &StateDict, after: &StateDict) {
+    let mut metadata = after.metadata.clone();
+    assert!(metadata.remove("preprocessing").is_some(), "{metadata:?}");
+    assert_eq!(metadata, before.metadata);
+}
+
 /// The keys of a JSON object, sorted.
 fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -385,7 +393,7 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
     let (losses, after, grads) = step("a", &policy);
     assert_eq!(losses.len(), 3);
     assert!(losses[2] < losses[0], "{losses:?}");
-    assert_eq!(after.metadata, before.metadata);
+    assert_only_preprocessing_is_new(&before, &after);
     assert_eq!(after.tensors.keys().collect::<Vec<_>>(), before.tensors.keys().collect::<Vec<_>>());
     let trained = ["fc.bias", "fc.weight", "layer3.1.bn2.weight"];
     for (name, tensor) in &after.tensors {
@@ -559,14 +567,14 @@ fn a_folded_file_does_what_the_file_did() {
 
     // ONNX from either, and as it is. Folding is deterministic, so both are the same file.
     let onnx_of = |weights: &str, more: &[&str]| {
-        let args = ["fold", "--weights", weights, "--out", &onnx];
+        let args = ["fold", "--weights", weights, "--out", &onnx, "--force"];
         assert!(stdout(&[&args[..], more].concat()).contains("net.onnx"));
         fs::read(&onnx).unwrap()
     };
     assert_eq!(onnx_of(&weights, &[]), onnx_of(&folded, &[]));
     let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     assert!(!has(&onnx_of(&weights, &["--batch", "2"]), "BatchNormalization"));
-    let plain = json(&["fold", "--weights", &weights, "--out", &onnx, "--no-fold", "--json"]);
+    let plain = json(&["fold", "--weights", &weights, "--out", &onnx, "--force", "--no-fold", "--json"]);
     assert_eq!(plain["difference"], Value::Null);
     assert!(has(&fs::read(&onnx).unwrap(), "BatchNormalization"));
 }
@@ -609,7 +617,7 @@ fn convert_renames_and_accounts() {
     }
 
     // The same network, in another file.
-    let text = stdout(&["convert", &weights, "--out", &back]);
+    let text = stdout(&["convert", &weights, "--out", &back, "--force"]);
     assert!(text.starts_with("resnet_tiny → resnet_tiny, "), "{text}");
     assert_eq!(StateDict::load(&back).unwrap().tensors, before.tensors);
 }
@@ -642,7 +650,7 @@ fn convert_writes_nothing_that_is_wrong() {
     let out = outputs.path("out.safetensors");
     fs::write(&out, "precious").unwrap();
     let to = out.to_str().unwrap();
-    let convert = |args: &[&str], expected: &str| fails(&[&["convert", &weights], args].concat(), expected);
+    let convert = |args: &[&str], expected: &str| fails(&[&["convert", &weights, "--force"], args].concat(), expected);
     convert(&["--out", &outputs.text("out.pth")], "PyTorch's own files are read, not written; write .safetensors");
     convert(&["--out", &outputs.text("out.bin")], "must end in .safetensors, .keras or .h5");
     convert(&["--out", &weights], "are the same file");
@@ -667,7 +675,7 @@ fn fold_writes_nothing_that_is_wrong() {
     let weights = trained_file();
     let (out, onnx) = (outputs.path("out.safetensors"), outputs.text("out.onnx"));
     let fold = |weights: &str, out: &str, more: &[&str], expected: &str| {
-        fails(&[&["fold", "--weights", weights, "--out", out], more].concat(), expected);
+        fails(&[&["fold", "--weights", weights, "--out", out, "--force"], more].concat(), expected);
     };
     fs::write(&out, "precious").unwrap();
     let out = out.to_str().unwrap();
@@ -859,7 +867,7 @@ fn compare_writes_what_it_found_however_it_ends() {
     };
     let shown = stdout(&args(&whole));
     for expected in
-        ["2 policies × 2 seeds", "head", "full-then-frozen-bn", "val top-1", "standard error", "report.html"]
+        ["2 policies × 2 seeds", "head", "full-then-frozen-bn", "val top-1", "the same learning rate", "report.html"]
     {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }
@@ -928,7 +936,7 @@ fn recalibrate_gives_a_file_other_statistics() {
     assert!(drift("layer3.0.bn1", "drift_after") < 0.1 * drift("layer3.0.bn1", "drift_before"));
     assert_eq!(drift("layer1.0.bn1", "drift_after"), drift("layer1.0.bn1", "drift_before"));
     let (before, after) = (StateDict::load(&weights).unwrap(), StateDict::load(&out).unwrap());
-    assert_eq!(after.metadata, before.metadata);
+    assert_only_preprocessing_is_new(&before, &after);
     for (name, tensor) in &after.tensors {
         let estimated = name.starts_with("layer3")
             && ["running_mean", "running_var", "num_batches_tracked"].iter().any(|part| name.ends_with(part));
@@ -941,7 +949,8 @@ fn recalibrate_gives_a_file_other_statistics() {
     let text = stdout(&[&train[..], &["--seed", "3", "--then", "recalibrate"]].concat());
     assert!(text.lines().any(|line| line.starts_with("recalibrated  ") && line.contains("val loss")), "{text}");
     let (last, by_run) = (format!("{run}/last.safetensors"), format!("{run}/recalibrated.safetensors"));
-    let args = ["recalibrate", "--weights", &last, "--data", &data, "--out", &out, "--batch", "8", "--seed", "3"];
+    let args =
+        ["recalibrate", "--weights", &last, "--data", &data, "--out", &out, "--batch", "8", "--seed", "3", "--force"];
     let text = stdout(&args);
     assert!(text.contains("validation top-1") && text.contains("drift before"), "{text}");
     assert_eq!(fs::read(&out).unwrap(), fs::read(by_run).unwrap());
@@ -963,22 +972,23 @@ fn recalibrate_gives_a_file_other_statistics() {
         fs::copy(image.path(), two.join(class).join("1.png")).unwrap();
     }
     let two = two.to_str().unwrap();
-    let output = thawline(&["recalibrate", "--weights", &weights, "--data", two, "--out", &out, "--split", "all"]);
+    let output =
+        thawline(&["recalibrate", "--weights", &weights, "--data", two, "--out", &out, "--split", "all", "--force"]);
     let output = { output }.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && stderr.contains("accuracy is not measured"), "{stderr}");
 
     fs::write(&out, "precious").unwrap();
-    let args = ["recalibrate", "--weights", &weights, "--data", &data, "--out", &out];
+    let args = ["recalibrate", "--weights", &weights, "--data", &data, "--out", &out, "--force"];
     fails(&[&args[..], &["--layers", "kind:conv"]].concat(), "of kind bn");
     fails(&[&args[..], &["--layers", "from:layer7"]].concat(), "no layer `layer7`");
     fails(
-        &["recalibrate", "--weights", &weights, "--data", &data, "--out", &outputs.text("no/where")],
+        &["recalibrate", "--weights", &weights, "--data", &data, "--out", &outputs.text("no/where.safetensors")],
         "does not exist",
     );
     refused(&[&args[..], &["--method", "magic"]].concat(), "adabn");
     let other = |weights: &str, out: &str, expected: &str| {
-        fails(&["recalibrate", "--weights", weights, "--data", &data, "--out", out], expected);
+        fails(&["recalibrate", "--weights", weights, "--data", &data, "--out", out, "--force"], expected);
     };
     other(&weights, &outputs.text("new.pth"), "must end in .safetensors");
     other(&weights, &weights, "the same file");
@@ -1048,7 +1058,7 @@ fn doctor_names_what_is_wrong_and_the_command_that_helps() {
 
     // What it says helps.
     let out = outputs.text("recalibrated.safetensors");
-    stdout(&["recalibrate", "--weights", &reset, "--data", &data, "--split", "all", "--out", &out]);
+    stdout(&["recalibrate", "--weights", &reset, "--data", &data, "--split", "all", "--out", &out, "--force"]);
     assert!(text(doctor(&out, &[])).contains("nothing is wrong"));
     refused(&["doctor", "--weights", trained, "--data", &data, "--batch", "1,0"], "at least 1");
     fails(&["doctor", "--weights", &outputs.text("none"), "--data", &data], "cannot read");
@@ -1301,6 +1311,7 @@ fn bad_data_is_named() {
     fails(&eval("empty").each_ref().map(String::as_str), "no class folders");
     fails(&eval("missing").each_ref().map(String::as_str), "cannot read");
     image("whole", "one/only/1.png");
+    image("whole", "one/only/2.png");
     fails(&eval("one").each_ref().map(String::as_str), "has folders for 1 classes");
 
     for class in 0..10 {
@@ -1465,7 +1476,7 @@ fn what_stands_before_all_names_is_left_off_with_a_note() {
     let outputs = Outputs::new();
     let logits = |weights: &str, more: &[&str]| {
         let out = outputs.text("logits.safetensors");
-        let args = ["predict", "--weights", weights, "--inputs", &inputs_file(), "--out", &out];
+        let args = ["predict", "--weights", weights, "--inputs", &inputs_file(), "--out", &out, "--force"];
         let notes = notes(&[&args, more].concat());
         (StateDict::load(out).unwrap().tensors, notes)
     };
@@ -1566,7 +1577,7 @@ fn a_head_in_a_sequential_opens_if_it_is_one_layer() {
     let outputs = Outputs::new();
     let args = |file: &str| -> Vec<String> {
         let out = outputs.text("logits.safetensors");
-        ["predict", "--weights", file, "--inputs", &inputs_file(), "--out", &out].map(str::to_owned).to_vec()
+        ["predict", "--weights", file, "--inputs", &inputs_file(), "--out", &out, "--force"].map(str::to_owned).to_vec()
     };
     let logits = |file: &str| {
         let args = args(file);
@@ -1710,7 +1721,7 @@ fn values_that_are_no_numbers_end_every_command() {
         assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
         let step = ["step", "--weights", file, "--inputs", &inputs_file(), "--lr", "0.1", "--out", &out];
         fails(&step, expected);
-        let recalibrate = ["recalibrate", "--weights", file, "--data", &data, "--out"];
+        let recalibrate = ["recalibrate", "--weights", file, "--data", &data, "--force", "--out"];
         let mended = outputs.text("mended.safetensors");
         match expected.contains("running") {
             // Which is what it is for.

@@ -1,7 +1,6 @@
 //! Devices: which are opened, what lesser ones run and refuse, and what is left of one that was lost.
 
 use assert_cmd::Command;
-use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
 use thawline::gpu::wgpu;
 use thawline::gpu::{
@@ -239,18 +238,6 @@ fn whatever_is_asked_of_a_lost_device_fails_and_says_so() {
     if unmeasured.supports(Variant::Subgroup.representative()) || Variant::ALL.len() > 1 {
         lost(unmeasured.variant(), "measuring the variants");
     }
-}
-
-#[test]
-fn a_device_that_finishes_nothing_in_time_is_an_error_with_a_way_out() {
-    let options = DeviceOptions { timeout: Some(Duration::from_micros(1)), ..DeviceOptions::default() };
-    let device = Device::open(&options).expect("a device").with_variant(Variant::Direct).expect("the device has it");
-    let network = network("full", &[], 64, 32);
-    let (images, labels) = batch(&network);
-    let mut session = session(&device, &network).expect("a session");
-    let error = session.step(Images::Values(&images), &labels, 0.1).expect_err("a microsecond is not enough");
-    assert!(matches!(error, TrainError::Gpu(GpuError::TimedOut { .. })), "{error:?}");
-    assert!(error.to_string().contains("--device-timeout"), "{error}");
 }
 
 #[test]

@@ -351,8 +351,8 @@ fn what_a_run_was_shown_stays_with_its_files() {
     let (made, onnx, graph) = (at("made.safetensors"), at("made.onnx"), at("graph.json"));
     for args in [
         &["recalibrate", "--weights", &best, "--data", &data, "--out", &made, "--json"][..],
-        &["convert", &best, "--out", &made, "--json"],
-        &["fold", "--weights", &best, "--out", &made, "--json"],
+        &["convert", &best, "--out", &made, "--force", "--json"],
+        &["fold", "--weights", &best, "--out", &made, "--force", "--json"],
         &["fold", "--weights", &best, "--out", &onnx, "--json"],
     ] {
         thawline(args);

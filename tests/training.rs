@@ -933,6 +933,7 @@ fn divergence_between_epochs_keeps_the_last_good_weights() {
     for file in [LAST_FILE, BEST_FILE, CHECKPOINT_FILE] {
         assert!(finite(fixture.out("run").join(file)), "{file}");
     }
+    drop(run);
     assert_eq!(job().resume(&fixture.out("run")).expect("it resumes").step(), steps);
 }
 

@@ -435,9 +435,6 @@ impl ModelArgs {
     }
 
     fn state(&self) -> Result<Option<StateDict>> {
-        if let (None, Some(set)) = (&self.weights, &self.source.weights_set) {
-            bail!("--weights-set {set}: there is no weights file to choose from; name one with --weights");
-        }
         self.weights.as_ref().map(|name| source::load(name, &self.source)).transpose()
     }
 
@@ -446,6 +443,9 @@ impl ModelArgs {
     pub fn of(&self, state: Option<StateDict>, head: Head, asked: Parts, size: Option<Size>) -> Result<Model> {
         let named = self.model.as_deref().map(spec).transpose()?;
         let Some(mut state) = state else {
+            if let Some(set) = &self.source.weights_set {
+                bail!("--weights-set {set}: there is no weights file to choose from");
+            }
             let Some(mut spec) = named else { bail!("name a model with --model, or a file with --weights") };
             let classes = self.classes.unwrap_or(spec.default_classes);
             models::check_classes(&spec.name, classes)?;

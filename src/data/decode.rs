@@ -321,10 +321,19 @@ fn rgbx_from_inks([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 4] {
 }
 
 fn decode_other(bytes: &[u8], format: ImageFormat, path: &Path, options: &DecodeOptions) -> Result<Image, DataError> {
-    let failed = |error: image::ImageError| broken(path, error.to_string());
+    let failed = |error: image::ImageError| match error.to_string() {
+        reason if reason.contains("RGBPalette") => {
+            broken(path, "a TIFF with a palette, which is not read: convert it to PNG".into())
+        }
+        reason => broken(path, reason),
+    };
     let (bytes, exif) = match format {
         ImageFormat::Png => without_metadata(bytes),
         ImageFormat::WebP => (bytes.into(), check_webp(bytes).map_err(|reason| broken(path, reason))?),
+        ImageFormat::Tiff => {
+            check_tiff(bytes).map_err(|reason| broken(path, reason))?;
+            (bytes.into(), None)
+        }
         _ => (bytes.into(), None),
     };
     let exif = exif.and_then(Orientation::from_exif_chunk);
@@ -389,8 +398,8 @@ fn check_webp(bytes: &[u8]) -> Result<Option<&[u8]>, String> {
     let end = length(4).and_then(|length| length.checked_add(8)).filter(|&end| end <= bytes.len() + 1);
     let end = end.ok_or_else(truncated)?.min(bytes.len());
     let mut exif = None;
-    let mut pending = vec![12..end];
-    while let Some(std::ops::Range { start: mut at, end }) = pending.pop() {
+    let mut pending = vec![(12, end)];
+    while let Some((mut at, end)) = pending.pop() {
         while at + 8 <= end {
             let name = &bytes[at..at + 4];
             let start = at + 8;
@@ -400,7 +409,7 @@ fn check_webp(bytes: &[u8]) -> Result<Option<&[u8]>, String> {
             match name {
                 b"EXIF" if exif.is_none() => exif = Some(&bytes[start..stop]),
                 // 16 bytes of its own, then chunks.
-                b"ANMF" => pending.push(start + 16..stop),
+                b"ANMF" => pending.push((start + 16, stop)),
                 _ => {}
             }
             // Padded to an even length.
@@ -409,6 +418,42 @@ fn check_webp(bytes: &[u8]) -> Result<Option<&[u8]>, String> {
     }
     // Some programs write what precedes EXIF in a JPEG.
     Ok(exif.map(|exif| exif.strip_prefix(b"Exif\0\0").unwrap_or(exif)))
+}
+
+/// That the values of a TIFF's tags lie within the file: its decoder makes room for as many as are declared.
+fn check_tiff(bytes: &[u8]) -> Result<(), String> {
+    let little = bytes[0] == b'I';
+    let is_big = bytes[2..4].contains(&43);
+    // Bytes of an offset, of the number of entries, and of an entry.
+    let (word, counter, entry) = if is_big { (8, 8, 20) } else { (4, 2, 12) };
+    let number = |at: usize, size: usize| {
+        let digits = bytes.get(at..at.checked_add(size)?)?;
+        let join = |value: u64, &digit: &u8| value << 8 | u64::from(digit);
+        Some(if little { digits.iter().rev().fold(0, join) } else { digits.iter().fold(0, join) })
+    };
+    let truncated = || "the file is truncated".to_owned();
+    let directory = usize::try_from(number(word, word).ok_or_else(truncated)?).map_err(|_| truncated())?;
+    let entries = number(directory, counter).ok_or_else(truncated)?;
+    let mut at = directory + counter;
+    for _ in 0..entries {
+        let (kind, count) = (number(at + 2, 2), number(at + 4, word).ok_or_else(truncated)?);
+        let size: u64 = match kind {
+            Some(1 | 2 | 6 | 7) => 1,
+            Some(3 | 8) => 2,
+            Some(4 | 9 | 11 | 13) => 4,
+            Some(5 | 10 | 12 | 16..=18) => 8,
+            // Passed over by the decoder.
+            _ => 0,
+        };
+        let length = count.saturating_mul(size);
+        let start = number(at + 4 + word, word).ok_or_else(truncated)?;
+        if length > word as u64 && start.saturating_add(length) > bytes.len() as u64 {
+            let tag = number(at, 2).unwrap_or_default();
+            return Err(format!("the values of its tag {tag} are not within the file"));
+        }
+        at += entry;
+    }
+    Ok(())
 }
 
 fn check_size(width: u64, height: u64, path: &Path, options: &DecodeOptions) -> Result<(u32, u32), DataError> {

@@ -2,6 +2,8 @@
 
 use super::{Device, GpuError};
 use futures_channel::oneshot;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What an async function gives, in a place that may block. Where nothing may, it has to be there at once.
 pub(crate) fn block<T, E: From<GpuError>>(during: &str, future: impl Future<Output = Result<T, E>>) -> Result<T, E> {
@@ -119,26 +121,41 @@ impl Device {
     /// Waits until a submission is done, or all are.
     #[cfg(not(target_arch = "wasm32"))]
     fn wait_for(&self, submission: Option<&wgpu::SubmissionIndex>, during: &str) -> Result<(), GpuError> {
-        use std::sync::atomic::Ordering;
-        let finished = || self.inner.finished.load(Ordering::Relaxed);
-        let mut before = finished();
-        loop {
+        let limit = self.inner.timeout;
+        let done = until_done(&self.inner.finished, || {
             self.check_alive(during)?;
-            let timeout = Some(self.inner.timeout);
-            let poll = wgpu::PollType::Wait { submission_index: submission.cloned(), timeout };
+            let poll = wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: Some(limit) };
             match caught(|| self.inner.device.poll(poll)) {
-                Ok(Ok(_)) => return self.check_alive(during),
-                // Each submission has as long, since nobody knows how many there are before this one.
-                Ok(Err(wgpu::PollError::Timeout)) if finished() > before => before = finished(),
-                Ok(Err(wgpu::PollError::Timeout)) => {
-                    let (device, limit) = (self.inner.info.name.clone(), self.inner.timeout);
-                    return Err(GpuError::TimedOut { device, during: during.into(), limit });
+                Ok(Ok(_)) => Ok(true),
+                Ok(Err(wgpu::PollError::Timeout)) => Ok(false),
+                Ok(Err(error)) => Err(self.failed(during, error)),
+                Err(reason) => {
+                    self.lose(reason);
+                    self.check_alive(during).map(|()| false)
                 }
-                Ok(Err(error)) => return Err(self.failed(during, error)),
-                Err(reason) => self.lose(reason),
             }
+        })?;
+        if !done {
+            let device = self.inner.info.name.clone();
+            return Err(GpuError::TimedOut { device, during: during.into(), limit });
         }
+        self.check_alive(during)
     }
+}
+
+/// Asks `poll`, which waits for a while, until it is true. False if nothing was finished while it waited: each submission has as
+/// long, since nobody knows how many there are before the one that is waited for.
+#[cfg(not(target_arch = "wasm32"))]
+fn until_done<E>(finished: &AtomicU64, mut poll: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    let mut before = finished.load(Ordering::Relaxed);
+    while !poll()? {
+        let now = finished.load(Ordering::Relaxed);
+        if now == before {
+            return Ok(false);
+        }
+        before = now;
+    }
+    Ok(true)
 }
 
 impl Device {
@@ -192,5 +209,24 @@ mod tests {
         });
         assert_eq!(lost.unwrap_err(), "Error in Device::poll: Parent device is lost");
         assert!(!catches_panics());
+    }
+
+    #[test]
+    fn a_device_may_take_long_as_long_as_it_finishes_something() {
+        let finished = AtomicU64::new(3);
+        // How many submissions are finished in each wait, and whether the last one is then.
+        let waits = |steps: &[(u64, bool)]| {
+            let mut steps = steps.iter();
+            until_done(&finished, || {
+                let &(more, done) = steps.next().ok_or("one wait too many")?;
+                finished.fetch_add(more, Ordering::Relaxed);
+                Ok::<_, &str>(done)
+            })
+        };
+        assert_eq!(waits(&[(0, true)]), Ok(true));
+        assert_eq!(waits(&[(1, false), (2, false), (1, true)]), Ok(true));
+        assert_eq!(waits(&[(0, false)]), Ok(false));
+        assert_eq!(waits(&[(1, false), (0, false)]), Ok(false));
+        assert_eq!(waits(&[(1, false)]), Err("one wait too many"));
     }
 }

@@ -374,7 +374,7 @@ impl Assembly {
         let wrong = |reason: String| GraphError { node: name.clone(), reason };
         if name.chars().any(char::is_control) {
             let reason = "the name must be a line of text".into();
-            return Err(GraphError { node: printable(&name), reason });
+            return Err(GraphError { node: printable(name), reason });
         }
         if self.values.len() > MAX_LAYERS {
             return Err(wrong(format!("a network has at most {MAX_LAYERS} layers")));
@@ -801,7 +801,7 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         "global_avg_pool" => LayerOp::GlobalAvgPool {},
         other => {
             let (of, near, ops) = (&fields.of, suggestion(other, OPS), OPS.join(", "));
-            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", printable(&other)));
+            return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", printable(other)));
         }
     };
     let inputs = fields.take("inputs", "a list of names")?;

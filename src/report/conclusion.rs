@@ -64,9 +64,10 @@ fn not_ranked(comparison: &Comparison, arms: &[&Arm]) -> Option<String> {
             Some(format!("`{}` diverged in {runs}", arm.name))
         }
         NoRank::Chance { accuracy } => Some(format!(
-            "`{}` ended at chance, {}, where naming the most frequent class gets {}",
+            "`{}` ended at chance: {} of {} images, and naming the most frequent class gets {}",
             arm.name,
             percent(accuracy),
+            comparison.val_images,
             percent(comparison.chance)
         )),
     };

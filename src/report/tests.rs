@@ -392,7 +392,9 @@ fn what_diverged_or_ended_at_chance_has_no_rank() {
     let findings = conclusion::findings(&comparison);
     assert!(findings[0].starts_with("`head` is the only policy with a result"), "{}", findings[0]);
     assert!(
-        findings[1].starts_with("Not ranked: `full` diverged in 1 of its 3 runs; `bn-only` ended at chance, 10.3 %"),
+        findings[1].starts_with(
+            "Not ranked: `full` diverged in 1 of its 3 runs; `bn-only` ended at chance: 10.3 % of 600 images"
+        ),
         "{}",
         findings[1]
     );
@@ -407,9 +409,10 @@ fn what_diverged_or_ended_at_chance_has_no_rank() {
     let findings = conclusion::findings(&comparison);
     assert!(findings[0].starts_with("No policy has a result that counts"), "{}", findings[0]);
     assert!(findings[1].contains("`head` diverged in all of its 3 runs"), "{}", findings[1]);
-    // Of few images chance may be more.
-    let few = ended(&[("full", &[0.3, 0.3, 0.3])], 10);
-    assert!(conclusion::findings(&few)[1].contains("`full` ended at chance"));
+    // Among ten images, two and a half are no more than chance; among 600, they are.
+    let few = |images| conclusion::findings(&ended(&[("full", &[0.25, 0.25, 0.25])], images));
+    assert!(few(10)[1].contains("`full` ended at chance"), "{:?}", few(10));
+    assert!(!few(600).iter().any(|finding| finding.contains("at chance")), "{:?}", few(600));
 }
 
 #[test]

@@ -6,7 +6,10 @@ use std::io::{self, Cursor, Write};
 use std::path::Path;
 
 use half::f16;
-use hdf5_pure::{AttrValue, Dataset, DatasetBuilder, Datatype, File, Filter, Layout, make_f32_type, make_f64_type};
+use hdf5_pure::{
+    AttrValue, Dataset, DatasetBuilder, Datatype, File, FileAccessProperties, FileLocking, Filter, Layout,
+    make_f32_type, make_f64_type,
+};
 use memmap2::Mmap;
 use serde_json::{Value, json};
 use zip::write::SimpleFileOptions;
@@ -161,7 +164,9 @@ impl Copied {
     }
 
     fn edit(&self, path: &Path) -> Result<(), String> {
-        let file = File::open_rw(path).map_err(text)?;
+        // It holds the lock already, by which other processes know that it is in use.
+        let unlocked = FileAccessProperties::new().with_locking(FileLocking::Disabled);
+        let file = File::open_rw_with_options(path, unlocked).map_err(text)?;
         for Change { dataset, shape, datatype, bytes } in &self.changes {
             let at = |error: hdf5_pure::Error| format!("`{dataset}`: {error}");
             let shape: Vec<u64> = shape.iter().map(|&size| size as u64).collect();
