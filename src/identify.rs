@@ -208,8 +208,8 @@ fn told_by(state: &StateDict, config: Option<&Config>, found: &[&str]) -> Vec<To
     told
 }
 
-/// What all names begin with, up to a dot.
-fn common_prefix(state: &StateDict) -> Option<String> {
+/// What all names of tensors begin with, up to a dot.
+pub fn common_prefix(state: &StateDict) -> Option<String> {
     let first = state.tensors.keys().next()?;
     let prefix = &first[..=first.find('.')?];
     state.tensors.keys().all(|name| name.starts_with(prefix)).then(|| prefix.to_owned())

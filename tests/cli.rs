@@ -1312,7 +1312,7 @@ fn bad_data_is_named() {
     fails(&eval("missing").each_ref().map(String::as_str), "cannot read");
     image("whole", "one/only/1.png");
     image("whole", "one/only/2.png");
-    fails(&eval("one").each_ref().map(String::as_str), "has folders for 1 classes");
+    fails(&eval("one").each_ref().map(String::as_str), "has folders for 1 class,");
 
     for class in 0..10 {
         image("whole", &format!("ten/{class}/1.png"));

@@ -365,7 +365,7 @@ fn evaluation_takes_one_class_and_empty_folders() {
     fs::remove_dir(Path::new(&data).join("notes")).unwrap();
     let unnamed = weights_file();
     let args = eval(&unnamed);
-    fails(&args.each_ref().map(String::as_str), &["folders for 1 classes", "tells 10 apart", "it may be empty"]);
+    fails(&args.each_ref().map(String::as_str), &["folders for 1 class,", "tells 10 apart", "it may be empty"]);
     for name in &names {
         fs::create_dir_all(Path::new(&data).join(name)).unwrap();
     }
@@ -416,11 +416,11 @@ fn images_that_sit_out_are_announced() {
     };
     let (stdout, _) = started("batch", "bn-only", &["--batch", "12", "--accumulate", "2"]);
     assert!(
-        stdout.contains("1 epochs of 1 steps") && stdout.contains("16 of the 40 training images sit out"),
+        stdout.contains("1 epoch of 1 step of") && stdout.contains("16 of the 40 training images sit out"),
         "{stdout}"
     );
     let (stdout, metrics) = started("running", "keras-guide", &["--batch", "12", "--accumulate", "2"]);
-    assert!(stdout.contains("1 epochs of 2 steps") && stdout.contains("last step of each epoch has 16"), "{stdout}");
+    assert!(stdout.contains("1 epoch of 2 steps") && stdout.contains("last step of each epoch has 16"), "{stdout}");
     assert!(metrics.lines().nth(2).unwrap().starts_with("1,2,"), "{metrics}");
     let (stdout, _) = started("whole", "bn-only", &["--batch", "10"]);
     assert!(!stdout.contains("sit out") && !stdout.contains("last step"), "{stdout}");

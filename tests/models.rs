@@ -271,6 +271,12 @@ fn recognises_every_model_by_its_own_tensors() {
 
 #[test]
 fn look_alikes_are_of_networks_that_there_are() {
+    // The table is whole.
+    let has_table = |name: &str| models::look_alikes().any(|look| look.model == name && look.same);
+    let of_others = |name: &str| name != "resnet_tiny" && !name.starts_with("keras_");
+    for spec in MODELS.iter().filter(|spec| of_others(&spec.name)) {
+        assert!(has_table(&spec.name), "{}", spec.name);
+    }
     let mut of_resnet50 = Vec::new();
     for look in models::look_alikes() {
         assert!(MODELS.iter().any(|spec| spec.name == look.model), "{look:?}");

@@ -662,10 +662,10 @@ impl Model {
         let Some(names) = &self.class_names else {
             if folder.classes.len() != self.classes {
                 bail!(
-                    "{} has folders for {} classes, but the network tells {} apart, and the weights file does not name \
+                    "{} has folders for {}, but the network tells {} apart, and the weights file does not name \
                      them: add a folder for each of the others, in the order of the labels; it may be empty",
                     dir.display(),
-                    folder.classes.len(),
+                    output::quantity(folder.classes.len(), "class"),
                     self.classes
                 );
             }

@@ -207,15 +207,14 @@ fn bench<'a>(
 fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
     let Comparison { model, size: [height, width], arms, seeds, train_images, val_images, classes, .. } = comparison;
     let how = if resumed { "goes on with" } else { "compares" };
-    let plural = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
-    let policies = if arms.len() == 1 { "1 policy".into() } else { format!("{} policies", arms.len()) };
-    output::line(format_args!("{how} {policies} × {} of {model} at {height}×{width}", plural(seeds.len(), "seed")))?;
+    let (policies, seeds) = (output::quantity(arms.len(), "policy"), output::quantity(seeds.len(), "seed"));
+    output::line(format_args!("{how} {policies} × {seeds} of {model} at {height}×{width}"))?;
     output::line(format_args!(
-        "{train_images} training and {val_images} validation images of {} classes; {} of batch {}, {} steps a run",
-        classes.len(),
-        plural(comparison.epochs, "epoch"),
+        "{train_images} training and {val_images} validation images of {}; {} of batch {}, {} a run",
+        output::quantity(classes.len(), "class"),
+        output::quantity(comparison.epochs, "epoch"),
         comparison.batch,
-        comparison.steps,
+        output::quantity(comparison.steps, "step"),
     ))?;
     for arm in arms {
         for warning in &arm.warnings {

@@ -117,7 +117,7 @@ fn outcomes(subject: &Subject, checkup: &Checkup) -> Result<()> {
 
 fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
     if checkup.skipped > 0 {
-        output::line(format_args!("{} broken images were skipped", checkup.skipped))?;
+        output::line(format_args!("skipped: {}", output::quantity(checkup.skipped, "broken image")))?;
     }
     if findings.is_empty() {
         let images = match checkup.images {

@@ -102,14 +102,14 @@ pub fn run(args: Args) -> Result<()> {
     }
     let per_cent = |share: f64| share * 100.0;
     output::line(format_args!(
-        "{} images: loss {:.4}, top-1 {:.2} %, top-5 {:.2} %, {images_per_s:.0} images/s",
-        totals.samples,
+        "{}: loss {:.4}, top-1 {:.2} %, top-5 {:.2} %, {images_per_s:.0} images/s",
+        output::quantity(totals.samples, "image"),
         totals.mean_loss(),
         per_cent(totals.accuracy()),
         per_cent(totals.top5_accuracy())
     ))?;
     if skipped > 0 {
-        output::line(format_args!("{skipped} broken images were skipped"))?;
+        output::line(format_args!("skipped: {}", output::quantity(skipped, "broken image")))?;
     }
     Ok(())
 }

@@ -181,9 +181,9 @@ fn first_tensors(
             data.display()
         ))?,
         (Some(NewHead::Absent), _) => output::line(format_args!(
-            "{} has no head for {} classes: it starts anew",
+            "{} has no head for {}: it starts anew",
             file.display(),
-            settings.classes.len()
+            output::quantity(settings.classes.len(), "class")
         ))?,
         (None, Some(names)) if names != settings.classes => output::warning(format_args!(
             "{} was trained on {}, and {} has {}: the head is kept, since their number is the same",
@@ -312,12 +312,12 @@ fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()
         _ => format!("{batch} × {accumulate}"),
     };
     output::line(format_args!(
-        "{} training and {} validation images of {} classes; {} epochs of {} steps of {per_step} images",
+        "{} training and {} validation images of {}; {} of {} of {per_step} images",
         images.train,
         images.val,
-        classes.len(),
-        settings.epochs,
-        settings.steps_per_epoch(),
+        output::quantity(classes.len(), "class"),
+        output::quantity(settings.epochs, "epoch"),
+        output::quantity(settings.steps_per_epoch(), "step"),
     ))?;
     if let Some(what) = settings.left_over_in_words() {
         output::line(what)?;
@@ -330,10 +330,9 @@ fn what_trains(network: &Graph) -> String {
     let Trained { values, all, layers, moving } = trained_values(network);
     let statistics = match moving {
         0 => "no running statistics move".to_owned(),
-        1 => "the running statistics of 1 batch norm move".to_owned(),
-        _ => format!("the running statistics of {moving} batch norms move"),
+        _ => format!("the running statistics of {} move", output::quantity(moving, "batch norm")),
     };
-    let layers = if layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") };
+    let layers = output::quantity(layers, "layer");
     format!("{} of {} weights train, in {layers}; {statistics}", output::count(values), output::count(all))
 }
 

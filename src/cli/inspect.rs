@@ -11,6 +11,7 @@ use thawline::graph::{Graph, LayerId};
 use thawline::identify;
 use thawline::models::GRAPH;
 use thawline::preprocessing::{PREPROCESSING, Traced};
+use thawline::text::printable;
 use thawline::weights::{self, Head, StateDict, TensorData};
 
 /// List the layers of a network: the numbers, names and blocks that policies select by.
@@ -240,5 +241,7 @@ fn unknown(state: &StateDict, file: &FileFacts, as_json: bool) -> Result<()> {
         vec![name.clone(), kind.into(), format!("{:?}", tensor.shape)]
     });
     output::text(output::table(&["tensor", "kind", "shape"], rows))?;
-    output::line("no network that is known has these weights")
+    let prefix = identify::common_prefix(state);
+    let hint = prefix.map(|prefix| format!("; all names begin with `{}`", printable(&prefix))).unwrap_or_default();
+    output::line(format_args!("no network that is known has these weights{hint}"))
 }

@@ -125,6 +125,16 @@ pub fn or_blank(value: u64, show: impl Fn(u64) -> String) -> String {
     if value == 0 { String::new() } else { show(value) }
 }
 
+/// `1 class`, `3 classes`, `1 policy`, `2 policies`.
+pub fn quantity<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    match (count == N::from(1), noun.strip_suffix('y')) {
+        (true, _) => format!("{count} {noun}"),
+        (_, Some(stem)) => format!("{count} {stem}ies"),
+        _ if noun.ends_with('s') || noun.ends_with("ch") => format!("{count} {noun}es"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
 /// `sgd_step`, `conv2d_input_grad ×2`: names with how often each comes, in the order of their first coming.
 pub fn counted(names: &[&str]) -> String {
     let mut counted: Vec<(&str, usize)> = Vec::new();

@@ -82,8 +82,11 @@ pub fn run(args: Args) -> Result<()> {
         }
         let [height, width] = price.size;
         output::line(format_args!(
-            "{} under {}, {} images of {height}×{width}, {} classes",
-            model.spec.name, price.policy, price.batch, price.classes
+            "{} under {}, {} of {height}×{width}, {}",
+            model.spec.name,
+            price.policy,
+            output::quantity(price.batch, "image"),
+            output::quantity(price.classes, "class")
         ))?;
         output::text(layers(price, args.kernels))?;
         output::line("")?;

@@ -152,7 +152,7 @@ fn classify(args: Args) -> Result<()> {
         output::json(&predictions)?;
     }
     if skipped > 0 {
-        output::note(format_args!("{skipped} broken images were skipped"));
+        output::note(format_args!("skipped: {}", output::quantity(skipped, "broken image")));
     }
     Ok(())
 }

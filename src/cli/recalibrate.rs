@@ -190,9 +190,13 @@ fn report(args: &Args, subject: &Subject, var: &str, before: &State, after: &Sta
     if largest.len() > SHOWN {
         output::line(format_args!("and {} layers that drifted less", largest.len() - SHOWN))?;
     }
-    output::line(format_args!("method {method} over {} images in {} batches", after.images, after.batches))?;
+    output::line(format_args!(
+        "method {method} over {} in {}",
+        output::quantity(after.images, "image"),
+        output::quantity(after.batches, "batch")
+    ))?;
     if after.skipped > 0 {
-        output::line(format_args!("{} broken images were skipped", after.skipped))?;
+        output::line(format_args!("skipped: {}", output::quantity(after.skipped, "broken image")))?;
     }
     if let Some(validation) = after.validation {
         let top1 = |totals: Totals| format!("{:.2} %", 100.0 * totals.accuracy());

@@ -215,13 +215,14 @@ impl StateDict {
         safetensors::save(self, path.as_ref())
     }
 
-    /// Takes `prefix` off every name, if every name has it.
+    /// Takes `prefix` off every name, if every name has it; a note says so.
     fn strip_prefix(&mut self, prefix: &str) {
         if self.tensors.keys().all(|name| name.len() > prefix.len() && name.starts_with(prefix)) {
             self.tensors = std::mem::take(&mut self.tensors)
                 .into_iter()
                 .map(|(name, tensor)| (name[prefix.len()..].to_string(), tensor))
                 .collect();
+            self.notes.push(format!("`{prefix}` is left off the names of {} tensors", self.tensors.len()));
         }
     }
 }
