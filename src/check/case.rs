@@ -9,7 +9,7 @@ use crate::tensor::Shape;
 const GUARD: usize = 8;
 
 /// What must hold of the buffers after a call, beside their agreement with the reference, or what is wrong with them.
-type Claim = Box<dyn Fn(&[Vec<f32>]) -> Result<(), String>>;
+type Claim = Box<dyn Fn(&[Vec<f32>]) -> Result<(), String> + Send>;
 
 /// One call with its buffers. Buffers that are only written start untouched.
 pub(super) struct Case {
@@ -58,7 +58,7 @@ impl Case {
     }
 
     /// Has a claim about the buffers checked, too.
-    pub fn claims(mut self, claim: impl Fn(&[Vec<f32>]) -> Result<(), String> + 'static) -> Self {
+    pub fn claims(mut self, claim: impl Fn(&[Vec<f32>]) -> Result<(), String> + Send + 'static) -> Self {
         self.claim = Some(Box::new(claim));
         self
     }

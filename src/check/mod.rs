@@ -30,6 +30,7 @@ mod values;
 use crate::gpu::{Device, DeviceInfo, DeviceOptions, GpuError};
 use crate::kernels::{KERNELS, Kernel, SUBGROUP};
 use case::{Case, Outcome};
+use rayon::prelude::*;
 use serde::Serialize;
 
 /// Kernels that are checked together.
@@ -153,7 +154,7 @@ impl Checker {
         self.trusted.info()
     }
 
-    /// Checks the kernels that are `wanted` and tells `observe` before each case. The results are in the order of
+    /// Checks the kernels that are `wanted` and tells `observe` how far it is. The results are in the order of
     /// [`KERNELS`]. A kernel that is wrong does not stop the others; after an error of the device the kernel's other cases
     /// are skipped.
     pub fn run(&self, wanted: impl Fn(&Kernel) -> bool, mut observe: impl FnMut(Progress)) -> Vec<KernelResult> {
@@ -180,31 +181,40 @@ impl Checker {
         &self,
         results: &mut Vec<KernelResult>,
         family: &Family,
-        cases: Vec<Case>,
+        mut cases: Vec<Case>,
         mut observe: impl FnMut([usize; 2]),
     ) {
+        /// Cases on all cores at a time: most of the time goes to the driver's compiler.
+        const TOGETHER: usize = 64;
         log::debug!("{}: {} cases", family.name, cases.len());
         let count = cases.len();
         // A device that failed once with a kernel may take long to fail again.
-        let mut refused = Vec::new();
-        for (index, case) in cases.into_iter().enumerate() {
-            observe([index, count]);
-            let kernel = case.kernel();
-            let at = results.iter().position(|result| result.kernel == kernel.name).unwrap_or_else(|| {
-                results.push(KernelResult::new(kernel, self.unsupported(kernel)));
-                results.len() - 1
-            });
-            let result = &mut results[at];
-            result.cases += 1;
-            if result.unsupported.is_some() || refused.contains(&kernel.name) {
-                result.skipped += 1;
-                continue;
+        let mut refused: Vec<&str> = Vec::new();
+        while !cases.is_empty() {
+            observe([count - cases.len(), count]);
+            let together: Vec<Case> = cases.drain(..TOGETHER.min(cases.len())).collect();
+            let runs = |kernel: &Kernel| !refused.contains(&kernel.name) && self.unsupported(kernel).is_none();
+            let run = |case: Case| {
+                let kernel = case.kernel();
+                (kernel, runs(kernel).then(|| case.run(&self.checked, &self.trusted)))
+            };
+            let outcomes: Vec<(&Kernel, Option<Outcome>)> = together.into_par_iter().map(run).collect();
+            for (kernel, outcome) in outcomes {
+                let at = results.iter().position(|result| result.kernel == kernel.name).unwrap_or_else(|| {
+                    results.push(KernelResult::new(kernel, self.unsupported(kernel)));
+                    results.len() - 1
+                });
+                let result = &mut results[at];
+                result.cases += 1;
+                let Some(outcome) = outcome else {
+                    result.skipped += 1;
+                    continue;
+                };
+                if matches!(outcome, Outcome::Refused(_)) {
+                    refused.push(kernel.name);
+                }
+                result.add(outcome);
             }
-            let outcome = case.run(&self.checked, &self.trusted);
-            if matches!(outcome, Outcome::Refused(_)) {
-                refused.push(kernel.name);
-            }
-            result.add(outcome);
         }
     }
 

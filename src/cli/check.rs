@@ -52,7 +52,8 @@ pub fn run(options: &DeviceOptions, kernels: &[String], json: bool) -> Result<()
             count => format!(", {count} not supported here"),
         };
         let of = results.len();
-        output::line(format_args!("\n{right} of {of} kernels are right{skipped}; {wrong} wrong; {seconds:.0} s"))?;
+        output::line("")?;
+        output::line(format_args!("{right} of {of} kernels are right{skipped}; {wrong} wrong; {seconds:.0} s"))?;
     }
     if wrong > 0 {
         let names: Vec<&str> = results.iter().filter(|result| result.is_wrong()).map(|result| result.kernel).collect();
@@ -88,5 +89,5 @@ fn print(info: &DeviceInfo, results: &[KernelResult]) -> Result<()> {
             verdict,
         ]
     });
-    output::line(output::table(&["kernel", ">cases", ">passed", ">worst relative error", ">of allowed", ""], rows))
+    output::text(output::table(&["kernel", ">cases", ">passed", ">worst relative error", ">of allowed", ""], rows))
 }
