@@ -67,27 +67,28 @@ fn depthwise_forward(
     for (var image = start; image < min(start + p.images_each, p.images); image++) {
         // sums[b] is of the output row b rows above the one whose window begins at the present input row.
         var sums: array<array<vec4<f32>, 4>, 7>;
-        var below = begin;
-        for (; below < end; below++) {
-            var values: array<array<vec4<f32>, 13>, 2>;
-            for (var j = 0u; j < 2u; j++) {
-                if j < stride_h {
-                    let iy = i32(below * stride_h + j) - p.pad_top;
-                    let row = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
-                    for (var i = 0u; i < 13u; i++) {
-                        if i < (columns - 1u) * stride_w + kernel_w {
-                            let ix = left + i32(i);
-                            let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
-                            let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
-                            values[j][i] = select(vec4<f32>(), value, inside);
+        for (var below = begin; below < behind + reach; below++) {
+            if below < end {
+                var values: array<array<vec4<f32>, 13>, 2>;
+                for (var j = 0u; j < 2u; j++) {
+                    if j < stride_h {
+                        let iy = i32(below * stride_h + j) - p.pad_top;
+                        let row = u32((i32(image) * p.in_h + clamp(iy, 0, p.in_h - 1)) * p.in_w);
+                        for (var i = 0u; i < 13u; i++) {
+                            if i < (columns - 1u) * stride_w + kernel_w {
+                                let ix = left + i32(i);
+                                let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * p.quads + quad];
+                                let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
+                                values[j][i] = select(vec4<f32>(), value, inside);
+                            }
                         }
-                    }
-                    for (var b = 0u; b < 7u; b++) {
-                        for (var kx = 0u; kx < 7u; kx++) {
-                            if b * stride_h + j < kernel_h && kx < kernel_w {
-                                for (var i = 0u; i < 4u; i++) {
-                                    if i < columns {
-                                        sums[b][i] += values[j][i * stride_w + kx] * w[b * stride_h + j][kx];
+                        for (var b = 0u; b < 7u; b++) {
+                            for (var kx = 0u; kx < 7u; kx++) {
+                                if b * stride_h + j < kernel_h && kx < kernel_w {
+                                    for (var i = 0u; i < 4u; i++) {
+                                        if i < columns {
+                                            sums[b][i] += values[j][i * stride_w + kx] * w[b * stride_h + j][kx];
+                                        }
                                     }
                                 }
                             }
@@ -95,12 +96,6 @@ fn depthwise_forward(
                     }
                 }
             }
-            if below >= top + reach {
-                store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
-            }
-            sums = moved(sums);
-        }
-        for (; below < behind + reach; below++) {
             if below >= top + reach {
                 store(sums[reach], offset, image * p.out_h + below - reach, first, quad);
             }

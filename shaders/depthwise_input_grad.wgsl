@@ -47,8 +47,8 @@ fn depthwise_input_grad(
         return;
     }
     let first = i32(tile * columns) - i32(before);
-    let top = i32(line % bands * p.band + p.pad_top / stride_h);
-    let behind = min(top + i32(p.band), i32(steps + p.pad_top / stride_h));
+    let top = line % bands * p.band + p.pad_top / stride_h;
+    let behind = min(top + p.band, steps + p.pad_top / stride_h);
     let reach_h = (kernel_h - 1u) / stride_h;
     let reach_w = (kernel_w - 1u) / stride_w;
     let left = i32((tile * columns + p.pad_left - before) / stride_w) - i32(reach_w);
@@ -61,39 +61,34 @@ fn depthwise_input_grad(
         }
     }
     // Rows above and below the outputs add nothing.
-    let end = min(behind, p.out_h);
+    let end = min(behind, u32(p.out_h));
     for (var image = start; image < min(start + p.images_each, p.images); image++) {
         // sums[ky] is of the row of x_grad that row ky of the window of the present row of dy lies on.
         var sums: array<array<vec4<f32>, 4>, 8>;
-        var oy = max(top - i32(reach_h), 0);
-        for (; oy < end; oy++) {
-            let begin = u32((i32(image) * p.out_h + oy) * p.out_w);
-            var values: array<vec4<f32>, 10>;
-            for (var i = 0u; i < 10u; i++) {
-                if i <= reach_w + (columns - 1u) / stride_w {
-                    let ox = left + i32(i);
-                    let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
-                    let inside = ox >= 0 && ox < p.out_w;
-                    values[i] = select(vec4<f32>(), value, inside);
+        for (var oy = max(top, reach_h) - reach_h; oy < behind; oy++) {
+            if oy < end {
+                let begin = u32((i32(image) * p.out_h + i32(oy)) * p.out_w);
+                var values: array<vec4<f32>, 10>;
+                for (var i = 0u; i < 10u; i++) {
+                    if i <= reach_w + (columns - 1u) / stride_w {
+                        let ox = left + i32(i);
+                        let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * p.quads + quad];
+                        let inside = ox >= 0 && ox < p.out_w;
+                        values[i] = select(vec4<f32>(), value, inside);
+                    }
                 }
-            }
-            for (var ky = 0u; ky < 7u; ky++) {
-                for (var kx = 0u; kx < 7u; kx++) {
-                    if ky < kernel_h && kx < kernel_w {
-                        for (var i = 0u; i < 4u; i++) {
-                            if i < columns && (i + kx) % stride_w == 0u {
-                                sums[ky][i] += values[(reach_w * stride_w + i - kx) / stride_w] * w[ky][kx];
+                for (var ky = 0u; ky < 7u; ky++) {
+                    for (var kx = 0u; kx < 7u; kx++) {
+                        if ky < kernel_h && kx < kernel_w {
+                            for (var i = 0u; i < 4u; i++) {
+                                if i < columns && (i + kx) % stride_w == 0u {
+                                    sums[ky][i] += values[(reach_w * stride_w + i - kx) / stride_w] * w[ky][kx];
+                                }
                             }
                         }
                     }
                 }
             }
-            if oy >= top {
-                store(sums, image, oy, first, quad);
-            }
-            sums = moved(sums);
-        }
-        for (; oy < behind; oy++) {
             if oy >= top {
                 store(sums, image, oy, first, quad);
             }
@@ -111,10 +106,10 @@ fn moved(sums: array<array<vec4<f32>, 4>, 8>) -> array<array<vec4<f32>, 4>, 8> {
 }
 
 // The columns of the rows of x_grad that row `oy` of dy is the last to reach.
-fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: i32, first: i32, quad: u32) {
+fn store(sums: array<array<vec4<f32>, 4>, 8>, image: u32, oy: u32, first: i32, quad: u32) {
     var values = sums;
     for (var j = 0u; j < 2u; j++) {
-        let iy = oy * i32(stride_h) + i32(j) - i32(p.pad_top);
+        let iy = i32(oy * stride_h + j) - i32(p.pad_top);
         if j < stride_h && iy >= 0 && iy < p.in_h {
             for (var i = 0; i < 4; i++) {
                 let ix = first + i;
