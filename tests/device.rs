@@ -241,6 +241,25 @@ fn whatever_is_asked_of_a_lost_device_fails_and_says_so() {
 }
 
 #[test]
+fn threads_may_share_a_device() {
+    let device = open(Limits::Adapter).expect("a device");
+    let dispatch = add::forward(Shape::nhwc(1, 1, 1, 4), Act::Identity, false);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (device, dispatch) = (&device, &dispatch);
+            scope.spawn(move || {
+                for turn in 0..100 {
+                    let value = (100 * thread + turn) as f32;
+                    let mut buffers = [vec![value; 4], vec![1.0; 4], vec![0.0; 4], vec![0.0; 4]];
+                    device.run(dispatch, &mut buffers).unwrap_or_else(|error| panic!("{thread}, {turn}: {error}"));
+                    assert_eq!(buffers[2], [value + 1.0; 4], "{thread}, {turn}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn the_async_functions_give_what_the_blocking_ones_give() {
     let device = pollster::block_on(Device::open_async(&DeviceOptions::default())).expect("a device");
     let device = device.with_variant(Variant::Direct).expect("the device has it");

@@ -11,7 +11,7 @@ use thawline::kernels::KERNELS;
 ///
 /// Real GPUs come before drivers that compute on the CPU, and OpenGL comes last. --device takes an index or a part of a name.
 /// With --check every kernel runs on the device over odd shapes and is compared with a reference on the host, with bounds
-/// checks and without, which takes about a minute. The exit code is 1 if a kernel is wrong.
+/// checks and without; a slow driver's compiler may take minutes for that. The exit code is 1 if a kernel is wrong.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline devices --json

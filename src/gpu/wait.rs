@@ -91,8 +91,17 @@ impl Device {
         let mapped = {
             self.wait_for(Some(&read_back.submission), DURING)?;
             let mut mapped = read_back.mapped;
-            // Waiting has made the driver's callbacks: what is not there now never comes.
-            mapped.try_recv().map(|arrived| arrived.unwrap_or(Err(wgpu::BufferAsyncError)))
+            let begin = std::time::Instant::now();
+            loop {
+                match mapped.try_recv() {
+                    // Waiting makes the callbacks; another thread that waits has taken this one, and is about to make it.
+                    Ok(None) if begin.elapsed() < self.inner.timeout => {
+                        std::thread::yield_now();
+                        self.wait_for(Some(&read_back.submission), DURING)?;
+                    }
+                    arrived => break arrived.map(|arrived| arrived.unwrap_or(Err(wgpu::BufferAsyncError))),
+                }
+            }
         };
         #[cfg(target_arch = "wasm32")]
         let mapped = read_back.mapped.await;
