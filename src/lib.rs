@@ -53,6 +53,8 @@
 //! user sets `default-features = false`, and adds `hub` where it is wanted.
 
 mod act;
+// It waits for the device, on all cores.
+#[cfg(not(target_arch = "wasm32"))]
 pub mod check;
 pub mod compile;
 pub mod convert;
