@@ -83,7 +83,8 @@ drivers=(mesa-vulkan-drivers libvulkan1 vulkan-validationlayers)
 
 bookworm() { debian bookworm bookworm "${drivers[@]}"; }
 
-trixie() { debian trixie trixie "${drivers[@]}" libegl1 libgles2 libgl1-mesa-dri chromium wine64 xvfb; }
+# Of libc-bin is the locale C.UTF-8, by which Wine reads names that are no ASCII.
+trixie() { debian trixie trixie "${drivers[@]}" libc-bin libegl1 libgles2 libgl1-mesa-dri chromium wine64 xvfb; }
 
 forky() { debian forky forky "${drivers[@]}"; }
 

@@ -130,7 +130,7 @@ pub fn quantity<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> Stri
     match (count == N::from(1), noun.strip_suffix('y')) {
         (true, _) => format!("{count} {noun}"),
         (_, Some(stem)) => format!("{count} {stem}ies"),
-        _ if noun.ends_with('s') || noun.ends_with("ch") => format!("{count} {noun}es"),
+        _ if noun.ends_with('s') || noun.ends_with("tch") => format!("{count} {noun}es"),
         _ => format!("{count} {noun}s"),
     }
 }
@@ -154,6 +154,15 @@ pub fn counted(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_singular() {
+        let of = |noun: &str| [1_u64, 2].map(|count| quantity(count, noun)).join(", ");
+        assert_eq!(of("epoch"), "1 epoch, 2 epochs");
+        assert_eq!(of("batch"), "1 batch, 2 batches");
+        assert_eq!(of("class"), "1 class, 2 classes");
+        assert_eq!(of("policy"), "1 policy, 2 policies");
+    }
 
     #[test]
     fn messages_are_bounded_and_keep_their_own_lines() {
