@@ -2,7 +2,7 @@
 # Runs kernels, whole training steps and an interrupted run on every backend that needs no GPU, and writes what came out to
 # the table in docs/backends.md.
 #
-#     scripts/check-backends.sh            # all; the first time this fetches some 4 GB and builds for half an hour
+#     scripts/check-backends.sh            # all; the first time this fetches and builds for half an hour
 #     scripts/check-backends.sh NAME…      # these, and their rows only; --list prints the names
 #
 # Exits with 1 if something fails that docs/backends.md does not explain, or passes although it is explained there. Drivers,
@@ -71,11 +71,12 @@ kernels() {
     cat "$out" >>"$log"
     python3 -c 'if True:
         import json, sys
-        found = json.load(open(sys.argv[1]))
+        # The validation layer writes to standard output, too.
+        found, _ = json.JSONDecoder().raw_decode(open(sys.argv[1]).read().lstrip())
         wrong = [kernel["kernel"] for kernel in found["kernels"] if kernel["failure"]]
         print(found["right"], "right,", found["wrong"], "wrong,", found["unsupported"], "not supported", end="")
         print("; wrong:", ", ".join(wrong) if wrong else "none")
-    ' "$out" 2>>"$log" | sed 's/; wrong: none//'
+    ' "$out" 2>>"$log" | sed 's/; wrong: none//' || status=1
     return $status
 }
 

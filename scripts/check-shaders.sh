@@ -5,7 +5,7 @@
 #   spirv-val   the SPIR-V validator
 #   glslang     the GLSL reference compiler, as OpenGL ES 3.1 and as desktop 4.50
 #   dxc         Microsoft's for DirectX 12, shader models 6.0 and 6.6; in Wine, from the npm package
-#   fxc         Microsoft's older one, shader model 5.1, without the subgroup kernels; takes minutes a convolution
+#   fxc         Microsoft's older one, shader model 5.1, without the subgroup kernels; takes two minutes
 #   msl         no compiler: only naga's translation to Metal's language, which no other system can compile
 #
 #   scripts/check-shaders.sh [--write] [CHECKER…]     # all of them, if none is named

@@ -37,7 +37,15 @@ debian() {
         { cannot "the packages of Debian $suite could not be fetched"; return 1; }
     for deb in "$root.debs/archives"/*.deb; do dpkg -x "$deb" "$root" || return; done
     # What maintainer scripts would do, as far as it matters.
-    for link in bin sbin lib lib64; do [[ -e $root/$link ]] || ln -s "usr/$link" "$root/$link"; done
+    for link in bin sbin lib lib64; do
+        # Older packages have files there.
+        if [[ -d $root/$link && ! -L $root/$link ]]; then
+            mkdir -p "$root/usr/$link"
+            cp -a "$root/$link/." "$root/usr/$link/"
+            rm -r "${root:?}/$link"
+        fi
+        [[ -e $root/$link ]] || ln -s "usr/$link" "$root/$link"
+    done
     ln -sf bash "$root/usr/bin/sh"
     [[ ! -e $root/usr/bin/gcc ]] || ln -sf gcc "$root/usr/bin/cc"
     # The compiler's name for it.
