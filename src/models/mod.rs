@@ -337,7 +337,7 @@ pub struct Told<'a> {
     pub config: Parts,
     /// Mean and variance of the one `Normalization` layer in a Keras file.
     pub normalization: Option<&'a [Vec<f32>; 2]>,
-    /// The file's metadata under [`PREPROCESSING`](crate::preprocessing::PREPROCESSING).
+    /// The file's metadata under [`PREPROCESSING`].
     pub metadata: Option<&'a str>,
     /// What the caller asks for.
     pub asked: Parts,
