@@ -1,4 +1,5 @@
-//! How fast photographs are decoded: synthetic ones of the usual layouts, and the files in the folder `THAWLINE_IMAGES`.
+//! How fast photographs are decoded: synthetic ones of the usual layouts, and the files in the folder `THAWLINE_IMAGES`. JPEGs
+//! are also decoded by a peer.
 //!
 //!     cargo bench --bench decode
 
@@ -11,6 +12,10 @@ use std::fs;
 use std::path::Path;
 use thawline::data::decode::decode;
 use thawline::data::{DecodeOptions, list_images};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
 fn main() {
     divan::main();
@@ -62,5 +67,14 @@ fn photographs() -> Vec<Photograph> {
 fn one_thread(bencher: Bencher, photograph: &Photograph) {
     let read = || decode(&photograph.bytes, Path::new(&photograph.name), &DecodeOptions::default()).expect("an image");
     let pixels = u64::from(read().width) * u64::from(read().height);
+    bencher.counter(BytesCount::new(photograph.bytes.len())).counter(ItemsCount::new(pixels)).bench(read);
+}
+
+#[divan::bench(args = photographs().into_iter().filter(|photograph| photograph.bytes.starts_with(&[0xff, 0xd8])))]
+fn zune_jpeg(bencher: Bencher, photograph: &Photograph) {
+    let options = DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGBA);
+    let read =
+        || JpegDecoder::new_with_options(ZCursor::new(&photograph.bytes[..]), options).decode().expect("an image");
+    let pixels = read().len() as u64 / 4;
     bencher.counter(BytesCount::new(photograph.bytes.len())).counter(ItemsCount::new(pixels)).bench(read);
 }
