@@ -31,7 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("onnx", &["export", "graph", "models", "preprocessing", "tensor", "text", "weights"]),
     // Between files and networks: neither of the two knows the other.
     ("identify", &["graph", "models", "text", "weights"]),
-    ("data", &["files", "preprocessing", "rng", "tensor"]),
+    ("data", &["files", "preprocessing", "rng", "tensor", "text"]),
     // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
     (
         "train",

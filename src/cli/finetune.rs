@@ -272,7 +272,8 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
     Ok(run)
 }
 
-/// The network for batches of `batch` images, of which `accumulate` make a step, in each stage of its policy. The policy's warnings go to standard error.
+/// The network for batches of `batch` images, of which `accumulate` make a step, in each stage of its policy. The policy's
+/// warnings go to standard error.
 fn stages(
     spec: &Spec,
     policy: &Policy,

@@ -2,6 +2,7 @@
 
 use super::DataError;
 use crate::rng::Rng;
+use crate::text::printable;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt;
@@ -52,7 +53,7 @@ impl Unread {
 
     fn add_file(&mut self, path: &Path) {
         let kind = match path.extension() {
-            Some(extension) => format!(".{}", extension.to_string_lossy().to_lowercase().escape_debug()),
+            Some(extension) => format!(".{}", printable(&extension.to_string_lossy().to_lowercase())),
             None => "without an extension".into(),
         };
         self.add(kind, path);
@@ -69,7 +70,7 @@ impl Unread {
         if others > 0 {
             words.push(format!("{others} of other kinds"));
         }
-        Some(format!("{} (the first is {})", words.join(", "), first.to_string_lossy().escape_debug()))
+        Some(format!("{} (the first is {})", words.join(", "), printable(&first.to_string_lossy())))
     }
 
     fn warn(&self, dir: &Path) {

@@ -158,8 +158,8 @@ impl Loader {
         if self.shared.options.drop_last { samples / batch } else { samples.div_ceil(batch) }
     }
 
-    /// The batches of `epoch` from `start_batch` on. Decoding starts at once, on as many threads as there are cores, and stops when the
-    /// iterator is dropped.
+    /// The batches of `epoch` from `start_batch` on. Decoding starts at once, on as many threads as there are cores, and
+    /// stops when the iterator is dropped.
     ///
     /// # Errors
     /// A thread that cannot be started.
