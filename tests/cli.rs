@@ -463,7 +463,24 @@ fn predict_and_eval_agree() {
     let named = outputs.text("named.safetensors");
 
     let eval = json(&["eval", "--weights", &named, "--data", &data(), "--split", "val", "--batch", "4", "--json"]);
-    assert_eq!(keys(&eval), ["device", "images_per_s", "loss", "model", "samples", "skipped", "top1", "top5"]);
+    assert_eq!(
+        keys(&eval),
+        [
+            "balanced_accuracy",
+            "classes",
+            "confusion",
+            "device",
+            "images_per_s",
+            "loss",
+            "macro",
+            "model",
+            "samples",
+            "skipped",
+            "top1",
+            "top5",
+            "weighted"
+        ]
+    );
     let val = Path::new(&data()).join("val").to_str().unwrap().to_owned();
     let predictions = json(&["predict", "--weights", &named, &val, "--top", "10", "--batch", "3", "--json"]);
     let predictions = predictions.as_array().unwrap();

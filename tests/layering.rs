@@ -51,7 +51,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "weights",
         ],
     ),
-    ("report", &["compile", "files", "graph", "kernels", "plan", "policy", "tensor", "text", "train", "weights"]),
+    (
+        "report",
+        &["compile", "data", "files", "graph", "kernels", "plan", "policy", "tensor", "text", "train", "weights"],
+    ),
     (
         "lab",
         &[

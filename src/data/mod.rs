@@ -10,11 +10,13 @@ mod folder;
 mod loader;
 pub mod sample;
 mod sampling;
+mod thumbnail;
 mod transform;
 
 pub use decode::{DecodeOptions, Exif, Image};
 pub use folder::{ImageFolder, Sample, Unread, list_images, shuffled};
 pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
+pub use thumbnail::thumbnail;
 pub use transform::{Augment, Resizer, Transform};
 
 use crate::files::LockError;

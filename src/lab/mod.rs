@@ -398,7 +398,8 @@ impl<'a> Lab<'a> {
             }
             seen => (seen?, diverged),
         };
-        let result = ArmRun { seed: self.setup.seeds[seed], history: run.history().to_vec(), diverged, end };
+        let (history, confusion) = (run.history().to_vec(), run.confusion().cloned());
+        let result = ArmRun { seed: self.setup.seeds[seed], history, diverged, confusion, end };
         let text = toml::to_string(&result).map_err(|e| TrainError::Unwritable { reason: e.to_string() })?;
         write(&folder.join(RESULT_FILE), &text)?;
         for file in [CHECKPOINT_FILE, LAST_FILE] {

@@ -6,7 +6,7 @@
 
 use super::Total;
 use super::metrics::{HEADER, csv};
-use crate::train::{EpochMetrics, OptimizerSettings, Schedule, Totals, best};
+use crate::train::{ConfusionMatrix, EpochMetrics, OptimizerSettings, Schedule, Totals, best};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -121,6 +121,9 @@ pub struct ArmRun {
     /// Why the run ended early, at its last good checkpoint.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub diverged: Option<String>,
+    /// What the validation images were taken for after the last epoch; none in files of versions that did not keep it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confusion: Option<ConfusionMatrix>,
     /// After the last epoch.
     pub end: State,
 }

@@ -1,12 +1,14 @@
 //! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and
-//! what is wrong with its batch norms; about a comparison of policies: its table, its conclusion, and a page with both;
+//! what is wrong with its batch norms; about an evaluation its page; about a comparison of policies: its table, its conclusion, and a page with both;
 //! and about a device: what it should take and took, in a file and on a page.
 
 mod bench_page;
 mod benchmark;
+mod classes;
 mod comparison;
 mod conclusion;
 mod doctor;
+mod evaluation;
 mod metrics;
 mod page;
 mod predict;
@@ -28,6 +30,7 @@ pub use comparison::{
 };
 pub use conclusion::conclusion;
 pub use doctor::{Confidence, FEWEST_IMAGES, Fault, Finding, Remedy, diagnose};
+pub use evaluation::{Evaluated, evaluation_page};
 pub use metrics::csv;
 pub use page::page;
 pub use predict::{Prediction, Predictions, predict};
@@ -96,6 +99,9 @@ impl RunLog {
                 }
                 if let Some(val) = last.val {
                     scalars.extend(named(["val/loss", "val/top1", "val/top5"], val));
+                }
+                if let Some(balanced) = last.val_balanced {
+                    scalars.push(("val/balanced", balanced));
                 }
                 if let Some(best) = best(history).and_then(|best| best.val) {
                     scalars.push(("val/best_top1", best.accuracy()));

@@ -1,5 +1,6 @@
 //! The page that shows a comparison: one file of HTML that needs nothing else, neither network nor scripts.
 
+use super::classes::ClassesView;
 use super::conclusion::{caveats, findings};
 use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, ranked};
 use super::svg::{self, Curve, Heat, Scale};
@@ -135,7 +136,30 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         sizes => Serde(sizes),
         columns => Serde(comparison.batch_norms.iter().step_by(every).collect::<Vec<_>>()),
         timings => Serde(timings),
+        winner => Serde(winner(comparison)),
     }
+}
+
+/// The most accurate policy, class by class.
+#[derive(Serialize)]
+struct WinnerView<'a> {
+    name: &'a str,
+    seeds: usize,
+    classes: ClassesView,
+}
+
+/// None until a run has kept what its images were taken for.
+fn winner(comparison: &Comparison) -> Option<WinnerView<'_>> {
+    let arm = *ranked(comparison).first()?;
+    let mut kept = arm.runs.iter().filter_map(|run| run.confusion.as_ref());
+    let mut sum = kept.next()?.clone();
+    let mut seeds = 1;
+    for confusion in kept {
+        sum += confusion;
+        seeds += 1;
+    }
+    let classes = ClassesView::new(&sum, &comparison.classes);
+    (sum.images() > 0).then_some(WinnerView { name: &arm.name, seeds, classes })
 }
 
 /// The most accurate first; the axis of their dots, and whether it begins at 0.

@@ -4,13 +4,17 @@
 use super::spread::{Difference, ranked};
 use super::*;
 use crate::compile::{Optimizer, Options};
+use crate::data::{DecodeOptions, Sample};
 use crate::graph::{LayerKind, Sgd};
 use crate::kernels::conv2d::Variant;
 use crate::models;
 use crate::plan::{Input, Roofline};
 use crate::policy::{self, Policy, RECIPES};
 use crate::rng::Rng;
-use crate::train::{Decay, EpochMetrics, KernelTime, Measurement, OptimizerSettings, Quartiles, Schedule};
+use crate::train::{
+    ConfusionMatrix, Decay, EpochMetrics, Evaluation, KernelTime, Measurement, Mistake, OptimizerSettings, Quartiles,
+    Schedule,
+};
 use std::path::Path;
 use std::process::Command;
 
@@ -68,11 +72,30 @@ fn run(seed: u64, end: f64, norms: usize, follows: bool) -> ArmRun {
             train: (epoch > 0).then(|| totals(accuracy + 0.03)),
             val: Some(totals(accuracy)),
             skipped: 0,
+            val_balanced: Some(accuracy.clamp(0.0, 1.0)),
         }
     });
     let history: Vec<EpochMetrics> = history.collect();
     let accuracy = history[EPOCHS].val.unwrap().accuracy();
-    ArmRun { seed, history, diverged: None, end: state(accuracy, norms, follows, &mut rng) }
+    ArmRun {
+        seed,
+        history,
+        diverged: None,
+        confusion: Some(confusion(seed, 10)),
+        end: state(accuracy, norms, follows, &mut rng),
+    }
+}
+
+/// Of five images a class, of which the last is mistaken, and the last class's all are.
+fn confusion(seed: u64, classes: u32) -> ConfusionMatrix {
+    let mut matrix = ConfusionMatrix::new(classes as usize);
+    for class in 0..classes {
+        for image in 0..5 {
+            let mistaken = image == 4 || class + 1 == classes;
+            matrix.add(class, if mistaken { (class + 1 + seed as u32 % 2) % classes } else { class });
+        }
+    }
+    matrix
 }
 
 fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
@@ -196,9 +219,11 @@ fn read_page(page: &str) -> (String, impl Fn(&str) -> usize + use<>) {
                 for attribute in tag.attributes() {
                     let attribute = attribute.expect("attributes are quoted, and none comes twice");
                     let value = attribute.value;
-                    assert!(!value.contains("NaN") && !value.contains("inf"), "{element} has {value:?}");
+                    let is_number = !value.starts_with("data:");
+                    assert!(!is_number || !value.contains("NaN") && !value.contains("inf"), "{element} has {value:?}");
                     match attribute.key.as_ref() {
                         "class" => element += &format!(".{value}"),
+                        "src" if value.starts_with("data:image/jpeg;base64,") => {}
                         "src" | "href" | "srcset" => panic!("{element} needs {value:?}"),
                         _ => {}
                     }
@@ -239,6 +264,68 @@ fn a_page_shows_every_policy_in_every_section() {
     assert_eq!((count("svg.strip"), count("details")), (10, 9));
     assert!(count("rect.heat") >= 10 * comparison.batch_norms.len());
     assert!(text.contains("llvmpipe") && text.contains("kind:bn -> stats=batch") && text.contains("data/digits"));
+}
+
+#[test]
+fn a_page_shows_the_classes_of_the_most_accurate_policy() {
+    let mut comparison = whole();
+    let (text, count) = read(&comparison, &timings(&comparison));
+    assert!(text.contains("Class by class") && text.contains("under 3 seeds, counted together"));
+    assert_eq!((count("table.matrix"), count("td.right"), count("td.wrong")), (1, 10, 90));
+    assert!(text.contains("10 ×"), "the last class's images, under two seeds, were all taken for the first");
+
+    // As in folders of versions that kept no confusion matrix.
+    comparison.arms.iter_mut().flat_map(|arm| &mut arm.runs).for_each(|run| run.confusion = None);
+    let (text, count) = read(&comparison, &timings(&comparison));
+    assert!(!text.contains("Class by class") && count("table.matrix") == 0);
+}
+
+/// The page of an evaluation of so many classes, one of whose names is `first`, with as many pictures as fit.
+fn evaluated(classes: u32, first: &str, folder: &Path) -> (String, impl Fn(&str) -> usize + use<>) {
+    let mut names: Vec<String> = (0..classes).map(|class| format!("class-{class:04}")).collect();
+    names[0] = first.to_owned();
+    let picture = folder.join("picture.png");
+    image::save_buffer(&picture, &[90; 4 * 300 * 200], 300, 200, image::ColorType::Rgba8).unwrap();
+    let samples = [picture, folder.join("gone.png")].map(|path| Sample { path, label: 0 });
+    let mut evaluation = Evaluation::new(classes as usize, 2);
+    evaluation.confusion = confusion(0, classes);
+    let mistake = |sample| Mistake { sample, truth: 0, predicted: 1, confidence: 0.987 };
+    evaluation.mistakes = vec![mistake(0), mistake(1)];
+    let images = u64::from(classes) * 5;
+    evaluation.totals = Totals { loss: 1.0, top1: images / 2, top5: images, samples: images };
+    let page = evaluation_page(&Evaluated {
+        model: first,
+        weights: Some(Path::new(first)),
+        data: folder,
+        split: "val",
+        size: [224, 224],
+        device: "llvmpipe",
+        classes: &names,
+        evaluation: &evaluation,
+        samples: &samples,
+        decode: &DecodeOptions::default(),
+    });
+    read_page(&page)
+}
+
+#[test]
+fn an_evaluation_is_shown_with_its_mistakes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, count) = evaluated(10, "</title><script>alert('1')</script>\"`&", folder.path());
+    assert_eq!((count("script"), count("img"), count("div.missing")), (0, 1, 1));
+    assert_eq!((count("table.matrix"), count("td.right"), count("td.wrong")), (1, 10, 90));
+    assert!(text.contains("picture.png") && text.contains("98.7") && text.contains("</title><script>"));
+    // The class that is never right stands above all others.
+    let place = |name: &str| text.find(name).unwrap();
+    assert!(place("class-0009") < place("class-0001"));
+
+    for (classes, folded, pairs) in [(2, 0, 0), (25, 0, 0), (26, 0, 26), (1000, 960, 40)] {
+        let (text, count) = evaluated(classes, "first", folder.path());
+        assert_eq!(count("table.matrix"), usize::from(classes <= 25), "{classes}");
+        assert_eq!(text.contains("A matrix of so many classes could not be read"), pairs > 0);
+        assert_eq!(text.contains(&format!("The other {folded} classes")), folded > 0, "{classes}");
+        assert_eq!(text.contains("the 40 pairs that are confused most often, of 1000"), classes == 1000);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! `optimizer.…`, and in the header the run's settings, its position, and a checksum over everything. Writing it is the
 //! commit point of a run: whatever else a folder holds follows from it, or is written again by the resumed run.
 
-use super::{Crc32c, EpochMetrics, OptimizerState, Settings, Totals, TrainError};
+use super::{ConfusionMatrix, Crc32c, EpochMetrics, OptimizerState, Settings, Totals, TrainError};
 use crate::graph::{Graph, ParamId, Role, StateKind};
 use crate::kernels::conv2d::Variant;
 use crate::tensor::HostTensor;
@@ -25,6 +25,9 @@ pub(super) struct Position {
     pub totals: Totals,
     /// Metrics before training, then of every finished epoch.
     pub history: Vec<EpochMetrics>,
+    /// Of the last validation.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confusion: Option<ConfusionMatrix>,
 }
 
 impl Position {
@@ -211,8 +214,11 @@ mod tests {
             train: None,
             val: Some(Totals { loss: f64::NAN, ..totals }),
             skipped: 1,
+            val_balanced: Some(0.1 + 0.2),
         };
-        let position = Position { batches: 4, skipped: 2, totals, history: vec![metrics] };
+        let mut confusion = ConfusionMatrix::new(3);
+        confusion.add(2, 1);
+        let position = Position { batches: 4, skipped: 2, totals, history: vec![metrics], confusion: Some(confusion) };
         Checkpoint { position, variant: Variant::Workgroup, skip_broken: false, tensors, optimizer: optimizer.into() }
     }
 

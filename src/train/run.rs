@@ -2,8 +2,8 @@
 
 use super::checkpoint::{Checkpoint, Position};
 use super::{
-    Evaluator, FeatureCache, ImageSet, Images, Method, OptimizerState, PADDING, Probe, Recalibration, Session,
-    Settings, Then, Totals, TrainError, check_finite, recalibrate, takes_batch_statistics,
+    ConfusionMatrix, Evaluation, Evaluator, FeatureCache, ImageSet, Images, Method, OptimizerState, PADDING, Probe,
+    Recalibration, Session, Settings, Then, Totals, TrainError, check_finite, recalibrate, takes_batch_statistics,
 };
 use crate::compile;
 use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
@@ -49,6 +49,10 @@ pub struct EpochMetrics {
     pub val: Option<Totals>,
     /// Broken images that were skipped, of both kinds.
     pub skipped: u64,
+    /// The mean recall of the classes on the validation images, in `[0, 1]`. None without them, and in files of versions
+    /// that did not know it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub val_balanced: Option<f64>,
 }
 
 /// The entry of `history` with the most validation images right; the lowest loss decides between equals, then the
@@ -365,6 +369,11 @@ impl Run {
         &self.position.history
     }
 
+    /// What the validation images were taken for after the last finished epoch; none without them.
+    pub fn confusion(&self) -> Option<&ConfusionMatrix> {
+        self.position.confusion.as_ref()
+    }
+
     /// Optimiser steps done.
     pub fn step(&self) -> u64 {
         self.position.step(&self.settings)
@@ -428,11 +437,11 @@ impl Run {
                     error => error,
                 })?,
             };
-            let Some((val, skipped)) = validated else {
+            let Some(validated) = validated else {
                 self.save()?;
                 return Ok(Outcome::Stopped);
             };
-            self.finish_epoch(val, skipped)?;
+            self.finish_epoch(validated)?;
             observe(Event::Epoch { history: &self.position.history, images_per_s })?;
         }
         if self.recalibration.is_some() {
@@ -580,44 +589,44 @@ impl Run {
         Ok(())
     }
 
-    /// The validation images' results and how many were skipped; none if `stop` was set meanwhile.
+    /// The validation images' results, none without such images; nothing at all if `stop` was set meanwhile.
     fn validate(
         &mut self,
         stop: &AtomicBool,
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
-    ) -> Result<Option<(Option<Totals>, u64)>, TrainError> {
+    ) -> Result<Option<Option<Evaluation>>, TrainError> {
         let (Some(loader), Some(evaluator)) = (&self.source.val, &mut self.evaluator) else {
-            return Ok(Some((None, 0)));
+            return Ok(Some(None));
         };
         evaluator.refresh()?;
-        let (mut totals, mut skipped) = (Totals::default(), 0);
+        let mut evaluation = Evaluation::new(self.settings.classes.len(), 0);
         let kept = evaluator.features().is_some();
         for (number, batch) in batches_of(loader, kept, 0, 0)?.enumerate() {
-            let mut batch = batch?;
-            let valid = batch.valid();
-            batch.labels[valid..].fill(PADDING);
-            totals += evaluator.evaluate(images(&batch, kept), &batch.labels)?;
-            skipped += batch.skipped as u64;
+            evaluation.add(evaluator, &batch?)?;
             observe(Event::Validating { batches: number + 1, of: loader.batches() })?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
         }
-        Ok(Some((Some(totals), skipped)))
+        Ok(Some(Some(evaluation)))
     }
 
     /// Closes the epoch under way, or the time before the first, and saves.
-    fn finish_epoch(&mut self, val: Option<Totals>, skipped: u64) -> Result<(), TrainError> {
+    fn finish_epoch(&mut self, validated: Option<Evaluation>) -> Result<(), TrainError> {
         let (epoch, step) = (self.position.history.len(), self.step());
         let trained = std::mem::take(&mut self.position.totals);
+        let skipped = validated.as_ref().map_or(0, |evaluation| evaluation.skipped);
         self.position.history.push(EpochMetrics {
             epoch,
             step,
             lr: if epoch == 0 { 0.0 } else { self.settings.lr(step.saturating_sub(1)) },
             train: (epoch > 0).then_some(trained),
-            val,
+            val: validated.as_ref().map(|evaluation| evaluation.totals),
             skipped: skipped + self.position.skipped,
+            // Not a number where every image is broken, and no number is what files have for that.
+            val_balanced: validated.as_ref().map(|e| e.confusion.balanced_accuracy()).filter(|value| value.is_finite()),
         });
+        self.position.confusion = validated.map(|evaluation| evaluation.confusion);
         self.position.skipped = 0;
         self.position.batches = 0;
         self.save()
@@ -731,7 +740,7 @@ mod tests {
     fn the_best_has_most_right_then_the_lowest_loss() {
         let metrics = |epoch, top1, loss| {
             let val = Some(Totals { loss, top1, top5: top1, samples: 10 });
-            EpochMetrics { epoch, step: 0, lr: 0.0, train: None, val, skipped: 0 }
+            EpochMetrics { epoch, step: 0, lr: 0.0, train: None, val, skipped: 0, val_balanced: None }
         };
         let best_epoch = |history: &[EpochMetrics]| best(history).map(|m| m.epoch);
         assert_eq!(best_epoch(&[]), None);

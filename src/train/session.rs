@@ -652,6 +652,27 @@ impl Evaluator {
     /// As [`evaluate`](Self::evaluate).
     pub async fn evaluate_async(&mut self, images: Images<'_>, labels: &[u32]) -> Result<Totals, TrainError> {
         self.forward(images, labels)?;
+        self.totals(labels).await
+    }
+
+    /// As [`evaluate`](Self::evaluate), with the logits: `classes` values a sample, those that fill up a batch included.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub fn evaluate_with_logits(
+        &mut self,
+        images: Images<'_>,
+        labels: &[u32],
+    ) -> Result<(Totals, Vec<f32>), TrainError> {
+        block("evaluating a batch", async {
+            self.forward(images, labels)?;
+            let totals = self.totals(labels).await?;
+            Ok((totals, self.read_logits().await?))
+        })
+    }
+
+    /// Of the batch that was shown last.
+    async fn totals(&mut self, labels: &[u32]) -> Result<Totals, TrainError> {
         let samples = labels.iter().filter(|l| **l != PADDING).count();
         let rows = match self.slots.rows {
             Some(rows) => self.executor.read_async(rows).await?,
@@ -678,11 +699,16 @@ impl Evaluator {
     /// As [`logits`](Self::logits).
     pub async fn logits_async(&mut self, images: Images<'_>) -> Result<Vec<f32>, TrainError> {
         self.forward(images, &vec![PADDING; self.batch])?;
-        let logits = unpad(&self.executor.read_async(self.slots.logits).await?, self.classes, self.batch);
+        let logits = self.read_logits().await?;
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(not_finite(&self.executor).await?);
         }
         Ok(logits)
+    }
+
+    /// Of the batch that was shown last.
+    async fn read_logits(&mut self) -> Result<Vec<f32>, TrainError> {
+        Ok(unpad(&self.executor.read_async(self.slots.logits).await?, self.classes, self.batch))
     }
 
     fn forward(&self, images: Images<'_>, labels: &[u32]) -> Result<(), TrainError> {
