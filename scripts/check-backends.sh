@@ -67,7 +67,7 @@ on() {
 
 kernels() {
     local status=0 out=$work/$1.kernels.json
-    on "$1" "${extra[@]}" "$thawline" devices --check --json >"$out" 2>>"$log" || status=$?
+    on "$1" "${extra[@]}" "$thawline" devices --check --json --quiet >"$out" 2>>"$log" || status=$?
     cat "$out" >>"$log"
     python3 -c 'if True:
         import json, sys

@@ -40,8 +40,8 @@ for batch in 1 2; do
             --set 'kind:bn -> update=ema(0.95)' --train-images 200 --epochs 3 --batch "$batch" --optimizer adamw --lr 0.003 \
             --weight-decay 0 --schedule constant --seed "$seed"
         "$thawline" recalibrate --weights "$run/last.safetensors" --data "$work/near" --batch 32 --out "$run/new.safetensors"
-        recalibrated=$("$thawline" eval --weights "$run/new.safetensors" --data "$work/near" --json |
-            sed -n 's/.*"top1": \([0-9.]*\).*/\1/p')
+        recalibrated=$("$thawline" eval --weights "$run/new.safetensors" --data "$work/near" --json --quiet |
+            sed -n 's/.*"top1": *\([0-9.]*\).*/\1/p')
         awk -F, -v OFS=, -v batch="$batch" -v seed="$seed" -v recalibrated="$recalibrated" '
             NR == 2 { before = $8 }
             END { print batch, seed, before, $8, recalibrated }

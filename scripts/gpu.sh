@@ -194,7 +194,7 @@ run_benches() {
         # The limit inside leaves out what would take too long; the one outside is for what takes longer than predicted.
         limited "$share" "$here/thawline" bench --model "$model" --size "$size" --batch "$batches" \
             --policy full --policy keras-guide --policy bn-only --policy head \
-            --repeat 5 --time-limit $((share - share / 5)) --json ${device:+--device "$device"} \
+            --repeat 5 --time-limit $((share - share / 5)) --json --quiet ${device:+--device "$device"} \
             >"$work/bench-$model.json" 2>"$work/bench.err" || status=$?
         if ((status == 124)); then
             skip "bench of $model" "not done after $share s"
@@ -296,7 +296,7 @@ NVIDIA_DRIVER_CAPABILITIES=all. VK_DRIVER_FILES=/path/to/nvidia_icd.json names a
     status=0
     # Five seconds are for what comes between the parts.
     share=$((seconds * 3 / 10))
-    limited "$share" "$here/thawline" devices --check --json ${device:+--device "$device"} \
+    limited "$share" "$here/thawline" devices --check --json --quiet ${device:+--device "$device"} \
         >"$work/check.json" 2>"$work/check.err" || status=$?
     if ((status == 124)); then
         skip "the check of the kernels" "not done after $share s"

@@ -18,17 +18,23 @@ fn main() -> ExitCode {
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter))
         .format(|out, record| {
-            let text = output::message(&record.args().to_string());
             match record.level() {
-                log::Level::Warn => writeln!(out, "warning: {text}"),
-                level => writeln!(out, "{}: {text}", level.as_str().to_lowercase()),
+                log::Level::Warn => output::warning(record.args()),
+                level => {
+                    let text = output::message(&record.args().to_string());
+                    writeln!(out, "{}: {text}", level.as_str().to_lowercase())?;
+                }
             }
+            Ok(())
         })
         .init();
     match cli::Cli::from_command_line().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::note(format_args!("error: {}", message(&error)));
+            let message = message(&error);
+            // Standard output may be what cannot be written.
+            let _ = cli::events::error(&message);
+            output::error(message);
             ExitCode::FAILURE
         }
     }

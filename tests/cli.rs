@@ -90,8 +90,30 @@ fn stdout(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The document that a command prints, or that the last of its events holds, without what every document has.
 fn json(args: &[&str]) -> Value {
-    serde_json::from_str(&stdout(args)).unwrap()
+    let text = stdout(args);
+    let whole = serde_json::from_str(&text).ok();
+    let mut document: Value = whole.unwrap_or_else(|| events(args, &text).pop().unwrap());
+    let one = std::slice::from_mut(&mut document);
+    let parts = if one[0].is_array() { one[0].as_array_mut().unwrap() } else { one };
+    for fields in parts.iter_mut().map(|part| part.as_object_mut().unwrap()) {
+        assert_eq!(fields.remove("schema"), Some(1.into()), "{args:?}");
+        fields.remove("event");
+    }
+    document
+}
+
+/// The events of a stream.
+fn events(args: &[&str], text: &str) -> Vec<Value> {
+    let events =
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{args:?}: {e}: {line}")));
+    let events: Vec<Value> = events.collect();
+    let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert!(events.iter().all(|event| event["schema"] == 1), "{text}");
+    assert_eq!(names.last(), Some(&"result"), "{text}");
+    assert_eq!((names.len() > 1).then(|| names[0]), (names.len() > 1).then_some("begin"), "{text}");
+    events
 }
 
 /// What the file did not say of its images is said in a copy; the rest of its metadata is kept.
@@ -160,6 +182,8 @@ fn every_command_explains_itself() {
         "step",
         "bench",
         "version",
+        "completions",
+        "man",
     ];
     let overview = stdout(&["--help"]);
     for command in commands {
@@ -383,7 +407,7 @@ fn step_trains_what_the_policy_says_and_keeps_the_rest() {
         args.extend(more);
         let output = stdout(&args);
         let lines: Vec<Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert!(lines.iter().all(|line| keys(line) == ["loss", "step"]), "{output}");
+        assert!(lines.iter().all(|line| keys(line) == ["event", "loss", "schema", "step"]), "{output}");
         let losses: Vec<f64> = lines.iter().map(|line| line["loss"].as_f64().unwrap()).collect();
         (losses, StateDict::load(&out).unwrap(), StateDict::load(&grads).unwrap())
     };
@@ -483,7 +507,7 @@ fn predict_and_eval_agree() {
     );
     let val = Path::new(&data()).join("val").to_str().unwrap().to_owned();
     let predictions = json(&["predict", "--weights", &named, &val, "--top", "10", "--batch", "3", "--json"]);
-    let predictions = predictions.as_array().unwrap();
+    let predictions = predictions["predictions"].as_array().unwrap();
     assert_eq!(eval["samples"], predictions.len());
 
     let (mut top1, mut top5, mut loss) = (0, 0, 0.0);
@@ -1026,6 +1050,8 @@ fn doctor_names_what_is_wrong_and_the_command_that_helps() {
     };
     let text = |args: Vec<String>| stdout(&args.iter().map(String::as_str).collect::<Vec<_>>());
     let healthy = text(doctor(trained, &[]));
+    assert!(healthy.starts_with("nothing is wrong that 50 images") && !healthy.contains("layer3.1.bn2"), "{healthy}");
+    let healthy = text(doctor(trained, &["--layers"]));
     for expected in ["layer3.1.bn2", "those of batches of 16", "one image at a time", "nothing is wrong that 50 images"]
     {
         assert!(healthy.contains(expected), "{healthy}");
@@ -1042,7 +1068,8 @@ fn doctor_names_what_is_wrong_and_the_command_that_helps() {
     }
     let reset = outputs.text("it's reset.safetensors");
     state.save(&reset).unwrap();
-    let report: Value = serde_json::from_str(&text(doctor(&reset, &["--json"]))).unwrap();
+    let args = doctor(&reset, &["--json"]);
+    let report = json(&args.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(keys(&report), ["checkup", "device", "findings", "labelled", "model"]);
     let finding = &report["findings"][0];
     assert_eq!(keys(finding), ["advice", "command", "confidence", "evidence", "fault", "remedy"]);
@@ -1339,7 +1366,7 @@ fn bad_data_is_named() {
     let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
     all.extend(["--split", "all"]);
     fails(&all, "2.png");
-    all.extend(["--skip-broken", "--json"]);
+    all.extend(["--skip-broken", "--json", "--quiet"]);
     let output = thawline(&all).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("2.png"), "the broken image is named");
     let eval: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -1566,7 +1593,7 @@ fn a_file_without_a_head_can_be_trained_and_nothing_else() {
     }
     assert!(notes(&["inspect", &file]).contains("`backbone.` is left off"));
     let train = ["finetune", "--weights", &file, "--data", &data, "--out", &run, "--epochs", "1", "--batch", "8"];
-    assert!(stdout(&train).contains("has no head for 10 classes: it starts anew"));
+    assert!(stdout(&train).contains("has no head for 10 classes: the head starts anew"));
     let trained = StateDict::load(Path::new(&run).join("last.safetensors")).unwrap();
     assert_eq!(trained.tensors["fc.weight"].shape, [10, 64]);
     let compare = outputs.text("compare");
@@ -1665,7 +1692,7 @@ fn one_output_is_refused_until_it_has_two() {
     }
     let run = outputs.text("run");
     let train = ["finetune", "--weights", &file, "--data", &data(), "--out", &run, "--epochs", "1", "--batch", "8"];
-    assert!(stdout(&train).contains("has 1 classes and") && Path::new(&run).join("last.safetensors").exists());
+    assert!(stdout(&train).contains("has 1 class and") && Path::new(&run).join("last.safetensors").exists());
 }
 
 #[test]
@@ -1792,4 +1819,97 @@ fn quantised_files_are_called_so() {
     });
     let message = fails_at_length(&["predict", "--weights", &file, &data()], "the file seems to be quantised");
     assert!(message.contains("`fc.weight` holds integers"), "{message}");
+}
+
+#[test]
+fn a_head_for_classes_of_other_names_asks() {
+    let outputs = Outputs::new();
+    let data = data();
+    let named = |file: &str, names: &[String]| {
+        rewritten(&outputs, file, |state| {
+            state.metadata.insert("classes".into(), serde_json::to_string(names).unwrap());
+        })
+    };
+    let others: Vec<String> = (0..10).map(|class| format!("bird {class}")).collect();
+    let file = named("birds.safetensors", &others);
+    let args = |command: &'static str, weights: &str, out: &str, more: &[&str]| {
+        let args = [command, "--weights", weights, "--data", &data, "--out", out, "--epochs", "1", "--batch", "8"];
+        args.iter().chain(more).map(|&word| word.to_owned()).collect::<Vec<_>>()
+    };
+    let words = |args: &[String]| args.iter().map(|word| word.clone().leak() as &str).collect::<Vec<_>>();
+    for command in ["finetune", "compare"] {
+        let out = outputs.text(command);
+        let asked = fails(&words(&args(command, &file, &out, &[])), "trained on bird 0, bird 1, bird 2, …, and");
+        assert!(asked.contains("--head new") && asked.contains("--head keep"), "{asked}");
+        assert!(!Path::new(&out).exists(), "nothing is begun");
+    }
+    // The same names in another order are told apart from others.
+    let mut turned = class_names();
+    turned.rotate_left(1);
+    let turned = named("turned.safetensors", &turned);
+    fails(&words(&args("finetune", &turned, &outputs.text("turned"), &[])), "in another order");
+    refused(
+        &["finetune", "--data", &data, "--out", &outputs.text("none"), "--model", "resnet_tiny", "--head", "new"],
+        "--weights",
+    );
+
+    // All but the head moves by next to nothing.
+    let slow = ["--lr", "1e-12", "--policy", "head"];
+    let before = floats(&StateDict::load(&file).unwrap(), "fc.weight");
+    let moved = |out: &str| {
+        let after = floats(&StateDict::load(outputs.path(out).join("last.safetensors")).unwrap(), "fc.weight");
+        before.iter().zip(after).map(|(before, after)| (before - after).abs()).fold(0.0, f32::max)
+    };
+    for (head, is_kept) in [("keep", true), ("new", false)] {
+        let shown =
+            stdout(&words(&args("finetune", &file, &outputs.text(head), &[&slow[..], &["--head", head]].concat())));
+        assert_eq!(moved(head) < 1e-6, is_kept, "{head}: {}", moved(head));
+        assert_eq!(shown.contains("--head new: the head starts anew"), !is_kept, "{shown}");
+        let settings = fs::read_to_string(outputs.path(head).join("run.toml")).unwrap();
+        assert!(settings.contains(&format!("head = \"{head}\"")), "{settings}");
+    }
+    let resumed = ["finetune", "--resume", &outputs.text("keep"), "--head", "new", "--weights", &file];
+    fails(&resumed, "`head` is \"new\" now, but the run");
+    // Where the names are the same, nothing is asked; where the number differs, nothing can be kept.
+    let same = named("same.safetensors", &class_names());
+    stdout(&words(&args("finetune", &same, &outputs.text("same"), &slow)));
+    assert!(moved("same") < 1e-6);
+    let more = rewritten(&outputs, "more.safetensors", |state| {
+        let graph = models::build("resnet_tiny", 1, (16, 16), 12).unwrap();
+        *state = to_state(&graph, &initialise(&graph, 3));
+    });
+    let kept = args("finetune", &more, &outputs.text("more"), &["--head", "keep"]);
+    let output = thawline(&words(&kept)).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && stderr.contains("--head keep: "), "{stderr}");
+}
+
+#[test]
+fn names_that_are_no_files_are_hints() {
+    let dir = TempDir::new().unwrap();
+    let of = |args: &[&str], expected: &str| {
+        let output = thawline(args).current_dir(dir.path()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{args:?}: {stderr}");
+        assert_eq!(
+            stderr.contains("hf:"),
+            expected.contains("hf:") || expected.contains("--model"),
+            "{args:?}: {stderr}"
+        );
+    };
+    let data = data();
+    for name in ["resnet18", "keras_efficientnet_b0"] {
+        of(
+            &["inspect", name],
+            &format!("cannot read {name}: there is no such file; {name} is the name of a model, which --model"),
+        );
+        of(&["eval", "--weights", name, "--data", &data], "hf:OWNER/NAME");
+    }
+    of(&["inspect", "timm/resnet18.a1_in1k"], "hf:timm/resnet18.a1_in1k");
+    of(&["finetune", "--weights", "timm/resnet18", "--data", &data, "--out", "run"], "hf:timm/resnet18");
+    // Those that look like files are.
+    fs::create_dir(dir.path().join("runs")).unwrap();
+    for name in ["runs/best", "weights.pth", "other/best.safetensors", "./resnet", "a/b/c"] {
+        of(&["inspect", name], "cannot read");
+    }
 }

@@ -102,12 +102,13 @@ fn recalibrated(tensors: &mut [HostTensor], samples: &[Sample]) {
     let (network, _) = shapes();
     let layers = policy::select("kind:bn", LayerKind::Bn, &network).expect("batch norms");
     let what = Recalibration { layers: &layers, method: Method::Precise, var: Some(Variance::Unbiased) };
-    recalibrate(&device(), &network, tensors, INPUT, &loader(samples, Mode::Eval, 32), &what).expect("statistics");
+    recalibrate(&device(), &network, tensors, INPUT, &loader(samples, Mode::Eval, 32), &what, |_, _| {})
+        .expect("statistics");
 }
 
 fn look_at(tensors: &[HostTensor], input: Input, samples: &[Sample]) -> (Checkup, Vec<Finding>) {
     let how = Examination { images: &loader(samples, Mode::Eval, 32), sizes: &[1, 2, 8, 32], seed: 0 };
-    let checkup = examine(&device(), &shapes().0, tensors, input, &how, |_| {}).expect("a checkup");
+    let checkup = examine(&device(), &shapes().0, tensors, input, &how, |_, _, _| {}).expect("a checkup");
     let findings = diagnose(&checkup);
     for Finding { fault, confidence, evidence, advice, .. } in &findings {
         println!("{fault:?}, {confidence:?}: {evidence}. {advice}");
@@ -146,7 +147,7 @@ fn a_healthy_network_has_nothing() {
 fn a_healthy_network_has_nothing_either_where_only_small_batches_are_asked_for() {
     let (network, tensors) = shapes();
     let how = Examination { images: &loader(look(), Mode::Eval, 32), sizes: &[1], seed: 0 };
-    let checkup = examine(&device(), &network, &tensors, INPUT, &how, |_| {}).expect("a checkup");
+    let checkup = examine(&device(), &network, &tensors, INPUT, &how, |_, _, _| {}).expect("a checkup");
     assert_eq!(checkup.sizes.iter().map(|size| size.batch).collect::<Vec<_>>(), [1, 32]);
     assert_eq!(diagnose(&checkup), []);
 }

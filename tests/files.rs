@@ -277,10 +277,10 @@ fn names_reach_a_terminal_escaped() {
     let (stdout, _) = succeeds(&["predict", "--weights", &named, &text(&image), "--top", "10"]);
     assert!(stdout.contains(r"e\u{1b}[31m\u{9b}2J\u{202e}\r\nqv"), "{stdout}");
     // In JSON they are what they are.
-    let (stdout, _) = succeeds(&["predict", "--weights", &named, &text(&image), "--top", "10", "--json"]);
+    let (stdout, _) = succeeds(&["predict", "--weights", &named, &text(&image), "--top", "10", "--json", "--quiet"]);
     assert!(is_safe(&stdout.replace('\u{202e}', "")), "{stdout:?}");
     let predictions: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    let top = predictions[0]["top"].as_array().unwrap();
+    let top = predictions["predictions"][0]["top"].as_array().unwrap();
     assert!(top.iter().any(|candidate| candidate["class"] == EVIL));
 }
 
@@ -345,8 +345,9 @@ fn evaluation_takes_one_class_and_empty_folders() {
     let named = text(&dir.path().join("named.safetensors"));
     state.save(&named).unwrap();
     let data = text(&data);
-    let eval =
-        |weights: &str| ["eval", "--weights", weights, "--data", &data, "--split", "all", "--json"].map(str::to_owned);
+    let eval = |weights: &str| {
+        ["eval", "--weights", weights, "--data", &data, "--split", "all", "--json", "--quiet"].map(str::to_owned)
+    };
     let samples = |args: &[String]| {
         let (stdout, stderr) = succeeds(&args.iter().map(String::as_str).collect::<Vec<_>>());
         let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();

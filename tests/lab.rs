@@ -54,6 +54,7 @@ impl Fixture {
             val_fraction: 0.0,
             train_images: Some(24),
             then: None,
+            head: None,
             skip_broken: false,
             images: ImageSet::of(&images, &data),
             policy: arm("head").0,

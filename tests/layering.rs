@@ -65,7 +65,20 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates of the command line, which users of the library do not pay for.
-const CLI_CRATES: [&str; 6] = ["anyhow", "clap", "comfy_table", "ctrlc", "env_logger", "indicatif"];
+const CLI_CRATES: [&str; 12] = [
+    "anstream",
+    "anstyle",
+    "anyhow",
+    "clap",
+    "clap_complete",
+    "clap_mangen",
+    "comfy_table",
+    "ctrlc",
+    "env_logger",
+    "indicatif",
+    "terminal_size",
+    "textwrap",
+];
 
 struct Source {
     /// Relative to the repository, with slashes.

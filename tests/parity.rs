@@ -325,7 +325,7 @@ fn recalibrated_statistics() {
     for (name, method) in [("precise", Method::Precise), ("update-bn", Method::UpdateBn), ("adabn", Method::AdaBn)] {
         let mut tensors = weights::from_state(&network, initial(&network, &vec![]), 0).expect("every tensor").tensors;
         let what = Recalibration { layers: &layers, method, var: Some(Variance::Unbiased) };
-        recalibrate(&device, &network, &mut tensors, input, &loader, &what).expect("statistics");
+        recalibrate(&device, &network, &mut tensors, input, &loader, &what, |_, _| {}).expect("statistics");
         let state = weights::to_state(&network, &tensors);
         assert_eq!(golden.methods[name].len(), layers.len());
         let mut worst: f64 = 0.0;

@@ -251,7 +251,7 @@ fn a_keras_network_is_as_good_on_files_as_in_keras() {
     let (weights, data) = (golden("keras/pictures.keras"), data.to_str().unwrap().to_owned());
     let weights = weights.to_str().unwrap();
     let eval = |options: &[&str]| {
-        let common = ["eval", "--weights", weights, "--data", &data, "--split", "all", "--json"];
+        let common = ["eval", "--weights", weights, "--data", &data, "--split", "all", "--json", "--quiet"];
         thawline(&[&common, options].concat())["top1"].as_f64().unwrap()
     };
     assert_eq!(eval(&[]), accuracy);
@@ -259,7 +259,8 @@ fn a_keras_network_is_as_good_on_files_as_in_keras() {
     assert!(zoomed < accuracy - 0.2, "{zoomed}: the geometry makes a difference");
 
     // To the image, and the probabilities, too.
-    let predictions = thawline(&["predict", "--weights", weights, &data, "--top", "4", "--json"]);
+    let predictions =
+        thawline(&["predict", "--weights", weights, &data, "--top", "4", "--json", "--quiet"])["predictions"].take();
     assert_eq!(predictions.as_array().unwrap().len(), logits.len());
     for (path, logits) in paths.iter().zip(&logits) {
         let is_same = |prediction: &&Value| prediction["path"] == path.to_str().unwrap();
@@ -328,7 +329,7 @@ fn what_a_run_was_shown_stays_with_its_files() {
     let best = at("run/best.safetensors");
     assert_eq!(inspected(&[&best]), (other(), vec!["the file".into()]));
     let eval = |file: &str, more: &[&str]| {
-        let common = ["eval", "--weights", file, "--data", &data, "--split", "all", "--json"];
+        let common = ["eval", "--weights", file, "--data", &data, "--split", "all", "--json", "--quiet"];
         thawline(&[&common, more].concat())["loss"].as_f64().unwrap()
     };
     let loss = eval(&best, &[]);
@@ -350,7 +351,7 @@ fn what_a_run_was_shown_stays_with_its_files() {
     // What other commands write, and a graph, which says it itself.
     let (made, onnx, graph) = (at("made.safetensors"), at("made.onnx"), at("graph.json"));
     for args in [
-        &["recalibrate", "--weights", &best, "--data", &data, "--out", &made, "--json"][..],
+        &["recalibrate", "--weights", &best, "--data", &data, "--out", &made, "--json", "--quiet"][..],
         &["convert", &best, "--out", &made, "--force", "--json"],
         &["fold", "--weights", &best, "--out", &made, "--force", "--json"],
         &["fold", "--weights", &best, "--out", &onnx, "--json"],

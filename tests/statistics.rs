@@ -202,7 +202,7 @@ fn layers(selector: &str) -> Vec<LayerId> {
 fn recalibrated(data: &Loader, selector: &str, method: Method, var: Variance) -> Vec<HostTensor> {
     let (network, mut tensors) = shapes(1);
     let what = Recalibration { layers: &layers(selector), method, var: Some(var) };
-    recalibrate(&device(), &network, &mut tensors, input(), data, &what).expect("statistics");
+    recalibrate(&device(), &network, &mut tensors, input(), data, &what, |_, _| {}).expect("statistics");
     tensors
 }
 
@@ -287,7 +287,8 @@ fn recalibration_recovers_what_foreign_statistics_cost() {
     let accuracy = |tensors: &[HostTensor]| inference(tensors, &near.loader(32)).totals.accuracy();
     let before = accuracy(&tensors);
     let mut on = |data: &Data| {
-        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(32), &precise(&all)).expect("statistics");
+        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(32), &precise(&all), |_, _| {})
+            .expect("statistics");
         accuracy(&tensors)
     };
     let (foreign, own) = (on(&far), on(&near));
@@ -304,7 +305,7 @@ fn each_layer_stores_the_variance_that_its_setting_names() {
     let (data, all) = (Data::new(SampleSet::Shapes, 1), layers("kind:bn"));
     let estimated = |var| {
         let (mut tensors, what) = (tensors.clone(), Recalibration { layers: &all, method: Method::Precise, var });
-        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &what).expect("statistics");
+        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &what, |_, _| {}).expect("statistics");
         tensors
     };
     let own = estimated(None);
@@ -330,7 +331,7 @@ fn broken_statistics_are_estimated_anew_where_nothing_needs_them() {
         let mut tensors = tensors.clone();
         tensors[broken].data[row] = -1.0;
         let what = Recalibration { layers: &layers(selector), method, var: None };
-        let done = recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &what);
+        let done = recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &what, |_, _| {});
         done.map(|()| tensors)
     };
     for method in [Method::Precise, Method::UpdateBn] {
@@ -347,16 +348,30 @@ fn broken_statistics_are_estimated_anew_where_nothing_needs_them() {
 fn what_cannot_be_recalibrated_is_named_and_left_alone() {
     let (network, mut tensors) = shapes(1);
     let data = Data::new(SampleSet::Shapes, 4);
-    let refused =
-        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &precise(&[LayerId::new(0)]));
+    let refused = recalibrate(
+        &device(),
+        &network,
+        &mut tensors,
+        input(),
+        &data.loader(4),
+        &precise(&[LayerId::new(0)]),
+        |_, _| {},
+    );
     let message = refused.expect_err("a convolution").to_string();
     assert!(message.contains("`conv1` is no batch norm"), "{message}");
 
     let gamma = network.params().iter().position(|param| param.role == Role::Affine).expect("a batch norm");
     tensors[gamma].data[0] = f32::NAN;
     let before = tensors.clone();
-    let refused =
-        recalibrate(&device(), &network, &mut tensors, input(), &data.loader(4), &precise(&layers("kind:bn")));
+    let refused = recalibrate(
+        &device(),
+        &network,
+        &mut tensors,
+        input(),
+        &data.loader(4),
+        &precise(&layers("kind:bn")),
+        |_, _| {},
+    );
     let message = refused.expect_err("it is not a number").to_string();
     assert!(message.contains("`bn1.weight` of the weights holds NaN"), "{message}");
     let bits = |tensors: &[HostTensor]| tensors.iter().flat_map(|t| &t.data).map(|v| v.to_bits()).collect::<Vec<_>>();

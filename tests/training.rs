@@ -472,6 +472,7 @@ impl Fixture {
             train_images: None,
             skip_broken: false,
             then: None,
+            head: None,
             images: ImageSet::of(&images, &data),
             policy: PolicySettings { name: "full".into(), rules: vec![], stages: vec![] },
             optimizer: OptimizerSettings::Sgd { momentum: 0.9, nesterov: true, weight_decay: 1e-4 },

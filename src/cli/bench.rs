@@ -1,7 +1,7 @@
 use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, OptimizerArgs, Size};
-use super::output;
+use super::progress::Progress;
+use super::{events, output};
 use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
 use std::path::PathBuf;
@@ -27,8 +27,10 @@ use thawline::weights::write_atomically;
 /// convolution that the model has: forward, input gradient and weight gradient.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  thawline bench --model resnet18 --batch 8 --size 64 --policy full --policy head --policy bn-only
-  thawline bench --model resnet18 --batch 1,8,32 --policy head --thaw none,layer4,layer3 --out here.json --page here.html
+  thawline bench --model resnet18 --batch 8 --size 64 \\
+    --policy full --policy head --policy bn-only
+  thawline bench --model resnet18 --batch 1,8,32 --policy head \\
+    --thaw none,layer4,layer3 --out here.json --page here.html
   thawline bench --model resnet18 --batch 8 --against there.json
   thawline bench --kernels")]
 pub struct Args {
@@ -70,7 +72,7 @@ pub struct Args {
     page: Option<PathBuf>,
     #[command(flatten)]
     force: ForceArgs,
-    /// Compare with a file that --out or --json wrote, here or elsewhere: whatever combinations both have; repeatable
+    /// Compare with a file that --out, or --json with --quiet, wrote, here or elsewhere: whatever combinations both have; repeatable
     #[arg(long, value_name = "FILE.json")]
     against: Vec<PathBuf>,
     /// Measure single convolutions, of --model or of resnet18
@@ -81,14 +83,17 @@ pub struct Args {
     kernels: bool,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON: {device, driver, backend, kind, host, thawline, build, date, variant, classes, optimizer, rules, roofline:
+    /// Print JSON: an event a line, the last with all numbers
+    ///
+    /// The last has {device, driver, backend, kind, host, thawline, build, date, variant, classes, optimizer, rules, roofline:
     /// {flops_per_s, bytes_per_s, call_ms, run_ms}, results: [{model, policy, thaw, batch, size, inference_ms, step_ms,
     /// inference_runs_ms, step_runs_ms: {count, least, lower, upper, most}, first_step_ms, images_per_s, planned_bytes,
     /// kept_bytes, allocated_bytes, kernels, inference_kernels: [{kernel, calls, ms, of_roofline}], predicted: {step, inference: {flops,
     /// moved_bytes, kept_bytes, planned_bytes, calls, ms, kernels}}, same_as, error}], peak_rss_bytes, against: [{file,
     /// disagree: [{what, here, there}], untold, pairs: [{model, policy, thaw, batch, size, inference, step: {here_ms, there_ms,
     /// ratio, clear}, allocated}], only_here, only_there}]}; with --kernels {device, variant, convolutions: [{layers, input,
-    /// output, kernel, stride, forward, input_grad, weight_grad: {ms, gflops}}]}
+    /// output, kernel, stride, forward, input_grad, weight_grad: {ms, gflops}}]}. docs/events.md describes all events; with
+    /// --quiet, only the last is printed.
     #[arg(long)]
     json: bool,
 }
@@ -117,6 +122,8 @@ fn policies(args: Args) -> Result<()> {
     for file in args.out.iter().chain(&args.page) {
         args::check_output(file, args.force)?;
     }
+    events::begin(args.json, "bench")?;
+    let progress = Progress::new("reading the network");
     let others: Vec<Benchmark> = args.against.iter().map(|file| Benchmark::read(file)).collect::<Result<_, _>>()?;
     let options = args.optimizer.options(0.9)?;
     let mut model = args.model.read_for_training(Parts::default(), None)?;
@@ -149,17 +156,20 @@ fn policies(args: Args) -> Result<()> {
     }
     let tensors = model.tensors(&grid.networks[0])?;
     let device = args.device.open()?;
-    let progress = ProgressBar::new(combinations.len() as u64);
-    progress.tick();
-    let measured = grid.measure(&device, &tensors, &combinations, |_| progress.inc(1));
-    progress.finish_and_clear();
+    let (mut done, of) = (0, combinations.len() as u64);
+    progress.at("combinations", done, of);
+    let measured = grid.measure(&device, &tensors, &combinations, |_| {
+        done += 1;
+        progress.at("combinations", done, of);
+    });
+    drop(progress);
     let benchmark = Benchmark { peak_rss_bytes: peak_rss(), ..measured? };
 
     let files = args.against.iter().map(|file| file.display().to_string());
     let against: Vec<Against> = files.zip(&others).map(|(file, other)| benchmark.against(&file, other)).collect();
     // What took so long to measure is shown even if a file cannot be written, and one file even if the other cannot.
     let printed = match args.json {
-        true => output::json(&Report { benchmark: &benchmark, against: &against }),
+        true => events::result(&Report { benchmark: &benchmark, against: &against }),
         false => print(&benchmark, &against),
     };
     let out = args.out.map_or(Ok(()), |out| Ok(benchmark.write(&out)?));
@@ -194,7 +204,7 @@ fn print(benchmark: &Benchmark, against: &[Against]) -> Result<()> {
     let measured = || results.iter().filter_map(|result| Some((result, result.measured.as_ref()?)));
     if let Some(BenchResult { model, size: [height, width], .. }) = results.first() {
         let size = Size { height: *height, width: *width };
-        output::line(format_args!("{model}, images of {size} px, {variant} convolutions, on {device}"))?;
+        output::title(format_args!("{model}, images of {size} px, {variant} convolutions, on {device}"))?;
     }
     let rows = measured().map(|(result, m)| {
         let mut row = cells(&result.policy, result.thaw.as_deref(), result.batch);
@@ -212,12 +222,15 @@ fn print(benchmark: &Benchmark, against: &[Against]) -> Result<()> {
     });
     let titles =
         [">inference", ">step", ">step/inference", ">images/s", ">first step", ">kept", ">planned", ">allocated"];
-    output::text(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    let spare = ["first step", "planned", "kept", "allocated", "step/inference", "images/s", "thaw"];
+    output::table(&[&KEY[..], &titles].concat(), &spare, rows)?;
     for result in results.iter().filter(|result| result.error.is_some() || result.same_as.is_some()) {
         let label = format!("{}, batch {}", result.label(), result.batch);
         match (&result.error, &result.same_as) {
-            (Some(error), _) => output::line(format_args!("{label}: {error}"))?,
-            (None, same) => output::line(format_args!("{label}: the same as {}", same.as_deref().unwrap_or_default()))?,
+            (Some(error), _) => output::prose(format_args!("{label}: {error}"))?,
+            (None, same) => {
+                output::prose(format_args!("{label}: the same as {}", same.as_deref().unwrap_or_default()))?;
+            }
         }
     }
     predictions(benchmark)?;
@@ -228,8 +241,8 @@ fn print(benchmark: &Benchmark, against: &[Against]) -> Result<()> {
     if own().count() <= KERNEL_TABLES {
         for (result, measured) in own() {
             output::line("")?;
-            output::line(format_args!("kernels of a step under {}, batch {}", result.label(), result.batch))?;
-            output::text(kernels(measured))?;
+            output::title(format_args!("kernels of a step under {}, batch {}", result.label(), result.batch))?;
+            kernels(measured)?;
         }
     }
     if let Some(bytes) = benchmark.peak_rss_bytes {
@@ -258,11 +271,12 @@ fn predictions(benchmark: &Benchmark) -> Result<()> {
         row.extend(times.into_iter().chain([output::bytes(planned), memory]));
         Some(row)
     });
-    let titles = [">inference", ">ratio", ">step", ">ratio", ">memory", ">ratio"];
+    let titles = [">inference", ">inference ratio", ">step", ">step ratio", ">memory", ">memory ratio"];
+    let spare = ["memory", "memory ratio", "inference", "inference ratio", "step", "thaw"];
     output::line("")?;
-    output::line("predicted, and measured over predicted")?;
-    output::text(output::table(&[&KEY[..], &titles].concat(), rows))?;
-    output::line(format_args!(
+    output::title("predicted, and measured over predicted")?;
+    output::table(&[&KEY[..], &titles].concat(), &spare, rows)?;
+    output::prose(format_args!(
         "by {:.1} GFLOP/s, {:.1} GB/s, {:.1} µs a call and {:.0} µs a run, as measured on the device",
         flops_per_s / 1e9,
         bytes_per_s / 1e9,
@@ -273,15 +287,15 @@ fn predictions(benchmark: &Benchmark) -> Result<()> {
 
 fn compared(against: &Against) -> Result<()> {
     output::line("")?;
-    output::line(format_args!("against {}", against.file))?;
+    output::title(format_args!("against {}", against.file))?;
     for Disagreement { what, here, there } in &against.disagree {
-        output::line(format_args!("{what}: {here} here, {there} there"))?;
+        output::prose(format_args!("{what}: {here} here, {there} there"))?;
     }
     if !against.untold.is_empty() {
-        output::line(format_args!("told by one of them only: {}", against.untold.join(", ")))?;
+        output::prose(format_args!("told by one of them only: {}", against.untold.join(", ")))?;
     }
     if against.pairs.is_empty() {
-        return output::line("no combination of model, policy, thaw depth, batch and size is in both");
+        return output::prose("no combination of model, policy, thaw depth, batch and size is in both");
     }
     let rows = against.pairs.iter().map(|pair| {
         let mut row = cells(&pair.policy, pair.thaw.as_deref(), pair.batch);
@@ -297,8 +311,29 @@ fn compared(against: &Against) -> Result<()> {
         row.push(pair.allocated.map(output::times).unwrap_or_default());
         row
     });
-    let titles = [">inference there", ">here", ">ratio", "", ">step there", ">here", ">ratio", "", ">memory ratio"];
-    output::text(output::table(&[&KEY[..], &titles].concat(), rows))?;
+    let titles = [
+        ">inference there",
+        ">inference here",
+        ">inference ratio",
+        "inference noise",
+        ">step there",
+        ">step here",
+        ">step ratio",
+        "step noise",
+        ">memory ratio",
+    ];
+    // Of a pair of times the ratio says most.
+    let spare = [
+        "inference there",
+        "inference here",
+        "step there",
+        "step here",
+        "memory ratio",
+        "inference noise",
+        "inference ratio",
+        "thaw",
+    ];
+    output::table(&[&KEY[..], &titles].concat(), &spare, rows)?;
     if against.only_here + against.only_there > 0 {
         let Against { only_here, only_there, .. } = against;
         output::line(format_args!("without a counterpart: {only_here} here, {only_there} there"))?;
@@ -306,7 +341,7 @@ fn compared(against: &Against) -> Result<()> {
     Ok(())
 }
 
-fn kernels(measured: &Measurement) -> String {
+fn kernels(measured: &Measurement) -> Result<()> {
     let total: f64 = measured.kernels.iter().filter_map(|k| k.ms).sum();
     let rows = measured.kernels.iter().map(|k| {
         let (ms, share) = match k.ms {
@@ -316,7 +351,8 @@ fn kernels(measured: &Measurement) -> String {
         let of_roofline = k.of_roofline.map(|part| format!("{:.0} %", 100.0 * part)).unwrap_or_default();
         vec![k.kernel.clone(), k.calls.to_string(), ms, share, of_roofline]
     });
-    output::table(&["kernel", ">calls", ">time", ">share", ">of the roofline"], rows)
+    let titles = ["kernel", ">calls", ">time", ">share", ">of the roofline"];
+    output::table(&titles, &["of the roofline", "calls"], rows)
 }
 
 /// The most memory that the process ever had, in bytes, where the system tells.
@@ -377,18 +413,24 @@ fn convolutions(mut args: Args) -> Result<()> {
         [batch] => batch,
         _ => bail!("--kernels measures with one --batch"),
     };
+    events::begin(args.json, "bench --kernels")?;
+    let progress = Progress::new("reading the network");
     let model = args.model.read_for_training(Parts::default(), None)?;
     let network = model.network(batch, model.size(args.size))?;
     let device = args.device.open()?;
     let mut results = Vec::new();
-    for (layers, convolution) in distinct_convolutions(&network) {
+    let convolutions = distinct_convolutions(&network);
+    let of = convolutions.len() as u64;
+    for (layers, convolution) in convolutions {
+        progress.at("convolutions", results.len() as u64, of);
         results.push(measure_convolution(&device, layers, convolution, args.repeat)?);
     }
+    drop(progress);
     let (variant, device) = (device.variant()?.name(), device.info().name.clone());
     if args.json {
-        return output::json(&json!({"device": device, "variant": variant, "convolutions": results}));
+        return events::result(&json!({"device": device, "variant": variant, "convolutions": results}));
     }
-    output::line(format_args!("convolutions of {}, {variant} kernels, on {device}", model.spec.name))?;
+    output::title(format_args!("convolutions of {}, {variant} kernels, on {device}", model.spec.name))?;
     let rows = results.iter().map(|r| {
         let [n, h, w, cin] = r.input;
         // What a depthwise convolution takes is the way to memory, not the arithmetic.
@@ -413,7 +455,12 @@ fn convolutions(mut args: Args) -> Result<()> {
             },
         ]
     });
-    output::text(output::table(&["convolution", ">input", ">forward", ">input grad", ">weight grad", "layers"], rows))
+    let mut titles = ["convolution", ">input", ">forward", ">input grad", ">weight grad", "layers"];
+    if results.iter().any(|result| result.by_groups.is_some()) {
+        // What is more than a number may wrap.
+        titles[2..5].copy_from_slice(&["forward", "input grad", "weight grad"]);
+    }
+    output::table(&titles, &["layers", "input"], rows)
 }
 
 /// Each kind of convolution in the network and the layers that are one; the 3×3 ones first.

@@ -1,8 +1,8 @@
 //! `devices --check`.
 
-use super::output;
+use super::progress::Progress;
+use super::{events, output};
 use anyhow::{Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::time::Instant;
 use thawline::check::{Checker, KernelResult};
@@ -10,24 +10,21 @@ use thawline::gpu::{DeviceInfo, DeviceOptions};
 
 /// Checks all kernels, or those of the names given.
 pub fn run(options: &DeviceOptions, kernels: &[String], json: bool) -> Result<()> {
+    events::begin(json, "devices --check")?;
+    let progress = Progress::new("opening the device");
     let start = Instant::now();
     let checker = Checker::open(options)?;
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} cases of {msg}")?;
-    let progress = ProgressBar::new(0).with_style(style);
     let wanted = |name: &str| kernels.is_empty() || kernels.iter().any(|kernel| kernel == name);
     let results = checker.run(
         |kernel| wanted(kernel.name),
         |at| {
             let [done, cases] = at.cases;
-            if done == 0 {
-                let [family, families] = at.families;
-                progress.set_message(format!("{} ({} of {families})", at.family, family + 1));
-                progress.set_length(cases as u64);
-            }
-            progress.set_position(done as u64);
+            let [family, families] = at.families;
+            let stage = format!("{} ({} of {families})", at.family, family + 1);
+            progress.at(&stage, done as u64, cases as u64);
         },
     );
-    progress.finish_and_clear();
+    drop(progress);
 
     let info = checker.info();
     let count = |is: fn(&KernelResult) -> bool| results.iter().filter(|result| is(result)).count();
@@ -36,7 +33,7 @@ pub fn run(options: &DeviceOptions, kernels: &[String], json: bool) -> Result<()
     let seconds = start.elapsed().as_secs_f64();
     if json {
         let DeviceInfo { name, driver, backend, kind, .. } = info;
-        output::json(&json!({
+        events::result(&json!({
             "thawline": env!("CARGO_PKG_VERSION"),
             "device": {"name": name, "backend": backend, "driver": driver, "kind": kind},
             "seconds": seconds,
@@ -53,7 +50,8 @@ pub fn run(options: &DeviceOptions, kernels: &[String], json: bool) -> Result<()
         };
         let of = results.len();
         output::line("")?;
-        output::line(format_args!("{right} of {of} kernels are right{skipped}; {wrong} wrong; {seconds:.0} s"))?;
+        let verdict = format!("{right} of {of} kernels are right{skipped}; {wrong} wrong; {seconds:.0} s");
+        if wrong == 0 { output::good(verdict) } else { output::prose(verdict) }?;
     }
     if wrong > 0 {
         let names: Vec<&str> = results.iter().filter(|result| result.is_wrong()).map(|result| result.kernel).collect();
@@ -69,7 +67,7 @@ pub fn run(options: &DeviceOptions, kernels: &[String], json: bool) -> Result<()
 }
 
 fn print(info: &DeviceInfo, results: &[KernelResult]) -> Result<()> {
-    output::line(format_args!("kernels on {}, {} {}", info.name, info.backend, info.driver))?;
+    output::title(format_args!("kernels on {}, {} {}", info.name, info.backend, info.driver))?;
     let rows = results.iter().map(|result| {
         let tried = result.cases > result.skipped;
         let verdict = match (&result.failure, &result.unsupported) {
@@ -89,5 +87,6 @@ fn print(info: &DeviceInfo, results: &[KernelResult]) -> Result<()> {
             verdict,
         ]
     });
-    output::text(output::table(&["kernel", ">cases", ">passed", ">worst relative error", ">of allowed", ""], rows))
+    let titles = ["kernel", ">cases", ">passed", ">worst relative error", ">of allowed", "result"];
+    output::table(&titles, &["passed", "worst relative error", "of allowed", "cases"], rows)
 }

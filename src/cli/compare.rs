@@ -2,11 +2,13 @@
 
 use super::args::{self, policy_help};
 use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
-use super::output;
+use super::progress::{self, Progress};
 use super::source;
 use super::training::{self, Images, TrainingArgs};
+use super::{events, output};
 use anyhow::{Context, Result, anyhow, bail};
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -28,8 +30,8 @@ use thawline::weights::StateDict;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline compare --weights resnet18.pth --data ./photos --out cmp --epochs 5
-  thawline compare --weights resnet18.pth --data ./photos --out cmp --policy head --policy bn-only --policy late.toml \\
-    --seeds 3 --batch 16
+  thawline compare --weights resnet18.pth --data ./photos --out cmp \\
+    --policy head --policy bn-only --policy late.toml --seeds 3 --batch 16
   thawline compare --resume cmp")]
 pub struct Args {
     /// Where the results go: a new or empty folder
@@ -57,11 +59,19 @@ pub struct Args {
     cache: Option<u64>,
     #[command(flatten)]
     training: TrainingArgs,
+    /// Print JSON: an event a line
+    ///
+    /// `runs` says what runs, `started`, `step`, `validating` and `epoch` how each run goes, which `policy` and `seed` name,
+    /// `done` that it is complete; the last, `result`, has {folder, report, policies: [{policy, val_top1, deviation, …}],
+    /// conclusion}. docs/events.md describes all events; with --quiet, only the last is printed.
+    #[arg(long)]
+    json: bool,
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 32] = [
+const SETTLED: [&str; 33] = [
     "variant",
+    "head",
     "out",
     "policies",
     "rules",
@@ -96,6 +106,8 @@ const SETTLED: [&str; 32] = [
 ];
 
 pub fn run(args: Args) -> Result<()> {
+    events::begin(args.json, "compare")?;
+    let progress = Progress::new("reading weights and images");
     let (images, weights, setup) = match &args.resume {
         Some(folder) => {
             let setup = lab::setup_of(folder)?;
@@ -129,16 +141,18 @@ pub fn run(args: Args) -> Result<()> {
         }
         None => (start(&args, &images, &device)?, false),
     };
+    drop(progress);
     announce(lab.comparison(), resumed)?;
     if let Some(what) = lab.setup().settings.left_over_in_words() {
-        output::line(what)?;
+        output::status(what)?;
     }
     // Not before: as in `finetune`, Ctrl-C ends the process at once until there is something to save.
     let stop = stop_on_ctrl_c()?;
     let mut display = Display::new(lab.comparison());
+    let (names, seeds) = (display.names.clone(), display.seeds.clone());
     let outcome = lab.run(&stop, |event| {
         display.show(&event);
-        Ok(())
+        Ok(tell(&names, &seeds, &event)?)
     });
     display.finish();
     match outcome {
@@ -147,10 +161,14 @@ pub fn run(args: Args) -> Result<()> {
             let folder = output::quoted(lab.folder());
             // With it goes the lock on its folder.
             drop(lab);
-            let told = output::line("stopped, and saved; continue with:")
-                .and_then(|()| output::line(format_args!("  thawline compare --resume {folder}")));
+            let command = format!("thawline compare --resume {folder}");
+            let told = match events::are_on() {
+                true => events::stopped(&command),
+                false => output::prose("stopped, and saved; continue with:")
+                    .and_then(|()| output::line(format_args!("  {command}"))),
+            };
             if let Err(error) = told {
-                output::note(format_args!("error: {error}"));
+                output::error(error);
             }
             // A script must not take a stopped comparison for a finished one.
             std::process::exit(INTERRUPTED)
@@ -172,6 +190,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let policies = names.iter().map(|name| Ok(Policy::load(name)?.with_last_rules(&args.rules)?));
     let arms: Vec<_> = policies.map(|policy: Result<Policy>| policy.map(|p| in_words(&p))).collect::<Result<_>>()?;
     let model = args.training.read_model(images.folder.classes.len())?;
+    args.training.check_start(&model, &images.folder.classes, &images.data)?;
     let size = model.size(args.training.size.size);
     let first = arms.first().cloned().context("there is no policy")?;
     let network = model.spec.build(args.training.batch(None), size.pair(), images.folder.classes.len())?;
@@ -208,9 +227,10 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
     let Comparison { model, size: [height, width], arms, seeds, train_images, val_images, classes, .. } = comparison;
     let how = if resumed { "goes on with" } else { "compares" };
     let (policies, seeds) = (output::quantity(arms.len(), "policy"), output::quantity(seeds.len(), "seed"));
-    output::line(format_args!("{how} {policies} × {seeds} of {model} at {height}×{width}"))?;
-    output::line(format_args!(
-        "{train_images} training and {val_images} validation images of {}; {} of batch {}, {} a run",
+    output::status(format_args!("{how} {policies} × {seeds} of {model} at {height}×{width}"))?;
+    output::status(format_args!(
+        "{train_images} training and {} of {}; {} of batch {}, {} a run",
+        output::quantity(*val_images, "validation image"),
         output::quantity(classes.len(), "class"),
         output::quantity(comparison.epochs, "epoch"),
         comparison.batch,
@@ -221,12 +241,34 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
             output::warning(format_args!("{}: {warning}", arm.name));
         }
     }
-    Ok(())
+    events::emit(
+        "runs",
+        json!({
+            "model": model,
+            "size": [height, width],
+            "policies": arms.iter().map(|arm| &arm.name).collect::<Vec<_>>(),
+            "seeds": comparison.seeds,
+            "classes": classes,
+            "train_images": train_images,
+            "val_images": val_images,
+            "batch": comparison.batch,
+            "epochs": comparison.epochs,
+            "steps": comparison.steps,
+        }),
+    )
+}
+
+/// Prints what happened as an event.
+fn tell(names: &[String], seeds: &[u64], event: &LabEvent<'_>) -> Result<()> {
+    let which = |arm: usize, seed: usize| -> Value { json!({"policy": names[arm], "seed": seeds[seed]}) };
+    match *event {
+        LabEvent::Run { arm, seed, event } => events::of_run(&which(arm, seed), &event),
+        LabEvent::Done { arm, seed, run } => events::done(&which(arm, seed), run),
+    }
 }
 
 /// A line a policy that follows its runs; without a terminal, a line a finished run.
 struct Display {
-    all: MultiProgress,
     lines: Vec<ProgressBar>,
     total: ProgressBar,
     seeds: Vec<u64>,
@@ -246,28 +288,24 @@ struct Display {
 
 impl Display {
     fn new(comparison: &Comparison) -> Self {
-        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let all = progress::bars();
         let width = comparison.arms.iter().map(|arm| arm.name.chars().count()).max().unwrap_or(0);
-        // Templates that are known to be sound.
-        let style =
-            |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let line = |arm: &thawline::report::Arm| {
             let line = all.add(ProgressBar::new(comparison.steps * comparison.seeds.len() as u64));
-            line.set_style(style("  {prefix} {bar:12} {msg}"));
+            line.set_style(progress::style("  {prefix} {bar:12} {msg}"));
             line.set_prefix(format!("{:width$}", escaped(&arm.name)));
             line
         };
         let lines: Vec<ProgressBar> = comparison.arms.iter().map(line).collect();
         let runs = (comparison.arms.len() * comparison.seeds.len()) as u64;
         let total = all.add(ProgressBar::new(runs));
-        total.set_style(style("  {pos} of {len} runs {msg}"));
+        total.set_style(progress::style("  {pos} of {len} runs {msg}"));
         for line in lines.iter().chain([&total]) {
             line.tick();
         }
         Self {
             lines,
             total,
-            all,
             seeds: comparison.seeds.clone(),
             names: comparison.arms.iter().map(|arm| arm.name.clone()).collect(),
             epochs: comparison.epochs,
@@ -340,12 +378,12 @@ impl Display {
         self.lines[arm].set_position(self.steps * self.accuracies[arm].len() as u64);
         self.lines[arm].set_message(format!("{}{spread}", percent(mean)));
         self.total.inc(1);
-        if self.all.is_hidden() {
+        if progress::bars().is_hidden() {
             let diverged = if run.diverged.is_some() { "  (diverged)" } else { "" };
             let (name, seed) = (&self.names[arm], self.seeds[seed]);
             let accuracy = percent(accuracy);
             // An error shows when the comparison is summed up.
-            let _ = output::line(format_args!("{name:<16} seed {seed:<3} val top-1 {accuracy}{diverged}"));
+            let _ = output::status(format_args!("{name:<16} seed {seed:<3} val top-1 {accuracy}{diverged}"));
         }
     }
 
@@ -358,6 +396,26 @@ impl Display {
 
 fn summarise(lab: &Lab<'_>) -> Result<()> {
     let (comparison, timings) = (lab.comparison(), lab.timings());
+    if events::are_on() {
+        let policies = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
+            let (mean, deviation) =
+                mean_and_deviation(&arm.runs.iter().filter_map(ArmRun::last_accuracy).collect::<Vec<_>>());
+            json!({
+                "policy": arm.name,
+                "runs": arm.runs.len(),
+                "diverged": arm.diverged().count(),
+                "val_top1": events::number(mean),
+                "deviation": events::number(deviation),
+                "step_ms": events::number(took.step_ms),
+            })
+        });
+        return events::result(&json!({
+            "folder": lab.folder(),
+            "report": lab.folder().join(PAGE_FILE),
+            "policies": policies.collect::<Vec<_>>(),
+            "conclusion": report::conclusion(comparison),
+        }));
+    }
     let rows = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
         let of = |accuracy: fn(&ArmRun) -> Option<f64>| -> Vec<f64> { arm.runs.iter().filter_map(accuracy).collect() };
         let (last, best) = (of(ArmRun::last_accuracy), of(ArmRun::best_accuracy));
@@ -376,10 +434,10 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         ]
     });
     let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
-    output::text(output::table(&titles, rows))?;
+    output::table(&titles, &["drift", "kept", "arithmetic", "best epoch", "step"], rows)?;
     for paragraph in report::conclusion(comparison) {
         output::line("")?;
-        output::line(format_args!("{}", paragraph.replace('`', "")))?;
+        output::prose(format_args!("{}", paragraph.replace('`', "")))?;
     }
     output::line("")?;
     output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))

@@ -1,4 +1,5 @@
 use super::args::{self, DeviceArgs, ForceArgs, Model, ModelArgs, SizeArgs};
+use super::progress::Progress;
 use super::source::{self, SourceArgs};
 use super::{fold, output};
 use anyhow::{Context, Result, bail};
@@ -24,8 +25,10 @@ use thawline::weights;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline convert resnet18.pth --out resnet18.safetensors
-  thawline convert efficientnet_b0.pth --to timm_efficientnet_b0 --out timm.safetensors
-  thawline convert tf_efficientnet_b0.safetensors --to EfficientNetB0.keras --out tuned.keras")]
+  thawline convert efficientnet_b0.pth \\
+    --to timm_efficientnet_b0 --out timm.safetensors
+  thawline convert tf_efficientnet_b0.safetensors \\
+    --to EfficientNetB0.keras --out tuned.keras")]
 pub struct Args {
     /// The weights: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     file: PathBuf,
@@ -37,8 +40,8 @@ pub struct Args {
     /// What to convert to: a model's name, or a Keras file to be copied [default: what the file holds]
     #[arg(long, value_name = "NAME|FILE")]
     to: Option<String>,
-    /// Where the result goes; the ending decides what it is
-    #[arg(long, value_name = "FILE.safetensors|FILE.keras|FILE.h5")]
+    /// Where the result goes: FILE.safetensors, FILE.keras or FILE.h5
+    #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     force: ForceArgs,
@@ -90,6 +93,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     args::check_output(&args.out, args.force)?;
 
+    let progress = Progress::new("reading the weights");
     let source = |weights_set: Option<&String>| SourceArgs { weights_set: weights_set.cloned(), ..args.source.clone() };
     let read = |model, weights, classes, source| ModelArgs { model, weights, source, classes, seed: 0 }.read();
     let set = args.source.weights_set.as_ref();
@@ -105,7 +109,10 @@ pub fn run(args: Args) -> Result<()> {
     };
     if to.classes != from.classes {
         let (name, classes) = (&to.spec.name, to.classes);
-        bail!("{file} tells {} classes apart, and {name} {classes}: take one with as many", from.classes);
+        bail!(
+            "{file} tells {} apart, and {name} {classes}: take one with as many",
+            output::quantity(from.classes, "class")
+        );
     }
     let to = Model { folded: from.folded, ..to };
     let size = from.size(args.size.size);
@@ -115,6 +122,7 @@ pub fn run(args: Args) -> Result<()> {
     let tensors = from.tensors(&before)?;
     let converted =
         convert(&variant(&from, &before), &variant(&to, &after), &tensors).with_context(|| file.to_string())?;
+    progress.at("comparing the logits", 0, 0);
     let difference = {
         let device = args.device.open()?;
         let old = logits(&device, &before, &tensors, from.spec.preprocessing.value.bgr)?;
@@ -138,6 +146,7 @@ pub fn run(args: Args) -> Result<()> {
     state.metadata.insert("model".into(), to.spec.name.to_string());
     let origin = to.origin()?.filter(|_| template.is_some());
     args::save_weights(&state, origin.as_deref(), &args.out)?;
+    drop(progress);
     let is_keras = [from_keras, template.is_some()];
     let [from_name, to_name] = [&from, &to].map(|model| model.spec.name.to_string());
     let found = Found { from: from_name, to: to_name, classes: from.classes, converted, difference, is_keras };
@@ -216,14 +225,15 @@ fn report(args: &Args, found: &Found) -> Result<()> {
     }
     for (title, lines) in [("converted", &done), ("not converted", &left)] {
         if !lines.is_empty() {
-            output::line(format_args!("{title}:"))?;
+            output::title(format_args!("{title}:"))?;
         }
         for line in lines {
-            output::line(format_args!("  {line}"))?;
+            output::prose(format_args!("  {line}"))?;
         }
     }
-    output::line(format_args!(
-        "{from} → {to}, {classes} classes: the logits of {IMAGES} random images differ by {difference:.1e} of the largest"
+    output::prose(format_args!(
+        "{from} → {to}, {}: the logits of {IMAGES} random images differ by {difference:.1e} of the largest",
+        output::quantity(*classes, "class")
     ))?;
     output::line(out)
 }

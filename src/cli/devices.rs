@@ -89,5 +89,6 @@ pub fn run(args: Args) -> Result<()> {
             output::bytes(device.largest_buffer()),
         ]
     });
-    output::text(output::table(&[">#", "device", "kind", "backend", "driver", ">largest buffer"], rows))
+    let titles = [">#", "device", "kind", "backend", "driver", ">largest buffer"];
+    output::table(&titles, &["largest buffer", "driver", "kind"], rows)
 }

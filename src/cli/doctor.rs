@@ -1,8 +1,8 @@
 use super::args::{self, Split};
-use super::output;
+use super::progress::Progress;
 use super::subject::{Subject, SubjectArgs};
+use super::{events, output};
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
 use std::path::Path;
 use thawline::report::{FEWEST_IMAGES, Finding, Remedy, diagnose};
@@ -13,12 +13,13 @@ use thawline::train::{Checkup, Examination, Inference, SizeCheck, Totals, examin
 /// Compares the statistics in the file with what the batch norms see of your images, in inference and under the
 /// statistics of batches of several sizes, and names the fault that explains the difference: statistics of other
 /// images, of too few images or of too small batches, reset ones, another epsilon or convention, a domain shift. Each
-/// finding comes with its evidence, how sure it is, and what to do. Distances are symmetric Kullback-Leibler
+/// finding comes with its evidence, how sure it is, and what to do; --layers shows what it was found in. Distances are symmetric Kullback-Leibler
 /// divergences in nats, averaged over channels: 0 is perfect, 1 is means a standard deviation apart.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline doctor --weights run/last.safetensors --data ./digits
-  thawline doctor --weights resnet18.pth --data ./photos --split all --max-images 128 --batch 1,4,16 --json")]
+  thawline doctor --weights resnet18.pth --data ./photos --split all \\
+    --max-images 128 --batch 1,4,16 --json")]
 pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,
@@ -31,13 +32,21 @@ pub struct Args {
     /// Batch sizes to look at under the batches' own statistics; 32 is looked at, too, if all are smaller
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,8,32", value_parser = args::positive)]
     batch: Vec<usize>,
-    /// Print JSON: {model, device, labelled, checkup: {images, layers, inference, sizes, trials, …}, findings: [{fault,
-    /// confidence, evidence, advice, remedy, command}]}
+    /// Show the tables, too: the drift of each batch norm, and the accuracy under statistics of batches of each size
+    #[arg(long)]
+    layers: bool,
+    /// Print JSON: an event a line, the last with what was found
+    ///
+    /// The last has {model, device, labelled, checkup: {images, layers, inference, sizes, trials, …}, findings: [{fault,
+    /// confidence, evidence, advice, remedy, command}]}. docs/events.md describes all events; with --quiet, only the last
+    /// is printed.
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
+    events::begin(args.json, "doctor")?;
+    let progress = Progress::new("reading weights and images");
     let subject = args.subject.open()?;
     if let Some(trained) = subject.trained_size.filter(|&trained| trained != subject.size) {
         let Subject { size, .. } = &subject;
@@ -47,12 +56,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     let images = subject.loader(subject.samples(args.split, args.max_images)?, 1)?;
     let how = Examination { images: &images, sizes: &args.batch, seed: args.subject.seed };
-    // Hidden where standard error is no terminal.
-    let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    progress.tick();
-    let observe = |stage: &str| progress.set_message(stage.to_owned());
+    let observe = |stage: &str, done, of| progress.at(stage, done, of);
     let checkup = examine(&subject.device, &subject.network, &subject.tensors, subject.input(), &how, observe);
-    progress.finish_and_clear();
+    drop(progress);
     let checkup = checkup?;
     let findings = diagnose(&checkup);
     if args.json {
@@ -61,7 +67,7 @@ pub fn run(args: Args) -> Result<()> {
             value["command"] = finding.remedy.map(|remedy| command(remedy, &args)).into();
             Ok(value)
         });
-        return output::json(&json!({
+        return events::result(&json!({
             "model": subject.spec.name,
             "device": subject.device.info().name,
             "labelled": subject.labelled,
@@ -69,9 +75,14 @@ pub fn run(args: Args) -> Result<()> {
             "checkup": checkup,
         }));
     }
+    explain(&checkup, &findings, &args)?;
+    if !args.layers {
+        return output::status("The tables of batch norms and batch sizes are shown by --layers.");
+    }
+    output::line("")?;
     layers(&checkup)?;
-    outcomes(&subject, &checkup)?;
-    explain(&checkup, &findings, &args)
+    output::line("")?;
+    outcomes(&subject, &checkup)
 }
 
 /// A line a batch norm.
@@ -90,8 +101,7 @@ fn layers(checkup: &Checkup) -> Result<()> {
     });
     let by_batch = format!(">drift, batches of {}", largest.map_or(0, |size| size.batch));
     let titles = ["batch norm", ">channels", ">drift, inference", &by_batch, ">worst", ">dead channels"];
-    output::text(output::table(&titles, rows))?;
-    output::line("")
+    output::table(&titles, &["dead channels", "channels", "worst", by_batch.trim_start_matches('>')], rows)
 }
 
 /// What comes out, by what normalises.
@@ -111,8 +121,7 @@ fn outcomes(subject: &Subject, checkup: &Checkup) -> Result<()> {
     rows.extend(checkup.sizes.iter().map(|SizeCheck { batch, totals, flips, .. }| {
         vec![format!("those of batches of {batch}"), accuracy(totals), format!("{:.1} %", 100.0 * flips)]
     }));
-    output::text(output::table(&["normalised by", ">top-1", ">flips with other companions"], rows))?;
-    output::line("")
+    output::table(&["normalised by", ">top-1", ">flips with other companions"], &[], rows)
 }
 
 fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
@@ -123,17 +132,17 @@ fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
         let images = match checkup.images {
             1 => "1 image is".to_owned(),
             images if images < FEWEST_IMAGES => format!("{images} images are"),
-            images => return output::line(format_args!("nothing is wrong that {images} images could show")),
+            images => return output::good(format_args!("nothing is wrong that {images} images could show")),
         };
-        return output::line(format_args!(
+        return output::prose(format_args!(
             "{images} too few to judge statistics: {FEWEST_IMAGES} or more are needed; no reset, impossible or dead values \
              were found"
         ));
     }
     for Finding { fault, confidence, evidence, advice, remedy } in findings {
-        output::line(format_args!("{} ({})", fault.title(), confidence.name()))?;
-        output::line(format_args!("  {evidence}"))?;
-        output::line(format_args!("  → {advice}"))?;
+        output::title(format_args!("{} ({})", fault.title(), confidence.name()))?;
+        output::prose(format_args!("  {evidence}"))?;
+        output::prose(format_args!("  → {advice}"))?;
         if let Some(remedy) = remedy {
             output::line(format_args!("    {}", command(*remedy, args)))?;
         }

@@ -1,7 +1,8 @@
 use super::args::{self, DataArgs, DeviceArgs, ForceArgs, ModelArgs, PolicyArgs, SizeArgs, Split};
 use super::finetune::percent;
-use super::output;
 use super::preprocess::PreprocessArgs;
+use super::progress::Progress;
+use super::{events, output};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -20,8 +21,10 @@ use thawline::weights::write_atomically;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline eval --weights run/best.safetensors --data ./digits
-  thawline eval --weights run/best.safetensors --data ./photos --report mistakes.html
-  thawline eval --weights resnet18.pth --data ./imagenet-val --split all --batch 64")]
+  thawline eval --weights run/best.safetensors --data ./photos \\
+    --report mistakes.html
+  thawline eval --weights resnet18.pth --data ./imagenet-val \\
+    --split all --batch 64")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -53,9 +56,11 @@ pub struct Args {
     report: Option<PathBuf>,
     #[command(flatten)]
     force: ForceArgs,
-    /// Print JSON: {model, device, samples, skipped, loss, top1, top5, balanced_accuracy, macro: {precision, recall, f1},
+    /// Print JSON: an event a line, the last with the result
+    ///
+    /// The last has {model, device, samples, skipped, loss, top1, top5, balanced_accuracy, macro: {precision, recall, f1},
     /// weighted: {…}, classes: [{class, name, support, predicted, precision, recall, f1}], confusion: [[true, predicted,
-    /// count]], images_per_s}
+    /// count]], images_per_s}. docs/events.md describes all events; with --quiet, only the last is printed.
     #[arg(long, conflicts_with = "per_class")]
     json: bool,
 }
@@ -70,6 +75,8 @@ pub fn run(args: Args) -> Result<()> {
             args::check_distinct(("--report", report), ("--weights", weights))?;
         }
     }
+    events::begin(args.json, "eval")?;
+    let progress = Progress::new("reading weights and images");
     let mut model = args.model.read_for(args.preprocess.parts(), args.size.size)?;
     let folder = match args.split {
         // With nothing set aside, a folder without train/ and val/ is all in one.
@@ -99,10 +106,12 @@ pub fn run(args: Args) -> Result<()> {
     let input = args::input(&model.spec);
     let mut evaluator = Evaluator::new(&device, &graph, &tensors, input)?;
 
+    let of = loader.samples().len() as u64;
     let start = Instant::now();
     let mut evaluation = Evaluation::new(model.classes, if args.report.is_some() { MISTAKES } else { 0 });
     for (index, batch) in loader.epoch(0, 0)?.enumerate() {
         evaluation.add(&mut evaluator, &batch?)?;
+        progress.at("images", evaluation.totals.samples + evaluation.skipped, of);
         if args.check && index == 0 {
             train::check(evaluator.executor())?;
             output::note(format_args!(
@@ -111,6 +120,7 @@ pub fn run(args: Args) -> Result<()> {
             ));
         }
     }
+    drop(progress);
     let images_per_s = evaluation.totals.samples as f64 / start.elapsed().as_secs_f64();
     // Without names in the weights file, labels are the folders' order.
     let names = model.class_names.as_ref().unwrap_or(&folder.classes);
@@ -131,11 +141,11 @@ pub fn run(args: Args) -> Result<()> {
             .with_context(|| format!("cannot write {}", report.display()))?;
     }
     if args.json {
-        return output::json(&as_json(&evaluation, names, &model.spec.name, &device.info().name, images_per_s));
+        return events::result(&as_json(&evaluation, names, &model.spec.name, &device.info().name, images_per_s));
     }
     print(&evaluation, images_per_s)?;
     if args.per_class {
-        output::text(class_table(&evaluation, names))?;
+        class_table(&evaluation, names)?;
     }
     if let Some(report) = &args.report {
         output::line(format_args!("report: {}", report.display()))?;
@@ -164,7 +174,7 @@ fn as_json(evaluation: &Evaluation, names: &[String], model: &str, device: &str,
         "device": device,
         "samples": totals.samples,
         "skipped": skipped,
-        "loss": totals.mean_loss(),
+        "loss": events::number(totals.mean_loss()),
         "top1": totals.accuracy(),
         "top5": totals.top5_accuracy(),
         "balanced_accuracy": confusion.balanced_accuracy(),
@@ -183,7 +193,7 @@ fn print(evaluation: &Evaluation, images_per_s: f64) -> Result<()> {
         true => format!(", balanced accuracy {}", percent(confusion.balanced_accuracy())),
         false => String::new(),
     };
-    output::line(format_args!(
+    output::prose(format_args!(
         "{}: loss {:.4}, top-1 {}{balanced}, top-5 {}, {images_per_s:.0} images/s",
         output::quantity(totals.samples, "image"),
         totals.mean_loss(),
@@ -197,7 +207,7 @@ fn print(evaluation: &Evaluation, images_per_s: f64) -> Result<()> {
 }
 
 /// A row a class, the lowest recall first, and the means.
-fn class_table(evaluation: &Evaluation, names: &[String]) -> String {
+fn class_table(evaluation: &Evaluation, names: &[String]) -> Result<()> {
     let confusion = &evaluation.confusion;
     let mut figures = confusion.figures();
     figures.sort_by(|a, b| a.recall.partial_cmp(&b.recall).unwrap_or(Ordering::Equal));
@@ -210,5 +220,6 @@ fn class_table(evaluation: &Evaluation, names: &[String]) -> String {
     let means = [("mean", confusion.macro_means()), ("mean by images", confusion.weighted_means())].map(|(what, m)| {
         vec![what.into(), String::new(), percent(m.recall), percent(m.precision), percent(m.f1), String::new()]
     });
-    output::table(&["class", ">images", ">recall", ">precision", ">F1", ">predicted"], classes.chain(means))
+    let titles = ["class", ">images", ">recall", ">precision", ">F1", ">predicted"];
+    output::table(&titles, &["predicted", "F1", "images"], classes.chain(means))
 }

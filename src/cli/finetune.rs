@@ -1,12 +1,14 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
 use super::args::{self, Size, policy_help};
-use super::output;
+use super::progress::{self, Progress};
 use super::source;
 use super::training::{self, Images, TrainingArgs};
+use super::{events, output};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +22,10 @@ use thawline::policy::{self, Policy, Rule};
 use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::tensor::HostTensor;
 use thawline::train::{
-    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics,
-    Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
+    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, HeadStart, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings,
+    StepMetrics, Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
 };
-use thawline::weights::{self, Head, NewHead, StateDict};
+use thawline::weights::{self, NewHead, StateDict};
 
 /// Fine-tune a network on a folder of images
 ///
@@ -32,6 +34,13 @@ use thawline::weights::{self, Head, NewHead, StateDict};
 /// copies of the Keras file if they came from one; metrics.csv, TensorBoard events, run.toml with every setting, and a
 /// checkpoint. Ctrl-C finishes the step and saves; --resume continues, and gives the same bits as a run that never stopped.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  thawline finetune --weights resnet18.pth --data photos --out run
+  thawline finetune --weights hf:timm/resnet18.a1_in1k --data photos \\
+    --out run --policy head --set 'from:layer4 -> weights=train' --lr 0.005
+  thawline finetune --weights resnet18.pth --data photos --out run \\
+    --policy bn-only --augment crop-flip --then recalibrate
+  thawline finetune --resume run")]
 pub struct Args {
     /// Where the results go: a new or empty folder
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
@@ -56,6 +65,12 @@ pub struct Args {
     /// augmentation, and writes recalibrated.safetensors
     #[arg(long, value_enum, value_name = "STEP")]
     then: Option<ThenName>,
+    /// Print JSON: an event a line
+    ///
+    /// `run` says what runs, `step`, `validating`, `epoch` and `recalibrated` how it goes; the last, `result`, has {folder,
+    /// first, best, last: epochs, weights, metrics: files}. docs/events.md describes all events; with --quiet, only the last is printed.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -64,6 +79,8 @@ enum ThenName {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    events::begin(args.json, "finetune")?;
+    let progress = Progress::new("reading weights and images");
     let mut run = match &args.resume {
         None => start(&args)?,
         Some(folder) => {
@@ -74,6 +91,7 @@ pub fn run(args: Args) -> Result<()> {
             resume(&args, folder)?
         }
     };
+    drop(progress);
     // Not before: until there is a run to save, as while weights are downloaded, Ctrl-C ends the process at once.
     let stop = stop_on_ctrl_c()?;
     let mut log = RunLog::open(run.folder(), run.step())?;
@@ -81,6 +99,7 @@ pub fn run(args: Args) -> Result<()> {
     let outcome = run.run(&stop, |event| {
         log.record(&event)?;
         display.show(&event);
+        events::of_run(&json!({}), &event)?;
         Ok(())
     });
     display.bar.finish_and_clear();
@@ -90,10 +109,14 @@ pub fn run(args: Args) -> Result<()> {
             let (done, of, folder) = (run.step(), run.settings().steps(), output::quoted(run.folder()));
             // With it goes the lock on its folder.
             drop((run, log));
-            let told = output::line(format_args!("stopped after step {done} of {of}, and saved; continue with:"))
-                .and_then(|()| output::line(format_args!("  thawline finetune --resume {folder}")));
+            let command = format!("thawline finetune --resume {folder}");
+            let told = match events::are_on() {
+                true => events::stopped(&command),
+                false => output::prose(format_args!("stopped after step {done} of {of}, and saved; continue with:"))
+                    .and_then(|()| output::line(format_args!("  {command}"))),
+            };
             if let Err(error) = told {
-                output::note(format_args!("error: {error}"));
+                output::error(error);
             }
             // A script must not take a stopped run for a finished one.
             std::process::exit(INTERRUPTED)
@@ -142,6 +165,7 @@ fn start(args: &Args) -> Result<Run> {
     check_apart(data, out)?;
     let images = Images::open(training, None, data)?;
     let model = training.read_model(images.folder.classes.len())?;
+    training.check_start(&model, &images.folder.classes, data)?;
     let policy = match &args.policy {
         Some(name) => Policy::load(name)?,
         None => Policy::recipe("full")?,
@@ -155,45 +179,38 @@ fn start(args: &Args) -> Result<Run> {
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
     let network = &stages[0];
     let device = args.training.device.open()?;
-    let state = model.state.map(|state| (state, model.class_names));
     let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));
-    let tensors = first_tensors(network, state, file, data, &settings)?;
+    let tensors = first_tensors(network, model.state, file, data, &settings)?;
     check_keras(training, &settings, network, &tensors, out)?;
     announce(&settings, &stages, &device)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
 
-/// The parameters that a run starts from: those of the weights file, which may name its classes, or random ones. Says what
-/// becomes of a head that is not for the run's classes.
+/// The parameters that a run starts from: those of the weights file, or random ones. Says what becomes of a head that is not
+/// for the run's classes.
 fn first_tensors(
     network: &Graph,
-    state: Option<(StateDict, Option<Vec<String>>)>,
+    state: Option<StateDict>,
     file: &Path,
     data: &Path,
     settings: &Settings,
 ) -> Result<Vec<HostTensor>> {
-    let Some((state, class_names)) = state else { return Ok(weights::initialise(network, settings.seed)) };
-    let loaded = weights::from_state_with(network, state, settings.seed, Head::Optional)?;
-    match (loaded.new_head, class_names) {
-        (Some(NewHead::OtherClasses { found, asked }), _) => output::line(format_args!(
-            "{} has {found} classes and {} has {asked}: the head starts anew",
-            file.display(),
-            data.display()
-        ))?,
-        (Some(NewHead::Absent), _) => output::line(format_args!(
-            "{} has no head for {}: it starts anew",
-            file.display(),
-            output::quantity(settings.classes.len(), "class")
-        ))?,
-        (None, Some(names)) if names != settings.classes => output::warning(format_args!(
-            "{} was trained on {}, and {} has {}: the head is kept, since their number is the same",
-            file.display(),
-            few(&names),
-            data.display(),
-            few(&settings.classes)
-        )),
-        (None, _) => {}
+    let Some(state) = state else { return Ok(weights::initialise(network, settings.seed)) };
+    let loaded = weights::from_state_with(network, state, settings.seed, settings.first_head())?;
+    let why = match loaded.new_head {
+        Some(NewHead::OtherClasses { found, asked }) => {
+            format!("{} has {} and {} has {asked}", file.display(), output::quantity(found, "class"), data.display())
+        }
+        Some(NewHead::Absent) => {
+            format!("{} has no head for {}", file.display(), output::quantity(settings.classes.len(), "class"))
+        }
+        Some(NewHead::Asked) => "--head new".to_owned(),
+        None => return Ok(loaded.tensors),
+    };
+    if settings.head == Some(HeadStart::Keep) {
+        bail!("--head keep: {why}, so there is no head to keep; leave --head out");
     }
+    output::status(format_args!("{why}: the head starts anew"))?;
     Ok(loaded.tensors)
 }
 
@@ -261,14 +278,14 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         settings.weights =
             state.as_ref().and_then(|state| state.origin.clone()).map(std::path::absolute).transpose()?;
         let file = file.map_or(Path::new(""), PathBuf::as_path);
-        let tensors = first_tensors(&stages[0], state.map(|state| (state, None)), file, data, &settings)?;
+        let tensors = first_tensors(&stages[0], state, file, data, &settings)?;
         check_keras(training, &settings, &stages[0], &tensors, folder)?;
         announce(&settings, &stages, &device)?;
         return Ok(images.job(&device, stages, &spec, settings).start(&tensors, folder)?);
     }
     let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
     announce(run.settings(), &stages, &device)?;
-    output::line(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
+    output::status(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
     Ok(run)
 }
 
@@ -299,31 +316,53 @@ fn stages(
 fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()> {
     let Settings { model, policy, classes, images, batch, accumulate, transform, .. } = settings;
     let (height, width) = (transform.height as usize, transform.width as usize);
-    output::line(format_args!("{model} at {} pixels on {}", Size { height, width }, device.info().name))?;
-    output::line(format_args!("images: {}", transform.preprocessing.describe((height, width))))?;
+    output::status(format_args!("{model} at {} pixels on {}", Size { height, width }, device.info().name))?;
+    output::status(format_args!("images: {}", transform.preprocessing.describe((height, width))))?;
     for (index, (start, network)) in [0].into_iter().chain(settings.stage_starts()).zip(stages).enumerate() {
         let what = what_trains(network);
         match index {
-            0 => output::line(format_args!("policy {}: {what}", policy.name))?,
-            _ => output::line(format_args!("after {start} of {} steps: {what}", settings.steps()))?,
+            0 => output::status(format_args!("policy {}: {what}", policy.name))?,
+            _ => {
+                output::status(format_args!(
+                    "after {start} of {}: {what}",
+                    output::quantity(settings.steps(), "step")
+                ))?;
+            }
         }
     }
     let per_step = match accumulate {
         1 => format!("{batch}"),
         _ => format!("{batch} × {accumulate}"),
     };
-    output::line(format_args!(
-        "{} training and {} validation images of {}; {} of {} of {per_step} images",
+    output::status(format_args!(
+        "{} training and {} of {}; {} of {} of {per_step} images",
         images.train,
-        images.val,
+        output::quantity(images.val, "validation image"),
         output::quantity(classes.len(), "class"),
         output::quantity(settings.epochs, "epoch"),
         output::quantity(settings.steps_per_epoch(), "step"),
     ))?;
     if let Some(what) = settings.left_over_in_words() {
-        output::line(what)?;
+        output::status(what)?;
     }
-    Ok(())
+    let words: Vec<String> = stages.iter().map(what_trains).collect();
+    events::emit(
+        "run",
+        json!({
+            "model": model,
+            "size": [height, width],
+            "device": device.info().name,
+            "policy": policy.name,
+            "stages": words,
+            "classes": classes,
+            "train_images": images.train,
+            "val_images": images.val,
+            "batch": batch,
+            "accumulate": accumulate,
+            "epochs": settings.epochs,
+            "steps": settings.steps(),
+        }),
+    )
 }
 
 /// What trains and what moves, in a line.
@@ -337,13 +376,6 @@ fn what_trains(network: &Graph) -> String {
     format!("{} of {} weights train, in {layers}; {statistics}", output::count(values), output::count(all))
 }
 
-/// `a, b, c, …`
-fn few(names: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
-}
-
 /// A line an epoch, and on a terminal a bar below them.
 struct Display {
     bar: ProgressBar,
@@ -352,11 +384,8 @@ struct Display {
 
 impl Display {
     fn new(settings: &Settings) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(settings.steps()), ProgressDrawTarget::stderr());
-        // A template that is known to be sound; the default one would do too.
-        if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} · {eta} left") {
-            bar.set_style(style);
-        }
+        let bar = progress::bars().add(ProgressBar::new(settings.steps()));
+        bar.set_style(progress::style("{prefix} {wide_bar} {pos}/{len} {msg} · {eta} left"));
         Self { bar, epochs: settings.epochs }
     }
 
@@ -376,46 +405,46 @@ impl Display {
             Event::Validating { batches, of } => self.bar.set_message(format!("validating {batches}/{of}")),
             Event::Epoch { history, images_per_s } => {
                 if let Some(metrics) = history.last() {
-                    let line = self.epoch_line(metrics, images_per_s);
-                    // An error shows when the run is summed up.
-                    let _ = self.bar.suspend(|| output::line(line));
+                    tell(&self.epoch_values(metrics, images_per_s));
                 }
             }
             Event::Recalibrated { val } => {
-                let mut line = "recalibrated   ".to_owned();
-                if let Some(val) = val {
-                    line += &totals("val", val);
-                }
-                let _ = self.bar.suspend(|| output::line(line.trim_end()));
+                let mut values = vec!["recalibrated   ".to_owned()];
+                values.extend(val.map(|val| totals("val", val)));
+                tell(&values);
             }
         }
     }
 
-    fn epoch_line(&self, metrics: &EpochMetrics, images_per_s: Option<f64>) -> String {
+    fn epoch_values(&self, metrics: &EpochMetrics, images_per_s: Option<f64>) -> Vec<String> {
         let EpochMetrics { epoch, train, val, skipped, .. } = *metrics;
-        let mut line = match epoch {
+        let mut values = vec![match epoch {
             0 => "before training".to_owned(),
             _ => format!("epoch {epoch:>2}/{}    ", self.epochs),
-        };
+        }];
         for (name, of) in [("train", train), ("val", val)] {
-            if let Some(of) = of {
-                line += &totals(name, of);
-            }
+            values.extend(of.map(|of| totals(name, of)));
         }
-        if let Some(speed) = images_per_s {
-            line += &format!("  {speed:.0} images/s");
-        }
+        values.extend(images_per_s.map(|speed| format!("{speed:.0} images/s")));
         if skipped > 0 {
-            line += &format!("  {skipped} broken images skipped");
+            values.push(format!("{} skipped", output::quantity(skipped, "broken image")));
         }
-        line
+        values
     }
 }
 
-/// A line's part on the images of one kind.
+/// Prints a line of an epoch.
+fn tell(values: &[String]) {
+    if output::has_status() {
+        // An error shows when the run is summed up.
+        let _ = output::joined(values, "  ");
+    }
+}
+
+/// A line's values on the images of one kind.
 fn totals(name: &str, totals: Totals) -> String {
     let (loss, top1, top5) = (totals.mean_loss(), percent(totals.accuracy()), percent(totals.top5_accuracy()));
-    format!("  {name} loss {loss:.4} top-1 {top1} top-5 {top5}")
+    format!("{name} loss {loss:.4} top-1 {top1} top-5 {top5}")
 }
 
 pub fn percent(share: f64) -> String {
@@ -457,6 +486,19 @@ fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
     let history = run.history();
+    if events::are_on() {
+        let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+        let mut weights: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
+        weights.extend(write_keras(run)?);
+        return events::result(&json!({
+            "folder": run.folder(),
+            "first": history.first().map(events::epoch),
+            "best": best(history).map(events::epoch),
+            "last": history.last().map(events::epoch),
+            "weights": weights,
+            "metrics": run.folder().join(METRICS_FILE),
+        }));
+    }
     let file = |name: &str| {
         let path = run.folder().join(name);
         let gone = if path.exists() { "" } else { " is not there any more: somebody removed it" };
@@ -471,14 +513,15 @@ fn summarise(run: &Run) -> Result<()> {
             epoch => format!("after epoch {epoch}"),
         };
         let [after, at_best] = [last, best].map(|metrics| accuracy(metrics).unwrap_or_default());
-        output::line(format_args!("validation top-1: {before} before, {after} after; best {at_best} {when}"))?;
+        output::prose(format_args!("validation top-1: {before} before, {after} after; best {at_best} {when}"))?;
         output::line(format_args!("best weights: {}", file(BEST_FILE)))?;
     }
     output::line(format_args!("last weights: {}", file(LAST_FILE)))?;
     if run.settings().then == Some(Then::Recalibrate) {
         output::line(format_args!("recalibrated: {}", file(RECALIBRATED_FILE)))?;
     }
-    output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))?;
+    let metrics = format!("metrics:      {}", file(METRICS_FILE));
+    output::joined(&[metrics, "(and TensorBoard events beside it)".to_owned()], " ")?;
     // Last, since it can fail: the Keras file may be gone by now.
     for file in write_keras(run)? {
         output::line(format_args!("for Keras:    {}", file.display()))?;

@@ -1,5 +1,6 @@
 use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, SizeArgs};
 use super::output;
+use super::progress::Progress;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -37,8 +38,8 @@ pub struct Args {
     /// The network, if the file does not tell
     #[arg(long, value_name = "NAME|FILE")]
     model: Option<String>,
-    /// Where the result goes; the ending decides what it is
-    #[arg(long, value_name = "FILE.safetensors|FILE.onnx")]
+    /// Where the result goes: FILE.safetensors or FILE.onnx
+    #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     force: ForceArgs,
@@ -91,6 +92,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     args::check_distinct(("--out", &args.out), ("--weights", &args.weights))?;
     args::check_output(&args.out, args.force)?;
+    let progress = Progress::new("reading the weights");
     let model = ModelArgs {
         model: args.model,
         weights: Some(args.weights.clone()),
@@ -108,6 +110,7 @@ pub fn run(args: Args) -> Result<()> {
     let tensors = model.tensors(&network)?;
     train::check_finite(&network, &tensors).with_context(|| file.to_string())?;
 
+    progress.at("folding, and comparing the logits", 0, 0);
     let result = match args.no_fold || model.folded {
         true => Outcome { network, tensors, folded: Vec::new(), kept: Vec::new(), difference: None },
         false => folded(&args.device.open()?, network, &tensors).with_context(|| file.to_string())?,
@@ -131,6 +134,7 @@ pub fn run(args: Args) -> Result<()> {
             onnx::save(&args.out, &result.network, &result.tensors, &about)?;
         }
     }
+    drop(progress);
     let bytes = fs::metadata(&args.out).with_context(|| format!("cannot read {out}"))?.len();
     if args.json {
         let folded = result.folded.iter().map(|f| json!({"batch_norm": f.norm, "into": f.into}));
@@ -148,8 +152,8 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(difference) = result.difference {
         let folded = result.folded.iter().map(|f| vec![f.norm.clone(), f.into.clone()]);
         let kept = result.kept.iter().map(|k| vec![k.norm.clone(), format!("stays: {}", k.reason)]);
-        output::text(output::table(&["batch norm", "folded into"], folded.chain(kept)))?;
-        output::line(format_args!(
+        output::table(&["batch norm", "folded into"], &[], folded.chain(kept))?;
+        output::prose(format_args!(
             "{} folded, {} stay; the logits of {IMAGES} random images differ by {difference:.1e} of the largest at most",
             result.folded.len(),
             result.kept.len()

@@ -135,15 +135,16 @@ pub fn run(args: Args) -> Result<()> {
     if aliased {
         titles.insert(2, "alias");
     }
-    output::text(output::table(&titles, rows))?;
-    output::line(format_args!(
-        "{name}, {classes} classes, {size} px: {} layers, {} parameters",
-        layers.len(),
+    output::table(&titles, &["block", "alias", "parameters", "output", "index"], rows)?;
+    output::prose(format_args!(
+        "{name}, {}, {size} px: {}, {} parameters",
+        output::quantity(classes, "class"),
+        output::quantity(layers.len(), "layer"),
         output::count(parameters)
     ))?;
-    output::line(format_args!("images: {}", preprocessing.describe(size.pair())))?;
+    output::prose(format_args!("images: {}", preprocessing.describe(size.pair())))?;
     if let Some(test) = model.test_size.filter(|test| *test != size) {
-        output::line(format_args!("timm tests these weights at {test} px, too: --size {test}"))?;
+        output::prose(format_args!("timm tests these weights at {test} px, too: --size {test}"))?;
     }
     Ok(())
 }
@@ -209,7 +210,7 @@ impl FileFacts {
 
     fn print(&self) -> Result<()> {
         let values = output::count(self.values);
-        output::line(format_args!("{}: {} tensors, {values} values", self.path, self.tensors))?;
+        output::line(format_args!("{}: {}, {values} values", self.path, output::quantity(self.tensors, "tensor")))?;
         if let Some(batches) = self.batches_tracked {
             output::line(format_args!("  batches tracked: {batches}"))?;
         }
@@ -218,7 +219,14 @@ impl FileFacts {
                 GRAPH => output::line("  graph: the network's own; --graph prints it")?,
                 // In words below.
                 PREPROCESSING => {}
-                _ => output::line(format_args!("  {key}: {value}"))?,
+                "classes" => match serde_json::from_str::<Vec<String>>(value).as_deref() {
+                    Ok([first, rest @ ..]) => {
+                        let names = [&[format!("  classes: {first}")], rest].concat();
+                        output::joined(&names, ", ")?;
+                    }
+                    _ => output::prose(format_args!("  {key}: {value}"))?,
+                },
+                _ => output::prose(format_args!("  {key}: {value}"))?,
             }
         }
         Ok(())
@@ -240,8 +248,8 @@ fn unknown(state: &StateDict, file: &FileFacts, as_json: bool) -> Result<()> {
         };
         vec![name.clone(), kind.into(), format!("{:?}", tensor.shape)]
     });
-    output::text(output::table(&["tensor", "kind", "shape"], rows))?;
+    output::table(&["tensor", "kind", "shape"], &["kind"], rows)?;
     let prefix = identify::common_prefix(state);
     let hint = prefix.map(|prefix| format!("; all names begin with `{}`", printable(&prefix))).unwrap_or_default();
-    output::line(format_args!("no network that is known has these weights{hint}"))
+    output::prose(format_args!("no network that is known has these weights{hint}"))
 }

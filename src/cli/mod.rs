@@ -4,18 +4,22 @@ mod args;
 mod bench;
 mod check;
 mod compare;
+mod completions;
 mod convert;
 mod devices;
 mod doctor;
 mod eval;
+pub mod events;
 mod finetune;
 mod fold;
 mod inputs;
 mod inspect;
+mod man;
 pub mod output;
 mod plan;
 mod predict;
 mod preprocess;
+mod progress;
 mod recalibrate;
 mod sample_data;
 mod source;
@@ -24,17 +28,55 @@ mod subject;
 mod training;
 mod version;
 
-use clap::{Arg, Command as Arguments, CommandFactory, FromArgMatches, Parser, Subcommand};
+use anstream::ColorChoice;
+use clap::{Arg, Command as Arguments, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Fine-tune convolutional networks on any GPU, with every batch-norm choice explicit, priced and measured.
 ///
 /// A policy says which layers train and how each batch norm behaves. It is compiled, not looked up: what is frozen
 /// costs no more than inference. `plan` shows the price before a run, `bench` measures it.
 #[derive(Parser)]
-#[command(name = "thawline", version, arg_required_else_help = true)]
+#[command(name = "thawline", version, arg_required_else_help = true, max_term_width = 80)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// When to print in colour: auto is in a terminal, where NO_COLOR is not set
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
+    #[arg(help_heading = "Terminal", hide_possible_values = true)]
+    color: Color,
+    /// Print results, warnings and errors only
+    #[arg(short, long, global = true, help_heading = "Terminal")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    /// What the command line says, before it is read: its errors have colours, too.
+    fn from_command_line() -> Self {
+        let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let mut values = words.iter().enumerate().filter_map(|(index, word)| match word.strip_prefix("--color")? {
+            "" => words.get(index + 1).map(String::as_str),
+            rest => rest.strip_prefix('='),
+        });
+        // Only the last has a say; one that is none is an error soon.
+        let last = values.next_back().and_then(|value| Self::from_str(value, false).ok());
+        last.unwrap_or(Self::Auto)
+    }
+
+    fn choose(self) {
+        let choice = match self {
+            Self::Auto => ColorChoice::Auto,
+            Self::Always => ColorChoice::Always,
+            Self::Never => ColorChoice::Never,
+        };
+        choice.write_global();
+    }
 }
 
 #[derive(Subcommand)]
@@ -54,10 +96,50 @@ enum Command {
     Step(step::Args),
     Bench(bench::Args),
     Version(version::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// How help calls the values that are numbers.
 const NUMBERS: [&str; 5] = ["N", "X", "K", "STEPS", "MIB"];
+
+/// The groups of options in the help of commands that have many, by the names of their fields.
+const GROUPS: [(&str, &[&str]); 9] = [
+    ("Network and weights", &["model", "weights", "source", "offline", "weights_set", "head", "classes"]),
+    (
+        "Images",
+        &[
+            "data",
+            "split",
+            "max_images",
+            "val_fraction",
+            "train_images",
+            "skip_broken",
+            "exif",
+            "max_pixels",
+            "augment",
+        ],
+    ),
+    ("Preprocessing", &["size", "resize", "crop", "interpolation", "mean", "std"]),
+    ("Policy", &["policy", "policies", "rules", "thaw", "layers"]),
+    ("Training", &["epochs", "batch", "accumulate", "seed", "seeds", "cache", "then"]),
+    ("Optimiser", &["optimizer", "momentum", "nesterov", "weight_decay", "decoupled_decay", "label_smoothing"]),
+    ("Learning rate", &["lr", "schedule", "warmup", "final_lr", "step_epochs", "gamma"]),
+    ("Output", &["out", "resume", "force", "json", "page", "report", "per_class", "grads"]),
+    ("Device", &["device", "backend", "device_timeout", "variant"]),
+];
+
+/// A command with more options than these shows them in groups.
+const UNGROUPED: usize = 10;
+
+/// The first sentence of an option's help, and its default: what -h shows of it.
+fn short(help: &str) -> String {
+    let is_whole = |text: &str| text.matches('(').count() == text.matches(')').count();
+    let ends = [". ", "; "].into_iter().flat_map(|end| help.match_indices(end)).map(|(end, _)| end);
+    let Some(end) = ends.filter(|&end| is_whole(&help[..end])).min() else { return help.to_owned() };
+    let default = help[end..].rfind("[default: ").map_or(String::new(), |at| format!(" {}", &help[end..][at..]));
+    format!("{}{default}", &help[..end])
+}
 
 /// The arguments, in which a number may be negative: then its option says what it takes, instead of an option being
 /// missing that is called like the number.
@@ -72,7 +154,22 @@ fn arguments() -> Arguments {
     let names: Vec<String> = arguments.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     for name in names {
         arguments = arguments.mut_subcommand(name, |command| {
-            command.mut_args(|arg| if is_number(&arg) { arg.allow_hyphen_values(true) } else { arg })
+            let is_grouped = command.get_arguments().count() > UNGROUPED;
+            command.mut_args(|arg| {
+                let group = GROUPS.iter().find(|(_, options)| options.contains(&arg.get_id().as_str()));
+                let is_option = arg.get_long().is_some();
+                let arg = match group.filter(|_| is_grouped && is_option) {
+                    Some((heading, _)) => arg.help_heading(*heading),
+                    None => arg,
+                };
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                let shown = short(&help);
+                let arg = match arg.get_long_help().is_none() && shown != help {
+                    true => arg.help(shown).long_help(help),
+                    false => arg,
+                };
+                if is_number(&arg) { arg.allow_hyphen_values(true) } else { arg }
+            })
         });
     }
     arguments
@@ -81,6 +178,7 @@ fn arguments() -> Arguments {
 impl Cli {
     /// Reads the command line, or ends the process with what is wrong with it.
     pub fn from_command_line() -> Self {
+        Color::from_command_line().choose();
         let read = arguments().try_get_matches().and_then(|matches| Self::from_arg_matches(&matches));
         read.unwrap_or_else(|error| {
             let shown = error.render().to_string();
@@ -95,6 +193,10 @@ impl Cli {
     }
 
     pub fn run(self) -> anyhow::Result<()> {
+        if self.quiet {
+            output::be_quiet();
+        }
+        self.color.choose();
         match self.command {
             Command::Devices(args) => devices::run(args),
             Command::Inspect(args) => inspect::run(args),
@@ -111,6 +213,8 @@ impl Cli {
             Command::Step(args) => step::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Version(args) => version::run(args),
+            Command::Completions(args) => completions::run(args),
+            Command::Man(args) => man::run(args),
         }
     }
 }
@@ -135,6 +239,37 @@ mod tests {
         assert!(error.to_string().contains("'-1' for '--batch <N>'"), "{error}");
         let error = super::arguments().try_get_matches_from(["thawline", "step", "--lr", "-inf"]).unwrap_err();
         assert!(error.to_string().contains("'-inf' for '--lr <X>'"), "{error}");
+    }
+
+    #[test]
+    fn help_fits_80_columns_and_breaks_no_example() {
+        let mut all = super::arguments();
+        all.build();
+        for command in all.get_subcommands() {
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in examples.lines() {
+                assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+            }
+            let mut shown = command.clone().term_width(80).max_term_width(80);
+            for help in [shown.render_help(), shown.render_long_help()] {
+                let wide = help.to_string().lines().find(|line| line.chars().count() > 80).map(str::to_owned);
+                assert_eq!(wide, None, "{}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn long_help_is_in_groups() {
+        for name in ["finetune", "compare"] {
+            let arguments = super::arguments();
+            let command = arguments.find_subcommand(name).unwrap();
+            for arg in command.get_arguments() {
+                assert!(arg.get_help_heading().is_some(), "{name}: put {} into one of GROUPS", arg.get_id());
+            }
+            assert!(command.get_after_help().is_some(), "{name} has no examples");
+        }
+        assert_eq!(super::short("Images a batch; norms see them. More [default: 32]"), "Images a batch [default: 32]");
+        assert_eq!(super::short("A name (one; two) or a file"), "A name (one; two) or a file");
     }
 
     #[test]

@@ -13,7 +13,8 @@ use thawline::report::{LayerPrice, Phases, Price, Total, price};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline plan --model resnet18 --policy head
-  thawline plan --weights resnet18.pth --classes 10 --policy bn-only --set 'from:layer4 -> weights=train'")]
+  thawline plan --weights resnet18.pth --classes 10 \\
+    --policy bn-only --set 'from:layer4 -> weights=train'")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -74,28 +75,28 @@ pub fn run(args: Args) -> Result<()> {
     for (index, (from, (price, plan))) in stages.iter().enumerate() {
         if index > 0 {
             output::line("")?;
-            output::line(format_args!("from {:.0} % of the steps on", 100.0 * from))?;
+            output::title(format_args!("from {:.0} % of the steps on", 100.0 * from))?;
         }
         if args.dump {
             output::text(plan)?;
             continue;
         }
         let [height, width] = price.size;
-        output::line(format_args!(
+        output::title(format_args!(
             "{} under {}, {} of {height}×{width}, {}",
             model.spec.name,
             price.policy,
             output::quantity(price.batch, "image"),
             output::quantity(price.classes, "class")
         ))?;
-        output::text(layers(price, args.kernels))?;
+        layers(price, args.kernels)?;
         output::line("")?;
-        output::text(totals(price))?;
+        totals(price)?;
     }
     Ok(())
 }
 
-fn layers(price: &Price, kernels: bool) -> String {
+fn layers(price: &Price, kernels: bool) -> Result<()> {
     let row = |number: String, name: &str, axes: &str, runs: String, phases: &Phases| {
         let backward = phases.backward;
         let moved = phases.forward.moved_bytes + backward.moved_bytes + phases.update.moved_bytes;
@@ -119,7 +120,8 @@ fn layers(price: &Price, kernels: bool) -> String {
     let runs = if kernels { output::counted(&price.rest.kernels) } else { String::new() };
     let rest = row(String::new(), "input and loss", "", runs, &price.rest);
     let titles = [">#", "layer", "axes", "runs", ">forward", ">backward", ">moved", ">kept"];
-    output::table(&titles, rows.chain([rest]))
+    let spare = ["runs", "moved", "#", "backward", "kept", "forward"];
+    output::table(&titles, &spare, rows.chain([rest]))
 }
 
 /// The axes that are not at their frozen values, or `frozen`.
@@ -143,7 +145,7 @@ fn roles(kernels: &[&str]) -> String {
     roles.join(", ")
 }
 
-fn totals(price: &Price) -> String {
+fn totals(price: &Price) -> Result<()> {
     let row = |what: &str, total: &Total| {
         vec![
             what.to_owned(),
@@ -170,7 +172,8 @@ fn totals(price: &Price) -> String {
     rows.extend(price.full.as_ref().map(|full| row("full fine-tuning", full)));
     rows.push(ratio("step / inference", &price.inference));
     rows.extend(price.full.as_ref().map(|full| ratio("step / full", full)));
-    output::table(&["total", ">arithmetic", ">moved", ">kept", ">memory", ">calls"], rows)
+    let titles = ["total", ">arithmetic", ">moved", ">kept", ">memory", ">calls"];
+    output::table(&titles, &["calls", "moved", "kept", "arithmetic"], rows)
 }
 
 #[cfg(test)]

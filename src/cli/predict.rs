@@ -1,9 +1,11 @@
 use super::args::{self, DecodeArgs, DeviceArgs, ForceArgs, ModelArgs, PolicyArgs, Size, SizeArgs};
 use super::inputs::Inputs;
-use super::output;
 use super::preprocess::PreprocessArgs;
+use super::progress::Progress;
+use super::{events, output};
 use anyhow::{Result, bail};
 use serde::Serialize;
+use serde_json::json;
 use std::path::PathBuf;
 use thawline::data::{self, Loader, LoaderOptions, Mode, Sample};
 use thawline::plan::Input;
@@ -17,7 +19,8 @@ use thawline::weights::{FileTensor, StateDict};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline predict --weights run/best.safetensors cat.jpg photos/ --top 3
-  thawline predict --weights resnet18.pth --inputs batch.safetensors --out logits.safetensors")]
+  thawline predict --weights resnet18.pth --inputs batch.safetensors \\
+    --out logits.safetensors")]
 pub struct Args {
     /// Images, or folders of images
     #[arg(value_name = "PATHS", required_unless_present = "inputs", conflicts_with = "inputs")]
@@ -51,7 +54,10 @@ pub struct Args {
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON: a list of {path, top: [{index, class, probability}]}
+    /// Print JSON: an event a line
+    ///
+    /// Of each image a `prediction` event: {path, top: [{index, class, probability}]}; the last, `result`, has {images,
+    /// skipped, predictions: a list of all}. docs/events.md describes all events; with --quiet, only the last is printed.
     #[arg(long)]
     json: bool,
 }
@@ -105,6 +111,8 @@ fn logits(args: &Args, path: &PathBuf, out: &PathBuf) -> Result<()> {
 }
 
 fn classify(args: Args) -> Result<()> {
+    events::begin(args.json, "predict")?;
+    let progress = Progress::new("reading weights and images");
     let mut paths = Vec::new();
     for path in &args.paths {
         paths.extend(data::list_images(path)?);
@@ -128,7 +136,7 @@ fn classify(args: Args) -> Result<()> {
 
     let names = model.class_names.unwrap_or_default();
     let mut predictions = Vec::with_capacity(loader.samples().len());
-    let mut skipped = 0;
+    let (mut done, mut skipped, of) = (0, 0, loader.samples().len() as u64);
     for batch in loader.epoch(0, 0)? {
         if output::is_closed() {
             // What is left would be for nobody.
@@ -143,14 +151,19 @@ fn classify(args: Args) -> Result<()> {
             let Some(top) = top else { bail!("the logits of {} are not finite", path.display()) };
             let prediction = Prediction { path: path.display().to_string(), top };
             match args.json {
-                true => predictions.push(prediction),
-                false => output::line(describe(&prediction))?,
+                true => {
+                    events::emit("prediction", json!(prediction))?;
+                    predictions.push(prediction);
+                }
+                false => output::joined(&describe(&prediction), " ")?,
             }
         }
+        done += batch.samples.len();
+        progress.at("images", ((done + skipped) as u64).min(of), of);
     }
-    if args.json {
-        output::json(&predictions)?;
-    }
+    drop(progress);
+    let images = done;
+    events::result(&json!({"images": images, "skipped": skipped, "predictions": predictions}))?;
     if skipped > 0 {
         output::note(format_args!("skipped: {}", output::quantity(skipped, "broken image")));
     }
@@ -173,12 +186,17 @@ fn candidates(logits: &[f32], names: &[String], top: usize) -> Option<Vec<Candid
     Some(order.into_iter().take(top).map(candidate).collect())
 }
 
-fn describe(prediction: &Prediction) -> String {
-    let words = prediction.top.iter().map(|candidate| {
+/// The image, and its likeliest classes.
+fn describe(prediction: &Prediction) -> Vec<String> {
+    let classes = prediction.top.iter().map(|candidate| {
         let name = candidate.class.clone().unwrap_or_else(|| format!("class {}", candidate.index));
-        format!("{name} {:.1} %", candidate.probability * 100.0)
+        format!("{name} {:.1} %,", candidate.probability * 100.0)
     });
-    format!("{}: {}", prediction.path, words.collect::<Vec<_>>().join(", "))
+    let mut words: Vec<String> = [format!("{}:", prediction.path)].into_iter().chain(classes).collect();
+    if let Some(last) = words.last_mut() {
+        last.pop();
+    }
+    words
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use super::args::{self, ForceArgs, Split};
-use super::output;
+use super::progress::Progress;
 use super::subject::{Subject, SubjectArgs};
+use super::{events, output};
 use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
@@ -17,9 +18,14 @@ use thawline::weights;
 /// are. No label is needed and nothing is trained. Prints how far the statistics were from what each batch norm sees in
 /// inference (divergence in nats, 0 is perfect), and how far they are now.
 #[derive(clap::Args)]
+#[command(
+    override_usage = "thawline recalibrate [OPTIONS] --weights <FILE|hf:OWNER/NAME> \\\n    --data <DIR> --out <FILE>"
+)]
 #[command(after_help = "Examples:
-  thawline recalibrate --weights run/last.safetensors --data ./digits --out recalibrated.safetensors
-  thawline recalibrate --weights resnet18.pth --data ./photos --out new.safetensors --method adabn --layers from:layer3")]
+  thawline recalibrate --weights run/last.safetensors --data ./digits \\
+    --out recalibrated.safetensors
+  thawline recalibrate --weights resnet18.pth --data ./photos \\
+    --out new.safetensors --method adabn --layers from:layer3")]
 pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,
@@ -49,8 +55,11 @@ pub struct Args {
     /// Use at most so many images, chosen by --seed [default: all]
     #[arg(long, value_name = "N", value_parser = args::positive)]
     max_images: Option<usize>,
-    /// Print JSON: {model, device, method, var, images, batches, skipped, layers: [{name, drift_before, drift_after}],
-    /// validation: {samples, before: {loss, top1}, after: {loss, top1}}, out}
+    /// Print JSON: an event a line, the last with the result
+    ///
+    /// The last has {model, device, method, var, images, batches, skipped, layers: [{name, drift_before, drift_after}],
+    /// validation: {samples, before: {loss, top1}, after: {loss, top1}}, out}. docs/events.md describes all events; with
+    /// --quiet, only the last is printed.
     #[arg(long)]
     json: bool,
 }
@@ -87,6 +96,8 @@ pub fn run(args: Args) -> Result<()> {
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
     train::check_apart(&args.subject.data.data, &args.out)?;
     args::check_output(&args.out, args.force)?;
+    events::begin(args.json, "recalibrate")?;
+    let progress = Progress::new("reading weights and images");
     let mut subject = args.subject.open()?;
     args::check_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
     args.subject.preprocess.warn_of_keras(&args.out);
@@ -103,10 +114,11 @@ pub fn run(args: Args) -> Result<()> {
     let validation = subject.validation().map(|samples| subject.loader(samples, batch)).transpose()?;
 
     // Broken statistics are what this command is for.
-    let before = match look(&subject, &subject.tensors, &images, validation.as_ref()) {
-        Err(TrainError::MomentsNotFinite { .. } | TrainError::OutputNotFinite { .. }) => State::default(),
-        seen => seen?,
-    };
+    let before =
+        match look(&subject, &subject.tensors, &images, validation.as_ref(), &progress, "the statistics before") {
+            Err(TrainError::MomentsNotFinite { .. } | TrainError::OutputNotFinite { .. }) => State::default(),
+            seen => seen?,
+        };
     let method = match args.method {
         MethodName::Precise => Method::Precise,
         MethodName::UpdateBn => Method::UpdateBn,
@@ -118,8 +130,19 @@ pub fn run(args: Args) -> Result<()> {
     });
     let what = Recalibration { layers: &layers, method, var };
     let mut tensors = subject.tensors.clone();
-    train::recalibrate(&subject.device, &subject.network, &mut tensors, subject.input(), &images, &what)?;
-    let after = look(&subject, &tensors, &images, validation.as_ref())?;
+    train::recalibrate(
+        &subject.device,
+        &subject.network,
+        &mut tensors,
+        subject.input(),
+        &images,
+        &what,
+        |done, of| {
+            progress.at("the new statistics", done, of);
+        },
+    )?;
+    let after = look(&subject, &tensors, &images, validation.as_ref(), &progress, "the statistics after")?;
+    drop(progress);
 
     // Into the file as it was: what is not estimated keeps its every bit, whatever form it had.
     for (param, tensor) in subject.network.params().iter().zip(&tensors) {
@@ -140,12 +163,23 @@ fn look(
     tensors: &[HostTensor],
     images: &Loader,
     validation: Option<&Loader>,
+    progress: &Progress,
+    stage: &str,
 ) -> Result<State, TrainError> {
+    let count = |loader: &Loader| loader.samples().len() as u64;
+    let (mut done, of) = (0, count(images) + validation.map_or(0, count));
+    let mut shown = |images: usize| {
+        done += images as u64;
+        progress.at(stage, done, of);
+    };
     let mut probe = subject.probe(tensors)?;
-    let survey = probe.survey(images)?;
+    let survey = probe.survey_with(images, &mut shown)?;
     Ok(State {
         drifts: Some(drifts(&subject.network, tensors, &survey)),
-        validation: validation.map(|images| probe.survey(images)).transpose()?.map(|survey| survey.totals),
+        validation: validation
+            .map(|images| probe.survey_with(images, &mut shown))
+            .transpose()?
+            .map(|survey| survey.totals),
         batches: survey.batches,
         images: images.samples().len() as u64 - survey.skipped,
         skipped: survey.skipped,
@@ -159,14 +193,15 @@ fn report(args: &Args, subject: &Subject, var: &str, before: &State, after: &Sta
         norms.enumerate().map(|(index, layer)| (layer.name.as_str(), of(before, index), of(after, index))).collect();
     let method = args::name(args.method);
     if args.json {
-        let result = |totals: Totals| json!({"loss": totals.mean_loss(), "top1": totals.accuracy()});
+        let result = |totals: Totals| json!({"loss": events::number(totals.mean_loss()), "top1": events::number(totals.accuracy())});
         let validation = after.validation.map(|totals| {
             json!({"samples": totals.samples, "before": before.validation.map(result), "after": result(totals)})
         });
-        let layers = rows
-            .iter()
-            .map(|(name, before, after)| json!({"name": name, "drift_before": before, "drift_after": after}));
-        return output::json(&json!({
+        let layers = rows.iter().map(|(name, before, after)| {
+            let drift = |drift: &Option<f64>| drift.map(events::number);
+            json!({"name": name, "drift_before": drift(before), "drift_after": drift(after)})
+        });
+        return events::result(&json!({
             "model": subject.spec.name,
             "device": subject.device.info().name,
             "method": method,
@@ -186,9 +221,9 @@ fn report(args: &Args, subject: &Subject, var: &str, before: &State, after: &Sta
     let nats = |drift: Option<f64>| drift.map_or_else(|| "not finite".to_owned(), |drift| format!("{drift:.4}"));
     let shown =
         largest.iter().take(SHOWN).map(|(name, before, after)| vec![(*name).to_owned(), nats(*before), nats(*after)]);
-    output::text(output::table(&["layer", ">drift before", ">drift after"], shown))?;
+    output::table(&["layer", ">drift before", ">drift after"], &[], shown)?;
     if largest.len() > SHOWN {
-        output::line(format_args!("and {} layers that drifted less", largest.len() - SHOWN))?;
+        output::line(format_args!("and {} that drifted less", output::quantity(largest.len() - SHOWN, "layer")))?;
     }
     output::line(format_args!(
         "method {method} over {} in {}",

@@ -1,4 +1,5 @@
 use super::output;
+use super::progress::Progress;
 use anyhow::Result;
 use std::path::PathBuf;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
@@ -29,7 +30,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let options = SampleOptions { size: args.size, per_class: args.per_class, seed: args.seed };
+    let progress = Progress::new("writing images");
     let written = write_sample_data(args.set.parse::<SampleSet>()?, &args.dir, &options)?;
+    drop(progress);
     let (dir, train, val) = (args.dir.display(), written.train, written.val);
     output::line(format_args!("{dir}: {train} images to train on, {val} to validate"))
 }

@@ -1,8 +1,9 @@
 //! Where weights come from: a file, or a hub by name.
 
 use super::args;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
+use thawline::models;
 use thawline::weights::StateDict;
 
 /// `--offline`, `--weights-set`.
@@ -23,8 +24,32 @@ pub fn load(name: &Path, source: &SourceArgs) -> Result<StateDict> {
     let set = source.weights_set.as_deref();
     match reference(name) {
         Some(reference) => args::read_weights(&fetched(reference, source.offline)?, set),
-        None => args::read_weights(name, set),
+        None => match hint(name) {
+            Some(hint) => bail!("cannot read {}: there is no such file; {hint}", name.display()),
+            None => args::read_weights(name, set),
+        },
     }
+}
+
+/// What else the name of a file that does not exist may mean.
+fn hint(name: &Path) -> Option<String> {
+    let text = name.to_str().filter(|_| !name.exists())?;
+    if models::spec(text).is_ok() {
+        return Some(format!(
+            "{text} is the name of a model, which --model {text} takes; its weights come from a file, or from a Hugging Face \
+             hub as hf:OWNER/NAME"
+        ));
+    }
+    let is_plain =
+        |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    let (owner, rest) = text.split_once('/')?;
+    let is_file = args::keras_form(name).is_some()
+        || name
+            .extension()
+            .is_some_and(|ending| ["safetensors", "pth", "pt", "onnx"].iter().any(|known| ending == *known));
+    let is_name =
+        is_plain(owner) && is_plain(rest) && !owner.starts_with('.') && !Path::new(owner).is_dir() && !is_file;
+    is_name.then(|| format!("weights of a Hugging Face hub have hf: before their name: hf:{text}"))
 }
 
 /// Whether it names weights of a hub, of which it need not name the file.
@@ -39,14 +64,14 @@ fn reference(name: &Path) -> Option<&str> {
 /// The file in the cache.
 #[cfg(feature = "hub")]
 fn fetched(reference: &str, offline: bool) -> Result<PathBuf> {
-    use super::output;
-    use indicatif::{ProgressBar, ProgressStyle};
+    use super::{output, progress};
+    use indicatif::ProgressBar;
     use thawline::hub::{Hub, Progress};
     use thawline::text::printable;
 
     let hub = Hub::from_env()?.offline(offline);
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}")?;
-    let bar = ProgressBar::new(0).with_style(style);
+    let bar =
+        progress::bars().add(ProgressBar::no_length().with_style(progress::style("{spinner} {wide_msg} {elapsed}")));
     bar.set_message(format!("looking for {}", printable(reference)));
     bar.tick();
     // Without a terminal there is no bar: then a line for each tenth.
@@ -58,6 +83,7 @@ fn fetched(reference: &str, offline: bool) -> Result<PathBuf> {
             tenths = now;
         }
         if bar.message() != file {
+            bar.set_style(progress::style("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}"));
             bar.set_length(total);
             bar.set_message(file.to_owned());
             // What was there before is no sign of speed.
@@ -74,5 +100,5 @@ fn fetched(reference: &str, offline: bool) -> Result<PathBuf> {
 
 #[cfg(not(feature = "hub"))]
 fn fetched(reference: &str, _: bool) -> Result<PathBuf> {
-    anyhow::bail!("{reference}: this thawline was built without the feature `hub`; download the file, and name it")
+    bail!("{reference}: this thawline was built without the feature `hub`; download the file, and name it")
 }

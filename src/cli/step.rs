@@ -1,6 +1,7 @@
 use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, OptimizerArgs, PolicyArgs, Size};
 use super::inputs::{self, Inputs};
-use super::output;
+use super::progress::Progress;
+use super::{events, output};
 use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ use thawline::weights::{self, StateDict};
 /// output has one JSON object a step.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
-  thawline step --model resnet18 --weights in.safetensors --inputs batch.safetensors --policy bn-only \\
-    --optimizer sgd --lr 0.01 --momentum 0.9 --steps 5 --grads grads.safetensors --out out.safetensors")]
+  thawline step --model resnet18 --weights in.safetensors \\
+    --inputs batch.safetensors --policy bn-only --optimizer sgd --lr 0.01 \\
+    --momentum 0.9 --steps 5 --grads grads.safetensors --out out.safetensors")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -71,14 +73,16 @@ pub fn run(args: Args) -> Result<()> {
     let tensors = model.tensors(&resolved.graph)?;
     args::check_weights(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;
 
+    let progress = Progress::new("opening the device");
     let device = args.device.open()?;
     let mut session = Session::new(&device, resolved.graph, &tensors, Input::Values, options)?;
     for step in 1..=args.steps {
+        progress.at("steps", step as u64 - 1, args.steps as u64);
         let loss = session.step(Images::Values(&images), &labels, args.lr)?.mean_loss();
         if !loss.is_finite() {
             bail!("the loss of step {step} is {loss}: nothing was written; a lower --lr may help");
         }
-        output::line(json!({"step": step, "loss": loss}))?;
+        output::json_line(&json!({"schema": events::SCHEMA, "event": "step", "step": step, "loss": loss}))?;
         if args.check && step == 1 {
             train::check(session.executor())?;
             output::note(format_args!("check: all {} calls agree with the reference", session.plan().calls.len()));

@@ -1,17 +1,19 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
 use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::output;
 use super::preprocess::PreprocessArgs;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::preprocessing::Traced;
-use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
+use thawline::train::{Decay, HeadStart, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
 
 /// Where images and weights come from, and how training goes.
 #[derive(clap::Args)]
@@ -30,6 +32,10 @@ pub struct TrainingArgs {
     pub weights: Option<PathBuf>,
     #[command(flatten)]
     pub source: SourceArgs,
+    /// What becomes of the head of --weights where its classes are as many as those of DATA, but have other names: keep it,
+    /// the first class for the first and so on, or begin it anew [default: ask]
+    #[arg(long, value_enum, value_name = "keep|new", requires = "weights")]
+    pub head: Option<HeadName>,
     /// Number of classes, to be sure: the folders of DATA decide
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
@@ -117,6 +123,21 @@ enum OptimizerName {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HeadName {
+    Keep,
+    New,
+}
+
+impl From<HeadName> for HeadStart {
+    fn from(name: HeadName) -> Self {
+        match name {
+            HeadName::Keep => Self::Keep,
+            HeadName::New => Self::New,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScheduleName {
     Constant,
     Cosine,
@@ -140,6 +161,13 @@ impl From<AugmentName> for Augment {
             AugmentName::CropFlip => Self::CropFlip,
         }
     }
+}
+
+/// `a, b, c, …`
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
 /// The network of a run that was begun.
@@ -169,9 +197,10 @@ impl Images {
         let found = folder.classes.len();
         match args.classes {
             Some(asked) if asked != found => bail!(
-                "--classes is {asked}, but {} has folders for {found} classes: leave --classes out, or give another \
+                "--classes is {asked}, but {} has folders for {}: leave --classes out, or give another \
                  folder",
-                data.display()
+                data.display(),
+                output::quantity(found, "class")
             ),
             _ => Ok(Self { data, folder }),
         }
@@ -199,6 +228,38 @@ impl TrainingArgs {
             );
         }
         Ok(model)
+    }
+
+    /// Refuses a head whose classes have other names than those of the images in `data`, unless --head says what becomes of
+    /// it. Says what training without weights means.
+    pub fn check_start(&self, model: &Model, classes: &[String], data: &Path) -> Result<()> {
+        let Some(file) = &self.weights else {
+            output::note(
+                "note: without --weights, training starts from random weights: frozen layers stay random, and the others need \
+                 far more images and epochs than fine-tuning does; --weights takes a file, or hf:OWNER/NAME",
+            );
+            return Ok(());
+        };
+        let other = |names: &&Vec<String>| names[..] != *classes;
+        let Some(names) = model.class_names.as_ref().filter(other).filter(|_| self.head.is_none()) else {
+            return Ok(());
+        };
+        let (file, data) = (file.display(), data.display());
+        let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
+        if sorted(names) == sorted(classes) {
+            bail!(
+                "{file} names the classes of {data} in another order, {} instead of {}: begin the head anew with --head new; \
+                 --head keep would take the first for the first and so on",
+                few(names),
+                few(classes)
+            );
+        }
+        bail!(
+            "{file} was trained on {}, and {data} has {}, as many classes of other names: begin the head anew with --head new, or \
+             keep it, the first class for the first and so on, with --head keep",
+            few(names),
+            few(classes)
+        )
     }
 
     fn val_fraction(&self, saved: Option<&Settings>) -> f64 {
@@ -271,6 +332,7 @@ impl TrainingArgs {
             train_images: self.train_images(saved),
             skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
             then: None,
+            head: self.head.map(HeadStart::from).or(saved.and_then(|s| s.head)),
             images: ImageSet::of(&images.folder, &images.data),
             policy,
             optimizer,

@@ -29,7 +29,7 @@ use crate::train::{
     self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
     Settings, StageSettings, Totals, TrainError,
 };
-use crate::weights::{self, Head, StateDict, WeightsError, write_atomically};
+use crate::weights::{self, StateDict, WeightsError, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs;
@@ -317,7 +317,10 @@ impl<'a> Lab<'a> {
     fn tensors(&self, seed: usize) -> Result<Vec<HostTensor>, LabError> {
         let (network, seed) = (&self.bench.network, self.setup.seeds[seed]);
         let tensors = match &self.bench.weights {
-            Some(state) => weights::from_state_with(network, state.clone(), seed, Head::Optional)?.tensors,
+            Some(state) => {
+                let head = self.setup.settings.first_head();
+                weights::from_state_with(network, state.clone(), seed, head)?.tensors
+            }
             None => weights::initialise(network, seed),
         };
         train::check_finite(network, &tensors)?;

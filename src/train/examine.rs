@@ -141,7 +141,8 @@ const OTHER_INPUTS: [([f32; 3], [f32; 3]); 4] = [
 ];
 
 /// Looks at `network` with `tensors`, one a parameter: under running statistics, and in batches of each size under the
-/// batches' own, in seeded orders. `observe` is told what comes next. Changes nothing, trains nothing.
+/// batches' own, in seeded orders. `observe` is told what is looked at, how many images were shown so far, and how many will
+/// be, each as often as it is shown. Changes nothing, trains nothing.
 ///
 /// # Errors
 /// The network has no batch norm; an image is broken; under batch statistics, some layer's input is not finite; the
@@ -152,7 +153,7 @@ pub fn examine(
     tensors: &[HostTensor],
     input: Input,
     how: &Examination<'_>,
-    mut observe: impl FnMut(&str),
+    mut observe: impl FnMut(&str, u64, u64),
 ) -> Result<Checkup, TrainError> {
     /// Orders in which each batch size is looked at.
     const SHUFFLES: usize = 3;
@@ -171,14 +172,17 @@ pub fn examine(
     sizes.sort_unstable();
     sizes.dedup();
 
+    // Alone, an image has no companions that could be others.
+    let shuffles = |size: usize| if size == 1 { 1 } else { SHUFFLES };
+    let by_size: usize = sizes.iter().map(|&size| shuffles(size) * count.next_multiple_of(size)).sum();
+    let mut shown = Shown { observe: &mut observe, stage: String::new(), done: 0, of: (by_size + 3 * count) as u64 };
     let mut sound = 0;
     let mut checks = Vec::new();
     let mut surveys = Vec::new();
     for &size in &sizes {
-        observe(&format!("batch statistics, batches of {size}"));
-        // Alone, an image has no companions that could be others.
-        let shuffles = if size == 1 { 1 } else { SHUFFLES };
-        let companions = probe(network, input, Stats::Batch)?.companions(images, size, shuffles, seed)?;
+        shown.begin(&format!("batch statistics, batches of {size}"));
+        let mut probe = probe(network, input, Stats::Batch)?;
+        let companions = probe.companions_with(images, size, shuffles(size), seed, |images| shown.add(images))?;
         let Companions { batch, images, flips, survey } = companions;
         sound = images;
         checks.push(SizeCheck { batch, totals: survey.totals, flips, drifts: Vec::new() });
@@ -187,14 +191,14 @@ pub fn examine(
     let largest = surveys.last().ok_or(TrainError::Incomplete { what: "batch size" })?;
 
     let in_batches = images.rearranged(&(0..count).collect::<Vec<_>>(), sizes[sizes.len() - 1])?;
-    observe("running statistics");
+    shown.begin("running statistics");
     let mut running = probe(network, input, Stats::Running)?;
     let layers = running.layers().to_vec();
-    let seen = finite(running.survey(&in_batches))?;
+    let seen = finite(running.survey_with(&in_batches, |images| shown.add(images)))?;
     let inference = match &seen {
         Some(seen) => {
-            observe("running statistics, image by image");
-            let single = running.companions(images, 1, 1, seed)?.survey.totals;
+            shown.begin("running statistics, image by image");
+            let single = running.companions_with(images, 1, 1, seed, |images| shown.add(images))?.survey.totals;
             Some(Inference { totals: seen.totals, single, drifts: drifts(network, tensors, seen) })
         }
         None => None,
@@ -208,14 +212,15 @@ pub fn examine(
     let chance = match count {
         0 | 1 => vec![f64::INFINITY; layers.len()],
         _ => {
-            observe("batch statistics, halves of the images");
+            shown.begin("batch statistics, halves of the images");
             let mut order: Vec<usize> = (0..count).collect();
             Rng::keyed(seed, &[HALVES_STREAM]).shuffle(&mut order);
             let half = count / 2;
             // As large as the largest that was asked for, and all alike.
             let batch = half.div_ceil(half.div_ceil(sizes[sizes.len() - 1]));
             let mut probe = probe(network, input, Stats::Batch)?;
-            let mut half = |places: &[usize]| probe.survey(&images.rearranged(places, batch)?);
+            let mut half =
+                |places: &[usize]| probe.survey_with(&images.rearranged(places, batch)?, |images| shown.add(images));
             let (one, other) = (half(&order[..count / 2])?, half(&order[count / 2..count / 2 * 2])?);
             let halves = one.layers.iter().zip(&other.layers).enumerate();
             let drift = |(i, (one, other))| {
@@ -234,9 +239,12 @@ pub fn examine(
     if let Some(inference) = &inference
         && mean(&inference.drifts) > UNEXPLAINED
     {
-        for (assumption, network, input) in others(network, &layers, input) {
-            observe("running statistics, other constants");
-            if let Some(seen) = finite(probe(&network, input, Stats::Running)?.survey(&in_batches))? {
+        let others = others(network, &layers, input);
+        shown.of += (others.len() * count) as u64;
+        for (assumption, network, input) in others {
+            shown.begin("running statistics, other constants");
+            let mut probe = probe(&network, input, Stats::Running)?;
+            if let Some(seen) = finite(probe.survey_with(&in_batches, |images| shown.add(images)))? {
                 let drifts = drifts(&network, tensors, &seen);
                 trials.push(Trial { assumption, drifts, totals: Some(seen.totals) });
             }
@@ -263,6 +271,26 @@ impl Assumption {
             Self::InverseStandardDeviation => 1.0 / (stored * stored).max(f64::MIN_POSITIVE),
             Self::Precision => 1.0 / stored.max(f64::MIN_POSITIVE),
         }
+    }
+}
+
+/// How many images were shown.
+struct Shown<'a> {
+    observe: &'a mut dyn FnMut(&str, u64, u64),
+    stage: String,
+    done: u64,
+    of: u64,
+}
+
+impl Shown<'_> {
+    fn begin(&mut self, stage: &str) {
+        stage.clone_into(&mut self.stage);
+        self.add(0);
+    }
+
+    fn add(&mut self, images: usize) {
+        self.done += images as u64;
+        (self.observe)(&self.stage, self.done, self.of);
     }
 }
 

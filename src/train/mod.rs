@@ -43,7 +43,7 @@ pub use run::{
 };
 pub use schedule::{Decay, Schedule};
 pub use session::{Evaluator, Images, OptimizerState, PADDING, Session, StepWindow, Totals, takes_batch_statistics};
-pub use settings::{ImageSet, OptimizerSettings, PolicySettings, Settings, StageSettings, Then};
+pub use settings::{HeadStart, ImageSet, OptimizerSettings, PolicySettings, Settings, StageSettings, Then};
 
 use crate::compile::CompileError;
 use crate::data::DataError;

@@ -210,8 +210,16 @@ impl Probe {
     /// # Errors
     /// As [`pass`](Self::pass); an image is broken; a moment is not finite.
     pub fn survey(&mut self, images: &Loader) -> Result<Survey, TrainError> {
+        self.survey_with(images, |_| {})
+    }
+
+    /// As [`survey`](Self::survey); `observe` is told of each batch how many images it took.
+    ///
+    /// # Errors
+    /// As [`survey`](Self::survey).
+    pub fn survey_with(&mut self, images: &Loader, observe: impl FnMut(usize)) -> Result<Survey, TrainError> {
         let mut survey = Survey::over(self.layers.len());
-        self.passes(images, &mut survey, |_| true, |_, _| {})?;
+        self.passes(images, &mut survey, |_| true, |_, _| {}, observe)?;
         Ok(survey)
     }
 
@@ -228,6 +236,18 @@ impl Probe {
         shuffles: usize,
         seed: u64,
     ) -> Result<Companions, TrainError> {
+        self.companions_with(images, batch, shuffles, seed, |_| {})
+    }
+
+    /// As [`companions`](Self::companions); `observe` is told of each batch how many images it took.
+    pub(super) fn companions_with(
+        &mut self,
+        images: &Loader,
+        batch: usize,
+        shuffles: usize,
+        seed: u64,
+        mut observe: impl FnMut(usize),
+    ) -> Result<Companions, TrainError> {
         const COMPANIONS_STREAM: u64 = 0x636f_6d70;
         let count = images.samples().len();
         let batch = batch.min(count);
@@ -240,7 +260,7 @@ impl Probe {
             order.extend_from_within(..count.next_multiple_of(batch) - count);
             let shuffled = images.rearranged(&order, batch)?;
             let note = |place: usize, logits: &[f32]| likeliest[order[place]] = Some(greatest(logits));
-            self.passes(&shuffled, &mut survey, |place| place < count, note)?;
+            self.passes(&shuffled, &mut survey, |place| place < count, note, &mut observe)?;
         }
         let pairs = (0..shuffles).flat_map(|a| (a + 1..shuffles).map(move |b| (a, b)));
         let (mut flipped, mut compared) = (0, 0);
@@ -258,18 +278,20 @@ impl Probe {
     }
 
     /// Adds what passes over all of `images` show to `survey`; `counts` says of a place in the loader's order whether
-    /// its image counts, and `note` is told the logits of those that do.
+    /// its image counts, `note` is told the logits of those that do, and `observe` of each batch how many images it took.
     fn passes(
         &mut self,
         images: &Loader,
         survey: &mut Survey,
         counts: impl Fn(usize) -> bool,
         mut note: impl FnMut(usize, &[f32]),
+        mut observe: impl FnMut(usize),
     ) -> Result<(), TrainError> {
         for batch in images.epoch(0, 0)? {
             let mut batch = batch?;
             survey.skipped += batch.skipped as u64;
             let valid = batch.valid();
+            observe(valid + batch.skipped);
             if valid == 0 {
                 continue;
             }

@@ -37,7 +37,7 @@ pub struct Recalibration<'a> {
 
 /// Gives the chosen batch norms of `network` statistics of `images`, in the loader's batches and order. Their counts of
 /// updates become the number of batches. Nothing else in `tensors`, one a parameter, changes by a bit; on an error,
-/// nothing at all.
+/// nothing at all. `observe` is told how many images were shown, and how many will be, each as often as it is shown.
 ///
 /// # Errors
 /// A layer is no batch norm, or there is none; an image is broken; a parameter that is not replaced, or a moment, is not
@@ -49,6 +49,7 @@ pub fn recalibrate(
     input: Input,
     images: &Loader,
     what: &Recalibration<'_>,
+    mut observe: impl FnMut(u64, u64),
 ) -> Result<(), TrainError> {
     let params = what.layers.iter().map(|&layer| moments_of(network, layer)).collect::<Result<Vec<_>, _>>()?;
     // What is estimated anew may be broken, where nothing normalises by it meanwhile.
@@ -61,11 +62,17 @@ pub fn recalibrate(
         let (seen, var) = (&survey.layers[position], what.var.unwrap_or(network.layers()[layer.index()].stored_var()));
         Ok::<_, TrainError>(stored(seen, survey.batches, what.method, var, &tensors[param.index()]))
     };
+    let passes = if what.method == Method::AdaBn { params.len() } else { 1 };
+    let (mut done, of) = (0, (passes * images.samples().len()) as u64);
+    let mut shown = |images: usize| {
+        done += images as u64;
+        observe(done, of);
+    };
     match what.method {
         Method::Precise | Method::UpdateBn => {
             let stats = |layer| if what.layers.contains(&layer) { Stats::Batch } else { Stats::Running };
             let mut probe = Probe::new(device, network, &shared, input, stats)?;
-            let survey = probe.survey(images)?;
+            let survey = probe.survey_with(images, &mut shown)?;
             for (&layer, &param) in what.layers.iter().zip(&params) {
                 estimates.push((param, estimate(&survey, &probe, layer, param)?));
             }
@@ -75,7 +82,7 @@ pub fn recalibrate(
             let mut ordered: Vec<(LayerId, ParamId)> = what.layers.iter().copied().zip(params).collect();
             ordered.sort_unstable();
             for (layer, param) in ordered {
-                let survey = probe.survey(images)?;
+                let survey = probe.survey_with(images, &mut shown)?;
                 let tensor = estimate(&survey, &probe, layer, param)?;
                 shared.write(device, network, param, &tensor)?;
                 estimates.push((param, tensor));

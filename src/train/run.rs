@@ -463,7 +463,7 @@ impl Run {
         let layers = (0..).map(LayerId).zip(network.layers());
         let layers: Vec<LayerId> = layers.filter(|(_, l)| l.kind == LayerKind::Bn).map(|(id, _)| id).collect();
         let what = Recalibration { layers: &layers, method: Method::Precise, var: None };
-        recalibrate(device, network, &mut tensors, input, images, &what)?;
+        recalibrate(device, network, &mut tensors, input, images, &what, |_, _| {})?;
         self.weights(&tensors).save(self.folder.join(RECALIBRATED_FILE))?;
         let Some(loader) = &self.source.val else { return Ok(None) };
         let params = Parameters::upload(device, network, &tensors)?;

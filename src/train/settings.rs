@@ -6,6 +6,7 @@ use crate::data::{DecodeOptions, ImageFolder, Sample, Transform, threads};
 use crate::files::read_text;
 use crate::graph::{AdamW, Sgd};
 use crate::text::message;
+use crate::weights::Head;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -55,6 +56,9 @@ pub struct Settings {
     /// What comes after the last epoch.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub then: Option<Then>,
+    /// What becomes of the weights' head where its classes have other names than the images'; nobody said if there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub head: Option<HeadStart>,
     pub images: ImageSet,
     pub policy: PolicySettings,
     pub optimizer: OptimizerSettings,
@@ -72,6 +76,16 @@ pub enum Then {
     /// All running statistics of the last weights are estimated anew ([`Method::Precise`](super::Method::Precise)) over
     /// the training images as validation shows them, and written to [`RECALIBRATED_FILE`](super::RECALIBRATED_FILE).
     Recalibrate,
+}
+
+/// What becomes of a head that has as many classes as the images.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadStart {
+    /// It is kept: its first class is the images' first class, and so on.
+    Keep,
+    /// It starts anew.
+    New,
 }
 
 /// The images of a run, so that a changed folder is noticed: another image is another order. The same files in another
@@ -185,6 +199,14 @@ const MAX_FILE: u64 = 16 << 20;
 const PROVENANCE: [&str; 4] = ["thawline", "weights", "weights-set", "data"];
 
 impl Settings {
+    /// What a run needs of the head of the weights that it starts from.
+    pub fn first_head(&self) -> Head {
+        match self.head {
+            Some(HeadStart::New) => Head::New,
+            Some(HeadStart::Keep) | None => Head::Optional,
+        }
+    }
+
     /// Optimiser steps an epoch. With [`drop_last`](Self::drop_last) only whole windows of
     /// [`accumulate`](Self::accumulate) whole batches count: the images that are left over sit out, others in each epoch,
     /// since each has its own order.
@@ -438,6 +460,7 @@ pub(super) mod tests {
             train_images: None,
             skip_broken: false,
             then: None,
+            head: Some(HeadStart::Keep),
             images: ImageSet { train: 30, val: 5, checksum: "0".into(), content: "1".into() },
             policy: PolicySettings {
                 name: "head".into(),

@@ -39,6 +39,8 @@ pub enum Head {
     Required,
     /// It starts anew where the file has none: before training.
     Optional,
+    /// It starts anew, whatever the file has.
+    New,
 }
 
 /// Why a head starts anew.
@@ -48,13 +50,15 @@ pub enum NewHead {
     OtherClasses { found: usize, asked: usize },
     /// The file has none.
     Absent,
+    /// The caller asked for it.
+    Asked,
 }
 
 /// Gives each expected tensor its values from `state`.
 ///
 /// `head` is the layer, e.g. `fc`, whose tensors may differ in the first dimension, the number of classes. If they
 /// do, all of them alike, then the file's head is left out and the log says so. With [`Head::Optional`] all of its tensors may
-/// be missing.
+/// be missing; with [`Head::New`] it is left out in any case.
 ///
 /// # Errors
 /// [`WeightsError::Mismatch`] with every tensor that is missing, unexpected, or of another shape or kind.
@@ -62,6 +66,7 @@ pub fn bind(state: StateDict, expected: &[Expected], head: &str, needed: Head) -
     let of_head = || expected.iter().filter(|wanted| belongs_to(&wanted.name, head));
     let is_absent = of_head().next().is_some() && of_head().all(|wanted| !state.tensors.contains_key(&wanted.name));
     let new_head = match (is_absent, needed) {
+        (_, Head::New) => Some(NewHead::Asked),
         (true, Head::Optional) => Some(NewHead::Absent),
         (true, Head::Required) => None,
         (false, _) => other_classes(&state, expected, head),
@@ -112,7 +117,7 @@ pub fn bind(state: StateDict, expected: &[Expected], head: &str, needed: Head) -
             log::warn!("{file} was trained for {found} classes; `{head}` starts anew with {asked}");
         }
         Some(NewHead::Absent) => log::warn!("{file} has no head; `{head}` starts anew"),
-        None => {}
+        Some(NewHead::Asked) | None => {}
     }
 
     let mut found = state.tensors;
@@ -317,6 +322,11 @@ mod tests {
         assert!(message.contains("it has no head `fc`") && message.contains("`finetune`"), "{message}");
         let bound = bind(headless, &network(), "fc", Head::Optional).unwrap();
         assert_eq!(bound.new_head, Some(NewHead::Absent));
+
+        let bound = bind(file(&network()), &network(), "fc", Head::New).unwrap();
+        assert_eq!(bound.new_head, Some(NewHead::Asked));
+        let of_head = |name: &str| name.starts_with("fc.");
+        assert!(network().iter().zip(&bound.tensors).all(|(wanted, found)| of_head(&wanted.name) == found.is_none()));
         assert_eq!((&bound.tensors[4], &bound.tensors[5]), (&None, &None));
     }
 
