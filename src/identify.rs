@@ -6,7 +6,7 @@
 
 use crate::graph::{Graph, LayerId, Role};
 use crate::models::{self, LookAlike, ModelError, Recognised, Spec};
-use crate::text::printable;
+use crate::text::{printable, quantity};
 use crate::weights::{self, Config, ExpectedKind, Head, StateDict, TensorData, WeightsError};
 
 /// Why a file is of no network.
@@ -267,7 +267,8 @@ fn drop_prefix(state: &mut StateDict, prefixes: Vec<String>) -> Result<(), Ident
         return Ok(());
     }
     let others = state.keep_prefix(&prefix);
-    let mut note = format!("`{}` is left off the names of {} tensors", printable(&prefix), state.tensors.len());
+    let tensors = quantity(state.tensors.len(), "tensor");
+    let mut note = format!("`{}` is left off the names of {tensors}", printable(&prefix));
     if !others.is_empty() {
         let shown: Vec<String> = others.iter().take(SHOWN).map(|name| printable(name)).collect();
         let more = others.len().saturating_sub(SHOWN);

@@ -1,5 +1,7 @@
 //! Text of others made fit to be shown: names from files, and what a user typed.
 
+use std::fmt::Display;
+
 /// Characters of a quotation, and of a message that quotes.
 const QUOTATION: usize = 200;
 const MESSAGE: usize = 1000;
@@ -50,9 +52,28 @@ pub fn shortened(text: &str, limit: usize) -> String {
     }
 }
 
+/// `1 class`, `3 classes`, `1 policy`, `2 policies`.
+pub fn quantity<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    match (count == N::from(1), noun.strip_suffix('y')) {
+        (true, _) => format!("{count} {noun}"),
+        (_, Some(stem)) => format!("{count} {stem}ies"),
+        _ if noun.ends_with('s') || noun.ends_with("tch") => format!("{count} {noun}es"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_singular() {
+        let of = |noun: &str| [1_u64, 2].map(|count| quantity(count, noun)).join(", ");
+        assert_eq!(of("epoch"), "1 epoch, 2 epochs");
+        assert_eq!(of("batch"), "1 batch, 2 batches");
+        assert_eq!(of("class"), "1 class, 2 classes");
+        assert_eq!(of("policy"), "1 policy, 2 policies");
+    }
 
     #[test]
     fn only_what_a_terminal_would_act_on_is_escaped() {

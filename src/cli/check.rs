@@ -50,14 +50,15 @@ pub fn run(options: &DeviceOptions, kernels: &[String], json: bool) -> Result<()
         };
         let of = results.len();
         output::line("")?;
-        let verdict = format!("{right} of {of} kernels are right{skipped}; {wrong} wrong; {seconds:.0} s");
+        let of = output::quantity(of, "kernel");
+        let verdict = format!("of {of}, {right} right{skipped}, {wrong} wrong; {seconds:.0} s");
         if wrong == 0 { output::good(verdict) } else { output::prose(verdict) }?;
     }
     if wrong > 0 {
         let names: Vec<&str> = results.iter().filter(|result| result.is_wrong()).map(|result| result.kernel).collect();
         bail!(
-            "{wrong} of {} kernels are wrong on {} ({}): {}; please report it with what `thawline devices --check --json` prints",
-            results.len(),
+            "of {}, {wrong} wrong on {} ({}): {}; please report it with what `thawline devices --check --json` prints",
+            output::quantity(results.len(), "kernel"),
             info.name,
             info.driver,
             names.join(", ")

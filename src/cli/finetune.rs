@@ -331,11 +331,11 @@ fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()
         }
     }
     let per_step = match accumulate {
-        1 => format!("{batch}"),
-        _ => format!("{batch} × {accumulate}"),
+        1 => output::quantity(*batch, "image"),
+        _ => format!("{batch} × {accumulate} images"),
     };
     output::status(format_args!(
-        "{} training and {} of {}; {} of {} of {per_step} images",
+        "{} training and {} of {}; {} of {} of {per_step}",
         images.train,
         output::quantity(images.val, "validation image"),
         output::quantity(classes.len(), "class"),

@@ -154,7 +154,7 @@ pub fn run(args: Args) -> Result<()> {
         let kept = result.kept.iter().map(|k| vec![k.norm.clone(), format!("stays: {}", k.reason)]);
         output::table(&["batch norm", "folded into"], &[], folded.chain(kept))?;
         output::prose(format_args!(
-            "{} folded, {} stay; the logits of {IMAGES} random images differ by {difference:.1e} of the largest at most",
+            "{} folded, {} kept; the logits of {IMAGES} random images differ by {difference:.1e} of the largest at most",
             result.folded.len(),
             result.kept.len()
         ))?;

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use textwrap::core::display_width;
 use textwrap::{Options, WordSeparator, WordSplitter};
 pub use thawline::report::units::{bytes, count, flops, ms, times};
+pub use thawline::text::quantity;
 use thawline::text::{escaped, escaped_lines, shortened};
 
 const TITLE: Style = Style::new().bold();
@@ -358,16 +359,6 @@ pub fn or_blank(value: u64, show: impl Fn(u64) -> String) -> String {
     if value == 0 { String::new() } else { show(value) }
 }
 
-/// `1 class`, `3 classes`, `1 policy`, `2 policies`.
-pub fn quantity<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
-    match (count == N::from(1), noun.strip_suffix('y')) {
-        (true, _) => format!("{count} {noun}"),
-        (_, Some(stem)) => format!("{count} {stem}ies"),
-        _ if noun.ends_with('s') || noun.ends_with("tch") => format!("{count} {noun}es"),
-        _ => format!("{count} {noun}s"),
-    }
-}
-
 /// `sgd_step`, `conv2d_input_grad ×2`: names with how often each comes, in the order of their first coming.
 pub fn counted(names: &[&str]) -> String {
     let mut counted: Vec<(&str, usize)> = Vec::new();
@@ -387,15 +378,6 @@ pub fn counted(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_thing_is_singular() {
-        let of = |noun: &str| [1_u64, 2].map(|count| quantity(count, noun)).join(", ");
-        assert_eq!(of("epoch"), "1 epoch, 2 epochs");
-        assert_eq!(of("batch"), "1 batch, 2 batches");
-        assert_eq!(of("class"), "1 class, 2 classes");
-        assert_eq!(of("policy"), "1 policy, 2 policies");
-    }
 
     #[test]
     fn messages_are_bounded_and_keep_their_own_lines() {

@@ -34,5 +34,5 @@ pub fn run(args: Args) -> Result<()> {
     let written = write_sample_data(args.set.parse::<SampleSet>()?, &args.dir, &options)?;
     drop(progress);
     let (dir, train, val) = (args.dir.display(), written.train, written.val);
-    output::line(format_args!("{dir}: {train} images to train on, {val} to validate"))
+    output::line(format_args!("{dir}: {} to train on, {val} to validate", output::quantity(train, "image")))
 }

@@ -3,6 +3,7 @@
 use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
 use super::output;
 use super::preprocess::PreprocessArgs;
+use super::progress::Progress;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -161,6 +162,13 @@ impl From<AugmentName> for Augment {
             AugmentName::CropFlip => Self::CropFlip,
         }
     }
+}
+
+/// The run's images, by a little of each file.
+fn image_set(folder: &ImageFolder, data: &Path) -> ImageSet {
+    const STAGE: &str = "reading a little of each image";
+    let progress = Progress::new(STAGE);
+    ImageSet::of_with(folder, data, |done, of| progress.at(STAGE, done as u64, of as u64))
 }
 
 /// `a, b, c, …`
@@ -333,7 +341,7 @@ impl TrainingArgs {
             skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
             then: None,
             head: self.head.map(HeadStart::from).or(saved.and_then(|s| s.head)),
-            images: ImageSet::of(&images.folder, &images.data),
+            images: image_set(&images.folder, &images.data),
             policy,
             optimizer,
             schedule: Schedule { lr, warmup: 0, decay },

@@ -498,7 +498,7 @@ mod tests {
         for mode in [Mode::Train, Mode::Eval] {
             let loader = loader(&samples, mode, 2, |options| options.skip_broken = true);
             let last = loader.epoch(0, 0).unwrap().last().unwrap();
-            assert!(last.unwrap_err().to_string().contains("all 4 images are broken"));
+            assert!(last.unwrap_err().to_string().contains("of 4 images, none can be decoded"));
         }
     }
 
@@ -534,7 +534,7 @@ mod tests {
             let transform = Transform::new(size, size, Augment::None, Preprocessing::default());
             Loader::new(vec![sample.clone(); count], transform, options).unwrap_err().to_string()
         };
-        assert!(error(3, 8, 4, 1).contains("3 training images do not fill one batch of 4"));
+        assert!(error(3, 8, 4, 1).contains("one batch of 4 is more than 3 training images"));
         assert!(error(3, 8, 0, 1).contains("batch size is 0"));
         assert!(error(3, 8, 1, 0).contains("prefetch is 0"));
         assert!(error(0, 8, 1, 1).contains("number of images is 0"));

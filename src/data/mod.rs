@@ -21,6 +21,7 @@ pub use transform::{Augment, Resizer, Transform};
 
 use crate::files::LockError;
 use crate::preprocessing::PreprocessingError;
+use crate::text::quantity;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -76,11 +77,12 @@ pub enum DataError {
     #[error("{option} is {value}: expected {expected}")]
     Option { option: &'static str, value: String, expected: &'static str },
     #[error(
-        "{samples} training images do not fill one batch of {batch}, and partial batches are dropped: \
-             use a batch of at most {samples}, or add images"
+        "one batch of {batch} is more than {}, and partial batches are dropped: \
+             use a batch of at most {samples}, or add images",
+        quantity(*samples, "training image")
     )]
     SmallerThanBatch { samples: usize, batch: usize },
-    #[error("all {samples} images are broken: nothing is left to work on")]
+    #[error("of {}, none can be decoded: nothing is left to work on", quantity(*samples, "image"))]
     AllBroken { samples: usize },
     #[error("the loader's thread failed: {0}")]
     Thread(String),

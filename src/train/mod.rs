@@ -50,6 +50,7 @@ use crate::data::DataError;
 use crate::files::LockError;
 use crate::gpu::GpuError;
 use crate::graph::GraphError;
+use crate::text::quantity;
 use crate::weights::WeightsError;
 use std::io;
 use std::path::PathBuf;
@@ -109,8 +110,9 @@ pub enum TrainError {
     #[error("the settings cannot be written down: {reason}")]
     Unwritable { reason: String },
     #[error(
-        "{images} training images do not fill one optimiser step of {batch} × {accumulate} images: use a smaller batch, \
-         accumulate fewer, or add images"
+        "one optimiser step takes {batch} × {accumulate} images, more than {}: use a smaller batch, \
+         accumulate fewer, or add images",
+        quantity(*images, "training image")
     )]
     TooFewImages { images: usize, batch: usize, accumulate: usize },
     #[error("the policy has {expected} stages, but networks were given for {found}")]

@@ -6,12 +6,14 @@ use crate::data::{DecodeOptions, ImageFolder, Sample, Transform, threads};
 use crate::files::read_text;
 use crate::graph::{AdamW, Sgd};
 use crate::text::message;
+use crate::text::quantity;
 use crate::weights::Head;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The settings of a run: all that is needed to repeat it, given the images and the weights that it starts from.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -128,8 +130,23 @@ fn sampled(path: &Path) -> Vec<u8> {
 impl ImageSet {
     /// The images of `images`, which were found below `folder`. Reads a little of each file.
     pub fn of(images: &ImageFolder, folder: &Path) -> Self {
+        Self::of_with(images, folder, |_, _| {})
+    }
+
+    /// As [`of`](Self::of); `observe` is told, now and then and by any thread, how many files are read, and of how many.
+    pub fn of_with(images: &ImageFolder, folder: &Path, observe: impl Fn(usize, usize) + Sync) -> Self {
+        /// Files between two tellings.
+        const STRIDE: usize = 256;
         let samples: Vec<&Sample> = images.train.iter().chain(&images.val).collect();
-        let part = |sample: &&Sample| Crc32c::new().update(&sampled(&sample.path)).finish();
+        let read = AtomicUsize::new(0);
+        let part = |sample: &&Sample| {
+            let part = Crc32c::new().update(&sampled(&sample.path)).finish();
+            let done = read.fetch_add(1, Ordering::Relaxed) + 1;
+            if done.is_multiple_of(STRIDE) {
+                observe(done, samples.len());
+            }
+            part
+        };
         let parts: Vec<u32> = match threads() {
             Ok(threads) => threads.install(|| samples.par_iter().map(part).collect()),
             // Whoever reads the images says why.
@@ -251,7 +268,8 @@ impl Settings {
         match (self.left_over(), self.drop_last) {
             (0, _) => None,
             (left, false) => {
-                Some(format!("the last step of each epoch has {left} images, for which there are no more than that"))
+                let left = quantity(left, "image");
+                Some(format!("the last step of each epoch has {left}, for which there are no more than that"))
             }
             (left, true) => Some(format!(
                 "{left} of the {} training images sit out each epoch, others each time: they do not fill a step of {step}, \

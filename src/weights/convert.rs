@@ -1,5 +1,6 @@
 //! From the number types of files to `f32` and `i64`.
 
+use crate::text::quantity;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -97,7 +98,7 @@ impl Conversions {
     pub(super) fn report(&self, path: &Path) {
         for (dtype, count) in &self.0 {
             let to = if dtype.decoded_size() == 4 { "f32" } else { "i64" };
-            log::info!("{}: {count} tensors converted from {dtype:?} to {to}", path.display());
+            log::info!("{}: {} converted from {dtype:?} to {to}", path.display(), quantity(*count, "tensor"));
         }
     }
 }

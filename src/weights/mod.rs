@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use crate::text::printable;
+use crate::text::{printable, quantity};
 
 pub use crate::files::write_atomically;
 pub use bind::{Bound, Expected, ExpectedKind, Head, NewHead, bind};
@@ -222,7 +222,8 @@ impl StateDict {
                 .into_iter()
                 .map(|(name, tensor)| (name[prefix.len()..].to_string(), tensor))
                 .collect();
-            self.notes.push(format!("`{prefix}` is left off the names of {} tensors", self.tensors.len()));
+            let tensors = quantity(self.tensors.len(), "tensor");
+            self.notes.push(format!("`{prefix}` is left off the names of {tensors}"));
         }
     }
 }

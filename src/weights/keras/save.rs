@@ -19,7 +19,7 @@ use super::container::{CONFIG, Kind, WEIGHTS};
 use super::names::{Part, text};
 use super::{Description, HALF, Reader, by_tensor, malformed, to_keras};
 use crate::files::create_temporary;
-use crate::text::printable;
+use crate::text::{printable, quantity};
 use crate::weights::{FileTensor, StateDict, TensorData, WeightsError, map_file, write_atomically};
 
 /// A dataset's new values, as the file stores them.
@@ -120,7 +120,7 @@ impl Copied {
         };
         let mut notes = notes(reader.has_optimizer(), head);
         if rounded > 0 {
-            notes.push(format!("{rounded} tensors are float16, to which their new values are rounded"));
+            notes.push(format!("{} in float16, to which new values are rounded", quantity(rounded, "tensor")));
         }
         let other = head.map(|(layer, classes)| {
             let mut other = reader.description.clone();
