@@ -109,7 +109,12 @@ fn runs_tell_of_every_step_and_epoch() {
     let which = |event: &&Value| !event["policy"].is_null() && event["seed"].is_number();
     assert!(of(&found, "step").iter().all(which) && of(&found, "epoch").iter().all(which));
     let result = found.last().unwrap();
-    assert_eq!(result["policies"].as_array().unwrap().len(), 2);
+    let policies = result["policies"].as_array().unwrap();
+    let columns = ["val_top1", "deviation", "best_val_top1", "step_ms", "flops", "kept_bytes", "drift"];
+    assert!(
+        policies.len() == 2 && policies.iter().all(|of| columns.iter().all(|name| of[name].is_number())),
+        "{result}"
+    );
     assert!(result["conclusion"].as_array().unwrap().iter().all(Value::is_string), "{result}");
 }
 

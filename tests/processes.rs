@@ -302,7 +302,7 @@ fn a_broken_image_stops_a_run_with_the_command_that_goes_on() {
     // From now on it does so by itself.
     succeeds(&["finetune", "--resume", text(&stopped)]);
     let (stdout, _) = succeeds(&skipping(finetune(&data, &skipped)));
-    assert!(stdout.contains("1 broken images skipped"), "{stdout}");
+    assert!(stdout.contains("1 broken image skipped"), "{stdout}");
     assert_eq!(results(&stopped), results(&skipped));
 
     let (stopped, skipped) = (dir.path().join("compare stopped"), dir.path().join("compare skipped"));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use thawline::identify::{Known, identify};
 use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::policy::Policy;
-use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
+use thawline::report::{self, Arm, ArmRun, Comparison, mean_and_deviation};
 use thawline::text::escaped;
 use thawline::train::{Event, Outcome, StepMetrics, TrainError, check_apart};
 use thawline::weights::StateDict;
@@ -290,7 +290,7 @@ impl Display {
     fn new(comparison: &Comparison) -> Self {
         let all = progress::bars();
         let width = comparison.arms.iter().map(|arm| arm.name.chars().count()).max().unwrap_or(0);
-        let line = |arm: &thawline::report::Arm| {
+        let line = |arm: &Arm| {
             let line = all.add(ProgressBar::new(comparison.steps * comparison.seeds.len() as u64));
             line.set_style(progress::style("  {prefix} {bar:12} {msg}"));
             line.set_prefix(format!("{:width$}", escaped(&arm.name)));
@@ -396,17 +396,29 @@ impl Display {
 
 fn summarise(lab: &Lab<'_>) -> Result<()> {
     let (comparison, timings) = (lab.comparison(), lab.timings());
+    let of = |arm: &Arm, accuracy: fn(&ArmRun) -> Option<f64>| -> (usize, f64, f64) {
+        let accuracies: Vec<f64> = arm.runs.iter().filter_map(accuracy).collect();
+        let (mean, deviation) = mean_and_deviation(&accuracies);
+        (accuracies.len(), mean, deviation)
+    };
+    let drift = |arm: &Arm| {
+        let mean = |drift: &[f64]| drift.iter().sum::<f64>() / drift.len() as f64;
+        mean_and_deviation(&arm.runs.iter().map(|run| mean(&run.end.drift)).collect::<Vec<_>>()).0
+    };
     if events::are_on() {
         let policies = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
-            let (mean, deviation) =
-                mean_and_deviation(&arm.runs.iter().filter_map(ArmRun::last_accuracy).collect::<Vec<_>>());
+            let (_, mean, deviation) = of(arm, ArmRun::last_accuracy);
             json!({
                 "policy": arm.name,
                 "runs": arm.runs.len(),
                 "diverged": arm.diverged().count(),
                 "val_top1": events::number(mean),
                 "deviation": events::number(deviation),
+                "best_val_top1": events::number(of(arm, ArmRun::best_accuracy).1),
                 "step_ms": events::number(took.step_ms),
+                "flops": arm.step.amount.flops,
+                "kept_bytes": arm.step.kept_bytes,
+                "drift": events::number(drift(arm)),
             })
         });
         return events::result(&json!({
@@ -417,20 +429,16 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         }));
     }
     let rows = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
-        let of = |accuracy: fn(&ArmRun) -> Option<f64>| -> Vec<f64> { arm.runs.iter().filter_map(accuracy).collect() };
-        let (last, best) = (of(ArmRun::last_accuracy), of(ArmRun::best_accuracy));
-        let (mean, deviation) = mean_and_deviation(&last);
-        let drift = |drift: &[f64]| drift.iter().sum::<f64>() / drift.len() as f64;
-        let drifts: Vec<f64> = arm.runs.iter().map(|run| drift(&run.end.drift)).collect();
+        let (runs, mean, deviation) = of(arm, ArmRun::last_accuracy);
         vec![
             arm.name.clone(),
             if arm.diverged().next().is_some() { "diverged".to_owned() } else { percent(mean) },
-            if last.len() > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
-            percent(mean_and_deviation(&best).0),
+            if runs > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
+            percent(of(arm, ArmRun::best_accuracy).1),
             output::ms(took.step_ms),
             output::flops(arm.step.amount.flops),
             output::bytes(arm.step.kept_bytes),
-            format!("{:.3}", mean_and_deviation(&drifts).0),
+            format!("{:.3}", drift(arm)),
         ]
     });
     let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
