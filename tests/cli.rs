@@ -501,6 +501,28 @@ fn predict_and_eval_agree() {
     assert_eq!(eval["top5"], mean(f64::from(top5)));
     assert!((mean(loss) - eval["loss"].as_f64().unwrap()).abs() < 1e-4);
 
+    // Class by class: in JSON, as a table, and on a page, which replaces no file unasked.
+    let classes = eval["classes"].as_array().unwrap();
+    let counts = eval["confusion"].as_array().unwrap();
+    let sum =
+        |of: &dyn Fn(&Value) -> bool| counts.iter().filter(|c| of(c)).map(|c| c[2].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum(&|_| true), predictions.len() as u64);
+    assert_eq!(sum(&|count| count[0] == count[1]), u64::from(top1));
+    for class in classes {
+        assert_eq!(class["support"].as_u64(), Some(sum(&|count| count[0] == class["class"])));
+        assert_eq!(class["predicted"].as_u64(), Some(sum(&|count| count[1] == class["class"])));
+        assert!(class_names().iter().any(|name| class["name"] == *name));
+    }
+    let page = outputs.text("page.html");
+    let shown = ["eval", "--weights", &named, "--data", &data(), "--per-class", "--report", &page];
+    let text = stdout(&shown);
+    assert!(text.contains("recall") && text.contains("mean by images") && text.contains("report: "), "{text}");
+    fails(&shown, "exists: give another name, or replace it with --force");
+    stdout(&[&shown[..], &["--force"]].concat());
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.contains("data:image/jpeg;base64,") && html.contains("The surest mistakes"));
+    fails(&["eval", "--weights", &named, "--data", &data(), "--report", &named, "--force"], "are the same file");
+
     // Classes go by name: a folder with two of them will do.
     let two = outputs.path("two");
     for class in &class_names()[3..5] {
@@ -869,6 +891,73 @@ fn finetune_then_eval() {
     let eval = json(&["eval", "--weights", best, "--data", &data, "--json"]);
     assert_eq!(eval["samples"], 10);
     assert!(stdout(&["predict", "--weights", best, "--top", "1", &data]).contains(&class_names()[0]));
+}
+
+#[test]
+fn finetune_on_uneven_classes() {
+    let outputs = Outputs::new();
+    // Of the first class eight images, of all others one.
+    let uneven = outputs.path("uneven");
+    let names = class_names();
+    for split in ["train", "val"] {
+        for (class, name) in names.iter().enumerate() {
+            let (from, to) = (Path::new(&data()).join(split).join(name), uneven.join(split).join(name));
+            fs::create_dir_all(&to).unwrap();
+            let image = fs::read_dir(from).unwrap().next().unwrap().unwrap();
+            for copy in 0..if class == 0 { 8 } else { 1 } {
+                fs::copy(image.path(), to.join(format!("{copy}.png"))).unwrap();
+            }
+        }
+    }
+    let (weights, data) = (weights_file(), uneven.to_str().unwrap().to_owned());
+    let train = |out: &str, more: &[&str]| {
+        let args = ["finetune", "--weights", &weights, "--data", &data, "--policy", "head", "--batch", "8"];
+        let out = ["--out", &outputs.text(out)].map(String::from);
+        let all: Vec<String> = args.iter().chain(more).map(|arg| (*arg).to_owned()).chain(out).collect();
+        thawline(&all.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap()
+    };
+    let text = |output: &std::process::Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let [out, err] = [&output.stdout, &output.stderr].map(|part| String::from_utf8_lossy(part).into_owned());
+        (out, err)
+    };
+
+    let (out, err) = text(&train("plain", &["--epochs", "1"]));
+    assert!(out.contains(&format!("training images by class: {} 8, {} 1", names[0], names[1])), "{out}");
+    assert!(err.contains("8 times the images") && err.contains("--class-weights balanced"), "{err}");
+    assert!(out.contains(" balanced "), "{out}");
+    let table = fs::read_to_string(outputs.path("plain").join("metrics.csv")).unwrap();
+    assert!(table.lines().next().unwrap().ends_with(",val_balanced"), "{table}");
+
+    // Nothing learns, so the first epoch is no better than none.
+    let (out, err) = text(&train("early", &["--epochs", "5", "--patience", "1", "--lr", "0", "--sampler", "balanced"]));
+    assert!(out.contains("ended after epoch 1 of 5: 1 epoch without a better one"), "{out}");
+    assert!(out.contains("classes are shown equally often") && !err.contains("times the images"), "{out}{err}");
+
+    let file = outputs.text("weights.toml");
+    let lines: Vec<String> = names.iter().map(|name| format!("{name:?} = 2")).collect();
+    fs::write(&file, lines.join("\n")).unwrap();
+    let (out, _) = text(&train("file", &["--epochs", "1", "--class-weights", &file]));
+    assert!(out.contains("classes have weights in the loss"), "{out}");
+    let (out, err) = text(&train("both", &["--epochs", "1", "--class-weights", "balanced", "--sampler", "balanced"]));
+    assert!(err.contains("warning: --class-weights balanced and --sampler balanced"), "{out}{err}");
+
+    // A weight of 2 for all is none.
+    let weights_of = |run: &str| fs::read(outputs.path(run).join("last.safetensors")).unwrap();
+    assert!(weights_of("file") == weights_of("plain") && weights_of("both") != weights_of("plain"));
+
+    // The settings go on with a run; others are refused.
+    let run = outputs.text("early");
+    let resumed = stdout(&["finetune", "--resume", &run]);
+    assert!(resumed.contains("ended after epoch 1 of 5"), "{resumed}");
+    fails(&["finetune", "--resume", &run, "--patience", "3"], "`patience` is 3 now");
+    fails(&["finetune", "--resume", &run, "--sampler", "shuffled"], "`sampler` is not set now");
+
+    fs::write(&file, lines[1..].join("\n")).unwrap();
+    let refused = train("no", &["--class-weights", &file]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains(&format!("it has no weight for `{}`", names[0])), "{message}");
+    assert!(!outputs.path("no").exists());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Sampler, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
 use thawline::models;
@@ -51,6 +51,9 @@ impl Fixture {
             epochs: 2,
             seed: 0,
             label_smoothing: 0.0,
+            class_weights: None,
+            sampler: Sampler::Shuffled,
+            patience: None,
             val_fraction: 0.0,
             train_images: Some(24),
             then: None,

@@ -303,6 +303,7 @@ impl OptimizerArgs {
         Ok(Options {
             optimizer,
             label_smoothing: self.label_smoothing,
+            class_weights: false,
             accumulate: 1,
             export_gradients: false,
             seed: 0,

@@ -60,7 +60,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 32] = [
+const SETTLED: [&str; 35] = [
     "variant",
     "out",
     "policies",
@@ -84,6 +84,9 @@ const SETTLED: [&str; 32] = [
     "nesterov",
     "weight_decay",
     "label_smoothing",
+    "class_weights",
+    "sampler",
+    "patience",
     "schedule",
     "warmup",
     "final_lr",
@@ -130,6 +133,7 @@ pub fn run(args: Args) -> Result<()> {
         None => (start(&args, &images, &device)?, false),
     };
     announce(lab.comparison(), resumed)?;
+    training::announce_classes(&images.folder, &lab.setup().settings)?;
     if let Some(what) = lab.setup().settings.left_over_in_words() {
         output::line(what)?;
     }
@@ -329,9 +333,9 @@ impl Display {
     }
 
     fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) {
-        if self.done.remove(&(arm, seed)).is_none() {
-            self.left = self.left.saturating_sub(self.steps);
-        }
+        // A run may have ended early.
+        let done = self.done.remove(&(arm, seed)).unwrap_or(0);
+        self.left = self.left.saturating_sub(self.steps.saturating_sub(done));
         let accuracy = run.last_accuracy().unwrap_or(f64::NAN);
         self.accuracies[arm].push(accuracy);
         let (mean, deviation) = mean_and_deviation(&self.accuracies[arm]);

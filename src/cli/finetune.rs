@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
     // Not before: until there is a run to save, as while weights are downloaded, Ctrl-C ends the process at once.
     let stop = stop_on_ctrl_c()?;
     let mut log = RunLog::open(run.folder(), run.step())?;
-    let display = Display::new(run.settings());
+    let display = Display::new(run.settings(), run.is_uneven());
     let outcome = run.run(&stop, |event| {
         log.record(&event)?;
         display.show(&event);
@@ -160,6 +160,7 @@ fn start(args: &Args) -> Result<Run> {
     let tensors = first_tensors(network, state, file, data, &settings)?;
     check_keras(training, &settings, network, &tensors, out)?;
     announce(&settings, &stages, &device)?;
+    training::announce_classes(&images.folder, &settings)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
 
@@ -264,6 +265,7 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         let tensors = first_tensors(&stages[0], state.map(|state| (state, None)), file, data, &settings)?;
         check_keras(training, &settings, &stages[0], &tensors, folder)?;
         announce(&settings, &stages, &device)?;
+        training::announce_classes(&images.folder, &settings)?;
         return Ok(images.job(&device, stages, &spec, settings).start(&tensors, folder)?);
     }
     let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
@@ -348,16 +350,18 @@ fn few(names: &[String]) -> String {
 struct Display {
     bar: ProgressBar,
     epochs: usize,
+    /// Whether accuracy needs the balanced one beside it.
+    uneven: bool,
 }
 
 impl Display {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, uneven: bool) -> Self {
         let bar = ProgressBar::with_draw_target(Some(settings.steps()), ProgressDrawTarget::stderr());
         // A template that is known to be sound; the default one would do too.
         if let Ok(style) = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} · {eta} left") {
             bar.set_style(style);
         }
-        Self { bar, epochs: settings.epochs }
+        Self { bar, epochs: settings.epochs, uneven }
     }
 
     /// Shows what happened, if anybody looks: training goes on in any case.
@@ -392,7 +396,7 @@ impl Display {
     }
 
     fn epoch_line(&self, metrics: &EpochMetrics, images_per_s: Option<f64>) -> String {
-        let EpochMetrics { epoch, train, val, skipped, .. } = *metrics;
+        let EpochMetrics { epoch, train, val, skipped, val_balanced, .. } = *metrics;
         let mut line = match epoch {
             0 => "before training".to_owned(),
             _ => format!("epoch {epoch:>2}/{}    ", self.epochs),
@@ -401,6 +405,9 @@ impl Display {
             if let Some(of) = of {
                 line += &totals(name, of);
             }
+        }
+        if let Some(balanced) = val_balanced.filter(|_| self.uneven) {
+            line += &format!(" balanced {}", percent(balanced));
         }
         if let Some(speed) = images_per_s {
             line += &format!("  {speed:.0} images/s");
@@ -457,6 +464,14 @@ fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
     let history = run.history();
+    if run.ended_early() {
+        output::line(format_args!(
+            "ended after epoch {} of {}: {} without a better one (--patience)",
+            history.len().saturating_sub(1),
+            run.settings().epochs,
+            output::quantity(run.settings().patience.unwrap_or(0), "epoch")
+        ))?;
+    }
     let file = |name: &str| {
         let path = run.folder().join(name);
         let gone = if path.exists() { "" } else { " is not there any more: somebody removed it" };

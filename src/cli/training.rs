@@ -1,17 +1,21 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
 use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::output;
 use super::preprocess::PreprocessArgs;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
-use thawline::data::{Augment, ImageFolder, Transform};
+use thawline::data::{Augment, ImageFolder, Sampler, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::preprocessing::Traced;
-use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
+use thawline::train::{
+    Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings, UNEVEN, balanced_weights, imbalance,
+    read_weights,
+};
 
 /// Where images and weights come from, and how training goes.
 #[derive(clap::Args)]
@@ -75,6 +79,19 @@ pub struct TrainingArgs {
     /// Share of the target that is spread over all classes; 0.1 helps on noisy labels [default: 0]
     #[arg(long, value_name = "X")]
     label_smoothing: Option<f64>,
+    /// Weight of each class in the training loss, as PyTorch's CrossEntropyLoss(weight). `balanced`: so that all classes count
+    /// the same, whatever their numbers of images; or a TOML or JSON file with a number for each class name. Validation
+    /// stays without weights [default: each image counts the same]
+    #[arg(long, value_name = "balanced|FILE")]
+    class_weights: Option<PathBuf>,
+    /// Which images an epoch shows: each once, or of each class equally often, those of rare classes several times
+    /// [default: shuffled]
+    #[arg(long, value_enum)]
+    sampler: Option<SamplerName>,
+    /// End after so many epochs in which validation accuracy did not become better; of equal accuracies the lower loss
+    /// is better. The learning rate falls as planned for all epochs [default: never]
+    #[arg(long, value_name = "EPOCHS", value_parser = positive)]
+    patience: Option<usize>,
 
     /// How the learning rate falls [default: cosine, which needs no tuning to the number of epochs]
     #[arg(long, value_enum)]
@@ -117,6 +134,12 @@ enum OptimizerName {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SamplerName {
+    Shuffled,
+    Balanced,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScheduleName {
     Constant,
     Cosine,
@@ -149,6 +172,48 @@ pub fn spec(settings: &Settings) -> Result<Spec> {
         None => models::spec(&settings.model)?.clone(),
     };
     Ok(spec.with_preprocessing(Traced::new(settings.transform.preprocessing, "the run's settings")))
+}
+
+/// Classes whose numbers of images are listed; of more, those of the smallest and the largest.
+const LISTED: usize = 20;
+/// From this imbalance on, the options against it are named.
+const HINTED: f64 = 5.0;
+
+/// Says how many training images each class has, if that is uneven, and what of it is made up for.
+pub fn announce_classes(folder: &ImageFolder, settings: &Settings) -> Result<()> {
+    let counts = folder.train_counts();
+    let ratio = imbalance(counts.iter().copied());
+    if ratio >= UNEVEN {
+        let mut classes: Vec<(&String, u64)> = folder.classes.iter().zip(counts).collect();
+        classes.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        let words = |of: &[(&String, u64)]| {
+            of.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+        };
+        let listed = match classes.len() {
+            0..=LISTED => words(&classes),
+            all => format!(
+                "{}, …, {} ({} in between)",
+                words(&classes[..LISTED / 4]),
+                words(&classes[all - LISTED / 4..]),
+                output::quantity(all - LISTED / 4 * 2, "class")
+            ),
+        };
+        output::line(format_args!("training images by class: {listed}"))?;
+    }
+    let made_up = match (&settings.class_weights, settings.sampler) {
+        (Some(_), Sampler::Balanced) => "classes have weights in the loss, and are shown equally often",
+        (Some(_), Sampler::Shuffled) => "classes have weights in the loss; validation is without",
+        (None, Sampler::Balanced) => "classes are shown equally often; validation shows each image once",
+        (None, Sampler::Shuffled) if ratio >= HINTED => {
+            output::note(format_args!(
+                "note: the largest class has {ratio:.0} times the images of the smallest: the rare ones may never be \
+                 predicted; --class-weights balanced or --sampler balanced helps, and eval --per-class tells"
+            ));
+            return Ok(());
+        }
+        _ => return Ok(()),
+    };
+    output::line(made_up)
 }
 
 /// The images, and where they are.
@@ -253,6 +318,7 @@ impl TrainingArgs {
         let classes = images.folder.classes.clone();
         let (batch, accumulate) = self.batches(saved);
         let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+        let (class_weights, sampler) = self.balance(saved, images)?;
         let mut settings = Settings {
             thawline: env!("CARGO_PKG_VERSION").into(),
             model: spec.name.to_string(),
@@ -267,6 +333,9 @@ impl TrainingArgs {
             epochs,
             seed: self.seed(saved),
             label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),
+            class_weights,
+            sampler,
+            patience: self.patience.or(saved.and_then(|s| s.patience)),
             val_fraction: self.val_fraction(saved),
             train_images: self.train_images(saved),
             skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
@@ -282,6 +351,30 @@ impl TrainingArgs {
         settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);
         settings.check()?;
         Ok(settings)
+    }
+
+    /// The class weights and the sampler.
+    fn balance(&self, saved: Option<&Settings>, images: &Images) -> Result<(Option<Vec<f64>>, Sampler)> {
+        let sampler = match self.sampler {
+            Some(SamplerName::Shuffled) => Sampler::Shuffled,
+            Some(SamplerName::Balanced) => Sampler::Balanced,
+            None => saved.map(|s| s.sampler).unwrap_or_default(),
+        };
+        let counts = images.folder.train_counts();
+        let weights = match &self.class_weights {
+            Some(name) if name.as_os_str() == "balanced" => {
+                if sampler == Sampler::Balanced {
+                    output::warning(
+                        "--class-weights balanced and --sampler balanced each make all classes count the same: together, \
+                         rare classes count for more than the others",
+                    );
+                }
+                Some(balanced_weights(&counts, sampler))
+            }
+            Some(file) => Some(read_weights(file, &images.folder.classes, &counts, sampler)?),
+            None => saved.and_then(|s| s.class_weights.clone()),
+        };
+        Ok((weights, sampler))
     }
 
     fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {

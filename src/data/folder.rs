@@ -127,6 +127,15 @@ impl ImageFolder {
         }
     }
 
+    /// Training images of each class, by label.
+    pub fn train_counts(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.classes.len()];
+        for sample in &self.train {
+            counts[sample.label as usize] += 1;
+        }
+        counts
+    }
+
     /// Keeps `count` of the training images, chosen by `seed`, evenly over the classes: where a class has too few, the
     /// others fill up.
     ///

@@ -46,7 +46,7 @@ impl Graph {
                     return Err(fail(format!("reads {}, which {} overwrote", self.label(input), self.label(by))));
                 }
             }
-            if !matches!(node.op, Op::Input | Op::Labels | Op::Feature(_)) {
+            if !matches!(node.op, Op::Input | Op::Labels | Op::ClassWeights | Op::Feature(_)) {
                 let shape = self.infer(&node.op, &node.inputs, node.layer)?;
                 if shape != node.shape {
                     return Err(fail(format!("is recorded as {} but computes {shape}", node.shape)));

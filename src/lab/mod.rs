@@ -655,6 +655,7 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
         batch: settings.batch,
         accumulate: settings.accumulate,
         epochs: settings.epochs,
+        patience: settings.patience,
         steps: settings.steps(),
         augment: augment.name().into(),
         optimizer: settings.optimizer,

@@ -38,7 +38,10 @@ pub struct Comparison {
     pub batch: usize,
     pub accumulate: usize,
     pub epochs: usize,
-    /// Optimiser steps of one run.
+    /// A run ended after so many epochs without a better one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patience: Option<usize>,
+    /// Optimiser steps of one run, if it was not ended early.
     pub steps: u64,
     /// Random changes to training images, in the words of `--augment`.
     pub augment: String,

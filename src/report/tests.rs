@@ -111,7 +111,14 @@ fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
     let policy = policy.unwrap();
     let resolved = policy::resolve(&policy, models::build("resnet_tiny", 32, (16, 16), 10).unwrap()).unwrap();
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+    let options = Options {
+        optimizer,
+        label_smoothing: 0.0,
+        class_weights: false,
+        accumulate: 1,
+        export_gradients: false,
+        seed: 0,
+    };
     let (price, _) = price(&resolved, &options, Input::Values).unwrap();
     let recipe = RECIPES.iter().find(|recipe| recipe.name == name);
     let layers = price.layers.iter().filter(|layer| !layer.axes.is_empty());
@@ -161,6 +168,7 @@ fn comparison(arms: &[(&str, f64)], seeds: &[u64]) -> Comparison {
         batch: 32,
         accumulate: 1,
         epochs: EPOCHS,
+        patience: None,
         steps: 60,
         augment: "crop-flip".to_owned(),
         optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4 },
@@ -273,6 +281,13 @@ fn a_page_shows_the_classes_of_the_most_accurate_policy() {
     assert!(text.contains("Class by class") && text.contains("under 3 seeds, counted together"));
     assert_eq!((count("table.matrix"), count("td.right"), count("td.wrong")), (1, 10, 90));
     assert!(text.contains("10 ×"), "the last class's images, under two seeds, were all taken for the first");
+
+    // A run that was ended early.
+    assert!(!text.contains("epochs done"));
+    comparison.patience = Some(3);
+    comparison.arms[0].runs[0].history.truncate(7);
+    let (text, _) = read(&comparison, &timings(&comparison));
+    assert!(text.contains("epochs done") && text.contains("6, 10, 10") && text.contains("after 3 epochs without"));
 
     // As in folders of versions that kept no confusion matrix.
     comparison.arms.iter_mut().flat_map(|arm| &mut arm.runs).for_each(|run| run.confusion = None);
@@ -535,7 +550,14 @@ fn caveats_follow_from_the_numbers() {
 fn benchmark() -> Benchmark {
     let roofline = Roofline { flops_per_s: 2.1e10, bytes_per_s: 8e9, call_ms: 0.015, run_ms: 0.04 };
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+    let options = Options {
+        optimizer,
+        label_smoothing: 0.0,
+        class_weights: false,
+        accumulate: 1,
+        export_gradients: false,
+        seed: 0,
+    };
     let mut rng = Rng::new(5);
     let mut results = Vec::new();
     for name in ["full", "keras-guide", "head", "bn-only"] {
