@@ -4,7 +4,7 @@ use super::args::{self, policy_help};
 use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
 use super::output;
 use super::source;
-use super::training::{self, Images, TrainingArgs};
+use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use thawline::identify::{Known, identify};
 use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
 use thawline::policy::Policy;
-use thawline::report::{self, ArmRun, Comparison, mean_and_deviation};
+use thawline::report::{self, ArmRun, Comparison, LrSearch, mean_and_deviation};
 use thawline::text::escaped;
-use thawline::train::{Event, Outcome, StepMetrics, TrainError, check_apart};
+use thawline::train::{Event, OptimizerSettings, Outcome, StepMetrics, TrainError, check_apart};
 use thawline::weights::StateDict;
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
@@ -55,6 +55,8 @@ pub struct Args {
     /// May be changed on resume [default: 1024]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..1 << 40))]
     cache: Option<u64>,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     training: TrainingArgs,
 }
@@ -100,7 +102,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(folder) => {
             let setup = lab::setup_of(folder)?;
             let saved = &setup.settings;
-            let data = args.training.data.as_ref().unwrap_or(&saved.data);
+            let data = args.data.data.as_ref().unwrap_or(&saved.data);
             // Before the images: the folder of the comparison may be among them.
             check_apart(data, folder)?;
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
@@ -108,7 +110,7 @@ pub fn run(args: Args) -> Result<()> {
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
-            let data = args.training.data.as_ref().context("--data is missing")?;
+            let data = args.data.data.as_ref().context("--data is missing")?;
             if let Some(out) = &args.out {
                 check_apart(data, out)?;
             }
@@ -129,13 +131,13 @@ pub fn run(args: Args) -> Result<()> {
         }
         None => (start(&args, &images, &device)?, false),
     };
-    announce(lab.comparison(), resumed)?;
+    announce(&lab, resumed)?;
     if let Some(what) = lab.setup().settings.left_over_in_words() {
         output::line(what)?;
     }
     // Not before: as in `finetune`, Ctrl-C ends the process at once until there is something to save.
     let stop = stop_on_ctrl_c()?;
-    let mut display = Display::new(lab.comparison());
+    let mut display = Display::new(&lab);
     let outcome = lab.run(&stop, |event| {
         display.show(&event);
         Ok(())
@@ -180,10 +182,15 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let input = args::input(&model.spec);
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
+    let rates = match (&args.training.lr, settings.optimizer) {
+        (Some(LrChoice::Rates(rates)), _) => rates.clone(),
+        (Some(LrChoice::Auto) | None, OptimizerSettings::Sgd { .. }) => lab::SGD_RATES.to_vec(),
+        (Some(LrChoice::Auto) | None, OptimizerSettings::AdamW { .. }) => lab::ADAMW_RATES.to_vec(),
+    };
     let seed = settings.seed;
     let last = seed.checked_add(args.seeds).filter(|last| i64::try_from(*last).is_ok());
     let Some(last) = last else { bail!("--seed {seed} is too large for {} seeds", args.seeds) };
-    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), args.cache.unwrap_or(1024) << 20)?)
+    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), rates, args.cache.unwrap_or(1024) << 20)?)
 }
 
 fn bench<'a>(
@@ -204,7 +211,8 @@ fn bench<'a>(
     Ok(Bench { device, network, input, images: &images.folder, data: images.data.clone(), weights })
 }
 
-fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
+fn announce(lab: &Lab<'_>, resumed: bool) -> Result<()> {
+    let comparison = lab.comparison();
     let Comparison { model, size: [height, width], arms, seeds, train_images, val_images, classes, .. } = comparison;
     let how = if resumed { "goes on with" } else { "compares" };
     let (policies, seeds) = (output::quantity(arms.len(), "policy"), output::quantity(seeds.len(), "seed"));
@@ -216,6 +224,17 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
         comparison.batch,
         output::quantity(comparison.steps, "step"),
     ))?;
+    let rates = &lab.setup().rates;
+    if let [least, .., most] = rates[..] {
+        let of_runs = comparison.steps * comparison.seeds.len() as u64;
+        let share = 100.0 * lab.search_steps() as f64 / of_runs.max(1) as f64;
+        output::line(format_args!(
+            "each policy finds its own of {} learning rates from {least} to {most} first, on the training images alone, in {} \
+             ({share:.0} % of its runs')",
+            rates.len(),
+            output::quantity(lab.search_steps(), "step"),
+        ))?;
+    }
     for arm in arms {
         for warning in &arm.warnings {
             output::warning(format_args!("{}: {warning}", arm.name));
@@ -242,10 +261,13 @@ struct Display {
     /// Optimiser steps that are left of all runs, and those that this process did.
     left: u64,
     own: u64,
+    /// Optimiser steps that the trial under way has done.
+    trial: u64,
 }
 
 impl Display {
-    fn new(comparison: &Comparison) -> Self {
+    fn new(lab: &Lab<'_>) -> Self {
+        let comparison = lab.comparison();
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
         let width = comparison.arms.iter().map(|arm| arm.name.chars().count()).max().unwrap_or(0);
         // Templates that are known to be sound.
@@ -275,7 +297,8 @@ impl Display {
             done: HashMap::new(),
             began: Instant::now(),
             steps: comparison.steps,
-            left: comparison.steps * runs,
+            left: comparison.steps * runs + lab.search_steps() * comparison.arms.len() as u64,
+            trial: 0,
             own: 0,
         }
     }
@@ -283,8 +306,31 @@ impl Display {
     /// Shows what happened, if anybody looks: the comparison goes on in any case.
     fn show(&mut self, event: &LabEvent<'_>) {
         match *event {
+            LabEvent::Trial { arm, lr, epochs, event } => self.follow_trial(arm, lr, epochs, &event),
+            LabEvent::Searched { arm, search } => self.searched(arm, search),
             LabEvent::Run { arm, seed, event } => self.follow(arm, seed, &event),
             LabEvent::Done { arm, seed, run } => self.finished(arm, seed, run),
+        }
+    }
+
+    fn follow_trial(&mut self, arm: usize, lr: f64, epochs: usize, event: &Event<'_>) {
+        match *event {
+            Event::Started { .. } => self.trial = 0,
+            Event::Step(StepMetrics { epoch, step, .. }) => {
+                let done = step.saturating_sub(self.trial);
+                (self.trial, self.left, self.own) = (step, self.left.saturating_sub(done), self.own + done);
+                self.lines[arm].set_message(format!("learning rate {lr} · epoch {epoch}/{epochs}"));
+                self.total.set_message(self.time_left());
+            }
+            _ => {}
+        }
+    }
+
+    fn searched(&mut self, arm: usize, search: &LrSearch) {
+        let found = format!("learning rate {} of {} tried", search.lr, search.rates().len());
+        self.lines[arm].set_message(found.clone());
+        if self.all.is_hidden() {
+            let _ = output::line(format_args!("{:<16} {found}", self.names[arm]));
         }
     }
 
@@ -366,6 +412,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         let drifts: Vec<f64> = arm.runs.iter().map(|run| drift(&run.end.drift)).collect();
         vec![
             arm.name.clone(),
+            arm.lr(comparison).to_string(),
             if arm.diverged().next().is_some() { "diverged".to_owned() } else { percent(mean) },
             if last.len() > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
             percent(mean_and_deviation(&best).0),
@@ -375,7 +422,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
             format!("{:.3}", mean_and_deviation(&drifts).0),
         ]
     });
-    let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
+    let titles = ["policy", ">lr", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
     output::text(output::table(&titles, rows))?;
     for paragraph in report::conclusion(comparison) {
         output::line("")?;

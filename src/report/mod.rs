@@ -7,6 +7,7 @@ mod benchmark;
 mod comparison;
 mod conclusion;
 mod doctor;
+mod lr_find;
 mod metrics;
 mod page;
 mod predict;
@@ -23,11 +24,12 @@ pub use bench_page::bench_page;
 pub(crate) use benchmark::label;
 pub use benchmark::{Against, BenchResult, Benchmark, Change, Disagreement, Pair};
 pub use comparison::{
-    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES,
-    State, Timings, mean_and_deviation,
+    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, LrSearch, Prefix,
+    SMALL_BATCH_IMAGES, SearchRound, State, Timings, Trial, mean_and_deviation,
 };
 pub use conclusion::conclusion;
 pub use doctor::{Confidence, FEWEST_IMAGES, Fault, Finding, Remedy, diagnose};
+pub use lr_find::{LrFind, LrFinding, lr_find_page, lr_plot};
 pub use metrics::csv;
 pub use page::page;
 pub use predict::{Prediction, Predictions, predict};

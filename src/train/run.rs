@@ -6,7 +6,7 @@ use super::{
     Settings, Then, Totals, TrainError, check_finite, recalibrate, takes_batch_statistics,
 };
 use crate::compile;
-use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
+use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, shuffled};
 use crate::files::{self, FolderLock, is_leftover, is_lock, write_atomically};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats};
@@ -206,21 +206,14 @@ impl Job<'_> {
             let expected = "true where batch norms take statistics of the batch: padding would be part of them";
             return Err(TrainError::Setting { setting: "drop-last", value: "false".into(), expected });
         }
-        let loader = |samples: &Vec<_>, mode| {
-            let options = LoaderOptions {
-                skip_broken: settings.skip_broken,
-                decode: settings.decode,
-                drop_last: mode == Mode::Train && settings.drop_last,
-                ..LoaderOptions::new(mode, settings.batch, settings.seed)
-            };
-            Loader::new(samples.clone(), settings.transform.clone(), options)
-        };
-        let train = loader(&images.train, Mode::Train)?;
+        let train = loader(&settings, &images.train, Mode::Train)?;
         let recalibration = match settings.then {
-            Some(Then::Recalibrate) => Some(loader(&shuffled(images.train.clone(), settings.seed), Mode::Eval)?),
+            Some(Then::Recalibrate) => {
+                Some(loader(&settings, &shuffled(images.train.clone(), settings.seed), Mode::Eval)?)
+            }
             None => None,
         };
-        let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
+        let val = if images.val.is_empty() { None } else { Some(loader(&settings, &images.val, Mode::Eval)?) };
         let source = Source { device: device.clone(), stages, input, train, val, cache };
         let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
@@ -706,8 +699,19 @@ impl Run {
     }
 }
 
+/// What shows `samples` as a run does.
+pub(super) fn loader(settings: &Settings, samples: &[Sample], mode: Mode) -> Result<Loader, DataError> {
+    let options = LoaderOptions {
+        skip_broken: settings.skip_broken,
+        decode: settings.decode,
+        drop_last: mode == Mode::Train && settings.drop_last,
+        ..LoaderOptions::new(mode, settings.batch, settings.seed)
+    };
+    Loader::new(samples.to_vec(), settings.transform.clone(), options)
+}
+
 /// The batches of an epoch; without pixels where what they give is kept.
-fn batches_of(
+pub(super) fn batches_of(
     loader: &Loader,
     kept: bool,
     epoch: u64,
@@ -719,7 +723,7 @@ fn batches_of(
     })
 }
 
-fn images(batch: &Batch, kept: bool) -> Images<'_> {
+pub(super) fn images(batch: &Batch, kept: bool) -> Images<'_> {
     if kept { Images::Kept(&batch.samples) } else { Images::Bytes(&batch.pixels) }
 }
 
