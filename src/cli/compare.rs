@@ -1,19 +1,19 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
 use super::args::{self, policy_help};
-use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
+use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c, write_keras};
 use super::output;
 use super::source;
 use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thawline::identify::{Known, identify};
-use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
+use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, WINNER_FILE, in_words};
 use thawline::policy::Policy;
-use thawline::report::{self, ArmRun, Comparison, LrSearch, mean_and_deviation};
+use thawline::report::{self, ArmRun, Comparison, LrSearch, Verdict, Winner, mean_and_deviation};
 use thawline::text::escaped;
 use thawline::train::{Event, OptimizerSettings, Outcome, StepMetrics, TrainError, check_apart};
 use thawline::weights::StateDict;
@@ -21,13 +21,14 @@ use thawline::weights::StateDict;
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
 ///
 /// Every policy starts from the same weights and sees the same images in the same order. The folder OUT gets report.html
-/// to look at, compare.json and compare.csv with every number, timings.json, and the best weights of each run below
-/// runs/. Ctrl-C finishes the step and saves; --resume continues, and compare.json is the same as if it had never
+/// to look at, compare.json and compare.csv with every number, timings.json, the best weights of each run below runs/, and
+/// those of the policy to use as winner.safetensors, and as a copy of the Keras file if they came from one. Ctrl-C finishes the step and saves; --resume continues, and compare.json is the same as if it had never
 /// stopped. What the frozen part of a network gives for each image is computed once and kept, within --cache; that
 /// changes no result.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline compare --weights resnet18.pth --data ./photos --out cmp --epochs 5
+  thawline compare --weights resnet18.pth --data ./photos --out cmp --lr 0.001,0.003,0.01
   thawline compare --weights resnet18.pth --data ./photos --out cmp --policy head --policy bn-only --policy late.toml \\
     --seeds 3 --batch 16
   thawline compare --resume cmp")]
@@ -429,5 +430,27 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         output::line(format_args!("{}", paragraph.replace('`', "")))?;
     }
     output::line("")?;
-    output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))
+    output::line(format_args!("report:  {}", lab.folder().join(PAGE_FILE).display()))?;
+    let predict = |weights: &Path| format!("thawline predict --weights {} IMAGES", output::quoted(weights));
+    let weights = match &comparison.winner {
+        Some(Winner { policy, seed, epoch, accuracy }) => {
+            let file = lab.folder().join(WINNER_FILE);
+            output::line(format_args!(
+                "weights: {} ({policy}, seed {seed}, epoch {epoch}: {} of the validation images)",
+                file.display(),
+                percent(*accuracy)
+            ))?;
+            Some(file)
+        }
+        None if matches!(report::verdict(comparison), Verdict::DoNotTrain { .. }) => comparison.weights.clone(),
+        None => None,
+    };
+    if let Some(weights) = weights {
+        output::line(format_args!("use it:  {}", predict(&weights)))?;
+    }
+    // Last, since it can fail: the Keras file may be gone by now.
+    for file in write_keras(&lab.setup().settings, lab.folder(), &[WINNER_FILE])? {
+        output::line(format_args!("for Keras: {}", file.display()))?;
+    }
+    Ok(())
 }

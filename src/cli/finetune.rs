@@ -467,12 +467,13 @@ fn with_form(file: &Path, form: &str) -> PathBuf {
     file.with_extension(form.trim_start_matches('.'))
 }
 
-/// Beside each weights file of the run a copy of the Keras file that it came from, if it did, with the new weights.
-fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
-    let Some((source, form)) = keras_source(run.settings()) else { return Ok(Vec::new()) };
-    let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+/// Beside each of the weights files in `folder` that is there, a copy of the Keras file that it came from, if it did, with
+/// the new weights.
+pub fn write_keras(settings: &Settings, folder: &Path, files: &[&str]) -> Result<Vec<PathBuf>> {
+    let Some((source, form)) = keras_source(settings) else { return Ok(Vec::new()) };
     files
-        .into_iter()
+        .iter()
+        .map(|name| folder.join(name))
         .filter(|file| file.exists())
         .map(|file| {
             let out = with_form(&file, form);
@@ -514,7 +515,7 @@ fn summarise(run: &Run) -> Result<()> {
     }
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))?;
     // Last, since it can fail: the Keras file may be gone by now.
-    for file in write_keras(run)? {
+    for file in write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])? {
         output::line(format_args!("for Keras:    {}", file.display()))?;
     }
     Ok(())

@@ -10,6 +10,7 @@
 mod grid;
 mod search;
 
+pub use crate::report::WINNER_FILE;
 pub use grid::{Combination, Grid};
 pub use search::{ADAMW_RATES, SGD_RATES, search_rounds};
 
@@ -23,13 +24,13 @@ use crate::plan::{Input, Plan};
 use crate::policy::{self, Policy, PolicyError, RECIPES, Rule};
 use crate::report::{
     self, Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, LrSearch, Prefix,
-    SMALL_BATCH_IMAGES, State, Timings, Total, price, trained_values,
+    SMALL_BATCH_IMAGES, State, Timings, Total, Verdict, Winner, price, trained_values,
 };
 use crate::tensor::HostTensor;
 use crate::text::message;
 use crate::train::{
-    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
-    Settings, StageSettings, Totals, TrainError,
+    self, BEST_FILE, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings,
+    Probe, Run, Settings, StageSettings, Totals, TrainError,
 };
 use crate::weights::{self, Head, StateDict, WeightsError, write_atomically};
 use search::Trials;
@@ -113,7 +114,7 @@ pub enum LabError {
         "no search for the learning rate of policy `{policy}`, which trains on four fifths of the images: {source}; or \
              give one rate, such as --lr 0.01"
     )]
-    Search { policy: String, source: TrainError },
+    Search { policy: String, source: Box<TrainError> },
     #[error(
         "no class has two training images, of which one could judge learning rates: give one rate, such as --lr 0.01"
     )]
@@ -353,8 +354,31 @@ impl<'a> Lab<'a> {
                 }
             }
         }
+        self.leave_winner()?;
         self.write_results()?;
         Ok(Outcome::Finished)
+    }
+
+    /// Leaves the weights of the policy that is advised, if one is.
+    fn leave_winner(&mut self) -> Result<(), LabError> {
+        self.comparison.winner = None;
+        let Verdict::Use { arm, .. } = report::verdict(&self.comparison) else { return Ok(()) };
+        let bests = arm.runs.iter().filter_map(|run| {
+            let best = train::best(&run.history)?;
+            Some((run.seed, best.epoch, best.val?))
+        });
+        let winner = bests.reduce(|best, new| {
+            let better = new.2.top1 > best.2.top1 || new.2.top1 == best.2.top1 && new.2.loss < best.2.loss;
+            if better { new } else { best }
+        });
+        let Some((seed, epoch, val)) = winner else { return Ok(()) };
+        let winner = Winner { policy: arm.name.clone(), seed, epoch, accuracy: val.accuracy() };
+        let path = self.folder.join("runs").join(format!("{}-seed{seed}", arm.name)).join(BEST_FILE);
+        let weights = fs::read(&path).map_err(|error| LabError::Read { path, reason: error.to_string() })?;
+        let path = self.folder.join(WINNER_FILE);
+        write_atomically(&path, |file| file.write_all(&weights)).map_err(|source| LabError::Write { path, source })?;
+        self.comparison.winner = Some(winner);
+        Ok(())
     }
 
     /// The weights that all runs of a seed start from.
@@ -715,6 +739,7 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
         batch_norms: norms.map(|layer| layer.name.clone()).collect(),
         start: Vec::new(),
         arms,
+        winner: None,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::report::{LrSearch, SearchRound, Trial};
 use crate::tensor::HostTensor;
 use crate::train::{Decay, FeatureCache, ImageSet, Job, Outcome, Settings, TrainError};
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -87,7 +87,7 @@ impl Trials {
         for &lr in rates {
             for (_, epochs) in search_rounds(rates.len(), run.epochs) {
                 self.settings(run, lr, epochs)
-                    .map_err(|source| LabError::Search { policy: run.policy.name.clone(), source })?;
+                    .map_err(|source| LabError::Search { policy: run.policy.name.clone(), source: source.into() })?;
             }
         }
         match self.images.val.is_empty() {
@@ -196,10 +196,10 @@ fn unwritable(error: toml::ser::Error) -> LabError {
 }
 
 /// Removes the folder of a trial, if it is there.
-fn remove(folder: &PathBuf) -> Result<(), LabError> {
+fn remove(folder: &Path) -> Result<(), LabError> {
     match fs::remove_dir_all(folder) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(LabError::Write { path: folder.clone(), source })
+            Err(LabError::Write { path: folder.into(), source })
         }
         _ => Ok(()),
     }

@@ -52,6 +52,20 @@ pub struct Comparison {
     pub start: Vec<State>,
     /// In the order in which they were asked for.
     pub arms: Vec<Arm>,
+    /// The run whose weights the comparison leaves, once it is finished; none where nothing is worth using.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub winner: Option<Winner>,
+}
+
+/// Of the runs of the policy that a comparison advises, the one that was best in validation, at its best epoch. That it was
+/// chosen by the images that judge it flatters its accuracy a little.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Winner {
+    pub policy: String,
+    pub seed: u64,
+    pub epoch: usize,
+    /// The share of validation images with the right class.
+    pub accuracy: f64,
 }
 
 /// One policy.
@@ -287,6 +301,11 @@ impl Arm {
 }
 
 impl ArmRun {
+    /// The share of validation images with the right class before training; none without validation.
+    pub fn first_accuracy(&self) -> Option<f64> {
+        self.history.first().filter(|metrics| metrics.epoch == 0)?.val.map(|val| val.accuracy())
+    }
+
     /// The share of validation images with the right class after the last epoch; none without validation.
     pub fn last_accuracy(&self) -> Option<f64> {
         self.history.last()?.val.map(|val| val.accuracy())

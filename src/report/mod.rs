@@ -25,9 +25,9 @@ pub(crate) use benchmark::label;
 pub use benchmark::{Against, BenchResult, Benchmark, Change, Disagreement, Pair};
 pub use comparison::{
     Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, LrSearch, Prefix,
-    SMALL_BATCH_IMAGES, SearchRound, State, Timings, Trial, mean_and_deviation,
+    SMALL_BATCH_IMAGES, SearchRound, State, Timings, Trial, Winner, mean_and_deviation,
 };
-pub use conclusion::conclusion;
+pub use conclusion::{Verdict, conclusion, verdict};
 pub use doctor::{Confidence, FEWEST_IMAGES, Fault, Finding, Remedy, diagnose};
 pub use lr_find::{LrFind, LrFinding, lr_find_page, lr_plot};
 pub use metrics::csv;
@@ -45,6 +45,9 @@ use std::path::{Path, PathBuf};
 pub fn today() -> String {
     jiff::Timestamp::now().strftime("%F").to_string()
 }
+
+/// In a comparison's folder, the weights of its [`Winner`].
+pub const WINNER_FILE: &str = "winner.safetensors";
 
 /// The table of all epochs in a run's folder.
 pub const METRICS_FILE: &str = "metrics.csv";

@@ -5,7 +5,7 @@ use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, rank
 use super::svg::{self, Curve, Heat, Scale};
 use super::{
     Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES, State,
-    Timings, template,
+    Timings, Trial, WINNER_FILE, template,
 };
 use crate::train::{EpochMetrics, Totals};
 use minijinja::context;
@@ -31,10 +31,20 @@ struct ArmView<'a> {
     /// Billions of floating-point operations a second, in a measured step.
     gflops_per_s: Option<f64>,
     cache: Option<CacheView<'a>>,
+    /// Of the search for its learning rate, the shortest first.
+    trials: Vec<TrialView>,
     stages: Vec<StageView<'a>>,
     diverged: Vec<DivergedView<'a>>,
     dots: String,
     panel: String,
+}
+
+#[derive(Serialize)]
+struct TrialView {
+    lr: f64,
+    epochs: usize,
+    accuracy: Option<f64>,
+    diverged: bool,
 }
 
 /// What the cache did for an arm. Times are in seconds, over all its epochs.
@@ -124,6 +134,9 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         seeds => Serde(&comparison.seeds),
         start => Serde(Spread::of(comparison.start.iter().map(|state| state.running.accuracy()))),
         findings => findings(comparison),
+        action => comparison.winner.as_ref().map(|_| format!("thawline predict --weights {WINNER_FILE} IMAGES")),
+        searched => comparison.arms.iter().any(|arm| arm.search.is_some()),
+        rates => comparison.arms.iter().find_map(|arm| Some(arm.search.as_ref()?.rates())).unwrap_or_default(),
         caveats => caveats(comparison),
         saved_s => cached().filter_map(|cache| cache.saved_s).sum::<f64>(),
         without_s => cached().filter_map(|cache| cache.without_s).sum::<f64>(),
@@ -161,6 +174,7 @@ fn arms<'a>(comparison: &'a Comparison, timings: &Timings) -> (Vec<ArmView<'a>>,
             train: last(|epoch| epoch.train.map(|train| train.accuracy())),
             gflops_per_s: (timings.step_ms > 0.0).then(|| arm.step.amount.flops as f64 / timings.step_ms / 1e6),
             cache: arm.prefix.as_ref().map(|prefix| cache(comparison, arm, prefix, &timings)),
+            trials: trials(arm),
             stages: stages(arm),
             diverged: diverged(arm),
             dots: svg::dots(&scale, &ends.collect::<Vec<_>>()),
@@ -218,6 +232,18 @@ fn cache<'a>(comparison: &Comparison, arm: &Arm, prefix: &'a Prefix, timings: &A
         without_s,
         saved_s: without_s.map(|without_s| without_s - with_s),
     }
+}
+
+fn trials(arm: &Arm) -> Vec<TrialView> {
+    let rounds = arm.search.iter().flat_map(|search| &search.rounds);
+    let trials = rounds.flat_map(|round| round.trials.iter().map(|trial| (round.epochs, trial)));
+    let view = |(epochs, trial): (usize, &Trial)| TrialView {
+        lr: trial.lr,
+        epochs,
+        accuracy: Some(trial.accuracy).filter(|accuracy| accuracy.is_finite()),
+        diverged: trial.diverged,
+    };
+    trials.map(view).collect()
 }
 
 fn diverged(arm: &Arm) -> Vec<DivergedView<'_>> {

@@ -47,14 +47,22 @@ impl Spread {
 impl Difference {
     /// Of two arms' last accuracies, paired by seed: arms that share a seed saw the same images in the same order. None
     /// if they have no seed in common.
-    ///
-    /// The images are the same for every seed, so more seeds do not make up for few images. Their part is that of two
-    /// independent samples, which is as a rule too wide: both arms see the same images.
     pub fn between(comparison: &Comparison, arm: &Arm, other: &Arm) -> Option<Self> {
         let pairs = arm.runs.iter().filter_map(|run| {
             let other = other.runs.iter().find(|other| other.seed == run.seed)?;
             Some((run.last_accuracy()?, other.last_accuracy()?))
         });
+        Self::of(comparison, pairs)
+    }
+
+    /// Of an arm's accuracies after the last epoch and before the first.
+    pub fn from_start(comparison: &Comparison, arm: &Arm) -> Option<Self> {
+        Self::of(comparison, arm.runs.iter().filter_map(|run| Some((run.last_accuracy()?, run.first_accuracy()?))))
+    }
+
+    /// The images are the same for every seed, so more seeds do not make up for few images. Their part is that of two
+    /// independent samples, which is as a rule too wide: both sides see the same images.
+    fn of(comparison: &Comparison, pairs: impl Iterator<Item = (f64, f64)>) -> Option<Self> {
         let (left, right): (Vec<f64>, Vec<f64>) = pairs.filter(|(l, r)| (l - r).is_finite()).unzip();
         let spread = Spread::of(left.iter().zip(&right).map(|(l, r)| l - r))?;
         let errors = [left, right].map(|side| standard_error(mean_and_deviation(&side).0, comparison.val_images));
@@ -72,6 +80,11 @@ impl Difference {
 /// An arm's accuracy after the last epoch; none without validation, or before the first run is done.
 pub(super) fn last_accuracy(arm: &Arm) -> Option<Spread> {
     Spread::of(arm.runs.iter().filter_map(ArmRun::last_accuracy))
+}
+
+/// An arm's accuracy before training, a mean over its seeds; none without validation, or before the first run is done.
+pub(super) fn start_accuracy(arm: &Arm) -> Option<f64> {
+    Spread::of(arm.runs.iter().filter_map(ArmRun::first_accuracy)).map(|start| start.mean)
 }
 
 /// All arms, the most accurate first, and those last that have no [rank](no_rank) or no accuracy.
@@ -105,8 +118,13 @@ pub(super) fn no_rank(comparison: &Comparison, arm: &Arm) -> Option<NoRank> {
         return Some(NoRank::Diverged { seeds });
     }
     let accuracy = last_accuracy(arm)?.mean;
+    is_chance(comparison, accuracy).then_some(NoRank::Chance { accuracy })
+}
+
+/// Whether naming the most frequent class could be as accurate, as far as the validation images can tell.
+pub(super) fn is_chance(comparison: &Comparison, accuracy: f64) -> bool {
     let (chance, images) = (comparison.chance, comparison.val_images);
-    (chance > 0.0 && accuracy <= chance + 1.645 * standard_error(chance, images)).then_some(NoRank::Chance { accuracy })
+    chance > 0.0 && accuracy <= chance + 1.645 * standard_error(chance, images)
 }
 
 /// The drift of each of `count` batch norms, a mean over `states`; not a number where none of them has one.

@@ -116,6 +116,7 @@ fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
             flops_per_image: price.inference.amount.flops / 32,
             bytes_per_image: 256,
         }),
+        search: None,
         runs: seeds.iter().map(|&seed| run(seed, end, norms, follows)).collect(),
     }
 }
@@ -146,6 +147,7 @@ fn comparison(arms: &[(&str, f64)], seeds: &[u64]) -> Comparison {
         batch_norms,
         start,
         arms: arms.iter().map(|(name, end)| arm(name, *end, seeds)).collect(),
+        winner: None,
     }
 }
 
@@ -355,17 +357,20 @@ fn a_lead_is_clear_if_neither_seeds_nor_images_explain_it() {
 }
 
 #[test]
-fn a_conclusion_names_the_best_and_the_cheapest_as_good() {
+fn a_conclusion_begins_with_what_to_use() {
     let comparison = whole();
-    let [lead, following, cheapest, inference] = &conclusion::findings(&comparison)[..] else {
-        panic!("four findings")
-    };
+    let [advice, following, price, inference] = &conclusion::findings(&comparison)[..] else { panic!("four findings") };
     assert_eq!(ranked(&comparison)[0].name, "upper-two-thirds.toml");
-    assert!(lead.starts_with("`upper-two-thirds.toml` is the most accurate policy"), "{lead}");
-    assert!(lead.contains("Its lead over `full`") && lead.contains("So `full` may be as good"), "{lead}");
+    // `full` is as good, and takes more.
+    assert!(
+        advice.starts_with("Use `upper-two-thirds.toml`, the cheapest of 2 policies that are equally good"),
+        "{advice}"
+    );
+    assert!(advice.contains("(the others: `full`)") && advice.contains("the most accurate of them"), "{advice}");
+    assert!(advice.contains("Before training it was 1"), "{advice}");
     assert!(following.starts_with("Letting batch norms follow the data helps here: `bn-only` against `head` +2"));
     assert!(following.contains("far from") && following.contains("most at `bn1`"), "{following}");
-    assert!(cheapest.contains("a step of `upper-two-thirds.toml` takes"), "{cheapest}");
+    assert!(price.starts_with("A step of `upper-two-thirds.toml` takes"), "{price}");
     assert!(inference.contains("must not be left in training mode"), "{inference}");
     assert!(
         inference.contains("batches of 1 gives 10.0 %") && inference.contains("no prediction changes"),
@@ -378,10 +383,73 @@ fn a_conclusion_names_the_best_and_the_cheapest_as_good() {
             && caveats.contains("best of 9 policies")
     );
 
-    // The cheaper arm is as good.
+    // The cheaper arm is as good, so it is the one to use.
     let tied = ended(&[("full", &[0.90, 0.91, 0.92]), ("head", &[0.91, 0.90, 0.90])], 600);
-    let cheapest = &conclusion::findings(&tied)[2];
-    assert!(cheapest.starts_with("The cheapest of those is `head`"), "{cheapest}");
+    let findings = conclusion::findings(&tied);
+    assert!(findings[0].starts_with("Use `head`, the cheapest of 2 policies"), "{}", findings[0]);
+    assert!(findings[0].contains("The highest number is that of `full`, 91.0 %"), "{}", findings[0]);
+    assert!(findings.iter().any(|finding| finding.contains("instead of the") && finding.contains("of `full`")));
+    assert!(matches!(verdict(&tied), Verdict::Use { arm, best, .. } if arm.name == "head" && best.name == "full"));
+
+    let clear = ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.70, 0.71, 0.70])], 600);
+    let advice = &conclusion::findings(&clear)[0];
+    assert!(advice.starts_with("Use `full`: it gets 96.0 %") && advice.contains("25.7 ± "), "{advice}");
+}
+
+/// With this accuracy before training under every seed.
+fn begun(mut comparison: Comparison, start: f64) -> Comparison {
+    for run in comparison.arms.iter_mut().flat_map(|arm| &mut arm.runs) {
+        run.history[0].val = Some(totals(start));
+    }
+    comparison
+}
+
+#[test]
+fn where_training_does_not_help_the_advice_is_not_to_train() {
+    let near = begun(ended(&[("full", &[0.96, 0.97, 0.96]), ("head", &[0.97, 0.96, 0.97])], 600), 0.965);
+    assert!(matches!(verdict(&near), Verdict::DoNotTrain { .. }));
+    let advice = &conclusion::findings(&near)[0];
+    assert!(advice.starts_with("Do not train: the weights as they are get 96.5 %"), "{advice}");
+    assert!(advice.contains("that 600 validation images cannot resolve"), "{advice}");
+    let harm = begun(ended(&[("full", &[0.70, 0.71, 0.70])], 600), 0.965);
+    assert!(conclusion::findings(&harm)[0].contains("fewer than before"), "{:?}", conclusion::findings(&harm));
+
+    // Weights that are at chance are not to be used, either.
+    let lost = begun(ended(&[("full", &[0.16, 0.15, 0.16])], 200), 0.12);
+    assert!(matches!(verdict(&lost), Verdict::NothingLearnt { .. }), "{:?}", conclusion::findings(&lost));
+    assert!(conclusion::findings(&lost)[0].starts_with("There is no winner"));
+}
+
+#[test]
+fn nothing_is_beyond_chance_beside_a_doubt_about_chance() {
+    for seeds in [&[0.9][..], &[0.9, 0.91], &[0.9, 0.91, 0.92]] {
+        let lower: Vec<f64> = seeds.iter().map(|end| end - 0.3).collect();
+        let text = conclusion(&ended(&[("full", seeds), ("head", &lower)], 600)).join("\n");
+        assert!(!text.contains("more than chance") && !text.contains("cannot tell chance"), "{text}");
+    }
+}
+
+#[test]
+fn a_search_for_rates_is_part_of_the_caveats() {
+    let mut comparison = ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.80, 0.81, 0.82])], 600);
+    let trial = |lr| Trial { lr, accuracy: 0.5, loss: 1.0, diverged: false };
+    for (arm, lr) in comparison.arms.iter_mut().zip([0.003, 0.03]) {
+        let rounds = vec![SearchRound { epochs: 5, trials: [0.003, 0.01, 0.03].map(trial).to_vec() }];
+        arm.search = Some(LrSearch { lr, train_images: 160, held_out: 40, rounds });
+    }
+    let caveats = conclusion::caveats(&comparison).join("\n");
+    assert!(caveats.contains("the best of 3 learning rates by short runs on 160 of the training images"), "{caveats}");
+    assert!(caveats.contains("`full` 0.003, `head` 0.03") && !caveats.contains("same learning rate"), "{caveats}");
+    assert!(
+        caveats.contains("lowest rate was best for `full`") && caveats.contains("highest rate was best for `head`")
+    );
+    assert_eq!(comparison.arms[1].lr(&comparison), 0.03);
+
+    let mut trials = [trial(0.1), Trial { accuracy: f64::NAN, diverged: true, ..trial(0.2) }, trial(0.3), trial(0.4)];
+    trials[2].loss = 0.9;
+    trials[3].accuracy = 0.6;
+    trials.sort_by(Trial::better_first);
+    assert_eq!(trials.map(|trial| trial.lr), [0.4, 0.3, 0.1, 0.2]);
 }
 
 #[test]
@@ -390,7 +458,7 @@ fn what_diverged_or_ended_at_chance_has_no_rank() {
         ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.80, 0.81, 0.82]), ("bn-only", &[0.10, 0.11, 0.10])], 600);
     comparison.arms[0].runs[1].diverged = Some("training diverged".to_owned());
     let findings = conclusion::findings(&comparison);
-    assert!(findings[0].starts_with("`head` is the only policy with a result"), "{}", findings[0]);
+    assert!(findings[0].starts_with("Use `head`, the only policy with a result"), "{}", findings[0]);
     assert!(
         findings[1].starts_with(
             "Not ranked: `full` diverged in 1 of its 3 runs; `bn-only` ended at chance: 10.3 % of 600 images"
@@ -441,7 +509,10 @@ fn caveats_follow_from_the_numbers() {
     ));
     assert!(caveats(&one).contains("Ended below their best epoch, in points: `head` by"));
     let two = ended(&[("full", &[0.9, 0.9])], 600);
-    assert!(caveats(&two).contains("Two seeds are too few") && !caveats(&two).contains("same learning rate"));
+    assert!(
+        caveats(&two).contains("Of two seeds it is 12.7 standard errors wide")
+            && !caveats(&two).contains("same learning rate")
+    );
 }
 
 /// Policies, thaw depths and batch sizes of a network on a device, in what is predicted and a little off it.
