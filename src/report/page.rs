@@ -1,8 +1,9 @@
 //! The page that shows a comparison: one file of HTML that needs nothing else, neither network nor scripts.
 
-use super::conclusion::{caveats, findings};
-use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, ranked};
-use super::svg::{self, Curve, Heat, Scale};
+use super::conclusion::{Verdict, caveats, findings, verdict};
+use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, no_rank, ranked};
+use super::svg::{self, Choice, Curve, Heat, Scale};
+use super::units::{flops, ms};
 use super::{
     Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES, State,
     Timings, Trial, WINNER_FILE, template,
@@ -142,6 +143,7 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         without_s => cached().filter_map(|cache| cache.without_s).sum::<f64>(),
         arms => Serde(&arms),
         axis,
+        choices => choices(comparison, timings),
         from_0,
         states => Serde(&states),
         legend => Serde(legend),
@@ -149,6 +151,35 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         columns => Serde(comparison.batch_norms.iter().step_by(every).collect::<Vec<_>>()),
         timings => Serde(timings),
     }
+}
+
+/// Accuracy against what an epoch took, or, where that is not known of every policy, against the arithmetic of a step; and
+/// which it is. None where fewer than two policies have a rank.
+fn choices(comparison: &Comparison, timings: &Timings) -> Option<Value> {
+    let advised = match verdict(comparison) {
+        Verdict::Use { arm, .. } => Some(arm.name.as_str()),
+        _ => None,
+    };
+    let arms = ranked(comparison).into_iter().filter(|arm| no_rank(comparison, arm).is_none());
+    let arms: Vec<(&Arm, Spread)> = arms.filter_map(|arm| Some((arm, last_accuracy(arm)?))).collect();
+    let epoch_s = |arm: &Arm| {
+        let took = timings.arms.iter().find(|took| took.name == arm.name)?;
+        Spread::of(took.epoch_s.iter().copied()).map(|epoch| epoch.mean)
+    };
+    let measured: Option<Vec<f64>> = arms.iter().map(|(arm, _)| epoch_s(arm)).collect();
+    let costs = measured.clone().unwrap_or_else(|| arms.iter().map(|(arm, _)| arm.step.amount.flops as f64).collect());
+    let choices = arms.iter().zip(costs).map(|((arm, accuracy), cost)| Choice {
+        name: &arm.name,
+        cost,
+        accuracy: *accuracy,
+        is_advised: advised == Some(arm.name.as_str()),
+    });
+    let choices: Vec<Choice> = choices.collect();
+    let plot = match measured.is_some() {
+        true => svg::choices(&choices, |seconds| ms(1e3 * seconds)),
+        false => svg::choices(&choices, |operations| flops(operations as u64)),
+    };
+    (choices.len() > 1).then(|| context! { plot, measured => measured.is_some(), advised })
 }
 
 /// The most accurate first; the axis of their dots, and whether it begins at 0.

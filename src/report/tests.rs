@@ -224,6 +224,7 @@ fn a_page_shows_every_policy_in_every_section() {
     let (text, count) = read(&comparison, &timings(&comparison));
     for heading in [
         "Conclusion",
+        "Accuracy against cost",
         "Accuracy by policy",
         "Learning curves",
         "What a step costs",
@@ -237,6 +238,9 @@ fn a_page_shows_every_policy_in_every_section() {
     }
     assert_eq!((count("svg.dots"), count("circle.dot"), count("rect.band")), (9, 27, 9));
     assert_eq!((count("svg.panel"), count("polyline.line"), count("polyline.other")), (9, 9, 81));
+    // One policy is advised.
+    assert_eq!((count("circle.choice"), count("circle.choice advised"), count("polyline.front")), (8, 1, 1));
+    assert!(text.contains("over the time of an epoch on this device"));
     // A row more, before training; the legend has cells, too.
     assert_eq!((count("svg.strip"), count("details")), (10, 9));
     assert!(count("rect.heat") >= 10 * comparison.batch_norms.len());
@@ -269,6 +273,8 @@ fn a_page_shows_what_there_is() {
     let (text, count) = read(&comparison, &nothing);
     assert_eq!((count("circle.dot"), count("rect.band")), (22, 7));
     assert!(text.contains("Only 22 of 27 runs are finished.") && text.contains("No policy trained from the cache"));
+
+    assert!(text.contains("over the arithmetic of a step") && count("circle.choice") == 8, "nothing was timed");
 
     // Nothing but prices and policies.
     comparison.arms.iter_mut().for_each(|arm| arm.runs.clear());
@@ -617,6 +623,13 @@ fn a_benchmark_has_a_page() {
     assert!(text.contains("another device") && text.contains("0.0.9"));
     assert!(text.contains("within the noise") && text.contains("faster") && text.contains("slower"));
     assert!(text.contains("noise unknown") && text.contains("Without a counterpart: 15 here, 0 there."));
+    assert!(text.contains("In batches of 64, a step of head takes") && text.contains("as long as inference"), "{text}");
+    assert!(text.contains("the predicted time in the median") && text.contains("were not measured"));
+    // Every run's longest is twice the median, beyond the fence.
+    assert!(text.contains("have a run that took far longer") && count("span.warning") > 10);
+    // Three batch sizes, and a line for each of four policies.
+    assert_eq!(count("svg.wide"), 3);
+    assert_eq!((0..4).map(|series| count(&format!("polyline.series s{series}"))).sum::<usize>(), 12);
     assert!(text.contains("21.0 GFLOP/s") && text.contains("8.0 GB/s"));
     assert!(!text.contains("no timestamps"));
 }
