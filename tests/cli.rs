@@ -235,9 +235,12 @@ fn devices_are_checked_by_kernel() {
 #[test]
 fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
     let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
-    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "preprocessing", "size"]);
+    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "models", "parameters", "preprocessing", "size"]);
     let layers = model["layers"].as_array().unwrap();
-    assert_eq!(keys(&layers[0]), ["alias", "block", "index", "kind", "name", "parameters", "shape", "tensors"]);
+    assert_eq!(
+        keys(&layers[0]),
+        ["alias", "block", "index", "kind", "name", "number", "parameters", "shape", "tensors"]
+    );
     assert_eq!(model["blocks"][5], "layer3.1");
     assert!(stdout(&["inspect", "--model", "resnet_tiny"]).contains("5 layer3.1"));
     let sum: u64 = layers.iter().map(|layer| layer["parameters"].as_u64().unwrap()).sum();
@@ -285,7 +288,8 @@ fn plan_prices_every_layer() {
     assert_eq!((&staged["step"], &staged["stages"][0]["step"]), (&head["step"], &full["step"]));
     assert_eq!((&staged["from"], &staged["stages"][0]["from"]), (&serde_json::json!(0.0), &serde_json::json!(0.3)));
     let layers = head["layers"].as_array().unwrap();
-    let expected = ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "shape", "update"];
+    let expected =
+        ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "number", "shape", "update"];
     assert_eq!(keys(&layers[0]), expected);
     assert_eq!(keys(&head["step"]), ["calls", "flops", "kept_bytes", "moved_bytes", "planned_bytes"]);
     assert_eq!(head["full"], full["step"]);

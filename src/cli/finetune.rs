@@ -24,6 +24,7 @@ use thawline::train::{
     BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, LAST_FILE, LrRange, Outcome, RECALIBRATED_FILE, Run, Settings,
     StepMetrics, Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
 };
+use thawline::weights::keras::class_file;
 use thawline::weights::{self, Head, NewHead, StateDict};
 
 /// Fine-tune a network on a folder of images
@@ -47,8 +48,8 @@ pub struct Args {
         help = policy_help("What trains and how batch norms behave", " [default: full]")
     )]
     policy: Option<String>,
-    /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
-    /// update=ema(0.9)'
+    /// A rule that comes after the policy's own; repeatable. Examples: 'from:layer4 & kind:bn -> stats=batch,
+    /// update=ema(0.9)', 'index:efficientnetb0/100.. -> weights=train'
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     rules: Vec<String>,
     #[command(flatten)]
@@ -516,7 +517,8 @@ fn summarise(run: &Run) -> Result<()> {
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))?;
     // Last, since it can fail: the Keras file may be gone by now.
     for file in write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])? {
-        output::line(format_args!("for Keras:    {}", file.display()))?;
+        let (names, file) = (class_file(&file), file.display());
+        output::line(format_args!("for Keras:    {file} (class names beside it: {})", names.display()))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
 use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::output;
 use super::preprocess::PreprocessArgs;
 use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
@@ -10,6 +11,7 @@ use std::str::FromStr;
 use thawline::data::{Augment, ImageFolder, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::models::keras::Augmentation;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::preprocessing::Traced;
 use thawline::train::{Decay, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
@@ -100,8 +102,8 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "X")]
     gamma: Option<f64>,
 
-    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: none,
-    /// which is right for all images]
+    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: flip for a
+    /// Keras model with RandomFlip("horizontal"), else none, which is right for all images]
     #[arg(long, value_enum)]
     augment: Option<AugmentName>,
     /// Train on so many images only, evenly over the classes and chosen by --seed [default: all]
@@ -308,7 +310,7 @@ impl TrainingArgs {
         };
         let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
         let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
-        let augment = self.augment.map(Augment::from).or(saved.map(|s| s.transform.augment)).unwrap_or_default();
+        let augment = self.augment(saved, spec);
         let classes = images.folder.classes.clone();
         let (batch, accumulate) = self.batches(saved);
         let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
@@ -343,7 +345,45 @@ impl TrainingArgs {
         Ok(settings)
     }
 
-    pub fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {
+    /// What training varies: `--augment`, else as the run does, or as the layers of a Keras file do. Says what becomes of
+    /// those.
+    fn augment(&self, saved: Option<&Settings>, spec: &Spec) -> Augment {
+        let asked = self.augment.map(Augment::from).or(saved.map(|saved| saved.transform.augment));
+        let layers = |layers: &[&Augmentation]| {
+            let names = layers.iter().map(|Augmentation { layer, class, .. }| format!("`{layer}` ({class})"));
+            format!("the Keras model's {}", names.collect::<Vec<_>>().join(", "))
+        };
+        let all: Vec<&Augmentation> = spec.augmentation.iter().collect();
+        let (done, left_out): (Vec<&Augmentation>, Vec<&Augmentation>) = all.iter().partition(|layer| layer.mirrors);
+        if let Some(augment) = asked {
+            if !all.is_empty() {
+                let name = augment.name();
+                output::note(format_args!("note: {}: left out, since --augment {name} is done instead", layers(&all)));
+            }
+            return augment;
+        }
+        if !left_out.is_empty() {
+            let crops = left_out.iter().any(|layer| layer.crops);
+            let nearest = match (crops, done.is_empty()) {
+                (false, _) => "; there is no --augment like it",
+                (true, true) => "; --augment crop comes nearest",
+                (true, false) => "; --augment crop-flip comes nearest",
+            };
+            output::warning(format_args!("{}: left out{nearest}", layers(&left_out)));
+        }
+        match done.is_empty() {
+            true => Augment::None,
+            false => {
+                output::note(format_args!(
+                    "note: {}: images are mirrored as it does, which is --augment flip; --augment none leaves it out",
+                    layers(&done)
+                ));
+                Augment::Flip
+            }
+        }
+    }
+
+    fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {
         let sgd = OptimizerSettings::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
         let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         let base = match (self.optimizer, saved) {

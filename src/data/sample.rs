@@ -133,7 +133,7 @@ fn claim(dir: &Path) -> Result<(PathBuf, FolderLock), DataError> {
 fn write_tree(set: SampleSet, dir: &Path, options: &SampleOptions) -> Result<Written, DataError> {
     match set {
         SampleSet::Shapes | SampleSet::ShapesNoisy => {
-            let noise = if set == SampleSet::Shapes { (0.02, 0.10) } else { (0.30, 0.60) };
+            let noise = if set == SampleSet::Shapes { (0.02, 0.10) } else { (0.12, 0.30) };
             let of_class =
                 |label| (0..options.per_class).map(move |i| Rng::keyed(options.seed, &[label as u64, i as u64]));
             let classes = Shape::ALL.iter().enumerate();

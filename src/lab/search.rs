@@ -22,7 +22,7 @@ const HELD_OUT: f64 = 0.2;
 /// Rates of [SGD](crate::train::OptimizerSettings::Sgd) and of AdamW that a search tries if none are named: half decades
 /// around what fine-tuning is known to need.
 pub const SGD_RATES: [f64; 6] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
-pub const ADAMW_RATES: [f64; 6] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03];
+pub const ADAMW_RATES: [f64; 6] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1];
 
 /// The rounds of a search: how many candidates each has, and the epochs of each of its trials. The last round has two
 /// candidates, or as many as there are, and half of the epochs of a run; each round before has twice as many candidates

@@ -35,8 +35,9 @@ pub enum Verdict<'a> {
     NothingLearnt { best: &'a Arm },
     /// No policy is clearly better than the weights before training, which are better than chance.
     DoNotTrain { best: &'a Arm },
-    /// `arm` is the cheapest of those that are as good as the most accurate one, as far as the runs can tell.
-    Use { arm: &'a Arm, best: &'a Arm, tied: Vec<&'a Arm> },
+    /// `arm` is the most accurate one, or a cheaper one that gets less than a hundredth of the images fewer right; `unclear`
+    /// are those that may be as good as `best`, the most accurate one, as far as the runs can tell.
+    Use { arm: &'a Arm, best: &'a Arm, unclear: Vec<&'a Arm> },
 }
 
 /// The advice that follows from a comparison.
@@ -53,10 +54,13 @@ pub fn verdict(comparison: &Comparison) -> Verdict<'_> {
         };
     }
     // An arm that has no seed in common with the best one cannot be compared with it.
-    let is_tied = |arm: &&Arm| Difference::between(comparison, best, arm).is_some_and(|lead| !lead.is_clear());
-    let tied: Vec<&Arm> = ranked[1..].iter().copied().filter(is_tied).collect();
-    let arm = tied.iter().copied().chain([best]).min_by_key(|arm| step_price(arm)).unwrap_or(best);
-    Verdict::Use { arm, best, tied }
+    let leads = ranked[1..].iter().filter_map(|arm| Some((*arm, Difference::between(comparison, best, arm)?)));
+    let unclear: Vec<(&Arm, f64)> =
+        leads.filter(|(_, lead)| !lead.is_clear()).map(|(arm, lead)| (arm, lead.mean)).collect();
+    // That runs show no difference does not make two policies equal: only a small lead is given up for a lower price.
+    let near = unclear.iter().filter(|(_, lead)| *lead < HARM).map(|(arm, _)| *arm);
+    let arm = near.chain([best]).min_by_key(|arm| step_price(arm)).unwrap_or(best);
+    Verdict::Use { arm, best, unclear: unclear.into_iter().map(|(arm, _)| arm).collect() }
 }
 
 /// Arithmetic of a step, and bytes that it keeps.
@@ -82,8 +86,8 @@ pub(super) fn findings(comparison: &Comparison) -> Vec<String> {
         Verdict::DoNotTrain { best } => {
             [Some(do_not_train(comparison, best)), not_ranked, following(comparison), None, None]
         }
-        Verdict::Use { arm, best, tied } => [
-            Some(use_it(comparison, arm, best, &tied)),
+        Verdict::Use { arm, best, unclear } => [
+            Some(use_it(comparison, arm, best, &unclear)),
             not_ranked,
             following(comparison),
             Some(price(arm, best)),
@@ -134,39 +138,36 @@ fn before(arm: &Arm) -> String {
     start_accuracy(arm).map_or_else(String::new, |start| format!(" Before training it was {}.", percent(start)))
 }
 
-fn use_it(comparison: &Comparison, arm: &Arm, best: &Arm, tied: &[&Arm]) -> String {
+fn use_it(comparison: &Comparison, arm: &Arm, best: &Arm, unclear: &[&Arm]) -> String {
+    let lead_over = |other: &Arm| Difference::between(comparison, best, other);
     let next = ranked(comparison).into_iter().filter(|other| other.name != best.name);
     let next = next.filter(|other| no_rank(comparison, other).is_none());
-    let next = next.filter_map(|other| Some((other, Difference::between(comparison, best, other)?))).next();
-    let Some((next, lead)) = next else {
+    let Some((next, lead)) = next.filter_map(|other| Some((other, lead_over(other)?))).next() else {
         return format!("Use `{}`, the only policy with a result: it gets {}.{}", arm.name, gets(arm), before(arm));
     };
-    if tied.is_empty() {
+    if unclear.is_empty() {
         let doubt = if lead.seeds == 1 { " Another seed may say otherwise." } else { "" };
         let than = format!("{} more than `{}`, the next", unsigned(lead), next.name);
         return format!("Use `{}`: it gets {}, {than}.{doubt}{}", arm.name, gets(arm), before(arm));
     }
-    let all: Vec<&Arm> = [best].into_iter().chain(tied.iter().copied()).collect();
-    let others: Vec<&Arm> = all.iter().copied().filter(|other| other.name != arm.name).collect();
-    let highest = match best.name == arm.name {
-        true => "It is also the most accurate of them".to_owned(),
+    let why = match arm.name == best.name {
+        true => "the most accurate policy".to_owned(),
         false => {
-            let lead = Difference::between(comparison, best, arm).map_or_else(String::new, |lead| {
-                format!(", a lead of {} that {}", unsigned(lead), limit(comparison, lead))
-            });
             let mean = last_accuracy(best).map_or(f64::NAN, |accuracy| accuracy.mean);
-            format!("The highest number is that of `{}`, {}{lead}", best.name, percent(mean))
+            let lead = lead_over(arm).map_or_else(String::new, unsigned);
+            format!("which is cheaper than `{}` and about as accurate ({}, a lead of {lead})", best.name, percent(mean))
         }
     };
-    format!(
-        "Use `{}`, the cheapest of {} policies that are equally good as far as these runs can tell (the others: {}): it gets \
-         {}. {highest}.{}",
-        arm.name,
-        all.len(),
-        names(&others),
-        gets(arm),
-        before(arm)
-    )
+    let doubts = unclear.iter().filter(|other| other.name != arm.name).filter_map(|other| {
+        let lead = lead_over(other)?;
+        Some(format!("`{}` ({}, which {})", other.name, points(lead), limit(comparison, lead)))
+    });
+    let doubts: Vec<String> = doubts.collect();
+    let doubts = match doubts.is_empty() {
+        true => String::new(),
+        false => format!(" These runs cannot tell the lead of `{}` over {}.", best.name, doubts.join(", ")),
+    };
+    format!("Use `{}`, {why}: it gets {}.{}{doubts}", arm.name, gets(arm), before(arm))
 }
 
 /// Why a difference is not clear.
@@ -315,13 +316,11 @@ pub(super) fn caveats(comparison: &Comparison) -> Vec<String> {
                       Use three seeds or more."
                     .to_owned()
             }
-            2 => "± is half a 95 % interval. Of two seeds it is 12.7 standard errors wide, so that only large differences \
-                  stand out; three seeds narrow it to 4.3."
-                .to_owned(),
             n => format!(
-                "± is half a 95 % interval: of Student's t over the differences of {n} seeds, or of the binomial \
-                 distribution over the images, whichever is wider. It assumes that seeds differ normally, which {n} of \
-                 them cannot show."
+                "± is half a 95 % interval: of Student's t over how differences of policies vary between {n} seeds, all \
+                 policies taken together, or of the binomial distribution over the images, whichever is wider. It assumes \
+                 that all vary alike, and normally, which {n} seeds cannot show.{}",
+                if n == 2 { " Three seeds or more make it narrower." } else { "" }
             ),
         });
         caveats.push(format!(
