@@ -183,10 +183,21 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let input = args::input(&model.spec);
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
-    let rates = match (&args.training.lr, settings.optimizer) {
-        (Some(LrChoice::Rates(rates)), _) => rates.clone(),
-        (Some(LrChoice::Auto) | None, OptimizerSettings::Sgd { .. }) => lab::SGD_RATES.to_vec(),
-        (Some(LrChoice::Auto) | None, OptimizerSettings::AdamW { .. }) => lab::ADAMW_RATES.to_vec(),
+    let all = match settings.optimizer {
+        OptimizerSettings::Sgd { .. } => lab::SGD_RATES,
+        OptimizerSettings::AdamW { .. } => lab::ADAMW_RATES,
+    };
+    let rates = match &args.training.lr {
+        Some(LrChoice::Rates(rates)) => rates.clone(),
+        Some(LrChoice::Auto) => all.to_vec(),
+        // Not asked for, so it need not be possible.
+        None => match lab::check_search(&images.folder, &settings, &arms, &all) {
+            Ok(()) => all.to_vec(),
+            Err(error) => {
+                output::warning(format_args!("{error}; all policies have the rate {} now", settings.schedule.lr));
+                Vec::new()
+            }
+        },
     };
     let seed = settings.seed;
     let last = seed.checked_add(args.seeds).filter(|last| i64::try_from(*last).is_ok());

@@ -12,7 +12,7 @@ mod search;
 
 pub use crate::report::WINNER_FILE;
 pub use grid::{Combination, Grid};
-pub use search::{ADAMW_RATES, SGD_RATES, search_rounds};
+pub use search::{ADAMW_RATES, SGD_RATES, check_search, search_rounds};
 
 use crate::compile;
 use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
@@ -278,12 +278,7 @@ impl<'a> Lab<'a> {
             cache_bytes: 0,
             cache_budget: setup.cache,
         };
-        if setup.rates.len() > 1 {
-            let trials = Trials::new(bench.images, &setup.settings);
-            for policy in &setup.arms {
-                trials.check(&Settings { policy: policy.clone(), ..setup.settings.clone() }, &setup.rates)?;
-            }
-        }
+        check_search(bench.images, &setup.settings, &setup.arms, &setup.rates)?;
         let comparison = comparison(&bench, &setup, arms);
         Ok(Self { bench, device, folder: folder.into(), _lock: None, setup, networks, comparison, timings })
     }

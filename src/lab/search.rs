@@ -10,7 +10,7 @@ use super::{Lab, LabError, LabEvent, read_toml, write};
 use crate::data::ImageFolder;
 use crate::report::{LrSearch, SearchRound, Trial};
 use crate::tensor::HostTensor;
-use crate::train::{Decay, FeatureCache, ImageSet, Job, Outcome, Settings, TrainError};
+use crate::train::{Decay, FeatureCache, ImageSet, Job, Outcome, PolicySettings, Settings, TrainError};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,23 +78,34 @@ impl Trials {
         trial.check()?;
         Ok(trial)
     }
+}
 
-    /// Refuses what no trial of the shortest round could train on.
-    ///
-    /// # Errors
-    /// [`LabError::Search`].
-    pub fn check(&self, run: &Settings, rates: &[f64]) -> Result<(), LabError> {
-        for &lr in rates {
-            for (_, epochs) in search_rounds(rates.len(), run.epochs) {
-                self.settings(run, lr, epochs)
-                    .map_err(|source| LabError::Search { policy: run.policy.name.clone(), source: source.into() })?;
-            }
-        }
-        match self.images.val.is_empty() {
-            true => Err(LabError::NothingToSearchOn),
-            false => Ok(()),
+/// Whether the training images are enough for a search among `rates`, as a comparison with these settings makes it: the part
+/// that is not held out must fill an optimiser step, and each stage of a policy needs one in the shortest trial.
+///
+/// # Errors
+/// [`LabError::Search`], [`LabError::NothingToSearchOn`].
+pub fn check_search(
+    images: &ImageFolder,
+    settings: &Settings,
+    arms: &[PolicySettings],
+    rates: &[f64],
+) -> Result<(), LabError> {
+    if rates.len() < 2 {
+        return Ok(());
+    }
+    let trials = Trials::new(images, settings);
+    if trials.images.val.is_empty() {
+        return Err(LabError::NothingToSearchOn);
+    }
+    for policy in arms {
+        let run = Settings { policy: policy.clone(), ..settings.clone() };
+        let fail = |source: TrainError| LabError::Search { policy: policy.name.clone(), source: source.into() };
+        for (_, epochs) in search_rounds(rates.len(), run.epochs) {
+            trials.settings(&run, rates[0], epochs).map_err(fail)?;
         }
     }
+    Ok(())
 }
 
 impl Lab<'_> {
