@@ -1,9 +1,10 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
 use super::args::{self, Size, policy_help};
+use super::lr_find::range_test;
 use super::output;
 use super::source;
-use super::training::{self, Images, TrainingArgs};
+use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,12 +18,13 @@ use thawline::identify::{Known, identify};
 use thawline::lab::{in_words, of_words};
 use thawline::models::Spec;
 use thawline::policy::{self, Policy, Rule};
-use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
+use thawline::report::{LrFinding, METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::tensor::HostTensor;
 use thawline::train::{
-    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics,
-    Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
+    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, LAST_FILE, LrRange, Outcome, RECALIBRATED_FILE, Run, Settings,
+    StepMetrics, Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
 };
+use thawline::weights::keras::class_file;
 use thawline::weights::{self, Head, NewHead, StateDict};
 
 /// Fine-tune a network on a folder of images
@@ -46,10 +48,12 @@ pub struct Args {
         help = policy_help("What trains and how batch norms behave", " [default: full]")
     )]
     policy: Option<String>,
-    /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
-    /// update=ema(0.9)'
+    /// A rule that comes after the policy's own; repeatable. Examples: 'from:layer4 & kind:bn -> stats=batch,
+    /// update=ema(0.9)', 'index:efficientnetb0/100.. -> weights=train'
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     rules: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     training: TrainingArgs,
     /// What comes after the last epoch. recalibrate estimates all running statistics anew, over the training images without
@@ -138,7 +142,7 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 fn start(args: &Args) -> Result<Run> {
     let training = &args.training;
     let (data, out) =
-        (training.data.as_ref().context("--data is missing")?, args.out.as_ref().context("--out is missing")?);
+        (args.data.data.as_ref().context("--data is missing")?, args.out.as_ref().context("--out is missing")?);
     check_apart(data, out)?;
     let images = Images::open(training, None, data)?;
     let model = training.read_model(images.folder.classes.len())?;
@@ -159,14 +163,44 @@ fn start(args: &Args) -> Result<Run> {
     let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));
     let tensors = first_tensors(network, state, file, data, &settings)?;
     check_keras(training, &settings, network, &tensors, out)?;
+    find_rate(training, &images, &model.spec, &stages, &device, &tensors, &mut settings)?;
     announce(&settings, &stages, &device)?;
     training::announce_classes(&images.folder, &settings)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
 }
 
+/// Under `--lr auto`, puts the rate that a range test suggests into the settings of a run that begins.
+fn find_rate(
+    training: &TrainingArgs,
+    images: &Images,
+    spec: &Spec,
+    stages: &[Graph],
+    device: &Device,
+    tensors: &[HostTensor],
+    settings: &mut Settings,
+) -> Result<()> {
+    match &training.lr {
+        Some(LrChoice::Rates(rates)) if rates.len() > 1 => {
+            bail!("--lr: several rates are for compare; give one, or auto")
+        }
+        Some(LrChoice::Auto) => {}
+        _ => return Ok(()),
+    }
+    let job = images.job(device, stages.to_vec(), spec, settings.clone());
+    // Until there is a run to save, Ctrl-C ends the process at once.
+    let test = range_test(job, tensors, &LrRange::default(), &AtomicBool::new(false))?;
+    let Some((test, lr)) = test.and_then(|test| Some((test.clone(), test.suggested?))) else {
+        bail!("--lr auto: no rate that was tried lowers the loss: give one, such as --lr 0.01, and look at the images")
+    };
+    let policy = settings.policy.name.clone();
+    output::line(format_args!("learning rate {}", LrFinding { policy, test }.in_words()))?;
+    settings.schedule.lr = lr;
+    Ok(())
+}
+
 /// The parameters that a run starts from: those of the weights file, which may name its classes, or random ones. Says what
 /// becomes of a head that is not for the run's classes.
-fn first_tensors(
+pub fn first_tensors(
     network: &Graph,
     state: Option<(StateDict, Option<Vec<String>>)>,
     file: &Path,
@@ -176,16 +210,16 @@ fn first_tensors(
     let Some((state, class_names)) = state else { return Ok(weights::initialise(network, settings.seed)) };
     let loaded = weights::from_state_with(network, state, settings.seed, Head::Optional)?;
     match (loaded.new_head, class_names) {
-        (Some(NewHead::OtherClasses { found, asked }), _) => output::line(format_args!(
+        (Some(NewHead::OtherClasses { found, asked }), _) => output::note(format_args!(
             "{} has {found} classes and {} has {asked}: the head starts anew",
             file.display(),
             data.display()
-        ))?,
-        (Some(NewHead::Absent), _) => output::line(format_args!(
+        )),
+        (Some(NewHead::Absent), _) => output::note(format_args!(
             "{} has no head for {}: it starts anew",
             file.display(),
             output::quantity(settings.classes.len(), "class")
-        ))?,
+        )),
         (None, Some(names)) if names != settings.classes => output::warning(format_args!(
             "{} was trained on {}, and {} has {}: the head is kept, since their number is the same",
             file.display(),
@@ -217,7 +251,7 @@ fn check_keras(
 fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
     let training = &args.training;
-    let data = training.data.as_ref().unwrap_or(&saved.data);
+    let data = args.data.data.as_ref().unwrap_or(&saved.data);
     // Before the images: the folder of the run may be among them.
     check_apart(data, folder)?;
     let images = Images::open(training, Some(&saved), data)?;
@@ -264,6 +298,7 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         let file = file.map_or(Path::new(""), PathBuf::as_path);
         let tensors = first_tensors(&stages[0], state.map(|state| (state, None)), file, data, &settings)?;
         check_keras(training, &settings, &stages[0], &tensors, folder)?;
+        find_rate(training, &images, &spec, &stages, &device, &tensors, &mut settings)?;
         announce(&settings, &stages, &device)?;
         training::announce_classes(&images.folder, &settings)?;
         return Ok(images.job(&device, stages, &spec, settings).start(&tensors, folder)?);
@@ -276,7 +311,7 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
 
 /// The network for batches of `batch` images, of which `accumulate` make a step, in each stage of its policy. The policy's
 /// warnings go to standard error.
-fn stages(
+pub fn stages(
     spec: &Spec,
     policy: &Policy,
     (batch, accumulate): (usize, usize),
@@ -440,12 +475,13 @@ fn with_form(file: &Path, form: &str) -> PathBuf {
     file.with_extension(form.trim_start_matches('.'))
 }
 
-/// Beside each weights file of the run a copy of the Keras file that it came from, if it did, with the new weights.
-fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
-    let Some((source, form)) = keras_source(run.settings()) else { return Ok(Vec::new()) };
-    let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+/// Beside each of the weights files in `folder` that is there, a copy of the Keras file that it came from, if it did, with
+/// the new weights.
+pub fn write_keras(settings: &Settings, folder: &Path, files: &[&str]) -> Result<Vec<PathBuf>> {
+    let Some((source, form)) = keras_source(settings) else { return Ok(Vec::new()) };
     files
-        .into_iter()
+        .iter()
+        .map(|name| folder.join(name))
         .filter(|file| file.exists())
         .map(|file| {
             let out = with_form(&file, form);
@@ -495,8 +531,9 @@ fn summarise(run: &Run) -> Result<()> {
     }
     output::line(format_args!("metrics:      {} (and TensorBoard events beside it)", file(METRICS_FILE)))?;
     // Last, since it can fail: the Keras file may be gone by now.
-    for file in write_keras(run)? {
-        output::line(format_args!("for Keras:    {}", file.display()))?;
+    for file in write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])? {
+        let (names, file) = (class_file(&file), file.display());
+        output::line(format_args!("for Keras:    {file} (class names beside it: {})", names.display()))?;
     }
     Ok(())
 }

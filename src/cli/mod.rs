@@ -12,6 +12,7 @@ mod finetune;
 mod fold;
 mod inputs;
 mod inspect;
+mod lr_find;
 pub mod output;
 mod plan;
 mod predict;
@@ -43,6 +44,7 @@ enum Command {
     Inspect(inspect::Args),
     Plan(plan::Args),
     Finetune(finetune::Args),
+    LrFind(lr_find::Args),
     Compare(compare::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -57,7 +59,7 @@ enum Command {
 }
 
 /// How help calls the values that are numbers.
-const NUMBERS: [&str; 5] = ["N", "X", "K", "STEPS", "MIB"];
+const NUMBERS: [&str; 6] = ["N", "X", "X|auto", "K", "STEPS", "MIB"];
 
 /// The arguments, in which a number may be negative: then its option says what it takes, instead of an option being
 /// missing that is called like the number.
@@ -100,6 +102,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Finetune(args) => finetune::run(args),
+            Command::LrFind(args) => lr_find::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),

@@ -7,9 +7,11 @@ use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use thawline::data::{Augment, ImageFolder, Sampler, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::models::keras::Augmentation;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::preprocessing::Traced;
 use thawline::train::{
@@ -17,12 +19,17 @@ use thawline::train::{
     read_weights,
 };
 
-/// Where images and weights come from, and how training goes.
+/// The folder of images of what can be resumed, and then knows it.
 #[derive(clap::Args)]
-pub struct TrainingArgs {
+pub struct DataArgs {
     /// A folder with a folder of images for each class, or with train/ and val/ that hold such folders
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     pub data: Option<PathBuf>,
+}
+
+/// Where weights come from, how images are shown, and how training goes.
+#[derive(clap::Args)]
+pub struct TrainingArgs {
     /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
     /// lists all), or a graph file as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the
     /// weights file holds]
@@ -62,10 +69,11 @@ pub struct TrainingArgs {
     /// The optimiser [default: sgd, the more robust for batch-norm networks]
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
-    /// Learning rate; a tenth of what training from scratch uses, so that pretrained weights survive [default: 0.01 for
-    /// sgd, 0.0003 for adamw]
-    #[arg(long, value_name = "X")]
-    lr: Option<f64>,
+    /// Learning rate. `auto` looks for it: finetune by a range test, as lr-find does; compare for each policy apart, by short
+    /// runs on the training images alone. For compare, several rates with commas between are those to choose from [default:
+    /// for finetune 0.01 with sgd and 0.0003 with adamw; for compare auto]
+    #[arg(long, value_name = "X|auto")]
+    pub lr: Option<LrChoice>,
     /// Momentum of sgd [default: 0.9]
     #[arg(long, value_name = "X")]
     momentum: Option<f64>,
@@ -110,8 +118,8 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "X")]
     gamma: Option<f64>,
 
-    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: none,
-    /// which is right for all images]
+    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: flip for a
+    /// Keras model with RandomFlip("horizontal"), else none, which is right for all images]
     #[arg(long, value_enum)]
     augment: Option<AugmentName>,
     /// Train on so many images only, evenly over the classes and chosen by --seed [default: all]
@@ -125,6 +133,40 @@ pub struct TrainingArgs {
     pub skip_broken: bool,
     #[command(flatten)]
     pub decode: DecodeArgs,
+}
+
+/// What `--lr` asks for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum LrChoice {
+    Auto,
+    /// At least one; several are above 0, rise, and differ.
+    Rates(Vec<f64>),
+}
+
+impl FromStr for LrChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const MOST: usize = 32;
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let rate = |word: &str| word.trim().parse().map_err(|_| format!("`{word}` is neither a number nor `auto`"));
+        let mut rates: Vec<f64> = text.split(',').map(rate).collect::<Result<_, _>>()?;
+        if let [_, _, ..] = rates[..] {
+            rates.sort_by(f64::total_cmp);
+            if let Some(rate) = rates.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+                return Err(format!("{rate} cannot be compared with other rates: give finite ones above 0"));
+            }
+            if let Some(pair) = rates.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(format!("{} is there twice", pair[0]));
+            }
+            if rates.len() > MOST {
+                return Err(format!("{} rates are too many: give at most {MOST}", rates.len()));
+            }
+        }
+        Ok(Self::Rates(rates))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -266,6 +308,20 @@ impl TrainingArgs {
         Ok(model)
     }
 
+    /// The option of those given that shapes the course of the learning rate, or the length of the run.
+    pub fn given_of_schedule(&self) -> Option<&'static str> {
+        let given = [
+            ("--lr", self.lr.is_some()),
+            ("--epochs", self.epochs.is_some()),
+            ("--schedule", self.schedule.is_some()),
+            ("--warmup", self.warmup.is_some()),
+            ("--final-lr", self.final_lr.is_some()),
+            ("--step-epochs", self.step_epochs.is_some()),
+            ("--gamma", self.gamma.is_some()),
+        ];
+        given.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
+
     fn val_fraction(&self, saved: Option<&Settings>) -> f64 {
         self.val_fraction.or(saved.map(|s| s.val_fraction)).unwrap_or(0.2)
     }
@@ -311,10 +367,14 @@ impl TrainingArgs {
             OptimizerSettings::Sgd { .. } => 0.01,
             OptimizerSettings::AdamW { .. } => 3e-4,
         };
-        let lr = self.lr.or(saved.map(|s| s.schedule.lr)).unwrap_or(lr);
+        // A search puts what it finds in its place.
+        let lr = match &self.lr {
+            Some(LrChoice::Rates(rates)) => rates.first().copied().unwrap_or(lr),
+            Some(LrChoice::Auto) | None => saved.map_or(lr, |s| s.schedule.lr),
+        };
         let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
         let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
-        let augment = self.augment.map(Augment::from).or(saved.map(|s| s.transform.augment)).unwrap_or_default();
+        let augment = self.augment(saved, spec);
         let classes = images.folder.classes.clone();
         let (batch, accumulate) = self.batches(saved);
         let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
@@ -375,6 +435,44 @@ impl TrainingArgs {
             None => saved.and_then(|s| s.class_weights.clone()),
         };
         Ok((weights, sampler))
+    }
+
+    /// What training varies: `--augment`, else as the run does, or as the layers of a Keras file do. Says what becomes of
+    /// those.
+    fn augment(&self, saved: Option<&Settings>, spec: &Spec) -> Augment {
+        let asked = self.augment.map(Augment::from).or(saved.map(|saved| saved.transform.augment));
+        let layers = |layers: &[&Augmentation]| {
+            let names = layers.iter().map(|Augmentation { layer, class, .. }| format!("`{layer}` ({class})"));
+            format!("the Keras model's {}", names.collect::<Vec<_>>().join(", "))
+        };
+        let all: Vec<&Augmentation> = spec.augmentation.iter().collect();
+        let (done, left_out): (Vec<&Augmentation>, Vec<&Augmentation>) = all.iter().partition(|layer| layer.mirrors);
+        if let Some(augment) = asked {
+            if !all.is_empty() {
+                let name = augment.name();
+                output::note(format_args!("note: {}: left out, since --augment {name} is done instead", layers(&all)));
+            }
+            return augment;
+        }
+        if !left_out.is_empty() {
+            let crops = left_out.iter().any(|layer| layer.crops);
+            let nearest = match (crops, done.is_empty()) {
+                (false, _) => "; there is no --augment like it",
+                (true, true) => "; --augment crop comes nearest",
+                (true, false) => "; --augment crop-flip comes nearest",
+            };
+            output::warning(format_args!("{}: left out{nearest}", layers(&left_out)));
+        }
+        match done.is_empty() {
+            true => Augment::None,
+            false => {
+                output::note(format_args!(
+                    "note: {}: images are mirrored as it does, which is --augment flip; --augment none leaves it out",
+                    layers(&done)
+                ));
+                Augment::Flip
+            }
+        }
     }
 
     fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {

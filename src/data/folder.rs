@@ -161,6 +161,19 @@ impl ImageFolder {
         Ok(())
     }
 
+    /// The training images alone, split anew: `fraction` of each class, at least one image of it and never all, is set aside
+    /// by `seed` as the validation images of a search that must not look at the real ones.
+    pub fn hold_out(&self, fraction: f64, seed: u64) -> Self {
+        let (mut train, mut val) = (Vec::new(), Vec::new());
+        for samples in self.train.chunk_by(|a, b| a.label == b.label) {
+            let is_val = choose_val(samples.len(), fraction, seed, samples[0].label as usize);
+            for (sample, is_val) in samples.iter().cloned().zip(is_val) {
+                if is_val { val.push(sample) } else { train.push(sample) }
+            }
+        }
+        Self { classes: self.classes.clone(), train, val }
+    }
+
     fn open_splits(dir: &Path, purpose: Purpose) -> Result<Self, DataError> {
         let (train_dir, val_dir) = (dir.join("train"), dir.join("val"));
         let mut unread = Unread::default();

@@ -18,6 +18,7 @@ mod measure;
 mod moments;
 pub(crate) mod number;
 mod probe;
+mod range_test;
 mod recalibrate;
 mod run;
 mod schedule;
@@ -37,6 +38,7 @@ pub use finite::check_finite;
 pub use measure::{KernelTime, Measurement, Quartiles, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
+pub use range_test::{LrEnd, LrPoint, LrRange, RangeTest, suggest};
 pub use recalibrate::{Method, Recalibration, drifts, recalibrate};
 pub(crate) use run::claim;
 pub use run::{

@@ -3,11 +3,11 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::{
     ConfusionMatrix, Evaluation, Evaluator, FeatureCache, ImageSet, Images, Method, OptimizerState, PADDING, Probe,
-    Recalibration, Session, Settings, Then, Totals, TrainError, UNEVEN, check_finite, imbalance, recalibrate,
-    takes_batch_statistics,
+    Recalibration, Session, Settings, StepWindow, Then, Totals, TrainError, UNEVEN, check_finite, imbalance,
+    recalibrate, takes_batch_statistics,
 };
 use crate::compile;
-use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
+use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, shuffled};
 use crate::files::{self, FolderLock, is_leftover, is_lock, write_atomically};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats};
@@ -211,22 +211,14 @@ impl Job<'_> {
             let expected = "true where batch norms take statistics of the batch: padding would be part of them";
             return Err(TrainError::Setting { setting: "drop-last", value: "false".into(), expected });
         }
-        let loader = |samples: &Vec<_>, mode| {
-            let options = LoaderOptions {
-                skip_broken: settings.skip_broken,
-                decode: settings.decode,
-                drop_last: mode == Mode::Train && settings.drop_last,
-                sampler: settings.sampler,
-                ..LoaderOptions::new(mode, settings.batch, settings.seed)
-            };
-            Loader::new(samples.clone(), settings.transform.clone(), options)
-        };
-        let train = loader(&images.train, Mode::Train)?;
+        let train = loader(&settings, &images.train, Mode::Train)?;
         let recalibration = match settings.then {
-            Some(Then::Recalibrate) => Some(loader(&shuffled(images.train.clone(), settings.seed), Mode::Eval)?),
+            Some(Then::Recalibrate) => {
+                Some(loader(&settings, &shuffled(images.train.clone(), settings.seed), Mode::Eval)?)
+            }
             None => None,
         };
-        let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
+        let val = if images.val.is_empty() { None } else { Some(loader(&settings, &images.val, Mode::Eval)?) };
         let source = Source { device: device.clone(), stages, input, train, val, cache };
         let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
@@ -529,22 +521,12 @@ impl Run {
             let loader = batches_of(&self.source.train, kept, self.epochs_done() as u64, self.position.batches)?;
             let mut batches = loader.take(left(self).min(in_stage));
             while !(self.position.batches.is_multiple_of(window) && stop.load(Ordering::Relaxed)) {
-                // The weight of a step is that of the labels in all of its batches, so those are read before the first runs.
-                let together = if self.settings.class_weights.is_some() { window } else { 1 };
-                let mut of_step = self.settings.window(self.position.batches);
-                let read = batches.by_ref().take(together.min(of_step.batches)).collect::<Result<Vec<_>, _>>();
-                let mut read = match read {
-                    Ok(read) if read.is_empty() => break,
-                    Ok(read) => read,
+                let (settings, session) = (&self.settings, &self.session);
+                let (read, of_step) = match next_batches(&mut batches, settings, session, self.position.batches) {
+                    Ok(Some(read)) => read,
+                    Ok(None) => break,
                     Err(error) => return Err(self.keep_steps(error, &mut arrivals, observe)),
                 };
-                for batch in &mut read {
-                    let valid = batch.valid();
-                    batch.labels[valid..].fill(PADDING);
-                }
-                if self.settings.class_weights.is_some() {
-                    of_step.weight = read.iter().map(|batch| self.session.weight_of(&batch.labels)).sum();
-                }
                 for batch in read {
                     let lr = self.settings.lr(self.step());
                     self.session.submit_in(images(&batch, kept), &batch.labels, lr, Some(of_step))?;
@@ -748,8 +730,20 @@ impl Run {
     }
 }
 
+/// What shows `samples` as a run does.
+pub(super) fn loader(settings: &Settings, samples: &[Sample], mode: Mode) -> Result<Loader, DataError> {
+    let options = LoaderOptions {
+        skip_broken: settings.skip_broken,
+        decode: settings.decode,
+        drop_last: mode == Mode::Train && settings.drop_last,
+        sampler: settings.sampler,
+        ..LoaderOptions::new(mode, settings.batch, settings.seed)
+    };
+    Loader::new(samples.to_vec(), settings.transform.clone(), options)
+}
+
 /// The batches of an epoch; without pixels where what they give is kept.
-fn batches_of(
+pub(super) fn batches_of(
     loader: &Loader,
     kept: bool,
     epoch: u64,
@@ -761,7 +755,30 @@ fn batches_of(
     })
 }
 
-fn images(batch: &Batch, kept: bool) -> Images<'_> {
+/// The next micro-batches of a training epoch, whose padding is labelled as such, and the step that they are part of: the
+/// first of them is the `first` of the epoch. The weight of a step is that of the labels in all of its batches, so under class
+/// weights those are read together; otherwise it is one. None at the end.
+pub(super) fn next_batches(
+    batches: &mut dyn Iterator<Item = Result<Batch, DataError>>,
+    settings: &Settings,
+    session: &Session,
+    first: usize,
+) -> Result<Option<(Vec<Batch>, StepWindow)>, DataError> {
+    let weighted = settings.class_weights.is_some();
+    let mut window = settings.window(first);
+    let together = if weighted { window.batches } else { 1 };
+    let mut read = batches.take(together).collect::<Result<Vec<_>, _>>()?;
+    for batch in &mut read {
+        let valid = batch.valid();
+        batch.labels[valid..].fill(PADDING);
+    }
+    if weighted {
+        window.weight = read.iter().map(|batch| session.weight_of(&batch.labels)).sum();
+    }
+    Ok((!read.is_empty()).then_some((read, window)))
+}
+
+pub(super) fn images(batch: &Batch, kept: bool) -> Images<'_> {
     if kept { Images::Kept(&batch.samples) } else { Images::Bytes(&batch.pixels) }
 }
 

@@ -141,7 +141,7 @@ impl ImageSet {
     }
 
     /// As [`of`](Self::of), without the files' content: nothing is read.
-    pub(super) fn named(images: &ImageFolder, folder: &Path) -> Self {
+    pub(crate) fn named(images: &ImageFolder, folder: &Path) -> Self {
         let mut crc = Crc32c::new();
         for split in [&images.train, &images.val] {
             crc = crc.update(&(split.len() as u64).to_le_bytes());
@@ -191,6 +191,16 @@ pub enum OptimizerSettings {
     Sgd { momentum: f64, nesterov: bool, weight_decay: f64 },
     #[serde(rename_all = "kebab-case")]
     AdamW { beta1: f64, beta2: f64, eps: f64, weight_decay: f64 },
+}
+
+impl OptimizerSettings {
+    /// `sgd` or `adamw`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Sgd { .. } => "sgd",
+            Self::AdamW { .. } => "adamw",
+        }
+    }
 }
 
 /// The longest `run.toml`, in bytes: it may hold a graph file and thousands of class names.
