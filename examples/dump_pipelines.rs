@@ -108,7 +108,14 @@ fn plans(network: &str, size: usize) -> Result<Vec<Plan>, Box<dyn Error>> {
     for recipe in RECIPES {
         for (_, stage) in resolve_stages(&Policy::recipe(recipe.name)?, &graph)? {
             for (optimizer, accumulate) in [(Optimizer::Sgd(sgd), 1), (Optimizer::AdamW(adamw), 2)] {
-                let options = Options { optimizer, label_smoothing: 0.1, accumulate, export_gradients: false, seed: 0 };
+                let options = Options {
+                    optimizer,
+                    label_smoothing: 0.1,
+                    class_weights: false,
+                    accumulate,
+                    export_gradients: false,
+                    seed: 0,
+                };
                 graphs.push(compile::training(stage.graph.clone(), &options)?);
             }
         }

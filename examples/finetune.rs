@@ -30,7 +30,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tensors = weights::from_state(&network, state, 0)?.tensors;
 
     let sgd = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
-    let options = Options { optimizer: sgd, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+    let options = Options {
+        optimizer: sgd,
+        label_smoothing: 0.0,
+        class_weights: false,
+        accumulate: 1,
+        export_gradients: false,
+        seed: 0,
+    };
     let (device, input) = (Device::open(&DeviceOptions::default())?, spec.preprocessing.value.into());
     let mut session = Session::new(&device, network, &tensors, input, options)?;
     let mut evaluator = session.evaluator(BATCH)?;

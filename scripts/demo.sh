@@ -17,22 +17,22 @@ start=$SECONDS
 rm -rf "$demo"
 mkdir -p "$demo"
 "$thawline" devices
-"$thawline" sample-data shapes "$demo/near" --seed 7
+"$thawline" sample-data shapes-noisy "$demo/near" --seed 7
 "$thawline" sample-data digits-far "$demo/far"
 
 policies=()
-for policy in head head-adapt bn-only bn-affine benches/claims/full-frozen-bn.toml benches/claims/full.toml; do
+for policy in head head-adapt bn-only bn-affine full-frozen-bn full; do
     policies+=(--policy "$policy")
 done
 for domain in near far; do
     echo
     if [[ $domain == near ]]; then
-        echo "== near: the network was trained on shapes, and these are other shapes"
+        echo "== near: the network was trained on shapes, and these are other shapes, under more noise"
     else
         echo "== far: handwritten digits, bright on almost as bright"
     fi
     "$thawline" compare --weights "$weights" --data "$demo/$domain" --out "$demo/compare-$domain" \
-        --train-images 200 --epochs 12 --seeds 2 --optimizer adamw --lr 0.005 --weight-decay 0 "${policies[@]}"
+        --train-images 200 --epochs 12 --seeds 2 --optimizer adamw --lr 0.001,0.005,0.02 --weight-decay 0 "${policies[@]}"
 done
 
 echo

@@ -1,17 +1,19 @@
-// (softmax(logits) − smoothed label) · inv_count. One workgroup: one sample.
+// (softmax(logits) − smoothed label) · inv_count, or the same with a weight a class. One workgroup: one sample.
 
 struct Params {
     samples: u32,
     classes: u32,
     stride: u32,
     smoothing: f32,
+    weighted: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read> labels: array<u32>;
-@group(0) @binding(3) var<storage, read> step: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dlogits: array<f32>;
+@group(0) @binding(3) var<storage, read> weights: array<f32>;
+@group(0) @binding(4) var<storage, read> step: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dlogits: array<f32>;
 
 @compute @workgroup_size(64)
 fn softmax_cross_entropy_grad(
@@ -36,17 +38,28 @@ fn softmax_cross_entropy_grad(
         greatest = max(greatest, logits[row + c]);
     }
     greatest = workgroup_max(lane, greatest);
-    var sum = 0.0;
+    // Σ exp, Σ weight.
+    var sums = vec4<f32>();
     for (var c = lane; c < p.classes; c += 64u) {
-        sum += exp_of(logits[row + c] - greatest);
+        var weight = 1.0;
+        if p.weighted == 1u {
+            weight = weights[c];
+        }
+        sums += vec4<f32>(exp_of(logits[row + c] - greatest), weight, 0.0, 0.0);
     }
-    sum = workgroup_sum(lane, vec4<f32>(sum)).x;
+    sums = workgroup_sum(lane, sums);
     let rest = p.smoothing / f32(p.classes);
     for (var c = lane; c < p.stride; c += 64u) {
         var gradient = 0.0;
         if c < p.classes {
+            let softmax = exp_of(logits[row + c] - greatest) / sums.x;
             let wanted = rest + select(0.0, 1.0 - p.smoothing, c == label);
-            gradient = (exp_of(logits[row + c] - greatest) / sum - wanted) * step[3];
+            gradient = softmax - wanted;
+            if p.weighted == 1u {
+                let own = (1.0 - p.smoothing) * weights[label];
+                gradient = own * (softmax - select(0.0, 1.0, c == label)) + rest * (sums.y * softmax - weights[c]);
+            }
+            gradient *= step[3];
         }
         dlogits[row + c] = gradient;
     }

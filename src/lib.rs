@@ -18,7 +18,7 @@
 //! let resolved = policy::resolve(&Policy::recipe("head")?, network)?;
 //!
 //! let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
-//! let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+//! let options = Options { optimizer, label_smoothing: 0.0, class_weights: false, accumulate: 1, export_gradients: false, seed: 0 };
 //! let (price, plan) = report::price(&resolved, &options, Input::Values)?;
 //!
 //! // The frozen network keeps nothing for a backward pass, and runs no kernel of one.

@@ -259,9 +259,12 @@ fn devices_are_checked_by_kernel() {
 #[test]
 fn inspect_lists_the_layers_of_a_model_and_of_a_file() {
     let model = json(&["inspect", "--model", "resnet_tiny", "--json"]);
-    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "parameters", "preprocessing", "size"]);
+    assert_eq!(keys(&model), ["blocks", "classes", "layers", "model", "models", "parameters", "preprocessing", "size"]);
     let layers = model["layers"].as_array().unwrap();
-    assert_eq!(keys(&layers[0]), ["alias", "block", "index", "kind", "name", "parameters", "shape", "tensors"]);
+    assert_eq!(
+        keys(&layers[0]),
+        ["alias", "block", "index", "kind", "name", "number", "parameters", "shape", "tensors"]
+    );
     assert_eq!(model["blocks"][5], "layer3.1");
     assert!(stdout(&["inspect", "--model", "resnet_tiny"]).contains("5 layer3.1"));
     let sum: u64 = layers.iter().map(|layer| layer["parameters"].as_u64().unwrap()).sum();
@@ -309,7 +312,8 @@ fn plan_prices_every_layer() {
     assert_eq!((&staged["step"], &staged["stages"][0]["step"]), (&head["step"], &full["step"]));
     assert_eq!((&staged["from"], &staged["stages"][0]["from"]), (&serde_json::json!(0.0), &serde_json::json!(0.3)));
     let layers = head["layers"].as_array().unwrap();
-    let expected = ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "shape", "update"];
+    let expected =
+        ["axes", "backward", "forward", "index", "kept_bytes", "kernels", "kind", "name", "number", "shape", "update"];
     assert_eq!(keys(&layers[0]), expected);
     assert_eq!(keys(&head["step"]), ["calls", "flops", "kept_bytes", "moved_bytes", "planned_bytes"]);
     assert_eq!(head["full"], full["step"]);
@@ -524,6 +528,28 @@ fn predict_and_eval_agree() {
     assert_eq!(eval["top1"], mean(f64::from(top1)));
     assert_eq!(eval["top5"], mean(f64::from(top5)));
     assert!((mean(loss) - eval["loss"].as_f64().unwrap()).abs() < 1e-4);
+
+    // Class by class: in JSON, as a table, and on a page, which replaces no file unasked.
+    let classes = eval["classes"].as_array().unwrap();
+    let counts = eval["confusion"].as_array().unwrap();
+    let sum =
+        |of: &dyn Fn(&Value) -> bool| counts.iter().filter(|c| of(c)).map(|c| c[2].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum(&|_| true), predictions.len() as u64);
+    assert_eq!(sum(&|count| count[0] == count[1]), u64::from(top1));
+    for class in classes {
+        assert_eq!(class["support"].as_u64(), Some(sum(&|count| count[0] == class["class"])));
+        assert_eq!(class["predicted"].as_u64(), Some(sum(&|count| count[1] == class["class"])));
+        assert!(class_names().iter().any(|name| class["name"] == *name));
+    }
+    let page = outputs.text("page.html");
+    let shown = ["eval", "--weights", &named, "--data", &data(), "--per-class", "--report", &page];
+    let text = stdout(&shown);
+    assert!(text.contains("recall") && text.contains("mean by images") && text.contains("report: "), "{text}");
+    fails(&shown, "exists: give another name, or replace it with --force");
+    stdout(&[&shown[..], &["--force"]].concat());
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.contains("data:image/jpeg;base64,") && html.contains("The surest mistakes"));
+    fails(&["eval", "--weights", &named, "--data", &data(), "--report", &named, "--force"], "are the same file");
 
     // Classes go by name: a folder with two of them will do.
     let two = outputs.path("two");
@@ -896,6 +922,73 @@ fn finetune_then_eval() {
 }
 
 #[test]
+fn finetune_on_uneven_classes() {
+    let outputs = Outputs::new();
+    // Of the first class eight images, of all others one.
+    let uneven = outputs.path("uneven");
+    let names = class_names();
+    for split in ["train", "val"] {
+        for (class, name) in names.iter().enumerate() {
+            let (from, to) = (Path::new(&data()).join(split).join(name), uneven.join(split).join(name));
+            fs::create_dir_all(&to).unwrap();
+            let image = fs::read_dir(from).unwrap().next().unwrap().unwrap();
+            for copy in 0..if class == 0 { 8 } else { 1 } {
+                fs::copy(image.path(), to.join(format!("{copy}.png"))).unwrap();
+            }
+        }
+    }
+    let (weights, data) = (weights_file(), uneven.to_str().unwrap().to_owned());
+    let train = |out: &str, more: &[&str]| {
+        let args = ["finetune", "--weights", &weights, "--data", &data, "--policy", "head", "--batch", "8"];
+        let out = ["--out", &outputs.text(out)].map(String::from);
+        let all: Vec<String> = args.iter().chain(more).map(|arg| (*arg).to_owned()).chain(out).collect();
+        thawline(&all.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap()
+    };
+    let text = |output: &std::process::Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let [out, err] = [&output.stdout, &output.stderr].map(|part| String::from_utf8_lossy(part).into_owned());
+        (out, err)
+    };
+
+    let (out, err) = text(&train("plain", &["--epochs", "1"]));
+    assert!(out.contains(&format!("training images by class: {} 8, {} 1", names[0], names[1])), "{out}");
+    assert!(err.contains("8 times the images") && err.contains("--class-weights balanced"), "{err}");
+    assert!(out.contains(" balanced "), "{out}");
+    let table = fs::read_to_string(outputs.path("plain").join("metrics.csv")).unwrap();
+    assert!(table.lines().next().unwrap().ends_with(",val_balanced"), "{table}");
+
+    // Nothing learns, so the first epoch is no better than none.
+    let (out, err) = text(&train("early", &["--epochs", "5", "--patience", "1", "--lr", "0", "--sampler", "balanced"]));
+    assert!(out.contains("ended after epoch 1 of 5: 1 epoch without a better one"), "{out}");
+    assert!(out.contains("classes are shown equally often") && !err.contains("times the images"), "{out}{err}");
+
+    let file = outputs.text("weights.toml");
+    let lines: Vec<String> = names.iter().map(|name| format!("{name:?} = 2")).collect();
+    fs::write(&file, lines.join("\n")).unwrap();
+    let (out, _) = text(&train("file", &["--epochs", "1", "--class-weights", &file]));
+    assert!(out.contains("classes have weights in the loss"), "{out}");
+    let (out, err) = text(&train("both", &["--epochs", "1", "--class-weights", "balanced", "--sampler", "balanced"]));
+    assert!(err.contains("warning: --class-weights balanced and --sampler balanced"), "{out}{err}");
+
+    // A weight of 2 for all is none.
+    let weights_of = |run: &str| fs::read(outputs.path(run).join("last.safetensors")).unwrap();
+    assert!(weights_of("file") == weights_of("plain") && weights_of("both") != weights_of("plain"));
+
+    // The settings go on with a run; others are refused.
+    let run = outputs.text("early");
+    let resumed = stdout(&["finetune", "--resume", &run]);
+    assert!(resumed.contains("ended after epoch 1 of 5"), "{resumed}");
+    fails(&["finetune", "--resume", &run, "--patience", "3"], "`patience` is 3 now");
+    fails(&["finetune", "--resume", &run, "--sampler", "shuffled"], "`sampler` is not set now");
+
+    fs::write(&file, lines[1..].join("\n")).unwrap();
+    let refused = train("no", &["--class-weights", &file]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains(&format!("it has no weight for `{}`", names[0])), "{message}");
+    assert!(!outputs.path("no").exists());
+}
+
+#[test]
 fn compare_writes_what_it_found_however_it_ends() {
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -907,9 +1000,14 @@ fn compare_writes_what_it_found_however_it_ends() {
         args
     };
     let shown = stdout(&args(&whole));
-    for expected in
-        ["2 policies × 2 seeds", "head", "full-then-frozen-bn", "val top-1", "the same learning rate", "report.html"]
-    {
+    for expected in [
+        "2 policies × 2 seeds",
+        "head",
+        "full-then-frozen-bn",
+        "val top-1",
+        "the best of 6 learning rates",
+        "report.html",
+    ] {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }
     let read = |folder: &str, file: &str| fs::read_to_string(Path::new(folder).join(file)).unwrap();

@@ -86,7 +86,14 @@ fn trained(recipe: &str, rules: &[&str], batch: usize, steps: usize, lr: f64) ->
     let network = models::build("resnet_tiny", batch, (16, 16), 10).expect("the network");
     let network = policy::resolve(&policy, network).expect("a policy that suits").graph;
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+    let options = Options {
+        optimizer,
+        label_smoothing: 0.0,
+        class_weights: false,
+        accumulate: 1,
+        export_gradients: false,
+        seed: 0,
+    };
     let mut session = Session::new(&device(), network, &shapes().1, INPUT, options).expect("a session");
     let images = loader(&DATA.train, Mode::Train, batch);
     let epochs = (0..).flat_map(|epoch| images.epoch(epoch, 0).expect("images"));

@@ -357,6 +357,7 @@ fn check_on(network: Graph, policy: &str, rules: &[&str]) {
     let options = Options {
         optimizer: Optimizer::Sgd(sgd),
         label_smoothing: SMOOTHING,
+        class_weights: false,
         accumulate: 1,
         export_gradients: true,
         seed: 0,

@@ -1,7 +1,7 @@
 //! Graph files: what they say of networks that exist, what they build, and what is refused.
 
 use std::path::Path;
-use thawline::graph::{Act, Averaging, Builder, Graph, GraphError, Window};
+use thawline::graph::{Act, Averaging, Builder, Graph, GraphError, LayerId, Window};
 use thawline::models::{self, Entry, GraphAbout, GraphFile, LayerOp, MODELS, Padding, Spec};
 use thawline::preprocessing::{Interpolation, Preprocessing, Resize};
 
@@ -27,7 +27,7 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
         x = b.activation(act.name(), x, act)?;
     }
     b.block(Some("block \"1\""));
-    b.position(Some(40));
+    b.position(&[40]);
     let skip = x;
     x = b.grouped_conv2d("grouped", x, 8, Window::square(1, 1, 0), 2, false)?;
     x = b.grouped_conv2d("depthwise", x, 8, Window::square(5, 1, 2), 8, false)?;
@@ -37,7 +37,7 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
     x = b.stochastic_depth("depth", x, 0.2)?;
     x = b.add("add", x, skip)?;
     b.block(None);
-    b.position(None);
+    b.position(&[]);
     x = b.max_pool("max", x, Window::square(3, 2, 1))?;
     x = b.avg_pool("avg", x, Window { kernel: [2, 1], stride: [1, 2], padding: [0; 4] })?;
     x = b.global_avg_pool("pool", x)?;
@@ -260,7 +260,7 @@ fn texts_are_bounded() {
             inputs: vec![if i == 0 { "input".to_owned() } else { name(i - 1) }],
             block: Some(format!("features.{}", i / 3)),
             alias: None,
-            position: None,
+            position: Vec::new(),
         };
         GraphFile::new(about((1, 1)), (0..layers).map(conv).collect()).map_err(|error| error.to_string())
     };
@@ -313,4 +313,53 @@ fn a_file_that_is_none_is_named() {
     assert!(missing.starts_with("cannot read nowhere.json: "), "{missing}");
     let folder = GraphFile::read(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap_err().to_string();
     assert!(folder.contains("it is not a regular file"), "{folder}");
+}
+
+#[test]
+fn a_file_tells_the_models_that_its_positions_count_in() {
+    let models = r#"{"layers": 3}, {"name": "base", "position": 1, "layers": 7}, {"name": "base/in", "position": [1, 4], "layers": 2}"#;
+    let file = |models: &str, conv: &str, fc: &str| {
+        parse(&format!(
+            r#"{{"thawline_graph": 1, "name": "net", "size": [4, 4], "mean": [0, 0, 0], "std": [1, 1, 1],
+                "models": [{models}], "layers": [
+                {{"name": "conv", "op": "conv", "channels": 4, "kernel": [1, 1], "inputs": ["input"], "position": {conv}}},
+                {{"name": "pool", "op": "global_avg_pool", "inputs": ["conv"], "position": [1, 6]}},
+                {{"name": "fc", "op": "linear", "channels": 2, "inputs": ["pool"], "position": {fc}}}]}}"#
+        ))
+    };
+    let read = file(models, "[1, 4, 1]", "2").unwrap();
+    assert_eq!(parse(&read.json()).unwrap(), read);
+    let graph = read.build(1, (4, 4), 2).unwrap();
+    let numbers: Vec<String> = (0..3).map(|index| graph.number(LayerId::new(index))).collect();
+    assert_eq!(numbers, ["1/4/1", "1/6", "2"]);
+    let names: Vec<&str> = graph.models().iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["", "base", "base/in"]);
+    assert_eq!(
+        GraphFile::of(about((4, 4)), |_| Ok::<_, GraphError>(graph.clone())).unwrap().build(1, (4, 4), 2).unwrap(),
+        graph
+    );
+    for (models, conv, fc, message) in [
+        (models, "[1, 4, 2]", "2", "conv: its position [1, 4, 2] is behind the 2 layers of base/in"),
+        (models, "[1, 5, 0]", "2", "conv: its position [1, 5, 0] is in none of the models"),
+        (models, "[1, 4, 1]", "3", "fc: its position [3] is behind the 3 layers of the outermost model"),
+        (models, "\"x\"", "2", "layer `conv`: `position` must be a number, or a list of numbers"),
+        (
+            r#"{"name": "base", "position": 1, "layers": 7}"#,
+            "[1, 4]",
+            "2",
+            "base: its position [1] is in none of the models",
+        ),
+        (&format!("{models}, {{\"name\": \"b\", \"position\": 1, \"layers\": 7}}"), "2", "2", "another model's"),
+        ("", "[1, 4]", "2", "conv: its position [1, 4] is in none of the models"),
+        (
+            r#"{"layers": 3, "size": 2}"#,
+            "2",
+            "2",
+            "`models` must be a list of {name, position, layers}: unknown field `size`",
+        ),
+        (r#"{"name": "a\u0007", "layers": 3}"#, "2", "2", "must be a line of text"),
+    ] {
+        let error = file(models, conv, fc).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
 }

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::gpu::{Device, DeviceOptions};
-use thawline::graph::{Affine, Graph, LayerKind, Variance};
-use thawline::models::keras::{Imported, KerasConfig, KerasError, import};
+use thawline::graph::{Affine, Graph, LayerId, LayerKind, Variance};
+use thawline::models::GraphFile;
+use thawline::models::keras::{Augmentation, Imported, KerasConfig, KerasError, import};
 use thawline::plan::Input;
-use thawline::policy::{self, Policy};
+use thawline::policy::{self, Policy, PolicyError, Rule};
 use thawline::preprocessing::Preprocessing;
 use thawline::rng::Rng;
 use thawline::train::{Evaluator, Images};
@@ -225,17 +226,206 @@ fn the_two_loops_over_the_layers_of_keras_are_two_rules() {
     }
 }
 
+/// The network of one of the models in `layers.json`, and what Keras says of it.
+fn nested(name: &str) -> (Graph, Value) {
+    let text = fs::read_to_string(golden("layers.json")).unwrap();
+    let known = serde_json::from_str::<Value>(&text).unwrap()["models"][name].clone();
+    let model = KerasConfig {
+        config: &known["config"],
+        keras_2: false,
+        normalization: &|_| Some([vec![0.5; 3], vec![1.0; 3]]),
+    };
+    let graph = import(model).unwrap_or_else(|error| panic!("{name}: {error}")).graph;
+    // Models are in the graph's file, too.
+    let graph = GraphFile::parse(&graph.json(), name).unwrap();
+    (graph.build(2, (64, 64), 5).unwrap(), known)
+}
+
+/// The layers that a selector selects.
+fn selected<'a>(selector: &str, graph: &'a Graph) -> Result<Vec<&'a str>, String> {
+    let rule: Rule = format!("{selector} -> lr=2").parse().map_err(|error: PolicyError| error.to_string())?;
+    let layers = rule.select(graph).map_err(|error| error.to_string())?;
+    Ok(layers.iter().map(|id| graph.layers()[id.index()].name.as_str()).collect())
+}
+
 #[test]
-fn layers_within_models_have_two_names() {
-    let graph = network("transfer.keras");
-    let find =
-        |name: &str| graph.layers().iter().find(|layer| layer.name == name).unwrap_or_else(|| panic!("no {name}"));
-    assert_eq!(find("base/stem_conv").alias.as_deref(), Some("stem_conv"));
+fn slices_of_layers_take_what_they_take_in_keras() {
+    for name in ["deep", "efficientnet", "mobilenet"] {
+        let (graph, known) = nested(name);
+        let weighted: Vec<&str> =
+            known["weighted"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let counts: BTreeMap<&str, usize> =
+            graph.models().iter().map(|model| (model.name.as_str(), model.layers)).collect();
+        for (path, count) in known["models"].as_object().unwrap() {
+            assert_eq!(Some(&(count.as_u64().unwrap() as usize)), counts.get(path.as_str()), "{name}: {path}");
+        }
+        let slices = known["slices"].as_object().unwrap();
+        assert!(slices.len() > 100);
+        for (slice, runs) in slices {
+            let runs = runs.as_array().unwrap();
+            let run = |run: &Value| run[0].as_u64().unwrap() as usize..run[1].as_u64().unwrap() as usize;
+            let mut expected: Vec<&str> = runs.iter().flat_map(|of| weighted[run(of)].iter().copied()).collect();
+            let with_weights =
+                |name: &&str| graph.layers().iter().any(|layer| layer.name == **name && !layer.params.is_empty());
+            // A slice without layers that have weights may have others, or none, which is an error.
+            let mut ours = selected(&format!("index:{slice}"), &graph).unwrap_or_default();
+            ours.retain(with_weights);
+            expected.sort_unstable();
+            ours.sort_unstable();
+            assert_eq!(ours, expected, "{name}: index:{slice}");
+        }
+    }
+}
+
+#[test]
+fn a_model_within_the_model_is_found_by_name_and_by_number() {
+    let (graph, _) = nested("deep");
+    let inner = selected("index:outer/inner/0..", &graph).unwrap();
+    assert_eq!(
+        inner,
+        ["block1_conv", "block1_bn", "block1_relu", "block2_conv"].map(|name| format!("outer/inner/{name}"))
+    );
+    for same in ["index:inner/0..", "index:3/2/0..", "index:outer/inner/-5..", "name:outer/inner/*"] {
+        assert_eq!(selected(same, &graph).unwrap(), inner, "{same}");
+    }
+    // Arithmetic counts with the layer before it.
+    assert_eq!(selected("index:outer/2", &graph).unwrap(), [&inner[..], &["outer/add"]].concat());
+    let all = selected("index:0..", &graph).unwrap();
+    assert_eq!(selected("index:3", &graph).unwrap(), all[..all.len() - 3], "a model is one layer of another");
+    for (selector, parts) in [
+        (
+            "index:oter/1..",
+            &[
+                "`index:oter/1..`: there is no model `oter` (did you mean `outer`?)",
+                "`outer` (6 layers)",
+                "`outer/inner` (5 layers)",
+            ][..],
+        ),
+        (
+            "index:200..",
+            &["`index:200..` matches no layer", "numbered 3 to 6", "`outer` (6 layers)", "index:NAME/100.."],
+        ),
+        ("index:inner/200..", &["`outer/inner` has 5 layers, numbered 0 to 4"]),
+        ("index:augmentation/0..", &["`augmentation` has 4 layers, none of which computes anything here"]),
+        ("index:inner/3", &["`outer/inner` has 5 layers", "in 0 to 4"]),
+        ("index:outer/x", &["`outer/x`", "is not a range of layer numbers", "index:efficientnetb0/100.."]),
+        ("index:/3", &["`/3`", "is not a range"]),
+        ("index:outer/5..2", &["`index:outer/5..2` is an empty range"]),
+    ] {
+        let message = selected(selector, &graph).unwrap_err();
+        for part in parts {
+            assert!(message.contains(part), "{selector}: {message}");
+        }
+    }
+    let flat = network("efficient.keras");
+    let message = selected("index:base/1..", &flat).unwrap_err();
+    assert!(message.contains("there is no model `base`; the network has no models within it"), "{message}");
+    // As Python does.
+    let last = flat.layers().len();
+    assert_eq!(selected("index:-1..", &flat).unwrap(), ["predictions"]);
+    assert_eq!(selected("index:-900..", &flat).unwrap().len(), last);
+}
+
+#[test]
+fn layers_within_models_are_known_by_their_own_names() {
+    let (graph, _) = nested("deep");
+    for name in ["middle_relu", "outer/middle_relu"] {
+        assert_eq!(selected(&format!("name:{name}"), &graph).unwrap(), ["outer/middle_relu"]);
+        assert_eq!(selected(&format!("from:{name}"), &graph).unwrap()[0], "outer/middle_relu");
+    }
     // Two are called so.
-    assert_eq!(find("base/top_bn").alias, None);
-    assert_eq!(find("top_bn").alias, None);
-    // By the number in `model.layers`, a model within the model is one layer.
-    assert_eq!((find("base/stem_conv").position, find("predictions").position), (Some(2), Some(7)));
+    for selector in ["name:block1_conv", "from:block1_conv", "from:block1", "block:block1"] {
+        let message = selected(selector, &graph).unwrap_err();
+        let full = selector.split_once(':').unwrap().1;
+        let [first, second] = ["inner", "second"].map(|model| format!("outer/{model}/{full}"));
+        assert!(message.contains(&first) && message.contains(&second), "{message}");
+    }
+    assert_eq!(selected("name:second/block1_conv", &graph).unwrap(), ["outer/second/block1_conv"]);
+    assert_eq!(selected("from:second/block2", &graph).unwrap()[0], "outer/second/block2_conv");
+    assert_eq!(selected("block:inner/block1", &graph).unwrap().len(), 3);
+    assert_eq!(selected("name:block1_*", &graph).unwrap().len(), 6, "a pattern is for several");
+
+    // The outer model's own goes before one within it.
+    let graph = network("transfer.keras");
+    assert_eq!(selected("name:top_bn", &graph).unwrap(), ["top_bn"]);
+    assert_eq!(selected("from:top_bn", &graph).unwrap()[0], "top_bn");
+    assert_eq!(selected("name:base/top_bn", &graph).unwrap(), ["base/top_bn"]);
+    let number = |name: &str| {
+        let at = graph.layers().iter().position(|layer| layer.name == name).unwrap();
+        graph.number(LayerId::new(at))
+    };
+    assert_eq!([number("base/stem_conv"), number("predictions")], ["2/4", "7"]);
+}
+
+#[test]
+fn blocks_have_the_names_that_keras_gives_them() {
+    let (efficient, _) = nested("efficientnet");
+    let (mobile, _) = nested("mobilenet");
+    for (graph, name, first) in [
+        (&efficient, "from:block5a", "block5a_expand_conv"),
+        (&efficient, "from:efficientnetb0/block5a", "block5a_expand_conv"),
+        // The stage: all its blocks.
+        (&efficient, "from:block6", "block6a_expand_conv"),
+        (&efficient, "block:block5a", "block5a_expand_conv"),
+        (&efficient, "from:block:block7a", "block7a_expand_conv"),
+        (&efficient, "from:top", "top_conv"),
+        (&efficient, "from:efficientnetb0", "stem_conv"),
+        (&mobile, "from:block_1", "block_1_expand"),
+        (&mobile, "from:block_13", "block_13_expand"),
+        (&mobile, "block:block_13", "block_13_expand"),
+        (&mobile, "from:expanded_conv", "expanded_conv_depthwise"),
+    ] {
+        let found = selected(name, graph).unwrap_or_else(|error| panic!("{error}"))[0];
+        assert!(found.ends_with(&format!("/{first}")), "{name}: {found}");
+    }
+    assert!(selected("block:block5a", &efficient).unwrap().iter().all(|name| name.contains("/block5a_")));
+    for (name, part) in [
+        ("from:block5z", "did you mean `block5a`?"),
+        ("name:block5a", "block:block5a selects its layers"),
+        ("block:blok5a", "did you mean `block5a`?"),
+        ("from:block", "no layer `block`"),
+    ] {
+        let message = selected(name, &efficient).unwrap_err();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+/// `augment` of `sequential.keras` with another layer in the place of the one that flips.
+fn augmented(class: &str, config: Value) -> Result<Imported, KerasError> {
+    imported(&reconfigured("transfer.keras", |model| {
+        let layers = model["config"]["layers"].as_array_mut().unwrap();
+        let layer = layers.iter_mut().find(|layer| layer["class_name"] == "RandomFlip").unwrap();
+        layer["class_name"] = class.into();
+        for (key, value) in config.as_object().unwrap() {
+            layer["config"][key] = value.clone();
+        }
+    }))
+}
+
+#[test]
+fn augmentation_is_left_out_and_told() {
+    for (class, config, mirrors, crops) in [
+        ("RandomFlip", json!({"mode": "horizontal"}), true, false),
+        ("RandomFlip", json!({"mode": "vertical"}), false, false),
+        ("RandomFlip", json!({"mode": "horizontal_and_vertical"}), false, false),
+        ("RandomRotation", json!({}), false, false),
+        ("RandomZoom", json!({}), false, true),
+        ("RandomTranslation", json!({}), false, true),
+        ("RandomCrop", json!({"height": 12, "width": 12}), false, true),
+        ("RandomContrast", json!({}), false, false),
+        ("RandomBrightness", json!({}), false, false),
+        ("RandAugment", json!({}), false, false),
+        ("GaussianNoise", json!({"stddev": 0.1}), false, false),
+    ] {
+        let found = augmented(class, config).unwrap_or_else(|error| panic!("{class}: {error}")).augmentation;
+        assert_eq!(found, [Augmentation { layer: "flip".into(), class: class.into(), mirrors, crops }]);
+    }
+    // In the order of the file, and of models within the model, too.
+    let found = imported(&load("sequential.keras")).unwrap().augmentation;
+    let classes: Vec<&str> = found.iter().map(|layer| layer.class.as_str()).collect();
+    assert_eq!(classes, ["RandomFlip", "RandomRotation"]);
+    assert!(found.iter().all(|layer| layer.layer.starts_with("augment/")), "{found:?}");
+    assert!(imported(&load("efficient.keras")).unwrap().augmentation.is_empty());
 }
 
 #[test]
@@ -602,6 +792,87 @@ fn a_run_writes_files_under_names_that_keras_takes() {
     let [told, error] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert!(told.contains("last weights:") && !told.contains("for Keras:"), "{told}");
     assert!(!output.status.success() && error.contains("mine.weights.h5"), "{error}");
+}
+
+#[test]
+fn a_run_keeps_the_names_of_its_classes_and_does_as_the_files_augmentation() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = photos(folder.path());
+    let run = |weights: &str, args: &[&str]| {
+        let weights = golden(weights).to_str().unwrap().to_owned();
+        let all =
+            ["finetune", "--data", &data, "--policy", "head", "--epochs", "1", "--batch", "8", "--weights", &weights];
+        let output = Command::new(env!("CARGO_BIN_EXE_thawline")).args([&all[..], args].concat()).output().unwrap();
+        let [told, noted] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(output.status.success(), "{noted}");
+        (told, noted)
+    };
+    let (told, noted) = run("sequential.keras", &["--out", &at("run")]);
+    assert!(noted.contains("warning: the Keras model's `augment/random_rotation"), "{noted}");
+    assert!(noted.contains("left out; there is no --augment like it"), "{noted}");
+    assert!(noted.contains("images are mirrored as it does, which is --augment flip"), "{noted}");
+    let settings = fs::read_to_string(at("run/run.toml")).unwrap();
+    assert!(settings.contains("augment = \"flip\""), "{settings}");
+    let (_, noted) = run("sequential_tf.h5", &["--out", &at("plain"), "--augment", "none"]);
+    assert!(
+        noted.contains("left out, since --augment none is done instead") && !noted.contains("warning: the K"),
+        "{noted}"
+    );
+    assert!(fs::read_to_string(at("plain/run.toml")).unwrap().contains("augment = \"none\""));
+
+    let train = &Path::new(&data).join("train");
+    let mut classes: Vec<String> =
+        fs::read_dir(train).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    classes.sort_unstable();
+    assert!(told.contains("best.keras.classes.json"), "{told}");
+    let image = fs::read_dir(train.join(&classes[0])).unwrap().next().unwrap().unwrap().path();
+    let names = |weights: &str| {
+        let report =
+            thawline(&["predict", "--weights", weights, image.to_str().unwrap(), "--json", "--top", "10", "--quiet"]);
+        let report: Value = serde_json::from_str(&report.unwrap()).unwrap();
+        let top = report["predictions"][0]["top"].as_array().unwrap().clone();
+        top.iter().map(|class| class["class"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    for weights in ["run/best.keras", "run/last.keras", "plain/best.h5"] {
+        let text = fs::read_to_string(at(&format!("{weights}.classes.json"))).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), classes);
+        assert_eq!(StateDict::load(at(weights)).unwrap().metadata["classes"], json!(classes).to_string());
+        let mut named: Vec<String> = names(&at(weights)).into_iter().map(Option::unwrap).collect();
+        named.sort_unstable();
+        assert_eq!(named, classes, "{weights}");
+    }
+    // By name, whatever the order of the folders.
+    let part = folder.path().join("part");
+    fs::create_dir(&part).unwrap();
+    fs::rename(train.join(&classes[3]), part.join(&classes[3])).unwrap();
+    let evaluated =
+        thawline(&["eval", "--weights", &at("run/best.keras"), "--data", part.to_str().unwrap(), "--split", "all"]);
+    assert!(evaluated.unwrap().contains("images: loss"));
+
+    // Copies keep them, and so does what replaces a file.
+    let [source, copy] = [at("run/best.keras"), at("copy.safetensors")];
+    thawline(&["convert", &source, "--out", &copy]).unwrap();
+    assert_eq!(StateDict::load(&copy).unwrap().metadata["classes"], json!(classes).to_string());
+    let [tuned, golden] = [at("tuned.keras"), golden("sequential.keras").to_str().unwrap().to_owned()];
+    thawline(&["convert", &copy, "--to", &source, "--out", &tuned]).unwrap();
+    assert_eq!(StateDict::load(&tuned).unwrap().metadata["classes"], json!(classes).to_string());
+    thawline(&["convert", &golden, "--to", &golden, "--out", &tuned, "--force"]).unwrap();
+    assert!(!StateDict::load(&tuned).unwrap().metadata.contains_key("classes"), "names of another file are none");
+
+    // What somebody wrote by hand.
+    for (text, part) in [
+        ("{\"a\": 1}", "it is no list of class names, such as [\"cat\", \"dog\"]"),
+        ("[\"a\", \"b\", \"a\"]", "it names the class `a` twice"),
+    ] {
+        fs::write(at("tuned.keras.classes.json"), text).unwrap();
+        let message = thawline(&["predict", "--weights", &tuned, image.to_str().unwrap()]).unwrap_err();
+        assert!(message.contains("tuned.keras.classes.json") && message.contains(part), "{message}");
+    }
+    fs::write(at("tuned.keras.classes.json"), "[\"a\", \"b\"]").unwrap();
+    assert_eq!(names(&tuned)[0], None);
+    fs::write(at("tuned.keras.classes.json"), "[\"a\", \"b\", \"c\", \"d\", \"e\"]").unwrap();
+    assert!(names(&tuned)[0].is_some());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Sampler, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::lab::{self, Bench, COMPARISON_FILE, Lab, LabError, LabEvent};
 use thawline::models;
@@ -51,6 +51,9 @@ impl Fixture {
             epochs: 2,
             seed: 0,
             label_smoothing: 0.0,
+            class_weights: None,
+            sampler: Sampler::Shuffled,
+            patience: None,
             val_fraction: 0.0,
             train_images: Some(24),
             then: None,
@@ -87,7 +90,7 @@ impl Fixture {
 
     fn start(&self, out: &str, arms: &[&str], cache: u64) -> Result<Lab<'_>, LabError> {
         let arms = arms.iter().map(|name| arm(name).0).collect();
-        Lab::start(self.bench(), &self.out(out), self.settings.clone(), arms, vec![4, 5], cache)
+        Lab::start(self.bench(), &self.out(out), self.settings.clone(), arms, vec![4, 5], Vec::new(), cache)
     }
 
     fn resume(&self, out: &str) -> Lab<'_> {
@@ -206,6 +209,111 @@ fn a_comparison_tells_what_it_compared() {
     assert!(full.stages[0].layers.iter().any(|layer| layer.axes.contains("stats=batch")));
 }
 
+/// A comparison in which each policy finds its own learning rate.
+fn searching<'a>(fixture: &'a Fixture, out: &str) -> Lab<'a> {
+    let settings = Settings { epochs: 4, ..fixture.settings.clone() };
+    let arms = ["head", "full"].map(|name| arm(name).0).to_vec();
+    let rates = vec![1e-4, 1e-3, 1e-2, 3e38];
+    Lab::start(fixture.bench(), &fixture.out(out), settings, arms, vec![4], rates, ENOUGH).expect("a comparison")
+}
+
+#[test]
+fn each_policy_finds_its_own_rate_without_a_look_at_the_validation_images() {
+    let mut fixture = Fixture::new();
+    fixture.images.keep_train(20, 0).expect("enough");
+    fixture.settings.images = ImageSet::of(&fixture.images, &fixture.settings.data);
+    let mut whole = searching(&fixture, "whole");
+    // Two rounds of one step an epoch: four rates with one epoch, and two with two.
+    let steps = 4 + 2 * 2;
+    assert_eq!(whole.search_steps(), steps, "of each policy");
+    let (trained, outside) = (AtomicU64::new(0), fixture.images.val.len());
+    let outcome = go(&mut whole, |event| {
+        if let LabEvent::Trial { event: Event::Step(_), .. } = event {
+            trained.fetch_add(1, Ordering::Relaxed);
+        }
+        false
+    });
+    assert_eq!(outcome, Outcome::Finished);
+    // One trial of each policy diverges, before or after its step is told.
+    let trained = trained.load(Ordering::Relaxed);
+    assert!((2 * steps - 2..=2 * steps).contains(&trained), "{trained}");
+    let comparison = whole.comparison().clone();
+    for arm in &comparison.arms {
+        let search = arm.search.as_ref().expect("a search");
+        assert_eq!((search.train_images, search.held_out), (10, 10), "two images a class, one of which judges");
+        assert_ne!(search.held_out, outside, "not the validation images");
+        let rounds: Vec<(usize, usize)> = search.rounds.iter().map(|r| (r.epochs, r.trials.len())).collect();
+        assert_eq!(rounds, [(1, 4), (2, 2)]);
+        let lost: Vec<f64> = search.rounds[0].trials.iter().filter(|trial| trial.diverged).map(|t| t.lr).collect();
+        assert_eq!(lost, [3e38], "{}", arm.name);
+        let mut last = search.rounds[1].trials.clone();
+        last.sort_by(thawline::report::Trial::better_first);
+        assert_eq!(search.lr, last[0].lr);
+        let settings = Settings::of_run(&fixture.out("whole").join(format!("runs/{}-seed4", arm.name))).expect("a run");
+        assert_eq!(settings.schedule.lr, search.lr, "{}", arm.name);
+        assert!(!fixture.out("whole").join(format!("runs/{}-search", arm.name)).exists(), "no trial is left");
+    }
+
+    // Cut off in the middle of a trial, it finds the same.
+    drop(whole);
+    let mut parts = searching(&fixture, "parts");
+    let mut stops = 0;
+    loop {
+        let seen = AtomicU64::new(0);
+        let outcome = go(&mut parts, |event| {
+            matches!(event, LabEvent::Trial { .. }) && seen.fetch_add(1, Ordering::Relaxed) + 1 == 5 + 2 * stops
+        });
+        drop(parts);
+        if outcome == Outcome::Finished {
+            break;
+        }
+        stops += 1;
+        assert!(stops < 100, "it does not come to an end");
+        parts = fixture.resume("parts");
+    }
+    assert!(stops > 2, "interrupted only {stops} times");
+    assert_eq!(found(&fixture.out("parts")), found(&fixture.out("whole")));
+}
+
+#[test]
+fn a_search_without_enough_images_says_what_to_do() {
+    let mut fixture = Fixture::new();
+    fixture.images.keep_train(10, 0).expect("enough");
+    fixture.settings.images = ImageSet::of(&fixture.images, &fixture.settings.data);
+    let start = |out: &str, images: Vec<f64>| {
+        let arms = vec![arm("head").0];
+        let started =
+            Lab::start(fixture.bench(), &fixture.out(out), fixture.settings.clone(), arms, vec![4], images, 0);
+        started.err().map(|error| error.to_string())
+    };
+    let error = start("out", vec![0.1, 0.01]).expect("an error");
+    assert!(error.contains("no class has two training images") && error.contains("--lr"), "{error}");
+    assert!(!fixture.out("out").exists(), "nothing was written");
+    assert_eq!(start("out", vec![0.1]), None, "one rate needs no search");
+}
+
+#[test]
+fn a_comparison_leaves_the_weights_to_use() {
+    let fixture = Fixture::new();
+    let mut lab = fixture.start("out", &["head", "full"], ENOUGH).expect("a comparison");
+    assert_eq!(go(&mut lab, |_| false), Outcome::Finished);
+    let file = fixture.out("out").join(lab::WINNER_FILE);
+    let comparison = lab.comparison();
+    match (&comparison.winner, thawline::report::verdict(comparison)) {
+        (Some(winner), thawline::report::Verdict::Use { arm, .. }) => {
+            assert_eq!(winner.policy, arm.name);
+            let best = fixture.out("out").join(format!("runs/{}-seed{}/best.safetensors", arm.name, winner.seed));
+            assert_eq!(fs::read(file).expect("weights"), fs::read(best).expect("weights"));
+            let accuracies = arm.runs.iter().filter_map(|run| run.best_accuracy());
+            assert_eq!(winner.accuracy, accuracies.fold(0.0, f64::max));
+        }
+        (None, thawline::report::Verdict::Use { .. }) => panic!("no weights are left"),
+        (winner, verdict) => {
+            assert!(winner.is_none() && !file.exists(), "{verdict:?}");
+        }
+    }
+}
+
 #[test]
 fn a_comparison_goes_on_where_its_images_have_moved() {
     let mut fixture = Fixture::new();
@@ -276,7 +384,7 @@ fn a_comparison_that_loses_its_device_goes_on_to_the_same_results() {
     let device = device.with_variant(fixture.device.variant().expect("a variant")).expect("the device has it");
     let bench = Bench { device: &device, ..fixture.bench() };
     let policies = arms.map(|name| arm(name).0).to_vec();
-    let begun = Lab::start(bench, &fixture.out("lost"), fixture.settings.clone(), policies, vec![4, 5], 0);
+    let begun = Lab::start(bench, &fixture.out("lost"), fixture.settings.clone(), policies, vec![4, 5], Vec::new(), 0);
     let mut lab = begun.expect("a comparison");
     let ended = lab.run(&Arc::new(AtomicBool::new(false)), |event| {
         if let LabEvent::Run { arm: 1, seed: 0, event: Event::Step(step) } = event

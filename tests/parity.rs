@@ -59,6 +59,7 @@ fn run(device: &Device, model: &str, case: &Case, failures: &mut String) {
     let options = Options {
         optimizer,
         label_smoothing: case.label_smoothing,
+        class_weights: false,
         accumulate: case.accumulate,
         export_gradients: true,
         seed: 0,

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use tempfile::TempDir;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
-use thawline::data::{Augment, DecodeOptions, ImageFolder, Transform};
+use thawline::data::{Augment, DecodeOptions, ImageFolder, Sampler, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
 use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
@@ -63,7 +63,7 @@ fn network(policy: &Policy, batch: usize) -> Graph {
 }
 
 fn options(optimizer: Optimizer, accumulate: usize) -> Options {
-    Options { optimizer, label_smoothing: 0.0, accumulate, export_gradients: false, seed: 0 }
+    Options { optimizer, label_smoothing: 0.0, class_weights: false, accumulate, export_gradients: false, seed: 0 }
 }
 
 /// Random RGBX pixels and labels.
@@ -317,7 +317,7 @@ fn a_smaller_step_is_that_of_a_plan_of_its_size() {
             let options = options(optimizer, accumulate);
             let start = tensors(&network);
             let mut session = Session::new(&device(), network, &start, input(), options).expect("a session");
-            let window = StepWindow { batches: parts.len(), samples: 6 };
+            let window = StepWindow { batches: parts.len(), weight: 6.0 };
             for &(from, count) in parts {
                 let (pixels, labels) = padded(from, count, size);
                 session.submit_in(Images::Bytes(&pixels), &labels, 0.05, Some(window)).expect("a part");
@@ -337,6 +337,61 @@ fn a_smaller_step_is_that_of_a_plan_of_its_size() {
             }
         }
     }
+}
+
+#[test]
+fn micro_batches_make_the_weighted_mean_of_one_batch() {
+    let policy = policy("keras-guide", &[]);
+    let (pixels, _) = batch(3, 6);
+    let labels = [0, 0, 0, 1, 0, 2];
+    let class_weights: Vec<f64> = (0..CLASSES).map(|class| [0.5, 4.0, 0.0][class.min(2)]).collect();
+    let weight = |labels: &[u32]| labels.iter().map(|&label| class_weights[label as usize]).sum::<f64>();
+    let after = |size: usize, accumulate: usize, weighted: bool| {
+        let network = network(&policy, size);
+        let options =
+            Options { label_smoothing: 0.1, class_weights: weighted, ..options(Optimizer::Sgd(MOMENTUM), accumulate) };
+        let start = tensors(&network);
+        let mut session = Session::new(&device(), network, &start, input(), options).expect("a session");
+        if weighted {
+            session.set_class_weights(&class_weights).expect("a weight a class");
+        }
+        let window = StepWindow { batches: accumulate, weight: if weighted { weight(&labels) } else { 6.0 } };
+        for (pixels, labels) in pixels.chunks(size * SIZE * SIZE * 4).zip(labels.chunks(size)) {
+            session.submit_in(Images::Bytes(pixels), labels, 0.05, Some(window)).expect("a part");
+        }
+        let mut loss = 0.0;
+        while let Some(totals) = session.completed(true).expect("results") {
+            loss += totals.loss;
+        }
+        (session.parameters().expect("the parameters"), loss)
+    };
+    let (whole, loss) = after(6, 1, true);
+    for (size, accumulate) in [(3, 2), (2, 3), (1, 6)] {
+        let (parts, sum) = after(size, accumulate, true);
+        assert!((sum - loss).abs() < 1e-5 * loss, "{sum} {loss}");
+        for (ours, expected) in parts.iter().zip(&whole) {
+            let apart = distance(&ours.data, &expected.data);
+            assert!(apart < 1e-5, "{apart} in batches of {size}");
+        }
+    }
+    let (plain, _) = after(6, 1, false);
+    assert!(plain.iter().zip(&whole).any(|(a, b)| distance(&a.data, &b.data) > 1e-4), "weights change the step");
+
+    // Where nothing is said of the window, a batch is one.
+    let options = Options { class_weights: true, label_smoothing: 0.1, ..options(Optimizer::Sgd(MOMENTUM), 1) };
+    let network = network(&policy, 6);
+    let mut session =
+        Session::new(&device(), network.clone(), &tensors(&network), input(), options).expect("a session");
+    session.set_class_weights(&class_weights).expect("a weight a class");
+    session.step(Images::Bytes(&pixels), &labels, 0.05).expect("a step");
+    assert_eq!(session.parameters().expect("the parameters"), whole);
+
+    // A number too few; and a plan that takes none.
+    assert!(matches!(session.set_class_weights(&[1.0]), Err(TrainError::ClassWeightCount { found: 1, .. })));
+    let options = Options { class_weights: false, ..options };
+    let mut session =
+        Session::new(&device(), network.clone(), &tensors(&network), input(), options).expect("a session");
+    assert!(matches!(session.set_class_weights(&class_weights), Err(TrainError::ClassWeightCount { .. })));
 }
 
 #[test]
@@ -468,6 +523,9 @@ impl Fixture {
             epochs: 2,
             seed: 3,
             label_smoothing: 0.1,
+            class_weights: None,
+            sampler: Sampler::Shuffled,
+            patience: None,
             val_fraction: 0.0,
             train_images: None,
             skip_broken: false,
@@ -647,13 +705,67 @@ fn a_resumed_run_gives_the_bits_of_one_that_never_stopped() {
         ("accumulate", Settings { accumulate: 2, ..base.clone() }),
         // Its second stage begins in the first epoch, or at the end of that.
         ("stages", staged(base, "head-then-full", adamw)),
-        ("accumulated", Settings { accumulate: 2, batch: BATCH / 2, policy: accumulated, ..base.clone() }),
+        ("accumulated", Settings { accumulate: 2, batch: BATCH / 2, policy: accumulated.clone(), ..base.clone() }),
         // The last step of an epoch is of three images and one.
         ("partial", Settings { drop_last: false, batch: 3, accumulate: 2, policy: frozen, ..base.clone() }),
+        ("weights", Settings { class_weights: class_weights(base), accumulate: 2, ..base.clone() }),
+        ("sampler", Settings { sampler: Sampler::Balanced, class_weights: class_weights(base), ..base.clone() }),
+        (
+            "weights-accumulated",
+            Settings {
+                class_weights: class_weights(base),
+                accumulate: 2,
+                batch: BATCH / 2,
+                policy: accumulated.clone(),
+                ..base.clone()
+            },
+        ),
         ("stage-at-epoch", Settings { epochs: 5, ..staged(base, "full-then-frozen-bn", adamw) }),
     ] {
         resumes_to_the_same_bits(&fixture, name, &settings);
     }
+}
+
+/// A weight a class that differs from the others'.
+fn class_weights(settings: &Settings) -> Option<Vec<f64>> {
+    Some((0..settings.classes.len()).map(|class| 0.5 + class as f64).collect())
+}
+
+#[test]
+fn a_run_ends_when_its_patience_does() {
+    let fixture = Fixture::new();
+    // Nothing moves, so nothing becomes better than the first validation.
+    let schedule = Schedule { lr: 0.0, warmup: 0, decay: Decay::Constant };
+    let policy = PolicySettings { name: "full-frozen-bn".into(), rules: vec![], stages: vec![] };
+    let settings = Settings { epochs: 6, patience: Some(2), schedule, policy, ..fixture.settings.clone() };
+    let mut run = fixture.start(&settings, "early").expect("a run");
+    assert_eq!(finish(&mut run).len(), 3, "two epochs, and the state before them");
+    assert!(run.ended_early() && run.confusion().is_some_and(|c| c.images() == run.settings().images.val as u64));
+    let epoch = &run.history()[2];
+    assert_eq!(epoch.val_balanced, run.confusion().map(|confusion| confusion.balanced_accuracy()));
+    drop(run);
+
+    // Stopped on the way, and once more when it has ended.
+    let mut run = fixture.start(&settings, "parts").expect("a run");
+    let in_second = |event: &Event<'_>| matches!(event, Event::Step(step) if step.epoch == 2);
+    assert_eq!(go(&mut run, in_second).expect("a run"), Outcome::Stopped);
+    for _ in 0..2 {
+        drop(run);
+        run = fixture.resume(&settings, "parts").expect("it resumes");
+        assert_eq!(finish(&mut run).len(), 3);
+    }
+    drop(run);
+    assert_same_files(&fixture.out("early"), &fixture.out("parts"));
+
+    // Not before the last stage had its epochs, of which the first begins after half of the steps.
+    let sgd = OptimizerSettings::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let base = staged(&settings, "head-then-full", sgd);
+    let begun = base.stage_starts().next().expect("a stage").div_ceil(base.steps_per_epoch() as u64) as usize;
+    let settings = Settings { schedule, patience: Some(1), ..base };
+    let mut run = fixture.start(&settings, "stages").expect("a run");
+    let best = best(&finish(&mut run)).expect("validation").epoch;
+    assert_eq!(run.history().len(), 1 + begun.max(best) + 1);
+    assert!(begun >= 1 && run.history().len() <= settings.epochs);
 }
 
 #[test]

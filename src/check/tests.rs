@@ -6,8 +6,8 @@ use super::{Checker, FAMILIES, Family, KernelResult};
 use crate::act::Act;
 use crate::gpu::{DeviceOptions, Limits};
 use crate::kernels::{
-    Dispatch, KERNELS, Kernel, add, batch_norm_apply, batch_norm_blend, batch_norm_grad, batch_norm_renorm,
-    batch_norm_stats, fold_batch_norm, pool, softmax_cross_entropy, sum_partials,
+    Dispatch, KERNELS, Kernel, StepScalars, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
+    batch_norm_renorm, batch_norm_stats, fold_batch_norm, pool, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 use std::collections::BTreeSet;
@@ -265,14 +265,61 @@ fn the_loss_gradient_is_a_slope() {
     let logits = Shape::nhwc(5, 1, 1, 11);
     let values = rng.tensor_between(logits, -3.0, 3.0);
     let labels = [3, 0, u32::MAX, 10, 7].map(f32::from_bits).to_vec();
-    for smoothing in [0.0, 0.1] {
-        let buffers = vec![values.clone(), labels.clone(), step_buffer(STEP), vec![0.0; logits.stored_len()]];
-        let gradient = host(softmax_cross_entropy::grad(logits, smoothing), buffers, 3);
+    let mut weights = rng.tensor_between(Shape::rows(1, 11), 0.2, 3.0);
+    weights[5] = 0.0;
+    for (smoothing, weighted) in [(0.0, false), (0.1, false), (0.0, true), (0.1, true)] {
+        let (zeros, step) = (vec![0.0; logits.stored_len()], step_buffer(STEP));
+        let buffers = vec![values.clone(), labels.clone(), weights.clone(), step, zeros];
+        let gradient = host(softmax_cross_entropy::grad(logits, smoothing, weighted), buffers, 4);
         assert_gradient(rng, logits, &values, &gradient, |values| {
-            let buffers = vec![values.to_vec(), labels.clone(), vec![0.0; 20]];
-            let rows = host(softmax_cross_entropy::forward(logits, smoothing), buffers, 2);
+            let buffers = vec![values.to_vec(), labels.clone(), weights.clone(), vec![0.0; 20]];
+            let rows = host(softmax_cross_entropy::forward(logits, smoothing, weighted), buffers, 3);
             rows.chunks(4).map(|row| f64::from(row[0])).sum::<f64>() * f64::from(STEP.inv_count)
         });
+    }
+}
+
+#[test]
+fn the_weighted_loss_is_pytorchs() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        cases: Vec<Loss>,
+    }
+    /// `tests/golden/README.md` says what is what.
+    #[derive(serde::Deserialize)]
+    struct Loss {
+        name: String,
+        classes: usize,
+        smoothing: f32,
+        logits: Vec<f32>,
+        labels: Vec<u32>,
+        weights: Vec<f32>,
+        loss: f64,
+        gradient: Vec<f64>,
+    }
+    let golden: Golden = serde_json::from_str(include_str!("../../tests/golden/weighted_loss.json")).unwrap();
+    for Loss { name, classes, smoothing, logits, labels, weights, loss, gradient } in golden.cases {
+        let shape = Shape::nhwc(labels.len(), 1, 1, classes);
+        let padded = |values: &[f32]| {
+            let rows = values.chunks(classes);
+            rows.flat_map(|row| [row, &vec![0.0; shape.stored_c() - classes]].concat()).collect::<Vec<f32>>()
+        };
+        let weight: f64 = labels.iter().map(|&label| f64::from(weights[label as usize])).sum();
+        let bits: Vec<f32> = labels.iter().copied().map(f32::from_bits).collect();
+        let (logits, weights) = (padded(&logits), padded(&weights));
+
+        let buffers = vec![logits.clone(), bits.clone(), weights.clone(), vec![0.0; labels.len() * 4]];
+        let rows = host(softmax_cross_entropy::forward(shape, smoothing, true), buffers, 3);
+        let ours = rows.chunks(4).map(|row| f64::from(row[0])).sum::<f64>() / weight;
+        assert!((ours - loss).abs() <= 1e-6 * loss, "{name}: the loss is {ours}, not {loss}");
+
+        let step = step_buffer(StepScalars { inv_count: (1.0 / weight) as f32, ..STEP });
+        let buffers = vec![logits, bits, weights, step, vec![0.0; shape.stored_len()]];
+        let ours = host(softmax_cross_entropy::grad(shape, smoothing, true), buffers, 4);
+        let ours = ours.chunks(shape.stored_c()).flat_map(|row| &row[..classes]);
+        for (ours, theirs) in ours.zip(gradient) {
+            assert!((f64::from(*ours) - theirs).abs() <= 1e-6, "{name}: a gradient is {ours}, not {theirs}");
+        }
     }
 }
 

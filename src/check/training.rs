@@ -1,7 +1,7 @@
 //! What only training takes, and what feeds it: input, sums, loss and optimisers.
 
 use super::case::{Case, same_bits};
-use super::values::{Random, STEP, shapes, step_buffer, untouched, when};
+use super::values::{Random, STEP, shapes, step_buffer, untouched, unused, when};
 use crate::kernels::{
     StepScalars, accumulate, adamw, channel_sum, input_normalize, sgd, softmax_cross_entropy, sum_partials,
 };
@@ -41,18 +41,24 @@ pub(super) fn loss() -> Vec<Case> {
     let mut cases = vec![];
     for (samples, classes) in [(1, 1), (3, 2), (5, 10), (2, 63), (7, 64), (4, 65), (2, 1000), (131, 3)] {
         let logits = Shape::nhwc(samples, 1, 1, classes);
-        for smoothing in [0.0, 0.1] {
+        for (smoothing, weighted) in [(0.0, false), (0.1, false), (0.0, true), (0.1, true)] {
             // Halves, so that there are ties; every fourth sample is padding.
             let values: Vec<f32> =
                 rng.tensor_between(logits, -8.0, 8.0).iter().map(|v| (v * 2.0).round() / 2.0).collect();
             let label = |i| if i % 4 == 3 { u32::MAX } else { rng.below(classes) as u32 };
             let labels: Vec<f32> = (0..samples).map(label).map(f32::from_bits).collect();
-            let what = format!("{logits}, smoothing {smoothing}");
-            let buffers = vec![values.clone(), labels.clone(), untouched(samples * 4)];
-            let dispatch = softmax_cross_entropy::forward(logits, smoothing);
+            let what = format!("{logits}, smoothing {smoothing}{}", if weighted { ", weighted" } else { "" });
+            // The first class has a weight of 0.
+            let weights = when(weighted, || {
+                let mut weights = rng.tensor_between(Shape::rows(1, classes), 0.1, 4.0);
+                weights[0] = if classes > 1 { 0.0 } else { 1.0 };
+                weights
+            });
+            let buffers = vec![values.clone(), labels.clone(), weights.clone(), untouched(samples * 4)];
+            let dispatch = softmax_cross_entropy::forward(logits, smoothing, weighted);
             cases.push(Case::new(&what, dispatch, buffers, 5e-6));
-            let buffers = vec![values, labels, step_buffer(STEP), untouched(logits.stored_len())];
-            let dispatch = softmax_cross_entropy::grad(logits, smoothing);
+            let buffers = vec![values, labels, weights, step_buffer(STEP), untouched(logits.stored_len())];
+            let dispatch = softmax_cross_entropy::grad(logits, smoothing, weighted);
             cases.push(Case::new(&what, dispatch, buffers, 5e-6).padded("dlogits", logits));
         }
     }
@@ -106,9 +112,9 @@ fn poisoned_logits() -> Case {
     let mut values = Random::new(9).tensor(logits);
     values[69] = f32::NAN;
     values[72 + 3] = f32::INFINITY;
-    let buffers = vec![values, vec![f32::from_bits(5); 3], untouched(12)];
-    Case::new("NaN and ∞", softmax_cross_entropy::forward(logits, 0.1), buffers, 5e-6).claims(|found| {
-        let rows = &found[2];
+    let buffers = vec![values, vec![f32::from_bits(5); 3], unused(), untouched(12)];
+    Case::new("NaN and ∞", softmax_cross_entropy::forward(logits, 0.1, false), buffers, 5e-6).claims(|found| {
+        let rows = &found[3];
         let nan = rows[0].is_nan() && rows[4].is_nan() && rows[8].is_finite();
         match nan && [rows[1], rows[2], rows[5], rows[6]] == [0.0; 4] {
             true => Ok(()),
@@ -123,12 +129,12 @@ fn known_logits() -> Case {
     let ln3 = 3.0f32.ln();
     let values =
         [[ln3, 0.0], [ln3, 0.0], [1.0, 1.0], [1.0, 1.0]].iter().flat_map(|[a, b]| [*a, *b, 0.0, 0.0]).collect();
-    let buffers = vec![values, [0, 1, 0, 1].map(f32::from_bits).to_vec(), untouched(16)];
+    let buffers = vec![values, [0, 1, 0, 1].map(f32::from_bits).to_vec(), unused(), untouched(16)];
     let (likely, unlikely) = (-(0.75f32.ln()), -(0.25f32.ln()));
     let losses = [0.9 * likely + 0.1 * unlikely, 0.1 * likely + 0.9 * unlikely, 2.0f32.ln(), 2.0f32.ln()];
-    let known = softmax_cross_entropy::forward(logits, 0.2);
+    let known = softmax_cross_entropy::forward(logits, 0.2, false);
     Case::new("known logits", known, buffers, 5e-6).claims(move |found| {
-        for (row, (loss, hit)) in found[2].chunks(4).zip(losses.into_iter().zip([1.0, 0.0, 1.0, 0.0])) {
+        for (row, (loss, hit)) in found[3].chunks(4).zip(losses.into_iter().zip([1.0, 0.0, 1.0, 0.0])) {
             if (row[0] - loss).abs() >= 1e-6 || row[1..] != [hit, 1.0, 0.0] {
                 return Err(format!("a row is {row:?}, not {:?}", [loss, hit, 1.0, 0.0]));
             }

@@ -119,8 +119,8 @@ pub struct PolicyArgs {
         help = policy_help("What trains and how batch norms behave", "")
     )]
     pub policy: String,
-    /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
-    /// update=ema(0.9)'
+    /// A rule that comes after the policy's own; repeatable. Examples: 'from:layer4 & kind:bn -> stats=batch,
+    /// update=ema(0.9)', 'index:efficientnetb0/100.. -> weights=train'
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     pub rules: Vec<String>,
 }
@@ -303,6 +303,7 @@ impl OptimizerArgs {
         Ok(Options {
             optimizer,
             label_smoothing: self.label_smoothing,
+            class_weights: false,
             accumulate: 1,
             export_gradients: false,
             seed: 0,
@@ -484,6 +485,15 @@ impl ModelArgs {
         spec.preprocessing = prepared(&spec, &state, &config, asked, pixels)?;
         let test_size = in_config(config.test_size.filter(|_| spec.file().is_none()));
         let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
+        if let (Some(names), Some(outputs)) = (&names, in_file)
+            && names.len() != outputs
+        {
+            let file = state.origin.as_deref().unwrap_or(Path::new("the weights file")).display();
+            let named = output::quantity(names.len(), "class");
+            output::warning(format_args!(
+                "{file}: its names are of {named}, and its head has {outputs}: they are left out"
+            ));
+        }
         Ok(Model {
             spec,
             classes,
@@ -607,7 +617,8 @@ fn described(state: &StateDict) -> Result<Option<Spec>> {
              save it with a Rescaling layer at the beginning"
         ),
     }
-    Ok(Some(Spec::of_file(imported.graph).with_preprocessing(imported.preprocessing)))
+    let spec = Spec::of_file(imported.graph).with_preprocessing(imported.preprocessing);
+    Ok(Some(spec.with_augmentation(imported.augmentation)))
 }
 
 /// The network that a Keras file describes, if it does.

@@ -42,7 +42,7 @@ pub struct Args {
         help = args::policy_help("A policy to measure", "; repeatable [default: full]")
     )]
     policies: Vec<String>,
-    /// Thaw from this layer or module on: all weights from there to the end train (from:LAYER -> weights=train, after the
+    /// Thaw from this layer, block or module on: all weights from there to the end train (from:LAYER -> weights=train, after the
     /// policy's own rules), and batch norms do what the policy says; none is the policy as it is; repeatable, or a list
     /// with commas [default: none]
     #[arg(long, value_name = "LAYER|none", value_delimiter = ',')]

@@ -1,35 +1,37 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
 use super::args::{self, policy_help};
-use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
+use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c, write_keras};
 use super::progress::{self, Progress};
 use super::source;
-use super::training::{self, Images, TrainingArgs};
+use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
 use super::{events, output};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanDuration, ProgressBar};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thawline::identify::{Known, identify};
-use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, in_words};
+use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, WINNER_FILE, in_words};
 use thawline::policy::Policy;
-use thawline::report::{self, Arm, ArmRun, Comparison, mean_and_deviation};
+use thawline::report::{self, Arm, ArmRun, Comparison, LrSearch, Verdict, Winner, mean_and_deviation};
 use thawline::text::escaped;
-use thawline::train::{Event, Outcome, StepMetrics, TrainError, check_apart};
+use thawline::train::{Event, OptimizerSettings, Outcome, StepMetrics, TrainError, check_apart};
 use thawline::weights::StateDict;
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
 ///
 /// Every policy starts from the same weights and sees the same images in the same order. The folder OUT gets report.html
-/// to look at, compare.json and compare.csv with every number, timings.json, and the best weights of each run below
-/// runs/. Ctrl-C finishes the step and saves; --resume continues, and compare.json is the same as if it had never
+/// to look at, compare.json and compare.csv with every number, timings.json, the best weights of each run below runs/, and
+/// those of the policy to use as winner.safetensors, and as a copy of the Keras file if they came from one. Ctrl-C finishes the step and saves; --resume continues, and compare.json is the same as if it had never
 /// stopped. What the frozen part of a network gives for each image is computed once and kept, within --cache; that
 /// changes no result.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline compare --weights resnet18.pth --data ./photos --out cmp --epochs 5
+  thawline compare --weights resnet18.pth --data ./photos --out cmp \\
+    --lr 0.001,0.003,0.01
   thawline compare --weights resnet18.pth --data ./photos --out cmp \\
     --policy head --policy bn-only --policy late.toml --seeds 3 --batch 16
   thawline compare --resume cmp")]
@@ -58,6 +60,8 @@ pub struct Args {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..1 << 40))]
     cache: Option<u64>,
     #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
     training: TrainingArgs,
     /// Print JSON: an event a line
     ///
@@ -69,7 +73,7 @@ pub struct Args {
 }
 
 /// What a comparison that was begun has settled.
-const SETTLED: [&str; 33] = [
+const SETTLED: [&str; 36] = [
     "variant",
     "head",
     "out",
@@ -94,6 +98,9 @@ const SETTLED: [&str; 33] = [
     "nesterov",
     "weight_decay",
     "label_smoothing",
+    "class_weights",
+    "sampler",
+    "patience",
     "schedule",
     "warmup",
     "final_lr",
@@ -112,7 +119,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(folder) => {
             let setup = lab::setup_of(folder)?;
             let saved = &setup.settings;
-            let data = args.training.data.as_ref().unwrap_or(&saved.data);
+            let data = args.data.data.as_ref().unwrap_or(&saved.data);
             // Before the images: the folder of the comparison may be among them.
             check_apart(data, folder)?;
             let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
@@ -120,7 +127,7 @@ pub fn run(args: Args) -> Result<()> {
             (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
         }
         None => {
-            let data = args.training.data.as_ref().context("--data is missing")?;
+            let data = args.data.data.as_ref().context("--data is missing")?;
             if let Some(out) = &args.out {
                 check_apart(data, out)?;
             }
@@ -142,13 +149,14 @@ pub fn run(args: Args) -> Result<()> {
         None => (start(&args, &images, &device)?, false),
     };
     drop(progress);
-    announce(lab.comparison(), resumed)?;
+    announce(&lab, resumed)?;
+    training::announce_classes(&images.folder, &lab.setup().settings)?;
     if let Some(what) = lab.setup().settings.left_over_in_words() {
         output::status(what)?;
     }
     // Not before: as in `finetune`, Ctrl-C ends the process at once until there is something to save.
     let stop = stop_on_ctrl_c()?;
-    let mut display = Display::new(lab.comparison());
+    let mut display = Display::new(&lab);
     let (names, seeds) = (display.names.clone(), display.seeds.clone());
     let outcome = lab.run(&stop, |event| {
         display.show(&event);
@@ -199,10 +207,26 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let input = args::input(&model.spec);
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
+    let all = match settings.optimizer {
+        OptimizerSettings::Sgd { .. } => lab::SGD_RATES,
+        OptimizerSettings::AdamW { .. } => lab::ADAMW_RATES,
+    };
+    let rates = match &args.training.lr {
+        Some(LrChoice::Rates(rates)) => rates.clone(),
+        Some(LrChoice::Auto) => all.to_vec(),
+        // Not asked for, so it need not be possible.
+        None => match lab::check_search(&images.folder, &settings, &arms, &all) {
+            Ok(()) => all.to_vec(),
+            Err(error) => {
+                output::warning(format_args!("{error}; all policies have the rate {} now", settings.schedule.lr));
+                Vec::new()
+            }
+        },
+    };
     let seed = settings.seed;
     let last = seed.checked_add(args.seeds).filter(|last| i64::try_from(*last).is_ok());
     let Some(last) = last else { bail!("--seed {seed} is too large for {} seeds", args.seeds) };
-    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), args.cache.unwrap_or(1024) << 20)?)
+    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), rates, args.cache.unwrap_or(1024) << 20)?)
 }
 
 fn bench<'a>(
@@ -223,7 +247,8 @@ fn bench<'a>(
     Ok(Bench { device, network, input, images: &images.folder, data: images.data.clone(), weights })
 }
 
-fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
+fn announce(lab: &Lab<'_>, resumed: bool) -> Result<()> {
+    let comparison = lab.comparison();
     let Comparison { model, size: [height, width], arms, seeds, train_images, val_images, classes, .. } = comparison;
     let how = if resumed { "goes on with" } else { "compares" };
     let (policies, seeds) = (output::quantity(arms.len(), "policy"), output::quantity(seeds.len(), "seed"));
@@ -236,6 +261,17 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
         comparison.batch,
         output::quantity(comparison.steps, "step"),
     ))?;
+    let rates = &lab.setup().rates;
+    if let [least, .., most] = rates[..] {
+        let of_runs = comparison.steps * comparison.seeds.len() as u64;
+        let share = 100.0 * lab.search_steps() as f64 / of_runs.max(1) as f64;
+        output::status(format_args!(
+            "each policy finds its own of {} learning rates from {least} to {most} first, on the training images alone, in {} \
+             ({share:.0} % of its runs')",
+            rates.len(),
+            output::quantity(lab.search_steps(), "step"),
+        ))?;
+    }
     for arm in arms {
         for warning in &arm.warnings {
             output::warning(format_args!("{}: {warning}", arm.name));
@@ -262,6 +298,14 @@ fn announce(comparison: &Comparison, resumed: bool) -> Result<()> {
 fn tell(names: &[String], seeds: &[u64], event: &LabEvent<'_>) -> Result<()> {
     let which = |arm: usize, seed: usize| -> Value { json!({"policy": names[arm], "seed": seeds[seed]}) };
     match *event {
+        LabEvent::Trial { arm, lr, epochs, event: Event::Started { .. } } => {
+            events::emit("trial", json!({"policy": names[arm], "lr": lr, "epochs": epochs}))
+        }
+        LabEvent::Trial { .. } => Ok(()),
+        LabEvent::Searched { arm, search } => events::emit(
+            "searched",
+            json!({"policy": names[arm], "lr": events::number(search.lr), "rates": search.rates()}),
+        ),
         LabEvent::Run { arm, seed, event } => events::of_run(&which(arm, seed), &event),
         LabEvent::Done { arm, seed, run } => events::done(&which(arm, seed), run),
     }
@@ -284,10 +328,13 @@ struct Display {
     /// Optimiser steps that are left of all runs, and those that this process did.
     left: u64,
     own: u64,
+    /// Optimiser steps that the trial under way has done.
+    trial: u64,
 }
 
 impl Display {
-    fn new(comparison: &Comparison) -> Self {
+    fn new(lab: &Lab<'_>) -> Self {
+        let comparison = lab.comparison();
         let all = progress::bars();
         let width = comparison.arms.iter().map(|arm| arm.name.chars().count()).max().unwrap_or(0);
         let line = |arm: &Arm| {
@@ -313,7 +360,8 @@ impl Display {
             done: HashMap::new(),
             began: Instant::now(),
             steps: comparison.steps,
-            left: comparison.steps * runs,
+            left: comparison.steps * runs + lab.search_steps() * comparison.arms.len() as u64,
+            trial: 0,
             own: 0,
         }
     }
@@ -321,8 +369,31 @@ impl Display {
     /// Shows what happened, if anybody looks: the comparison goes on in any case.
     fn show(&mut self, event: &LabEvent<'_>) {
         match *event {
+            LabEvent::Trial { arm, lr, epochs, event } => self.follow_trial(arm, lr, epochs, &event),
+            LabEvent::Searched { arm, search } => self.searched(arm, search),
             LabEvent::Run { arm, seed, event } => self.follow(arm, seed, &event),
             LabEvent::Done { arm, seed, run } => self.finished(arm, seed, run),
+        }
+    }
+
+    fn follow_trial(&mut self, arm: usize, lr: f64, epochs: usize, event: &Event<'_>) {
+        match *event {
+            Event::Started { .. } => self.trial = 0,
+            Event::Step(StepMetrics { epoch, step, .. }) => {
+                let done = step.saturating_sub(self.trial);
+                (self.trial, self.left, self.own) = (step, self.left.saturating_sub(done), self.own + done);
+                self.lines[arm].set_message(format!("learning rate {lr} · epoch {epoch}/{epochs}"));
+                self.total.set_message(self.time_left());
+            }
+            _ => {}
+        }
+    }
+
+    fn searched(&mut self, arm: usize, search: &LrSearch) {
+        let found = format!("learning rate {} of {} tried", search.lr, search.rates().len());
+        self.lines[arm].set_message(found.clone());
+        if progress::bars().is_hidden() {
+            let _ = output::status(format_args!("{:<16} {found}", self.names[arm]));
         }
     }
 
@@ -367,9 +438,9 @@ impl Display {
     }
 
     fn finished(&mut self, arm: usize, seed: usize, run: &ArmRun) {
-        if self.done.remove(&(arm, seed)).is_none() {
-            self.left = self.left.saturating_sub(self.steps);
-        }
+        // A run may have ended early.
+        let done = self.done.remove(&(arm, seed)).unwrap_or(0);
+        self.left = self.left.saturating_sub(self.steps.saturating_sub(done));
         let accuracy = run.last_accuracy().unwrap_or(f64::NAN);
         self.accuracies[arm].push(accuracy);
         let (mean, deviation) = mean_and_deviation(&self.accuracies[arm]);
@@ -411,6 +482,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
             json!({
                 "policy": arm.name,
                 "runs": arm.runs.len(),
+                "lr": events::number(arm.lr(comparison)),
                 "diverged": arm.diverged().count(),
                 "val_top1": events::number(mean),
                 "deviation": events::number(deviation),
@@ -421,7 +493,13 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
                 "drift": events::number(drift(arm)),
             })
         });
+        let mut weights = write_keras(&lab.setup().settings, lab.folder(), &[WINNER_FILE])?;
+        if comparison.winner.is_some() {
+            weights.insert(0, lab.folder().join(WINNER_FILE));
+        }
         return events::result(&json!({
+            "winner": comparison.winner,
+            "weights": weights,
             "folder": lab.folder(),
             "report": lab.folder().join(PAGE_FILE),
             "policies": policies.collect::<Vec<_>>(),
@@ -432,6 +510,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         let (runs, mean, deviation) = of(arm, ArmRun::last_accuracy);
         vec![
             arm.name.clone(),
+            arm.lr(comparison).to_string(),
             if arm.diverged().next().is_some() { "diverged".to_owned() } else { percent(mean) },
             if runs > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
             percent(of(arm, ArmRun::best_accuracy).1),
@@ -441,12 +520,35 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
             format!("{:.3}", drift(arm)),
         ]
     });
-    let titles = ["policy", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
+    let titles = ["policy", ">lr", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];
     output::table(&titles, &["drift", "kept", "arithmetic", "best epoch", "step"], rows)?;
     for paragraph in report::conclusion(comparison) {
         output::line("")?;
         output::prose(format_args!("{}", paragraph.replace('`', "")))?;
     }
     output::line("")?;
-    output::line(format_args!("report: {}", lab.folder().join(PAGE_FILE).display()))
+    output::line(format_args!("report:  {}", lab.folder().join(PAGE_FILE).display()))?;
+    let predict = |weights: &Path| format!("thawline predict --weights {} IMAGES", output::quoted(weights));
+    let weights = match &comparison.winner {
+        Some(Winner { policy, seed, epoch, accuracy }) => {
+            let file = lab.folder().join(WINNER_FILE);
+            output::line(format_args!(
+                "weights: {} ({policy}, seed {seed}, epoch {epoch}: {} of the validation images)",
+                file.display(),
+                percent(*accuracy)
+            ))?;
+            Some(file)
+        }
+        None if matches!(report::verdict(comparison), Verdict::DoNotTrain { .. }) => comparison.weights.clone(),
+        None => None,
+    };
+    if let Some(weights) = weights {
+        output::line("use it:")?;
+        output::line(format_args!("  {}", predict(&weights)))?;
+    }
+    // Last, since it can fail: the Keras file may be gone by now.
+    for file in write_keras(&lab.setup().settings, lab.folder(), &[WINNER_FILE])? {
+        output::line(format_args!("for Keras: {}", file.display()))?;
+    }
+    Ok(())
 }

@@ -1,9 +1,10 @@
 //! `thawline finetune`: from a weights file and a folder of images to a better weights file.
 
 use super::args::{self, Size, policy_help};
+use super::lr_find::range_test;
 use super::progress::{self, Progress};
 use super::source;
-use super::training::{self, Images, TrainingArgs};
+use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
 use super::{events, output};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
@@ -19,12 +20,13 @@ use thawline::identify::{Known, identify};
 use thawline::lab::{in_words, of_words};
 use thawline::models::Spec;
 use thawline::policy::{self, Policy, Rule};
-use thawline::report::{METRICS_FILE, RunLog, Trained, trained_values};
+use thawline::report::{LrFinding, METRICS_FILE, RunLog, Trained, trained_values};
 use thawline::tensor::HostTensor;
 use thawline::train::{
-    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, HeadStart, LAST_FILE, Outcome, RECALIBRATED_FILE, Run, Settings,
-    StepMetrics, Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
+    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, HeadStart, LAST_FILE, LrRange, Outcome, RECALIBRATED_FILE, Run,
+    Settings, StepMetrics, Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
 };
+use thawline::weights::keras::class_file;
 use thawline::weights::{self, NewHead, StateDict};
 
 /// Fine-tune a network on a folder of images
@@ -55,10 +57,12 @@ pub struct Args {
         help = policy_help("What trains and how batch norms behave", " [default: full]")
     )]
     policy: Option<String>,
-    /// A rule that comes after the policy's own; repeatable. Example: 'from:layer4 & kind:bn -> stats=batch,
-    /// update=ema(0.9)'
+    /// A rule that comes after the policy's own; repeatable. Examples: 'from:layer4 & kind:bn -> stats=batch,
+    /// update=ema(0.9)', 'index:efficientnetb0/100.. -> weights=train'
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     rules: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
     #[command(flatten)]
     training: TrainingArgs,
     /// What comes after the last epoch. recalibrate estimates all running statistics anew, over the training images without
@@ -95,7 +99,7 @@ pub fn run(args: Args) -> Result<()> {
     // Not before: until there is a run to save, as while weights are downloaded, Ctrl-C ends the process at once.
     let stop = stop_on_ctrl_c()?;
     let mut log = RunLog::open(run.folder(), run.step())?;
-    let display = Display::new(run.settings());
+    let display = Display::new(run.settings(), run.is_uneven());
     let outcome = run.run(&stop, |event| {
         log.record(&event)?;
         display.show(&event);
@@ -161,7 +165,7 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 fn start(args: &Args) -> Result<Run> {
     let training = &args.training;
     let (data, out) =
-        (training.data.as_ref().context("--data is missing")?, args.out.as_ref().context("--out is missing")?);
+        (args.data.data.as_ref().context("--data is missing")?, args.out.as_ref().context("--out is missing")?);
     check_apart(data, out)?;
     let images = Images::open(training, None, data)?;
     let model = training.read_model(images.folder.classes.len())?;
@@ -182,13 +186,44 @@ fn start(args: &Args) -> Result<Run> {
     let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));
     let tensors = first_tensors(network, model.state, file, data, &settings)?;
     check_keras(training, &settings, network, &tensors, out)?;
+    find_rate(training, &images, &model.spec, &stages, &device, &tensors, &mut settings)?;
     announce(&settings, &stages, &device)?;
+    training::announce_classes(&images.folder, &settings)?;
     Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
+}
+
+/// Under `--lr auto`, puts the rate that a range test suggests into the settings of a run that begins.
+fn find_rate(
+    training: &TrainingArgs,
+    images: &Images,
+    spec: &Spec,
+    stages: &[Graph],
+    device: &Device,
+    tensors: &[HostTensor],
+    settings: &mut Settings,
+) -> Result<()> {
+    match &training.lr {
+        Some(LrChoice::Rates(rates)) if rates.len() > 1 => {
+            bail!("--lr: several rates are for compare; give one, or auto")
+        }
+        Some(LrChoice::Auto) => {}
+        _ => return Ok(()),
+    }
+    let job = images.job(device, stages.to_vec(), spec, settings.clone());
+    // Until there is a run to save, Ctrl-C ends the process at once.
+    let test = range_test(job, tensors, &LrRange::default(), &AtomicBool::new(false))?;
+    let Some((test, lr)) = test.and_then(|test| Some((test.clone(), test.suggested?))) else {
+        bail!("--lr auto: no rate that was tried lowers the loss: give one, such as --lr 0.01, and look at the images")
+    };
+    let policy = settings.policy.name.clone();
+    output::status(format_args!("learning rate {}", LrFinding { policy, test }.in_words()))?;
+    settings.schedule.lr = lr;
+    Ok(())
 }
 
 /// The parameters that a run starts from: those of the weights file, or random ones. Says what becomes of a head that is not
 /// for the run's classes.
-fn first_tensors(
+pub fn first_tensors(
     network: &Graph,
     state: Option<StateDict>,
     file: &Path,
@@ -233,7 +268,7 @@ fn check_keras(
 fn resume(args: &Args, folder: &Path) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
     let training = &args.training;
-    let data = training.data.as_ref().unwrap_or(&saved.data);
+    let data = args.data.data.as_ref().unwrap_or(&saved.data);
     // Before the images: the folder of the run may be among them.
     check_apart(data, folder)?;
     let images = Images::open(training, Some(&saved), data)?;
@@ -280,7 +315,9 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         let file = file.map_or(Path::new(""), PathBuf::as_path);
         let tensors = first_tensors(&stages[0], state, file, data, &settings)?;
         check_keras(training, &settings, &stages[0], &tensors, folder)?;
+        find_rate(training, &images, &spec, &stages, &device, &tensors, &mut settings)?;
         announce(&settings, &stages, &device)?;
+        training::announce_classes(&images.folder, &settings)?;
         return Ok(images.job(&device, stages, &spec, settings).start(&tensors, folder)?);
     }
     let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
@@ -291,7 +328,7 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
 
 /// The network for batches of `batch` images, of which `accumulate` make a step, in each stage of its policy. The policy's
 /// warnings go to standard error.
-fn stages(
+pub fn stages(
     spec: &Spec,
     policy: &Policy,
     (batch, accumulate): (usize, usize),
@@ -380,13 +417,15 @@ fn what_trains(network: &Graph) -> String {
 struct Display {
     bar: ProgressBar,
     epochs: usize,
+    /// Whether accuracy needs the balanced one beside it.
+    uneven: bool,
 }
 
 impl Display {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, uneven: bool) -> Self {
         let bar = progress::bars().add(ProgressBar::new(settings.steps()));
         bar.set_style(progress::style("{prefix} {wide_bar} {pos}/{len} {msg} · {eta} left"));
-        Self { bar, epochs: settings.epochs }
+        Self { bar, epochs: settings.epochs, uneven }
     }
 
     /// Shows what happened, if anybody looks: training goes on in any case.
@@ -417,7 +456,7 @@ impl Display {
     }
 
     fn epoch_values(&self, metrics: &EpochMetrics, images_per_s: Option<f64>) -> Vec<String> {
-        let EpochMetrics { epoch, train, val, skipped, .. } = *metrics;
+        let EpochMetrics { epoch, train, val, skipped, val_balanced, .. } = *metrics;
         let mut values = vec![match epoch {
             0 => "before training".to_owned(),
             _ => format!("epoch {epoch:>2}/{}    ", self.epochs),
@@ -425,6 +464,7 @@ impl Display {
         for (name, of) in [("train", train), ("val", val)] {
             values.extend(of.map(|of| totals(name, of)));
         }
+        values.extend(val_balanced.filter(|_| self.uneven).map(|balanced| format!("balanced {}", percent(balanced))));
         values.extend(images_per_s.map(|speed| format!("{speed:.0} images/s")));
         if skipped > 0 {
             values.push(format!("{} skipped", output::quantity(skipped, "broken image")));
@@ -462,12 +502,13 @@ fn with_form(file: &Path, form: &str) -> PathBuf {
     file.with_extension(form.trim_start_matches('.'))
 }
 
-/// Beside each weights file of the run a copy of the Keras file that it came from, if it did, with the new weights.
-fn write_keras(run: &Run) -> Result<Vec<PathBuf>> {
-    let Some((source, form)) = keras_source(run.settings()) else { return Ok(Vec::new()) };
-    let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+/// Beside each of the weights files in `folder` that is there, a copy of the Keras file that it came from, if it did, with
+/// the new weights.
+pub fn write_keras(settings: &Settings, folder: &Path, files: &[&str]) -> Result<Vec<PathBuf>> {
+    let Some((source, form)) = keras_source(settings) else { return Ok(Vec::new()) };
     files
-        .into_iter()
+        .iter()
+        .map(|name| folder.join(name))
         .filter(|file| file.exists())
         .map(|file| {
             let out = with_form(&file, form);
@@ -489,15 +530,24 @@ fn summarise(run: &Run) -> Result<()> {
     if events::are_on() {
         let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
         let mut weights: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
-        weights.extend(write_keras(run)?);
+        weights.extend(write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])?);
         return events::result(&json!({
             "folder": run.folder(),
             "first": history.first().map(events::epoch),
             "best": best(history).map(events::epoch),
             "last": history.last().map(events::epoch),
+            "ended_early": run.ended_early(),
             "weights": weights,
             "metrics": run.folder().join(METRICS_FILE),
         }));
+    }
+    if run.ended_early() {
+        output::line(format_args!(
+            "ended after epoch {} of {}: {} without a better one (--patience)",
+            history.len().saturating_sub(1),
+            run.settings().epochs,
+            output::quantity(run.settings().patience.unwrap_or(0), "epoch")
+        ))?;
     }
     let file = |name: &str| {
         let path = run.folder().join(name);
@@ -523,8 +573,9 @@ fn summarise(run: &Run) -> Result<()> {
     let metrics = format!("metrics:      {}", file(METRICS_FILE));
     output::joined(&[metrics, "(and TensorBoard events beside it)".to_owned()], " ")?;
     // Last, since it can fail: the Keras file may be gone by now.
-    for file in write_keras(run)? {
-        output::line(format_args!("for Keras:    {}", file.display()))?;
+    for file in write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])? {
+        let (names, file) = (class_file(&file), file.display());
+        output::line(format_args!("for Keras:    {file} (class names beside it: {})", names.display()))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use thawline::graph::{Graph, LayerId};
+use thawline::graph::{Graph, LayerId, Model};
 use thawline::identify;
 use thawline::models::GRAPH;
 use thawline::preprocessing::{PREPROCESSING, Traced};
@@ -41,8 +41,8 @@ pub struct Args {
     #[command(flatten)]
     preprocess: PreprocessArgs,
     /// Print JSON: {model, classes, size, preprocessing: {resize, crop, interpolation, mean, std, bgr, from: where each comes
-    /// from}, parameters, layers: [{index, name, alias, kind, block, shape,
-    /// parameters, tensors}], blocks: their names in order},
+    /// from}, parameters, layers: [{index, number, name, alias, kind, block, shape,
+    /// parameters, tensors}], blocks: their names in order, models: [{name, index, layers}], those that are layers of a Keras model},
     /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
     json: bool,
@@ -53,8 +53,10 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct LayerRow {
-    /// The number that `index:` selectors know it by.
+    /// Its number among the layers of its file's outermost model.
     index: usize,
+    /// How `index:` selectors write it, such as `2/17` for number 17 within number 2.
+    number: String,
     name: String,
     /// Another name that selectors know it by.
     alias: Option<String>,
@@ -107,6 +109,11 @@ pub fn run(args: Args) -> Result<()> {
             "parameters": parameters,
             "layers": layers,
             "blocks": graph.blocks(),
+            "models": nested(&graph).map(|model| json!({
+                "name": model.name,
+                "index": number(model),
+                "layers": model.layers,
+            })).collect::<Vec<_>>(),
         });
         if let Some(file) = file {
             report["file"] = serde_json::to_value(file)?;
@@ -124,8 +131,7 @@ pub fn run(args: Args) -> Result<()> {
         let parameters = output::or_blank(l.parameters as u64, |n| n.to_string());
         let [_, h, w, c] = l.shape;
         let block = l.block.as_deref().and_then(numbered).unwrap_or_default();
-        let mut row =
-            vec![l.index.to_string(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block];
+        let mut row = vec![l.number.clone(), l.name.clone(), l.kind.into(), format!("{h}×{w}×{c}"), parameters, block];
         if aliased {
             row.insert(2, l.alias.clone().unwrap_or_default());
         }
@@ -142,11 +148,25 @@ pub fn run(args: Args) -> Result<()> {
         output::quantity(layers.len(), "layer"),
         output::count(parameters)
     ))?;
+    for model in nested(&graph) {
+        let (name, layers) = (&model.name, output::quantity(model.layers, "layer"));
+        output::line(format_args!("layer {} is the model {name} of {layers}: index:{name}/0..", number(model)))?;
+    }
     output::prose(format_args!("images: {}", preprocessing.describe(size.pair())))?;
     if let Some(test) = model.test_size.filter(|test| *test != size) {
         output::prose(format_args!("timm tests these weights at {test} px, too: --size {test}"))?;
     }
     Ok(())
+}
+
+/// The models that are layers of the network's model.
+fn nested(graph: &Graph) -> impl Iterator<Item = &Model> {
+    graph.models().iter().filter(|model| !model.position.is_empty())
+}
+
+/// As layers are numbered.
+fn number(model: &Model) -> String {
+    model.position.iter().map(usize::to_string).collect::<Vec<_>>().join("/")
 }
 
 /// The parts, and where each comes from.
@@ -166,7 +186,8 @@ fn layers(graph: &Graph) -> Vec<LayerRow> {
             let tensors = || in_file.iter().filter(|t| t.name.rsplit_once('.').is_some_and(|(of, _)| of == layer.name));
             let trains = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
             LayerRow {
-                index: graph.number(id),
+                index: graph.position(id)[0],
+                number: graph.number(id),
                 name: layer.name.clone(),
                 alias: layer.alias.clone(),
                 kind: layer.kind.name(),

@@ -14,6 +14,7 @@ mod finetune;
 mod fold;
 mod inputs;
 mod inspect;
+mod lr_find;
 mod man;
 pub mod output;
 mod plan;
@@ -85,6 +86,7 @@ enum Command {
     Inspect(inspect::Args),
     Plan(plan::Args),
     Finetune(finetune::Args),
+    LrFind(lr_find::Args),
     Compare(compare::Args),
     Eval(eval::Args),
     Predict(predict::Args),
@@ -101,7 +103,7 @@ enum Command {
 }
 
 /// How help calls the values that are numbers.
-const NUMBERS: [&str; 5] = ["N", "X", "K", "STEPS", "MIB"];
+const NUMBERS: [&str; 6] = ["N", "X", "X|auto", "K", "STEPS", "MIB"];
 
 /// The groups of options in the help of commands that have many, by the names of their fields.
 const GROUPS: [(&str, &[&str]); 9] = [
@@ -122,9 +124,12 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ),
     ("Preprocessing", &["size", "resize", "crop", "interpolation", "mean", "std"]),
     ("Policy", &["policy", "policies", "rules", "thaw", "layers"]),
-    ("Training", &["epochs", "batch", "accumulate", "seed", "seeds", "cache", "then"]),
+    (
+        "Training",
+        &["epochs", "patience", "class_weights", "sampler", "batch", "accumulate", "seed", "seeds", "cache", "then"],
+    ),
     ("Optimiser", &["optimizer", "momentum", "nesterov", "weight_decay", "decoupled_decay", "label_smoothing"]),
-    ("Learning rate", &["lr", "schedule", "warmup", "final_lr", "step_epochs", "gamma"]),
+    ("Learning rate", &["lr", "from", "to", "steps", "schedule", "warmup", "final_lr", "step_epochs", "gamma"]),
     ("Output", &["out", "resume", "force", "json", "page", "report", "per_class", "grads"]),
     ("Device", &["device", "backend", "device_timeout", "variant"]),
 ];
@@ -202,6 +207,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Finetune(args) => finetune::run(args),
+            Command::LrFind(args) => lr_find::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),

@@ -50,6 +50,11 @@ const GLUE: &str = "\u{fdd0}";
 /// The exit code of a command that ends before its time because nobody reads it: as of one that the signal for that ended.
 pub const UNREAD: i32 = 128 + 13;
 
+/// Characters in a line of standard output, if that is a terminal.
+pub fn columns() -> Option<usize> {
+    width(&io::stdout())
+}
+
 /// Columns of the terminal that `stream` is, `COLUMNS` before what the terminal says; none where it is no terminal, and lines
 /// may have any length.
 fn width(stream: &impl IsTerminal) -> Option<usize> {

@@ -33,7 +33,7 @@ pub struct Args {
     /// Print the plan itself: every slot of memory and every kernel call
     #[arg(long, conflicts_with_all = ["json", "kernels"])]
     dump: bool,
-    /// Print JSON: {model, from, policy, batch, size, classes, layers: [{index, name, kind, shape, axes, forward, backward,
+    /// Print JSON: {model, from, policy, batch, size, classes, layers: [{index, number, name, kind, shape, axes, forward, backward,
     /// update: {flops, moved_bytes}, kept_bytes, kernels}], rest, step, inference, full: {flops, moved_bytes, kept_bytes,
     /// planned_bytes, calls}, stages: the same of the policy's later stages}
     #[arg(long, conflicts_with = "kernels")]
@@ -115,8 +115,7 @@ fn layers(price: &Price, kernels: bool) -> Result<()> {
     // What has nothing to set and runs nothing is a part of the layer above.
     let shown = layers.filter(|l| !l.axes.is_empty() || !l.phases.kernels.is_empty());
     let runs = |names: &[&str]| if kernels { output::counted(names) } else { roles(names) };
-    let rows =
-        shown.map(|l: &LayerPrice| row(l.index.to_string(), &l.name, &l.axes, runs(&l.phases.kernels), &l.phases));
+    let rows = shown.map(|l: &LayerPrice| row(l.number.clone(), &l.name, &l.axes, runs(&l.phases.kernels), &l.phases));
     let runs = if kernels { output::counted(&price.rest.kernels) } else { String::new() };
     let rest = row(String::new(), "input and loss", "", runs, &price.rest);
     let titles = [">#", "layer", "axes", "runs", ">forward", ">backward", ">moved", ">kept"];

@@ -6,7 +6,7 @@ use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 
 /// Write a small image data set to try things on.
 ///
-/// `shapes` are drawn colour shapes and textures. `digits` are handwritten digits (UCI, CC BY 4.0), bright on black, and
+/// `shapes` are drawn colour shapes and textures, `shapes-noisy` the same under far more noise. `digits` are handwritten digits (UCI, CC BY 4.0), bright on black, and
 /// `digits-far` the same ones bright on almost as bright: far from what a network trained on `shapes` has seen. Ten
 /// classes each, as PNG files in DIR/train and DIR/val.
 #[derive(clap::Args)]
@@ -20,7 +20,7 @@ pub struct Args {
     /// Pixels a side, 8 to 1024
     #[arg(long, value_name = "N", default_value_t = SampleOptions::default().size)]
     size: u32,
-    /// Images of each class of `shapes`; of each digit there are about 180
+    /// Images of each class of the shapes; of each digit there are about 180
     #[arg(long, value_name = "N", default_value_t = SampleOptions::default().per_class)]
     per_class: usize,
     /// Decides what is drawn, and which fifth of each class goes to val/

@@ -9,19 +9,29 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use thawline::data::{Augment, ImageFolder, Transform};
+use std::str::FromStr;
+use thawline::data::{Augment, ImageFolder, Sampler, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::models::keras::Augmentation;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::preprocessing::Traced;
-use thawline::train::{Decay, HeadStart, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings};
+use thawline::train::{
+    Decay, HeadStart, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings, UNEVEN, balanced_weights,
+    imbalance, read_weights,
+};
 
-/// Where images and weights come from, and how training goes.
+/// The folder of images of what can be resumed, and then knows it.
 #[derive(clap::Args)]
-pub struct TrainingArgs {
+pub struct DataArgs {
     /// A folder with a folder of images for each class, or with train/ and val/ that hold such folders
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     pub data: Option<PathBuf>,
+}
+
+/// Where weights come from, how images are shown, and how training goes.
+#[derive(clap::Args)]
+pub struct TrainingArgs {
     /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
     /// lists all), or a graph file as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the
     /// weights file holds]
@@ -65,10 +75,11 @@ pub struct TrainingArgs {
     /// The optimiser [default: sgd, the more robust for batch-norm networks]
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
-    /// Learning rate; a tenth of what training from scratch uses, so that pretrained weights survive [default: 0.01 for
-    /// sgd, 0.0003 for adamw]
-    #[arg(long, value_name = "X")]
-    lr: Option<f64>,
+    /// Learning rate. `auto` looks for it: finetune by a range test, as lr-find does; compare for each policy apart, by short
+    /// runs on the training images alone. For compare, several rates with commas between are those to choose from [default:
+    /// for finetune 0.01 with sgd and 0.0003 with adamw; for compare auto]
+    #[arg(long, value_name = "X|auto")]
+    pub lr: Option<LrChoice>,
     /// Momentum of sgd [default: 0.9]
     #[arg(long, value_name = "X")]
     momentum: Option<f64>,
@@ -82,6 +93,19 @@ pub struct TrainingArgs {
     /// Share of the target that is spread over all classes; 0.1 helps on noisy labels [default: 0]
     #[arg(long, value_name = "X")]
     label_smoothing: Option<f64>,
+    /// Weight of each class in the training loss, as PyTorch's CrossEntropyLoss(weight). `balanced`: so that all classes count
+    /// the same, whatever their numbers of images; or a TOML or JSON file with a number for each class name. Validation
+    /// stays without weights [default: each image counts the same]
+    #[arg(long, value_name = "balanced|FILE")]
+    class_weights: Option<PathBuf>,
+    /// Which images an epoch shows: each once, or of each class equally often, those of rare classes several times
+    /// [default: shuffled]
+    #[arg(long, value_enum)]
+    sampler: Option<SamplerName>,
+    /// End after so many epochs in which validation accuracy did not become better; of equal accuracies the lower loss
+    /// is better. The learning rate falls as planned for all epochs [default: never]
+    #[arg(long, value_name = "EPOCHS", value_parser = positive)]
+    patience: Option<usize>,
 
     /// How the learning rate falls [default: cosine, which needs no tuning to the number of epochs]
     #[arg(long, value_enum)]
@@ -100,8 +124,8 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "X")]
     gamma: Option<f64>,
 
-    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: none,
-    /// which is right for all images]
+    /// Random changes to training images; crop-flip suits photographs, none of it digits or letters [default: flip for a
+    /// Keras model with RandomFlip("horizontal"), else none, which is right for all images]
     #[arg(long, value_enum)]
     augment: Option<AugmentName>,
     /// Train on so many images only, evenly over the classes and chosen by --seed [default: all]
@@ -115,6 +139,40 @@ pub struct TrainingArgs {
     pub skip_broken: bool,
     #[command(flatten)]
     pub decode: DecodeArgs,
+}
+
+/// What `--lr` asks for.
+#[derive(Clone, PartialEq, Debug)]
+pub enum LrChoice {
+    Auto,
+    /// At least one; several are above 0, rise, and differ.
+    Rates(Vec<f64>),
+}
+
+impl FromStr for LrChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const MOST: usize = 32;
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let rate = |word: &str| word.trim().parse().map_err(|_| format!("`{word}` is neither a number nor `auto`"));
+        let mut rates: Vec<f64> = text.split(',').map(rate).collect::<Result<_, _>>()?;
+        if let [_, _, ..] = rates[..] {
+            rates.sort_by(f64::total_cmp);
+            if let Some(rate) = rates.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+                return Err(format!("{rate} cannot be compared with other rates: give finite ones above 0"));
+            }
+            if let Some(pair) = rates.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(format!("{} is there twice", pair[0]));
+            }
+            if rates.len() > MOST {
+                return Err(format!("{} rates are too many: give at most {MOST}", rates.len()));
+            }
+        }
+        Ok(Self::Rates(rates))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,6 +194,12 @@ impl From<HeadName> for HeadStart {
             HeadName::New => Self::New,
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SamplerName {
+    Shuffled,
+    Balanced,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -185,6 +249,48 @@ pub fn spec(settings: &Settings) -> Result<Spec> {
         None => models::spec(&settings.model)?.clone(),
     };
     Ok(spec.with_preprocessing(Traced::new(settings.transform.preprocessing, "the run's settings")))
+}
+
+/// Classes whose numbers of images are listed; of more, those of the smallest and the largest.
+const LISTED: usize = 20;
+/// From this imbalance on, the options against it are named.
+const HINTED: f64 = 5.0;
+
+/// Says how many training images each class has, if that is uneven, and what of it is made up for.
+pub fn announce_classes(folder: &ImageFolder, settings: &Settings) -> Result<()> {
+    let counts = folder.train_counts();
+    let ratio = imbalance(counts.iter().copied());
+    if ratio >= UNEVEN {
+        let mut classes: Vec<(&String, u64)> = folder.classes.iter().zip(counts).collect();
+        classes.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        let words = |of: &[(&String, u64)]| {
+            of.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+        };
+        let listed = match classes.len() {
+            0..=LISTED => words(&classes),
+            all => format!(
+                "{}, …, {} ({} in between)",
+                words(&classes[..LISTED / 4]),
+                words(&classes[all - LISTED / 4..]),
+                output::quantity(all - LISTED / 4 * 2, "class")
+            ),
+        };
+        output::status(format_args!("training images by class: {listed}"))?;
+    }
+    let made_up = match (&settings.class_weights, settings.sampler) {
+        (Some(_), Sampler::Balanced) => "classes have weights in the loss, and are shown equally often",
+        (Some(_), Sampler::Shuffled) => "classes have weights in the loss; validation is without",
+        (None, Sampler::Balanced) => "classes are shown equally often; validation shows each image once",
+        (None, Sampler::Shuffled) if ratio >= HINTED => {
+            output::note(format_args!(
+                "note: the largest class has {ratio:.0} times the images of the smallest: the rare ones may never be \
+                 predicted; --class-weights balanced or --sampler balanced helps, and eval --per-class tells"
+            ));
+            return Ok(());
+        }
+        _ => return Ok(()),
+    };
+    output::status(made_up)
 }
 
 /// The images, and where they are.
@@ -270,6 +376,20 @@ impl TrainingArgs {
         )
     }
 
+    /// The option of those given that shapes the course of the learning rate, or the length of the run.
+    pub fn given_of_schedule(&self) -> Option<&'static str> {
+        let given = [
+            ("--lr", self.lr.is_some()),
+            ("--epochs", self.epochs.is_some()),
+            ("--schedule", self.schedule.is_some()),
+            ("--warmup", self.warmup.is_some()),
+            ("--final-lr", self.final_lr.is_some()),
+            ("--step-epochs", self.step_epochs.is_some()),
+            ("--gamma", self.gamma.is_some()),
+        ];
+        given.into_iter().find_map(|(option, given)| given.then_some(option))
+    }
+
     fn val_fraction(&self, saved: Option<&Settings>) -> f64 {
         self.val_fraction.or(saved.map(|s| s.val_fraction)).unwrap_or(0.2)
     }
@@ -315,13 +435,18 @@ impl TrainingArgs {
             OptimizerSettings::Sgd { .. } => 0.01,
             OptimizerSettings::AdamW { .. } => 3e-4,
         };
-        let lr = self.lr.or(saved.map(|s| s.schedule.lr)).unwrap_or(lr);
+        // A search puts what it finds in its place.
+        let lr = match &self.lr {
+            Some(LrChoice::Rates(rates)) => rates.first().copied().unwrap_or(lr),
+            Some(LrChoice::Auto) | None => saved.map_or(lr, |s| s.schedule.lr),
+        };
         let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
         let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
-        let augment = self.augment.map(Augment::from).or(saved.map(|s| s.transform.augment)).unwrap_or_default();
+        let augment = self.augment(saved, spec);
         let classes = images.folder.classes.clone();
         let (batch, accumulate) = self.batches(saved);
         let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+        let (class_weights, sampler) = self.balance(saved, images)?;
         let mut settings = Settings {
             thawline: env!("CARGO_PKG_VERSION").into(),
             model: spec.name.to_string(),
@@ -336,6 +461,9 @@ impl TrainingArgs {
             epochs,
             seed: self.seed(saved),
             label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),
+            class_weights,
+            sampler,
+            patience: self.patience.or(saved.and_then(|s| s.patience)),
             val_fraction: self.val_fraction(saved),
             train_images: self.train_images(saved),
             skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
@@ -352,6 +480,68 @@ impl TrainingArgs {
         settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);
         settings.check()?;
         Ok(settings)
+    }
+
+    /// The class weights and the sampler.
+    fn balance(&self, saved: Option<&Settings>, images: &Images) -> Result<(Option<Vec<f64>>, Sampler)> {
+        let sampler = match self.sampler {
+            Some(SamplerName::Shuffled) => Sampler::Shuffled,
+            Some(SamplerName::Balanced) => Sampler::Balanced,
+            None => saved.map(|s| s.sampler).unwrap_or_default(),
+        };
+        let counts = images.folder.train_counts();
+        let weights = match &self.class_weights {
+            Some(name) if name.as_os_str() == "balanced" => {
+                if sampler == Sampler::Balanced {
+                    output::warning(
+                        "--class-weights balanced and --sampler balanced each make all classes count the same: together, \
+                         rare classes count for more than the others",
+                    );
+                }
+                Some(balanced_weights(&counts, sampler))
+            }
+            Some(file) => Some(read_weights(file, &images.folder.classes, &counts, sampler)?),
+            None => saved.and_then(|s| s.class_weights.clone()),
+        };
+        Ok((weights, sampler))
+    }
+
+    /// What training varies: `--augment`, else as the run does, or as the layers of a Keras file do. Says what becomes of
+    /// those.
+    fn augment(&self, saved: Option<&Settings>, spec: &Spec) -> Augment {
+        let asked = self.augment.map(Augment::from).or(saved.map(|saved| saved.transform.augment));
+        let layers = |layers: &[&Augmentation]| {
+            let names = layers.iter().map(|Augmentation { layer, class, .. }| format!("`{layer}` ({class})"));
+            format!("the Keras model's {}", names.collect::<Vec<_>>().join(", "))
+        };
+        let all: Vec<&Augmentation> = spec.augmentation.iter().collect();
+        let (done, left_out): (Vec<&Augmentation>, Vec<&Augmentation>) = all.iter().partition(|layer| layer.mirrors);
+        if let Some(augment) = asked {
+            if !all.is_empty() {
+                let name = augment.name();
+                output::note(format_args!("note: {}: left out, since --augment {name} is done instead", layers(&all)));
+            }
+            return augment;
+        }
+        if !left_out.is_empty() {
+            let crops = left_out.iter().any(|layer| layer.crops);
+            let nearest = match (crops, done.is_empty()) {
+                (false, _) => "; there is no --augment like it",
+                (true, true) => "; --augment crop comes nearest",
+                (true, false) => "; --augment crop-flip comes nearest",
+            };
+            output::warning(format_args!("{}: left out{nearest}", layers(&left_out)));
+        }
+        match done.is_empty() {
+            true => Augment::None,
+            false => {
+                output::note(format_args!(
+                    "note: {}: images are mirrored as it does, which is --augment flip; --augment none leaves it out",
+                    layers(&done)
+                ));
+                Augment::Flip
+            }
+        }
     }
 
     fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {

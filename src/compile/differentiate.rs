@@ -60,8 +60,8 @@ impl Walk<'_> {
     fn visit(&mut self, id: NodeId) -> Result<(), GraphError> {
         let node = self.graph.node(id).clone();
         let (layer, inputs) = (node.layer, &node.inputs);
-        if let Op::SoftmaxCrossEntropy { smoothing } = node.op {
-            let op = Op::SoftmaxCrossEntropyGrad { smoothing };
+        if let Op::SoftmaxCrossEntropy { smoothing, weighted } = node.op {
+            let op = Op::SoftmaxCrossEntropyGrad { smoothing, weighted };
             let gradient = self.push(op, inputs.clone(), layer)?;
             return self.contribute(inputs[0], gradient);
         }

@@ -30,5 +30,5 @@ pub(super) fn keep(graph: Graph, wanted: impl Fn(&Node) -> bool) -> Graph {
         }
     }
     let outputs = graph.outputs.into_iter().map(|(name, id)| (name, map[id.index()].expect("needed"))).collect();
-    Graph { nodes, outputs, layers: graph.layers, params: graph.params, states: graph.states }
+    Graph { nodes, outputs, ..graph }
 }

@@ -17,6 +17,7 @@ pub(super) fn fold(graph: Graph) -> Result<Graph, GraphError> {
     let mut new = Graph {
         nodes: Vec::new(),
         layers: graph.layers.clone(),
+        models: graph.models.clone(),
         params: graph.params.clone(),
         states: graph.states.clone(),
         outputs: Vec::new(),

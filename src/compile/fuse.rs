@@ -23,6 +23,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
     let mut new = Graph {
         nodes: Vec::new(),
         layers: graph.layers.clone(),
+        models: graph.models.clone(),
         params: graph.params.clone(),
         states: graph.states.clone(),
         outputs: Vec::new(),
@@ -68,7 +69,7 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             continue;
         }
         map[id.index()] = Some(match merged.op {
-            Op::Input | Op::Labels => new.source(merged.op, node.shape),
+            Op::Input | Op::Labels | Op::ClassWeights => new.source(merged.op, node.shape),
             op => new.push(op, merged.inputs, merged.layer, node.phase)?,
         });
     }

@@ -31,6 +31,8 @@ pub struct Options {
     pub optimizer: Optimizer,
     /// In `[0, 1)`: the share of the target that is spread over all classes.
     pub label_smoothing: f32,
+    /// Whether classes have weights in the loss: the step takes them from outside.
+    pub class_weights: bool,
     /// Micro-batches an optimiser step; the statistics, too, are committed once a step.
     pub accumulate: usize,
     /// Keep the gradients of all trainable parameters readable after the step, as outputs `grad:<param index>`.
@@ -59,7 +61,7 @@ type Pass = fn(Graph, &Options) -> Result<Graph, GraphError>;
 const TRAINING: &[(&str, Pass)] = &[
     ("resolve", |graph, _| Ok(resolve(graph))),
     ("drop", |graph, _| Ok(drop_nothing(graph))),
-    ("loss", |graph, options| loss(graph, options.label_smoothing)),
+    ("loss", |graph, options| loss(graph, options)),
     ("fold", |graph, _| fold::fold(graph)),
     ("fuse", |graph, _| fuse::fuse(graph)),
     ("differentiate", differentiate::differentiate),
@@ -164,6 +166,7 @@ pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result
 const FORWARD_ONLY: Options = Options {
     optimizer: Optimizer::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false }),
     label_smoothing: 0.0,
+    class_weights: false,
     accumulate: 1,
     export_gradients: false,
     seed: 0,
@@ -224,13 +227,17 @@ fn drop_nothing(mut graph: Graph) -> Graph {
 }
 
 /// Ends the network with the loss.
-fn loss(mut graph: Graph, smoothing: f32) -> Result<Graph, GraphError> {
+fn loss(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     let logits = graph
         .output("logits")
         .ok_or_else(|| GraphError { node: "output".into(), reason: "the network has no logits".into() })?;
-    let n = graph.node(logits).shape.n();
-    let labels = graph.source(Op::Labels, Shape::rows(1, n));
-    let rows = graph.push(Op::SoftmaxCrossEntropy { smoothing }, vec![logits, labels], None, Phase::Forward)?;
+    let shape = graph.node(logits).shape;
+    let mut operands = vec![logits, graph.source(Op::Labels, Shape::rows(1, shape.n()))];
+    if options.class_weights {
+        operands.push(graph.source(Op::ClassWeights, Shape::rows(1, shape.c())));
+    }
+    let op = Op::SoftmaxCrossEntropy { smoothing: options.label_smoothing, weighted: options.class_weights };
+    let rows = graph.push(op, operands, None, Phase::Forward)?;
     graph.outputs.push(("rows".into(), rows));
     Ok(graph)
 }

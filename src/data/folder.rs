@@ -127,6 +127,15 @@ impl ImageFolder {
         }
     }
 
+    /// Training images of each class, by label.
+    pub fn train_counts(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.classes.len()];
+        for sample in &self.train {
+            counts[sample.label as usize] += 1;
+        }
+        counts
+    }
+
     /// Keeps `count` of the training images, chosen by `seed`, evenly over the classes: where a class has too few, the
     /// others fill up.
     ///
@@ -150,6 +159,19 @@ impl ImageFolder {
         self.train = in_turn.take(count).cloned().collect();
         self.train.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
         Ok(())
+    }
+
+    /// The training images alone, split anew: `fraction` of each class, at least one image of it and never all, is set aside
+    /// by `seed` as the validation images of a search that must not look at the real ones.
+    pub fn hold_out(&self, fraction: f64, seed: u64) -> Self {
+        let (mut train, mut val) = (Vec::new(), Vec::new());
+        for samples in self.train.chunk_by(|a, b| a.label == b.label) {
+            let is_val = choose_val(samples.len(), fraction, seed, samples[0].label as usize);
+            for (sample, is_val) in samples.iter().cloned().zip(is_val) {
+                if is_val { val.push(sample) } else { train.push(sample) }
+            }
+        }
+        Self { classes: self.classes.clone(), train, val }
     }
 
     fn open_splits(dir: &Path, purpose: Purpose) -> Result<Self, DataError> {

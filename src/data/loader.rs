@@ -3,7 +3,9 @@
 use super::{Augment, DataError, DecodeOptions, Image, Resizer, Sample, Transform, decode, threads};
 use crate::rng::Rng;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +21,25 @@ pub enum Mode {
     Eval,
 }
 
+/// Which images an epoch of training shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampler {
+    /// Each once.
+    #[default]
+    Shuffled,
+    /// As many, but of each class equally often: rounds of one image a class, the classes in another order in each. A class
+    /// shows its images in a shuffled order, and once all were shown, in another one; so each image of a class is shown
+    /// equally often, but for one time more or less, and every batch has its share of each class. (PyTorch's
+    /// `WeightedRandomSampler` draws with replacement, which leaves both to chance.)
+    Balanced,
+}
+
 #[derive(Clone, Debug)]
 pub struct LoaderOptions {
     pub mode: Mode,
+    /// Of [`Mode::Train`].
+    pub sampler: Sampler,
     /// Images a batch.
     pub batch: usize,
     /// Order and augmentation follow from it, the epoch and the sample.
@@ -42,7 +60,8 @@ impl LoaderOptions {
     /// Drops a partial batch in training and pads it in evaluation, stops at a broken image, prefetches two batches.
     pub fn new(mode: Mode, batch: usize, seed: u64) -> Self {
         let (drop_last, decode) = (mode == Mode::Train, DecodeOptions::default());
-        Self { mode, batch, seed, drop_last, skip_broken: false, decode, prefetch: 2 }
+        let sampler = Sampler::default();
+        Self { mode, sampler, batch, seed, drop_last, skip_broken: false, decode, prefetch: 2 }
     }
 }
 
@@ -84,6 +103,7 @@ const MAX_BATCH_BYTES: usize = 1 << 31;
 
 const ORDER_STREAM: u64 = 0x6f72_6465;
 const AUGMENT_STREAM: u64 = 0x6175_676d;
+const CLASS_STREAM: u64 = 0x636c_6173;
 
 impl Loader {
     /// # Errors
@@ -249,9 +269,42 @@ impl Shared {
     /// The samples in the order that `epoch` shows them.
     fn order(&self, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.samples.len()).collect();
-        if self.options.mode == Mode::Train {
-            Rng::keyed(self.options.seed, &[ORDER_STREAM, epoch]).shuffle(&mut order);
+        match (self.options.mode, self.options.sampler) {
+            (Mode::Eval, _) => {}
+            (Mode::Train, Sampler::Shuffled) => {
+                Rng::keyed(self.options.seed, &[ORDER_STREAM, epoch]).shuffle(&mut order);
+            }
+            (Mode::Train, Sampler::Balanced) => order = self.balanced_order(epoch),
         }
+        order
+    }
+
+    /// As many samples as there are, each class equally often; see [`Sampler::Balanced`].
+    fn balanced_order(&self, epoch: u64) -> Vec<usize> {
+        let seed = self.options.seed;
+        let mut by_class: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (index, sample) in self.samples.iter().enumerate() {
+            by_class.entry(sample.label).or_default().push(index);
+        }
+        // An endless deck a class.
+        let mut decks: Vec<_> = by_class
+            .into_iter()
+            .map(|(label, samples)| {
+                (0_u64..).flat_map(move |pass| {
+                    let mut samples = samples.clone();
+                    Rng::keyed(seed, &[CLASS_STREAM, epoch, label.into(), pass]).shuffle(&mut samples);
+                    samples
+                })
+            })
+            .collect();
+        let mut rng = Rng::keyed(seed, &[ORDER_STREAM, epoch]);
+        let mut round: Vec<usize> = (0..decks.len()).collect();
+        let mut order = Vec::with_capacity(self.samples.len());
+        while order.len() < self.samples.len() {
+            rng.shuffle(&mut round);
+            order.extend(round.iter().filter_map(|&class| decks[class].next()));
+        }
+        order.truncate(self.samples.len());
         order
     }
 
@@ -301,7 +354,12 @@ impl Shared {
             let sample = order[(place + attempt) % order.len()];
             match decode::decode_file(&self.samples[sample].path, &self.options.decode) {
                 Ok(image) => {
-                    self.show(&image, &[AUGMENT_STREAM, epoch, sample as u64, attempt as u64], out);
+                    let mut stream = vec![AUGMENT_STREAM, epoch, sample as u64, attempt as u64];
+                    if self.options.sampler == Sampler::Balanced {
+                        // An epoch may show it more than once, and should not show the same.
+                        stream.push(place as u64);
+                    }
+                    self.show(&image, &stream, out);
                     return Ok(Row { sample: Some(sample), skipped: attempt > 0 });
                 }
                 Err(error) if !self.options.skip_broken => return Err(error),
@@ -432,6 +490,64 @@ mod tests {
                 assert_eq!(collect(&loader, 2, start), whole[start.min(whole.len())..], "from batch {start}");
             }
         }
+    }
+
+    /// `counts` images of each class.
+    fn uneven(counts: &[usize]) -> (TempDir, Vec<Sample>) {
+        let (dir, mut samples) = set(counts.iter().sum(), &[]);
+        let labels = counts.iter().enumerate().flat_map(|(label, &count)| vec![label as u32; count]);
+        samples.iter_mut().zip(labels).for_each(|(sample, label)| sample.label = label);
+        (dir, samples)
+    }
+
+    #[test]
+    fn a_balanced_epoch_shows_each_class_and_each_of_its_images_equally_often() {
+        let (_dir, samples) = uneven(&[30, 7, 2]);
+        let balanced = loader(&samples, Mode::Train, 6, |options| {
+            (options.sampler, options.drop_last) = (Sampler::Balanced, false);
+        });
+        let mut orders = Vec::new();
+        for epoch in 0..4 {
+            let batches = collect(&balanced, epoch, 0);
+            let order = seen(&batches);
+            assert_eq!(order.len(), samples.len(), "as long an epoch as any other");
+            let times = |sample: usize| order.iter().filter(|seen| **seen == sample).count();
+            for images in [0..30, 30..37, 37..39] {
+                let times: Vec<usize> = images.clone().map(times).collect();
+                assert_eq!(times.iter().sum::<usize>(), 13, "a third of 39");
+                assert!(times.iter().max().unwrap() - times.iter().min().unwrap() <= 1, "{images:?}: {times:?}");
+            }
+            for batch in &batches[..6] {
+                assert_eq!(
+                    (0..3).map(|l| batch.labels.iter().filter(|x| **x == l).count()).collect::<Vec<_>>(),
+                    [2; 3]
+                );
+            }
+            let labels = |batches: &[Batch]| batches.iter().map(|b| b.labels.clone()).collect::<Vec<_>>();
+            let unread: Vec<Batch> = balanced.without_pixels(epoch, 0).collect();
+            assert_eq!((seen(&unread), labels(&unread)), (order.clone(), labels(&batches)));
+            for start in 0..batches.len() {
+                assert_eq!(collect(&balanced, epoch, start), batches[start..], "resumed at {start}");
+            }
+            orders.push(order);
+        }
+        orders.sort_unstable();
+        orders.dedup();
+        assert_eq!(orders.len(), 4, "another order in each epoch");
+    }
+
+    #[test]
+    fn an_image_that_comes_again_is_augmented_anew() {
+        let (_dir, samples) = uneven(&[20, 1]);
+        let balanced = loader(&samples, Mode::Train, 21, |options| options.sampler = Sampler::Balanced);
+        let batch = collect(&balanced, 0, 0).remove(0);
+        let image = 8 * 8 * 4;
+        let mut shown: Vec<&[u8]> =
+            batch.samples.iter().zip(batch.pixels.chunks(image)).filter(|(s, _)| **s == 20).map(|(_, p)| p).collect();
+        assert!(shown.len() >= 10);
+        shown.sort_unstable();
+        shown.dedup();
+        assert!(shown.len() > 5, "{} of them differ", shown.len());
     }
 
     #[test]

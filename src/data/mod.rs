@@ -15,7 +15,7 @@ mod transform;
 
 pub use decode::{DecodeOptions, Exif, Image};
 pub use folder::{ImageFolder, Sample, Unread, list_images, shuffled};
-pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode};
+pub use loader::{Batch, Batches, Loader, LoaderOptions, Mode, Sampler};
 pub use thumbnail::thumbnail;
 pub use transform::{Augment, Resizer, Transform};
 

@@ -17,6 +17,8 @@ use std::str::FromStr;
 pub enum SampleSet {
     /// Drawn here: colour shapes and textures on plain grounds, with noise.
     Shapes,
+    /// As [`Shapes`](Self::Shapes), under far more noise: of the same domain, and harder to tell apart.
+    ShapesNoisy,
     /// Handwritten digits, bright on black: value v of 0..=16 is grey 255·v/16.
     Digits,
     /// The same digits, far from any usual domain: bright on almost as bright, grey 255·(0.80 + 0.12·v/16).
@@ -24,7 +26,7 @@ pub enum SampleSet {
 }
 
 impl SampleSet {
-    pub const NAMES: [&str; 3] = ["shapes", "digits", "digits-far"];
+    pub const NAMES: [&str; 4] = ["shapes", "shapes-noisy", "digits", "digits-far"];
 }
 
 impl FromStr for SampleSet {
@@ -33,10 +35,11 @@ impl FromStr for SampleSet {
     fn from_str(name: &str) -> Result<Self, DataError> {
         match name {
             "shapes" => Ok(Self::Shapes),
+            "shapes-noisy" => Ok(Self::ShapesNoisy),
             "digits" => Ok(Self::Digits),
             "digits-far" => Ok(Self::DigitsFar),
             _ => {
-                let expected = "`shapes`, `digits` or `digits-far`";
+                let expected = "`shapes`, `shapes-noisy`, `digits` or `digits-far`";
                 Err(DataError::Option { option: "sample data set", value: format!("`{name}`"), expected })
             }
         }
@@ -48,7 +51,7 @@ impl FromStr for SampleSet {
 pub struct SampleOptions {
     /// Pixels a side, 8 to 1024. Digits are 8 pixels wide by nature, and enlarged bilinearly.
     pub size: u32,
-    /// Images of each class of [`SampleSet::Shapes`], 2 to 99,999. There are about 180 of each digit.
+    /// Images of each class of [`SampleSet::Shapes`] and [`SampleSet::ShapesNoisy`], 2 to 99,999. There are about 180 of each digit.
     pub per_class: usize,
     /// Decides what is drawn, and which fifth of each class goes to `val/`.
     pub seed: u64,
@@ -129,12 +132,13 @@ fn claim(dir: &Path) -> Result<(PathBuf, FolderLock), DataError> {
 
 fn write_tree(set: SampleSet, dir: &Path, options: &SampleOptions) -> Result<Written, DataError> {
     match set {
-        SampleSet::Shapes => {
+        SampleSet::Shapes | SampleSet::ShapesNoisy => {
+            let noise = if set == SampleSet::Shapes { (0.02, 0.10) } else { (0.12, 0.30) };
             let of_class =
                 |label| (0..options.per_class).map(move |i| Rng::keyed(options.seed, &[label as u64, i as u64]));
             let classes = Shape::ALL.iter().enumerate();
             let classes = classes.map(|(label, shape)| (shape.name().to_string(), of_class(label).collect())).collect();
-            let draw = |label: usize, rng: &Rng| draw_shape(Shape::ALL[label], options.size, rng.clone());
+            let draw = |label: usize, rng: &Rng| draw_shape(Shape::ALL[label], options.size, noise, rng.clone());
             write_classes(dir, classes, options, ExtendedColorType::Rgb8, draw)
         }
         SampleSet::Digits | SampleSet::DigitsFar => {
@@ -314,13 +318,13 @@ impl Pose {
     }
 }
 
-/// Pixels `[size, size, 3]` of one random instance of a shape.
-fn draw_shape(shape: Shape, size: u32, mut rng: Rng) -> Vec<u8> {
+/// Pixels `[size, size, 3]` of one random instance of a shape, under noise whose amplitude is from the least to the most.
+fn draw_shape(shape: Shape, size: u32, (least, most): (f64, f64), mut rng: Rng) -> Vec<u8> {
     /// Points a pixel, in each direction, that edges are smoothed over.
     const POINTS: u32 = 4;
     let (front, back) = colours(&mut rng);
     let pose = Pose::random(&mut rng);
-    let noise = rng.range(0.02, 0.10);
+    let noise = rng.range(least, most);
 
     let mut pixels = Vec::with_capacity((size * size * 3) as usize);
     for i in 0..size * size {
@@ -398,7 +402,8 @@ mod tests {
     #[test]
     fn shapes_keep_their_pixels() {
         // Guards the promise of equal bytes across versions and platforms: FNV-1a over one of each class.
-        let pixels = Shape::ALL.iter().flat_map(|&shape| draw_shape(shape, 16, Rng::keyed(0, &[shape as u64])));
+        let pixels =
+            Shape::ALL.iter().flat_map(|&shape| draw_shape(shape, 16, (0.02, 0.10), Rng::keyed(0, &[shape as u64])));
         let hash =
             pixels.fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
         assert_eq!(hash, 16_541_559_544_199_084_378);

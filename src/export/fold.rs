@@ -105,6 +105,7 @@ impl Folding {
         let absorbed: HashMap<NodeId, NodeId> =
             products.iter().filter_map(|(&norm, product)| Some((product.ok()?, norm))).collect();
         let mut b = Builder::new();
+        b.models(network.models().to_vec());
         let mut map: Vec<Option<NodeId>> = vec![None; network.nodes().count()];
         let (mut folded, mut kept, mut sources) = (Vec::new(), Vec::new(), Vec::new());
         for (id, node) in network.nodes() {
@@ -115,7 +116,7 @@ impl Folding {
                 continue;
             };
             b.block(layer.block.as_deref());
-            b.position(layer.position);
+            b.position(&layer.position);
             b.averaging(layer.averaging);
             b.affine(layer.affine);
             let name = layer.name.as_str();

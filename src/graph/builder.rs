@@ -1,8 +1,8 @@
 //! Building a network layer by layer.
 
 use super::{
-    Act, Affine, Averaging, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Node, NodeId,
-    Op, Param, ParamId, Phase, Role, Setting, Window,
+    Act, Affine, Averaging, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Model, Node,
+    NodeId, Op, Param, ParamId, Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
 
@@ -30,7 +30,7 @@ const MAX_CHANNELS: usize = 1 << 24;
 pub struct Builder {
     graph: Graph,
     block: Option<String>,
-    position: Option<usize>,
+    position: Vec<usize>,
     averaging: Averaging,
     affine: Affine,
 }
@@ -46,7 +46,7 @@ impl Builder {
         Self {
             graph: Graph::default(),
             block: None,
-            position: None,
+            position: Vec::new(),
             averaging: Averaging::PYTORCH,
             affine: Affine::Both,
         }
@@ -76,10 +76,16 @@ impl Builder {
         self.block = name.map(str::to_owned);
     }
 
-    /// Says what number the layers added from now on have in the list of the file that they are read from; `None` where
+    /// Says what numbers the layers added from now on have in the lists of the file that they are read from; none where
     /// that list is the graph's own. See [`Layer::position`].
-    pub fn position(&mut self, number: Option<usize>) {
-        self.position = number;
+    pub fn position(&mut self, numbers: &[usize]) {
+        self.position = numbers.to_vec();
+    }
+
+    /// Says which models the file has that the layers are read from. See [`Graph::models`].
+    pub fn models(&mut self, mut models: Vec<Model>) {
+        models.sort_by(|a, b| a.position.cmp(&b.position));
+        self.graph.models = models;
     }
 
     /// Says how the running moments of the batch norms added from now on follow the batches', where the policy does not
@@ -300,7 +306,7 @@ impl Builder {
     /// Ends the network at its logits.
     ///
     /// # Errors
-    /// The logits are not `[N, 1, 1, classes]`.
+    /// The logits are not `[N, 1, 1, classes]`, or a layer's position is in none of the models.
     pub fn finish(mut self, logits: NodeId) -> Result<Graph, GraphError> {
         let shape = self.graph.node(logits).shape;
         if shape.h() != 1 || shape.w() != 1 {
@@ -311,6 +317,7 @@ impl Builder {
         }
         self.graph.outputs.push(("logits".into(), logits));
         self.graph.verify()?;
+        self.graph.check_models()?;
         Ok(self.graph)
     }
 
@@ -323,7 +330,7 @@ impl Builder {
         self.graph.layers.push(Layer {
             name: name.into(),
             alias: None,
-            position: self.position,
+            position: self.position.clone(),
             kind,
             block: self.block.clone(),
             averaging: if kind == LayerKind::Bn { self.averaging } else { Averaging::PYTORCH },

@@ -97,6 +97,19 @@ impl LayerKind {
     }
 }
 
+/// A model in the file that a network was read from: the outermost one, or one that is a layer of another, as Keras nests
+/// them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Model {
+    /// The names of the models down to it, joined by slashes, which stand before the names of its layers; empty for the
+    /// outermost.
+    pub name: String,
+    /// Its number among the layers of the model around it, after that one's own; empty for the outermost.
+    pub position: Vec<usize>,
+    /// How many layers the file lists in it, with those that compute nothing here.
+    pub layers: usize,
+}
+
 /// A layer as the user names it: one entry of the list that `thawline inspect` prints.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Layer {
@@ -105,8 +118,9 @@ pub struct Layer {
     /// Another name that selectors know it by, which no other layer has.
     pub alias: Option<String>,
     /// Its number in the list of the file that it was read from, where that list has layers that this graph has not, such
-    /// as Keras's `InputLayer`. What is one layer there may be several here.
-    pub position: Option<usize>,
+    /// as Keras's `InputLayer`; of a layer of a [model](Model) within the model that one's number, then its own within it, and
+    /// so on. Empty where the list is the graph's own. What is one layer there may be several here.
+    pub position: Vec<usize>,
     pub kind: LayerKind,
     /// The residual block that the layer belongs to, such as `layer1.0`.
     pub block: Option<String>,
@@ -338,6 +352,8 @@ pub struct Node {
 pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     pub(crate) layers: Vec<Layer>,
+    /// By their positions, in order.
+    pub(crate) models: Vec<Model>,
     pub(crate) params: Vec<Param>,
     pub(crate) states: Vec<State>,
     /// Nodes that the caller reads after a run, with the names it knows them by.
@@ -367,10 +383,31 @@ impl Graph {
         &self.layers
     }
 
-    /// The number that `index:` selectors know a layer by: that of its file where it has one, or else its place in
-    /// [`layers`](Self::layers).
-    pub fn number(&self, layer: LayerId) -> usize {
-        self.layers[layer.index()].position.unwrap_or(layer.index())
+    /// The models of the file that the network was read from, each before those within it; none where the file has no such
+    /// list of its own.
+    pub fn models(&self) -> &[Model] {
+        &self.models
+    }
+
+    /// The model at a position.
+    pub fn model_at(&self, position: &[usize]) -> Option<&Model> {
+        let found = self.models.binary_search_by(|model| model.position[..].cmp(position));
+        found.ok().map(|index| &self.models[index])
+    }
+
+    /// How `index:` selectors write a layer's [`position`](Self::position): `12`, or `2/17` for number 17 within number 2.
+    pub fn number(&self, layer: LayerId) -> String {
+        let numbers: Vec<String> = self.position(layer).iter().map(usize::to_string).collect();
+        numbers.join("/")
+    }
+
+    /// The numbers that `index:` selectors know a layer by: its [position](Layer::position) in its file where it has one, or
+    /// else its place in [`layers`](Self::layers).
+    pub fn position(&self, layer: LayerId) -> Vec<usize> {
+        match &self.layers[layer.index()].position[..] {
+            [] => vec![layer.index()],
+            position => position.to_vec(),
+        }
     }
 
     /// The layer whose outputs are the classes: the last linear layer or convolution.

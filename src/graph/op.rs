@@ -151,6 +151,8 @@ pub enum Op {
     Input,
     /// One class index (`u32`) a sample; `u32::MAX` marks a padded sample that counts for nothing.
     Labels,
+    /// `[1, 1, 1, classes]`: a weight a class, given from outside.
+    ClassWeights,
     Param(ParamId),
     /// Optimiser or accumulation state, zero at the start of a session.
     State(StateId),
@@ -217,9 +219,10 @@ pub enum Op {
     AvgPool {
         window: Window,
     },
-    /// `[logits, labels]` → a row a sample: loss, 1 if top-1, 1 if top-5, 0.
+    /// `[logits, labels, class weights?]` → a row a sample: loss, 1 if top-1, 1 if top-5, 0.
     SoftmaxCrossEntropy {
         smoothing: f32,
+        weighted: bool,
     },
     /// `[producer]` → the producer's second result: one bit a value that says where the gradient passes the activation,
     /// argmax or folded bias.
@@ -294,9 +297,10 @@ pub enum Op {
         window: Window,
         input: Shape,
     },
-    /// `[logits, labels]` → gradient of the mean loss.
+    /// `[logits, labels, class weights?]` → gradient of the mean loss.
     SoftmaxCrossEntropyGrad {
         smoothing: f32,
+        weighted: bool,
     },
 
     // State changes. The first operand is changed in place.
@@ -350,6 +354,7 @@ impl Op {
         match self {
             Self::Input => "input",
             Self::Labels => "labels",
+            Self::ClassWeights => "class_weights",
             Self::Param(_) => "param",
             Self::State(_) => "state",
             Self::Feature(_) => "feature",
@@ -413,7 +418,10 @@ impl Op {
 
     /// Whether the operation reads nothing that the graph computes.
     pub fn is_source(&self) -> bool {
-        matches!(self, Self::Input | Self::Labels | Self::Param(_) | Self::State(_) | Self::Feature(_))
+        matches!(
+            self,
+            Self::Input | Self::Labels | Self::ClassWeights | Self::Param(_) | Self::State(_) | Self::Feature(_)
+        )
     }
 
     /// The shape of the side output, for an operation that has one and whose main output has shape `out`.
@@ -447,9 +455,13 @@ impl Op {
             false => Err(format!("the {what} must be {want}, not {}", x[i])),
         };
         match *self {
-            Self::Input | Self::Labels | Self::Param(_) | Self::State(_) | Self::Feature(_) | Self::SideOutput => {
-                arity(0).map(|()| x[0])
-            }
+            Self::Input
+            | Self::Labels
+            | Self::ClassWeights
+            | Self::Param(_)
+            | Self::State(_)
+            | Self::Feature(_)
+            | Self::SideOutput => arity(0).map(|()| x[0]),
             Self::Conv2d(conv) => {
                 arity(2 + usize::from(conv.bias) + usize::from(conv.residual))?;
                 let [kh, kw, cin, cout] = x[1].0;
@@ -557,12 +569,15 @@ impl Op {
                 let [oh, ow] = window.output(x[0].h(), x[0].w())?;
                 Ok(Shape::nhwc(x[0].n(), oh, ow, x[0].c()))
             }
-            Self::SoftmaxCrossEntropy { .. } | Self::SoftmaxCrossEntropyGrad { .. } => {
-                arity(2)?;
+            Self::SoftmaxCrossEntropy { weighted, .. } | Self::SoftmaxCrossEntropyGrad { weighted, .. } => {
+                arity(2 + usize::from(weighted))?;
                 if x[0].h() != 1 || x[0].w() != 1 {
                     return Err(format!("the logits must be [N, 1, 1, classes], not {}", x[0]));
                 }
                 is(1, Shape::rows(1, x[0].n()), "labels")?;
+                if weighted {
+                    is(2, Shape::rows(1, x[0].c()), "class weights")?;
+                }
                 match self {
                     Self::SoftmaxCrossEntropy { .. } => Ok(Shape::rows(x[0].n(), 4)),
                     _ => Ok(x[0]),

@@ -1,6 +1,6 @@
 //! What every graph must satisfy.
 
-use super::{Graph, GraphError, LayerId, NodeId, Op};
+use super::{Graph, GraphError, LayerId, Model, NodeId, Op};
 use crate::tensor::Shape;
 
 impl Graph {
@@ -29,6 +29,29 @@ impl Graph {
         }
     }
 
+    /// Checks that each model, and each layer that has a position, is one of the layers of a model.
+    pub(super) fn check_models(&self) -> Result<(), GraphError> {
+        let fail = |node: &str, reason: String| Err(GraphError { node: node.to_owned(), reason });
+        if let Some(pair) = self.models.windows(2).find(|pair| pair[0].position == pair[1].position) {
+            return fail(&pair[1].name, format!("its position {:?} is another model's", pair[1].position));
+        }
+        let models = self.models.iter().map(|model| (&model.name, &model.position));
+        for (name, position) in models.chain(self.layers.iter().map(|layer| (&layer.name, &layer.position))) {
+            let Some((&number, around)) = position.split_last() else { continue };
+            match self.model_at(around) {
+                Some(model) if number < model.layers => {}
+                Some(Model { name: model, layers, .. }) => {
+                    let model = if model.is_empty() { "the outermost model" } else { model };
+                    return fail(name, format!("its position {position:?} is behind the {layers} layers of {model}"));
+                }
+                // A list without models has no end.
+                None if self.models.is_empty() && around.is_empty() => {}
+                None => return fail(name, format!("its position {position:?} is in none of the models")),
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that operands come before their readers, that shapes agree, and that nothing is read after it was
     /// overwritten.
     ///
@@ -46,7 +69,7 @@ impl Graph {
                     return Err(fail(format!("reads {}, which {} overwrote", self.label(input), self.label(by))));
                 }
             }
-            if !matches!(node.op, Op::Input | Op::Labels | Op::Feature(_)) {
+            if !matches!(node.op, Op::Input | Op::Labels | Op::ClassWeights | Op::Feature(_)) {
                 let shape = self.infer(&node.op, &node.inputs, node.layer)?;
                 if shape != node.shape {
                     return Err(fail(format!("is recorded as {} but computes {shape}", node.shape)));

@@ -8,6 +8,14 @@
 //! dx_c = (softmax_c − t_c)·inv_count
 //! ```
 //!
+//! With class weights w, W = Σw_c, and an `inv_count` that is one over the sum of the labels' weights, as with `weight` and
+//! `reduction="mean"` there:
+//!
+//! ```text
+//! loss = (1−s)·w_y·(log Σexp(x−m) − (x_y−m)) + s/C·(W·log Σexp(x−m) − Σ w_c·(x_c−m))
+//! dx_c = ((1−s)·w_y·(softmax_c − [c = y]) + s/C·(W·softmax_c − w_c))·inv_count
+//! ```
+//!
 //! A sample whose label is no class (`u32::MAX` marks padding) counts for nothing: zeros everywhere.
 
 use super::{Args, Dispatch, Kernel, LINEAR, StepScalars, linear_groups, params, read, shader, write};
@@ -19,6 +27,8 @@ params! {
         classes: u32,
         stride: u32,
         smoothing: f32,
+        /// 1 if classes have weights; the binding is left alone otherwise.
+        weighted: u32,
     }
 }
 
@@ -30,7 +40,7 @@ pub static FORWARD: Kernel = Kernel {
     entry: "softmax_cross_entropy",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
-    bindings: &[read("logits"), read("labels"), write("rows")],
+    bindings: &[read("logits"), read("labels"), read("weights"), write("rows")],
     overrides: &[],
     subgroups: false,
     reference: forward_reference,
@@ -43,25 +53,30 @@ pub static GRAD: Kernel = Kernel {
     entry: "softmax_cross_entropy_grad",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
-    bindings: &[read("logits"), read("labels"), read("step"), write("dlogits")],
+    bindings: &[read("logits"), read("labels"), read("weights"), read("step"), write("dlogits")],
     overrides: &[],
     subgroups: false,
     reference: grad_reference,
 };
 
-/// The losses of `logits`: `[N, 1, 1, classes]`.
-pub fn forward(logits: Shape, smoothing: f32) -> Dispatch {
-    Dispatch::new(&FORWARD, params(logits, smoothing), groups(logits))
+/// The losses of `logits`: `[N, 1, 1, classes]`; `weighted` if classes have weights.
+pub fn forward(logits: Shape, smoothing: f32, weighted: bool) -> Dispatch {
+    Dispatch::new(&FORWARD, params(logits, smoothing, weighted), groups(logits))
 }
 
-/// The gradient of `logits`: `[N, 1, 1, classes]`.
-pub fn grad(logits: Shape, smoothing: f32) -> Dispatch {
-    Dispatch::new(&GRAD, params(logits, smoothing), groups(logits))
+/// The gradient of `logits`: `[N, 1, 1, classes]`; `weighted` if classes have weights.
+pub fn grad(logits: Shape, smoothing: f32, weighted: bool) -> Dispatch {
+    Dispatch::new(&GRAD, params(logits, smoothing, weighted), groups(logits))
 }
 
-fn params(logits: Shape, smoothing: f32) -> Params {
-    let stride = logits.stored_c() as u32;
-    Params { samples: logits.pixels() as u32, classes: logits.c() as u32, stride, smoothing }
+fn params(logits: Shape, smoothing: f32, weighted: bool) -> Params {
+    Params {
+        samples: logits.pixels() as u32,
+        classes: logits.c() as u32,
+        stride: logits.stored_c() as u32,
+        smoothing,
+        weighted: weighted.into(),
+    }
 }
 
 /// A workgroup a sample.
@@ -76,7 +91,7 @@ fn greatest_and_sum(logits: &[f32]) -> (f32, f32) {
 }
 
 fn forward_reference(args: Args<'_>) {
-    let (p, [logits, labels, rows]) = args.unpack::<Params, 3>();
+    let (p, [logits, labels, weights, rows]) = args.unpack::<Params, 4>();
     let classes = p.classes as usize;
     for sample in 0..p.samples as usize {
         let logits = &logits[sample * p.stride as usize..][..classes];
@@ -92,10 +107,15 @@ fn forward_reference(args: Args<'_>) {
             continue;
         }
         let own = logits[label];
-        row[0] = sum.ln() - (own - greatest);
+        let weight = |c: usize| if p.weighted == 1 { weights[c] } else { 1.0 };
+        row[0] = weight(label) * (sum.ln() - (own - greatest));
         if p.smoothing > 0.0 {
-            let below = logits.iter().map(|x| x - greatest).sum::<f32>();
-            row[0] = (1.0 - p.smoothing) * row[0] + p.smoothing * (sum.ln() - below / classes as f32);
+            let below = (0..classes).map(|c| weight(c) * (logits[c] - greatest)).sum::<f32>();
+            let spread = match p.weighted {
+                1 => ((0..classes).map(weight).sum::<f32>() * sum.ln() - below) / classes as f32,
+                _ => sum.ln() - below / classes as f32,
+            };
+            row[0] = (1.0 - p.smoothing) * row[0] + p.smoothing * spread;
         }
         let before = (0..classes).filter(|&c| logits[c] > own || (logits[c] == own && c < label)).count();
         row[1] = if before < 1 { 1.0 } else { 0.0 };
@@ -104,7 +124,7 @@ fn forward_reference(args: Args<'_>) {
 }
 
 fn grad_reference(args: Args<'_>) {
-    let (p, [logits, labels, step, dlogits]) = args.unpack::<Params, 4>();
+    let (p, [logits, labels, weights, step, dlogits]) = args.unpack::<Params, 5>();
     let classes = p.classes as usize;
     let step = StepScalars::read(step);
     for sample in 0..p.samples as usize {
@@ -116,9 +136,18 @@ fn grad_reference(args: Args<'_>) {
             continue;
         }
         let (greatest, sum) = greatest_and_sum(logits);
+        let rest = p.smoothing / p.classes as f32;
         for c in 0..classes {
-            let wanted = p.smoothing / p.classes as f32 + if c == label { 1.0 - p.smoothing } else { 0.0 };
-            row[c] = ((logits[c] - greatest).exp() / sum - wanted) * step.inv_count;
+            let softmax = (logits[c] - greatest).exp() / sum;
+            let hit = if c == label { 1.0 } else { 0.0 };
+            let gradient = match p.weighted {
+                1 => {
+                    let all: f32 = weights[..classes].iter().sum();
+                    (1.0 - p.smoothing) * weights[label] * (softmax - hit) + rest * (all * softmax - weights[c])
+                }
+                _ => softmax - (rest + (1.0 - p.smoothing) * hit),
+            };
+            row[c] = gradient * step.inv_count;
         }
     }
 }

@@ -250,7 +250,14 @@ mod tests {
             thaw: thaw.iter().map(|layer| layer.map(str::to_owned)).collect(),
             rules: Vec::new(),
             networks: batches.iter().map(|&n| models::build("resnet_tiny", n, (side, side), 10).unwrap()).collect(),
-            options: Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 },
+            options: Options {
+                optimizer,
+                label_smoothing: 0.0,
+                class_weights: false,
+                accumulate: 1,
+                export_gradients: false,
+                seed: 0,
+            },
             repeat: 1,
             limit: None,
         }

@@ -8,8 +8,11 @@
 //! and batch sizes, beside what is predicted.
 
 mod grid;
+mod search;
 
+pub use crate::report::WINNER_FILE;
 pub use grid::{Combination, Grid};
+pub use search::{ADAMW_RATES, SGD_RATES, check_search, search_rounds};
 
 use crate::compile;
 use crate::data::{DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, Transform};
@@ -20,16 +23,17 @@ use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan};
 use crate::policy::{self, Policy, PolicyError, RECIPES, Rule};
 use crate::report::{
-    self, Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix,
-    SMALL_BATCH_IMAGES, State, Timings, Total, price, trained_values,
+    self, Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, LrSearch, Prefix,
+    SMALL_BATCH_IMAGES, State, Timings, Total, Verdict, Winner, price, trained_values,
 };
 use crate::tensor::HostTensor;
 use crate::text::message;
 use crate::train::{
-    self, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings, Probe, Run,
-    Settings, StageSettings, Totals, TrainError,
+    self, BEST_FILE, CHECKPOINT_FILE, Event, FeatureCache, Images, Job, LAST_FILE, Outcome, PADDING, PolicySettings,
+    Probe, Run, Settings, StageSettings, Totals, TrainError,
 };
 use crate::weights::{self, StateDict, WeightsError, write_atomically};
+use search::Trials;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs;
@@ -83,6 +87,10 @@ pub struct Setup {
     pub variant: String,
     /// CRC-32C of the weights to start from, in hexadecimal; empty if they are random.
     pub weights: String,
+    /// Learning rates of which each policy finds its own before its runs; where there are fewer than two, all have that of
+    /// the settings.
+    #[serde(default)]
+    pub rates: Vec<f64>,
     /// The policies, with different names.
     pub arms: Vec<PolicySettings>,
     /// Of every run but for its policy and its seed. The seed here chose the images.
@@ -102,6 +110,15 @@ pub enum LabError {
     NoValidation,
     #[error("a comparison needs at least one policy and one seed")]
     Nothing,
+    #[error(
+        "no search for the learning rate of policy `{policy}`, which trains on four fifths of the images: {source}; or \
+             give one rate, such as --lr 0.01"
+    )]
+    Search { policy: String, source: Box<TrainError> },
+    #[error(
+        "no class has two training images, of which one could judge learning rates: give one rate, such as --lr 0.01"
+    )]
+    NothingToSearchOn,
     #[error("{} holds no comparison that could be resumed", folder.display())]
     NoComparison { folder: PathBuf },
     #[error("{what} changed since the comparison in {} began: begin a new one in another folder", folder.display())]
@@ -131,6 +148,10 @@ via_train!(crate::gpu::GpuError, crate::compile::CompileError, crate::graph::Gra
 pub enum LabEvent<'a> {
     /// The `seed`-th run of the `arm`-th policy tells of itself; both count from 0.
     Run { arm: usize, seed: usize, event: Event<'a> },
+    /// A trial of a search for the learning rate of the `arm`-th policy tells of itself: it has this rate and length.
+    Trial { arm: usize, lr: f64, epochs: usize, event: Event<'a> },
+    /// The search is complete, now or in an earlier process.
+    Searched { arm: usize, search: &'a LrSearch },
     /// That run is complete, now or in an earlier process.
     Done { arm: usize, seed: usize, run: &'a ArmRun },
 }
@@ -175,12 +196,13 @@ impl<'a> Lab<'a> {
         settings: Settings,
         arms: Vec<PolicySettings>,
         seeds: Vec<u64>,
+        rates: Vec<f64>,
         cache: u64,
     ) -> Result<Self, LabError> {
         settings.check()?;
         let weights = bench.weights.as_ref().map(train::checksum).unwrap_or_default();
         let variant = bench.device.variant()?.name().into();
-        let lab = Self::new(bench, folder, Setup { seeds, cache, variant, weights, arms, settings })?;
+        let lab = Self::new(bench, folder, Setup { seeds, cache, variant, weights, rates, arms, settings })?;
         train::check_apart(&lab.bench.data, folder)?;
         let lab = Self { _lock: Some(train::claim(folder, SETUP_FILE)?), ..lab };
         lab.write_setup()?;
@@ -256,6 +278,7 @@ impl<'a> Lab<'a> {
             cache_bytes: 0,
             cache_budget: setup.cache,
         };
+        check_search(bench.images, &setup.settings, &setup.arms, &setup.rates)?;
         let comparison = comparison(&bench, &setup, arms);
         Ok(Self { bench, device, folder: folder.into(), _lock: None, setup, networks, comparison, timings })
     }
@@ -276,6 +299,16 @@ impl<'a> Lab<'a> {
         &self.timings
     }
 
+    /// Optimiser steps of the search for one policy's learning rate; 0 if there is none.
+    pub fn search_steps(&self) -> u64 {
+        let Setup { rates, settings, .. } = &self.setup;
+        let of_epoch = Trials::new(self.bench.images, settings).steps_per_epoch(settings);
+        search_rounds(rates.len(), settings.epochs)
+            .into_iter()
+            .map(|(count, epochs)| (count * epochs * of_epoch) as u64)
+            .sum()
+    }
+
     /// Makes the runs that are missing, seed by seed, until all are complete or `stop` is set.
     ///
     /// # Errors
@@ -289,6 +322,13 @@ impl<'a> Lab<'a> {
         let cache = Arc::new(FeatureCache::new(self.setup.cache, Arc::clone(stop)));
         self.comparison.start.clear();
         self.comparison.arms.iter_mut().for_each(|arm| arm.runs.clear());
+        if self.setup.rates.len() > 1 {
+            let tensors = self.tensors(0)?;
+            if !self.search(&tensors, &cache, stop, &mut observe)? {
+                return Ok(Outcome::Stopped);
+            }
+            self.write_results()?;
+        }
         for seed in 0..self.setup.seeds.len() {
             let tensors = self.tensors(seed)?;
             self.look_at_start(seed, &tensors)?;
@@ -309,8 +349,31 @@ impl<'a> Lab<'a> {
                 }
             }
         }
+        self.leave_winner()?;
         self.write_results()?;
         Ok(Outcome::Finished)
+    }
+
+    /// Leaves the weights of the policy that is advised, if one is.
+    fn leave_winner(&mut self) -> Result<(), LabError> {
+        self.comparison.winner = None;
+        let Verdict::Use { arm, .. } = report::verdict(&self.comparison) else { return Ok(()) };
+        let bests = arm.runs.iter().filter_map(|run| {
+            let best = train::best(&run.history)?;
+            Some((run.seed, best.epoch, best.val?))
+        });
+        let winner = bests.reduce(|best, new| {
+            let better = new.2.top1 > best.2.top1 || new.2.top1 == best.2.top1 && new.2.loss < best.2.loss;
+            if better { new } else { best }
+        });
+        let Some((seed, epoch, val)) = winner else { return Ok(()) };
+        let winner = Winner { policy: arm.name.clone(), seed, epoch, accuracy: val.accuracy() };
+        let path = self.folder.join("runs").join(format!("{}-seed{seed}", arm.name)).join(BEST_FILE);
+        let weights = fs::read(&path).map_err(|error| LabError::Read { path, reason: error.to_string() })?;
+        let path = self.folder.join(WINNER_FILE);
+        write_atomically(&path, |file| file.write_all(&weights)).map_err(|source| LabError::Write { path, source })?;
+        self.comparison.winner = Some(winner);
+        Ok(())
     }
 
     /// The weights that all runs of a seed start from.
@@ -420,10 +483,8 @@ impl<'a> Lab<'a> {
         cache: Option<Arc<FeatureCache>>,
         folder: &Path,
     ) -> Result<Run, LabError> {
-        let policy = self.setup.arms[arm].clone();
-        let Bench { input, images, ref data, .. } = self.bench;
-        let data = data.clone();
-        let settings = Settings { seed: self.setup.seeds[seed], policy, data, ..self.setup.settings.clone() };
+        let Bench { input, images, .. } = self.bench;
+        let settings = self.arm_settings(arm, seed);
         let stages = self.networks[arm].clone();
         let job = Job { device: &self.device, stages, input, images, settings, cache };
         if folder.join(CHECKPOINT_FILE).exists() {
@@ -431,6 +492,16 @@ impl<'a> Lab<'a> {
         }
         // What was cut off before its first checkpoint begins anew.
         Ok(job.start(tensors, folder)?)
+    }
+
+    /// The settings of a run.
+    fn arm_settings(&self, arm: usize, seed: usize) -> Settings {
+        let (seed, policy, data) = (self.setup.seeds[seed], self.setup.arms[arm].clone(), self.bench.data.clone());
+        let mut settings = Settings { seed, policy, data, ..self.setup.settings.clone() };
+        if let Some(search) = &self.comparison.arms[arm].search {
+            settings.schedule.lr = search.lr;
+        }
+        settings
     }
 
     fn measure(&mut self, arm: usize, tensors: &[HostTensor]) -> Result<(), LabError> {
@@ -590,6 +661,7 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
         step: Total::default(),
         inference: Total::default(),
         prefix: None,
+        search: None,
         runs: Vec::new(),
     };
     let mut steps = Vec::new();
@@ -658,6 +730,7 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
         batch: settings.batch,
         accumulate: settings.accumulate,
         epochs: settings.epochs,
+        patience: settings.patience,
         steps: settings.steps(),
         augment: augment.name().into(),
         optimizer: settings.optimizer,
@@ -666,6 +739,7 @@ fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
         batch_norms: norms.map(|layer| layer.name.clone()).collect(),
         start: Vec::new(),
         arms,
+        winner: None,
     }
 }
 

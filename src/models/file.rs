@@ -2,7 +2,9 @@
 //! `docs/graph.md` describes the format.
 
 use crate::files::read_text;
-use crate::graph::{Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, NodeId, Op, Variance, Window};
+use crate::graph::{
+    Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, Model, NodeId, Op, Variance, Window,
+};
 use crate::nearest::suggestion;
 use crate::preprocessing::Preprocessing;
 use crate::tensor::{Shape, pad4};
@@ -56,6 +58,7 @@ const MAX_VALUES: usize = 1 << 30;
 #[derive(Clone, PartialEq, Debug)]
 pub struct GraphFile {
     about: GraphAbout,
+    models: Vec<Model>,
     layers: Vec<Entry>,
     classes: usize,
 }
@@ -84,8 +87,8 @@ pub struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
     /// See [`graph::Layer::position`](crate::graph::Layer::position).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub position: Option<usize>,
+    #[serde(serialize_with = "position", skip_serializing_if = "Vec::is_empty")]
+    pub position: Vec<usize>,
 }
 
 /// What a layer does, and with which numbers. Windows are height before width.
@@ -162,7 +165,15 @@ impl GraphFile {
     /// # Errors
     /// The layers do not make a network that ends in logits: names the first that does not fit.
     pub fn new(about: GraphAbout, layers: Vec<Entry>) -> Result<Self, GraphError> {
-        let mut file = Self { about, layers, classes: 0 };
+        Self::nested(about, Vec::new(), layers)
+    }
+
+    /// As [`new`](Self::new), with the [models](Graph::models) that the layers' positions count in.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new), or a layer's position is in none of the models.
+    pub fn nested(about: GraphAbout, models: Vec<Model>, layers: Vec<Entry>) -> Result<Self, GraphError> {
+        let mut file = Self { about, models, layers, classes: 0 };
         file.check_about()?;
         let graph = file.assemble(1, file.size(), None)?;
         file.classes = graph.logits_shape().map_or(0, Shape::c);
@@ -181,6 +192,12 @@ impl GraphFile {
         let wrong = |reason: String| Err(GraphError { node: "the graph".into(), reason });
         if name.is_empty() || name.chars().any(char::is_control) {
             return wrong("`name` must be a line of text".into());
+        }
+        if self.models.len() > MAX_LAYERS {
+            return wrong(format!("there are at most {MAX_LAYERS} models"));
+        }
+        if let Some(model) = self.models.iter().find(|model| model.name.chars().any(char::is_control)) {
+            return wrong(format!("the model's name `{}` must be a line of text", printable(&model.name)));
         }
         preprocessing.check().or_else(|error| wrong(error.to_string()))
     }
@@ -216,7 +233,7 @@ impl GraphFile {
         // What 2ⁱ more pixels are is one more after the i-th halving: somewhere the size of each layer's input is odd,
         // and elsewhere even. A network that takes one size only has no other form.
         let others: Vec<Graph> = (0..=5).filter_map(|i| network((h + (1 << i), w + (1 << i))).ok()).collect();
-        Ok(Self::new(about, entries(&graph, &others)?)?)
+        Ok(Self::nested(about, graph.models().to_vec(), entries(&graph, &others)?)?)
     }
 
     /// The same network, made for images of another size, prepared in another way, and for another number of classes.
@@ -230,7 +247,7 @@ impl GraphFile {
             let head = self.head_index()?;
             layers[head].op = layers[head].op.with_channels(classes);
         }
-        Self::new(GraphAbout { size, preprocessing, ..self.about.clone() }, layers)
+        Self::nested(GraphAbout { size, preprocessing, ..self.about.clone() }, self.models.clone(), layers)
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels, every layer frozen.
@@ -269,11 +286,17 @@ impl GraphFile {
         let GraphAbout { name, size: (h, w), preprocessing } = &self.about;
         let Preprocessing { resize, crop, interpolation, mean, std, bgr } = preprocessing;
         let layers: Vec<String> = self.layers.iter().map(|layer| format!("    {}", json(layer))).collect();
+        let models: Vec<String> =
+            self.models.iter().map(|model| format!("    {}", json(&ModelEntry::of(model)))).collect();
+        let models = match models.is_empty() {
+            true => String::new(),
+            false => format!("  \"models\": [\n{}\n  ],\n", models.join(",\n")),
+        };
         // Few networks take blue first; the others' files say nothing of it.
         let bgr = if *bgr { "  \"bgr\": true,\n" } else { "" };
         format!(
             "{{\n  \"{MAGIC}\": {VERSION},\n  \"name\": {},\n  \"size\": [{h}, {w}],\n  \"resize\": {},\n  \"crop\": {},\n  \
-             \"interpolation\": {},\n  \"mean\": {},\n  \"std\": {},\n{bgr}  \"layers\": [\n{}\n  ]\n}}\n",
+             \"interpolation\": {},\n  \"mean\": {},\n  \"std\": {},\n{bgr}{models}  \"layers\": [\n{}\n  ]\n}}\n",
             json(name),
             json(resize),
             json(crop),
@@ -313,6 +336,7 @@ impl GraphFile {
 
     fn assemble(&self, batch: usize, size: (usize, usize), head: Option<(usize, usize)>) -> Result<Graph, GraphError> {
         let mut assembly = Assembly::new(batch, size)?;
+        assembly.builder.models(self.models.clone());
         for (index, layer) in self.layers.iter().enumerate() {
             match head {
                 Some((head, channels)) if head == index => {
@@ -395,7 +419,7 @@ impl Assembly {
         self.hold(op, shape).map_err(wrong)?;
         let b = &mut self.builder;
         b.block(block.as_deref());
-        b.position(*position);
+        b.position(position);
         let window =
             |kernel, stride, padding: Padding| Window { kernel, stride, padding: padding.of(kernel, stride, shape) };
         let id = match *op {
@@ -541,6 +565,58 @@ impl Serialize for Padding {
     }
 }
 
+/// A number where there is one, else a list of them.
+fn position<S: Serializer>(position: &[usize], to: S) -> Result<S::Ok, S::Error> {
+    match position {
+        [number] => number.serialize(to),
+        numbers => numbers.serialize(to),
+    }
+}
+
+/// A position as a file may have it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Position {
+    Number(usize),
+    Numbers(Vec<usize>),
+}
+
+impl From<Position> for Vec<usize> {
+    fn from(position: Position) -> Self {
+        match position {
+            Position::Number(number) => vec![number],
+            Position::Numbers(numbers) => numbers,
+        }
+    }
+}
+
+/// A [`Model`] as a file has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelEntry {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "position", deserialize_with = "numbers")]
+    position: Vec<usize>,
+    layers: usize,
+}
+
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<usize>, D::Error> {
+    Position::deserialize(from).map(Vec::from)
+}
+
+impl ModelEntry {
+    fn of(Model { name, position, layers }: &Model) -> Self {
+        Self { name: name.clone(), position: position.clone(), layers: *layers }
+    }
+}
+
+impl From<ModelEntry> for Model {
+    fn from(ModelEntry { name, position, layers }: ModelEntry) -> Self {
+        Self { name, position, layers }
+    }
+}
+
 fn var_name<S: Serializer>(var: &Variance, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(self::var(*var))
 }
@@ -644,7 +720,7 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
             inputs: inputs.map(name).collect(),
             block: layer.block.clone(),
             alias: layer.alias.clone(),
-            position: layer.position,
+            position: layer.position.clone(),
         });
     }
     Ok(entries)
@@ -673,13 +749,15 @@ fn parse(text: &str) -> Result<GraphFile, String> {
         bgr: fields.take_or("bgr", "true or false", || false)?,
     };
     let about = GraphAbout { name, size, preprocessing };
+    let models: Vec<ModelEntry> = fields.take_or("models", "a list of {name, position, layers}", Vec::new)?;
     let entries: Vec<Value> = fields.take("layers", "a list of layers")?;
     fields.finish()?;
     if entries.len() > MAX_LAYERS {
         return Err(format!("a network has at most {MAX_LAYERS} layers, not {}", entries.len()));
     }
     let layers = entries.into_iter().enumerate().map(|(index, value)| entry(index, value)).collect::<Result<_, _>>()?;
-    GraphFile::new(about, layers).map_err(|error| error.to_string())
+    let models = models.into_iter().map(Model::from).collect();
+    GraphFile::nested(about, models, layers).map_err(|error| error.to_string())
 }
 
 /// What a file may call an interpolation.
@@ -807,7 +885,8 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
     let inputs = fields.take("inputs", "a list of names")?;
     let block = fields.optional("block", "a text")?;
     let alias = fields.optional("alias", "a text")?;
-    let position = fields.optional("position", "a number")?;
+    let position: Option<Position> = fields.optional("position", "a number, or a list of numbers")?;
+    let position = position.map(Vec::from).unwrap_or_default();
     fields.finish()?;
     Ok(Entry { name, op, inputs, block, alias, position })
 }

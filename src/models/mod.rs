@@ -19,6 +19,7 @@ use crate::preprocessing::{
     IMAGENET_MEAN, IMAGENET_STD, Interpolation, PREPROCESSING, Parts, Preprocessing, Resize, Traced,
 };
 use crate::text::printable;
+use keras::Augmentation;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -37,6 +38,8 @@ pub struct Spec {
     pub preprocessing: Traced,
     /// Of the weights that the framework has for it.
     pub default_classes: usize,
+    /// The layers of a Keras model that change its training images at random.
+    pub augmentation: Vec<Augmentation>,
     network: Network,
 }
 
@@ -89,6 +92,7 @@ pub static MODELS: &[Spec] = &[
         default_size: 16,
         preprocessing: Traced::known(Preprocessing::normalised([0.5; 3], [0.5; 3]), "this network's default"),
         default_classes: 10,
+        augmentation: Vec::new(),
         network: ResNet(&resnet::RESNET_TINY),
     },
     Spec::torchvision("efficientnet_b0", 224, 256, Bicubic, Inverted(&efficientnet::B0, &efficientnet::TORCHVISION)),
@@ -226,13 +230,27 @@ impl Spec {
     ) -> Self {
         let value = Preprocessing::torchvision(default_size, resize, interpolation);
         let preprocessing = Traced::known(value, torchvision::DEFAULT);
-        Self { name: Cow::Borrowed(name), default_size, preprocessing, default_classes: 1000, network }
+        Self {
+            name: Cow::Borrowed(name),
+            default_size,
+            preprocessing,
+            default_classes: 1000,
+            augmentation: Vec::new(),
+            network,
+        }
     }
 
     /// The preprocessing is that of timm's `default_cfg`.
     const fn timm(name: &'static str, default_size: usize, preprocessing: Preprocessing, network: Network) -> Self {
         let preprocessing = Traced::known(preprocessing, "timm's default for this network");
-        Self { name: Cow::Borrowed(name), default_size, preprocessing, default_classes: 1000, network }
+        Self {
+            name: Cow::Borrowed(name),
+            default_size,
+            preprocessing,
+            default_classes: 1000,
+            augmentation: Vec::new(),
+            network,
+        }
     }
 
     /// Mean and deviation are those of the `preprocess_input` that belongs to the network.
@@ -244,7 +262,14 @@ impl Spec {
         network: Network,
     ) -> Self {
         let preprocessing = Traced::known(Preprocessing::keras(mean, std, bgr), "Keras's default for this network");
-        Self { name: Cow::Borrowed(name), default_size, preprocessing, default_classes: 1000, network }
+        Self {
+            name: Cow::Borrowed(name),
+            default_size,
+            preprocessing,
+            default_classes: 1000,
+            augmentation: Vec::new(),
+            network,
+        }
     }
 
     /// The network that `file` describes.
@@ -254,6 +279,7 @@ impl Spec {
             default_size: file.size().0,
             preprocessing: Traced::new(file.preprocessing(), "the graph file"),
             default_classes: file.classes(),
+            augmentation: Vec::new(),
             network: Network::File(Arc::new(file)),
         }
     }
@@ -262,6 +288,12 @@ impl Spec {
     #[must_use]
     pub fn with_preprocessing(self, preprocessing: Traced) -> Self {
         Self { preprocessing, ..self }
+    }
+
+    /// The same network, of a Keras model with these layers.
+    #[must_use]
+    pub fn with_augmentation(self, augmentation: Vec<Augmentation>) -> Self {
+        Self { augmentation, ..self }
     }
 
     /// The file that describes the network, if it is none of [`MODELS`].

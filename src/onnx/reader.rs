@@ -327,7 +327,7 @@ impl<'a> Reader<'a> {
             return Err(format!("a network has at most {MAX_LAYERS} layers"));
         }
         let inputs = inputs.iter().map(|input| input.layer.clone()).collect();
-        let entry = Entry { name, op, inputs, block: None, alias: None, position: None };
+        let entry = Entry { name, op, inputs, block: None, alias: None, position: Vec::new() };
         let Shape([_, h, w, c]) = self.assembly.add(&entry).map_err(|error| error.reason)?;
         let output = Output { layer: entry.name.clone(), shape: [c, h, w], flat: false, pad: [0; 4] };
         self.layers.push(entry);

@@ -73,6 +73,7 @@ impl Lowering<'_> {
                         Op::Param(param) => Some(Storage::Param(param)),
                         Op::State(state) => Some(Storage::State(state)),
                         Op::Labels => Some(Storage::Labels),
+                        Op::ClassWeights => Some(Storage::ClassWeights),
                         Op::Feature(index) => Some(Storage::Feature(index)),
                         Op::Input if input == Input::Values => Some(Storage::Images),
                         _ if node.phase == Phase::Once => Some(Storage::Constant),
@@ -117,7 +118,7 @@ impl Lowering<'_> {
         let optional = |present: bool, operand: usize| if present { value(operand) } else { None };
         let out = Some(self.out.value(id));
         match node.op {
-            Op::Labels | Op::Param(_) | Op::State(_) | Op::Feature(_) | Op::SideOutput => {}
+            Op::Labels | Op::ClassWeights | Op::Param(_) | Op::State(_) | Op::Feature(_) | Op::SideOutput => {}
             Op::Input => {
                 if let Input::Bytes { mean, std, bgr } = input {
                     let bytes = self.value(node.shape.pixels(), Some(Storage::Bytes), id);
@@ -199,8 +200,9 @@ impl Lowering<'_> {
             Op::AvgPool { window } => {
                 self.call(id, pool::avg_forward(shape(0), node.shape, geometry(window)), vec![value(0), out]);
             }
-            Op::SoftmaxCrossEntropy { smoothing } => {
-                self.call(id, softmax_cross_entropy::forward(shape(0), smoothing), vec![value(0), value(1), out]);
+            Op::SoftmaxCrossEntropy { smoothing, weighted } => {
+                let bindings = vec![value(0), value(1), optional(weighted, 2), out];
+                self.call(id, softmax_cross_entropy::forward(shape(0), smoothing, weighted), bindings);
             }
             Op::Conv2dInputGrad { window, groups, input, accumulate } => {
                 let (dy, g) = (shape(0), geometry(window));
@@ -288,11 +290,11 @@ impl Lowering<'_> {
             Op::AvgPoolGrad { window, input } => {
                 self.call(id, pool::avg_grad(input, shape(0), geometry(window)), vec![value(0), out]);
             }
-            Op::SoftmaxCrossEntropyGrad { smoothing } => {
-                let operands = [value(0), value(1)];
+            Op::SoftmaxCrossEntropyGrad { smoothing, weighted } => {
+                let operands = [value(0), value(1), optional(weighted, 2)];
                 let step = Some(self.step(id));
-                let bindings = vec![operands[0], operands[1], step, out];
-                self.call(id, softmax_cross_entropy::grad(node.shape, smoothing), bindings);
+                let bindings = [&operands[..], &[step, out]].concat();
+                self.call(id, softmax_cross_entropy::grad(node.shape, smoothing, weighted), bindings);
             }
             Op::Accumulate => {
                 let operand = value(1);

@@ -44,6 +44,8 @@ pub enum Storage {
     /// The images as bytes.
     Bytes,
     Labels,
+    /// A weight a class.
+    ClassWeights,
     /// Values of the batch's images that another plan computed; see [`crate::compile::split`].
     Feature(u32),
     /// [`crate::kernels::StepScalars`].

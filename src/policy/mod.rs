@@ -10,14 +10,18 @@
 //! | `kind:dropout?` | the same, where that there is none is no error |
 //! | `head` | the one that gives the classes: the last linear layer or convolution |
 //! | `last:linear` | the last one of a kind |
-//! | `name:layer4.*` | whose name or alias matches a glob; `*` matches dots too |
-//! | `index:10..20` | by [number](Graph::number); also `10..`, `..20`, `10..=19`, `10` |
+//! | `name:layer4.*` | whose name or alias matches a glob; `*` matches dots and slashes too |
+//! | `index:10..20` | by [number](Graph::number); also `10..`, `..20`, `10..=19`, `10`, and as in Python `-20..` |
+//! | `index:base/100..` | the same within the [model](Graph::models) `base`, which itself is one layer of the outermost |
 //! | `block:2..5` | of the [blocks](Graph::blocks) of these numbers; `-1` is the last, and so on |
 //! | `block:layer3.*` | of the blocks whose name matches a glob |
-//! | `from:layer3` | the layer, or the first layer of the module, of that name or alias, and all after it in graph order |
+//! | `from:layer3` | the layer, or the first layer of the module or block, of that name or alias, and all after it in graph order |
 //! | `from:block:5` | the first layer of what `block:5` selects, and all after it |
 //! | `!kind:bn` | those that are not |
 //! | `kind:bn & from:layer3` | that are both |
+//!
+//! A layer of a model within the model is called as the model calls it, or with the names of the models before its own:
+//! `stem_bn`, `base/stem_bn`. What is called so in full goes first; a name that several have within models is an error.
 //!
 //! The axes are the variants of [`Assignment`]. A [`Policy`] is a [recipe](RECIPES), or a TOML file in the same words:
 //!

@@ -8,6 +8,7 @@ use super::Total;
 use super::metrics::{HEADER, csv};
 use crate::train::{ConfusionMatrix, EpochMetrics, OptimizerSettings, Schedule, Totals, best};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -38,7 +39,10 @@ pub struct Comparison {
     pub batch: usize,
     pub accumulate: usize,
     pub epochs: usize,
-    /// Optimiser steps of one run.
+    /// A run ended after so many epochs without a better one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patience: Option<usize>,
+    /// Optimiser steps of one run, if it was not ended early.
     pub steps: u64,
     /// Random changes to training images, in the words of `--augment`.
     pub augment: String,
@@ -51,6 +55,20 @@ pub struct Comparison {
     pub start: Vec<State>,
     /// In the order in which they were asked for.
     pub arms: Vec<Arm>,
+    /// The run whose weights the comparison leaves, once it is finished; none where nothing is worth using.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub winner: Option<Winner>,
+}
+
+/// Of the runs of the policy that a comparison advises, the one that was best in validation, at its best epoch. That it was
+/// chosen by the images that judge it flatters its accuracy a little.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Winner {
+    pub policy: String,
+    pub seed: u64,
+    pub epoch: usize,
+    /// The share of validation images with the right class.
+    pub accuracy: f64,
 }
 
 /// One policy.
@@ -75,6 +93,9 @@ pub struct Arm {
     /// The frozen layers whose results do not change between epochs, in the first stage; none where nothing could be
     /// cached.
     pub prefix: Option<Prefix>,
+    /// How it came to its learning rate; none where all arms have that of the comparison.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub search: Option<LrSearch>,
     /// One a seed, in the order of [`Comparison::seeds`]; fewer while the comparison is under way.
     pub runs: Vec<ArmRun>,
 }
@@ -110,6 +131,38 @@ pub struct Prefix {
     pub flops_per_image: u64,
     /// Size of its results an image, in bytes.
     pub bytes_per_image: u64,
+}
+
+/// A search for an arm's learning rate, on the training images alone: see [`crate::lab`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LrSearch {
+    /// The rate that was found; not a number while the search is under way.
+    #[serde(with = "crate::train::number")]
+    pub lr: f64,
+    /// Of the training images, those that trials train on, and those that judge them.
+    pub train_images: usize,
+    pub held_out: usize,
+    pub rounds: Vec<SearchRound>,
+}
+
+/// Trials of the same length.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SearchRound {
+    pub epochs: usize,
+    pub trials: Vec<Trial>,
+}
+
+/// A short run with one learning rate.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Trial {
+    pub lr: f64,
+    /// The share of the held-out images with the right class after the last epoch; not a number if it diverged.
+    #[serde(with = "crate::train::number")]
+    pub accuracy: f64,
+    /// The mean loss of the held-out images, in nats.
+    #[serde(with = "crate::train::number")]
+    pub loss: f64,
+    pub diverged: bool,
 }
 
 /// One run of an arm.
@@ -222,7 +275,31 @@ impl Comparison {
     }
 }
 
+impl LrSearch {
+    /// The rates that were tried, in rising order.
+    pub fn rates(&self) -> Vec<f64> {
+        let mut rates: Vec<f64> = self.rounds.iter().flat_map(|round| &round.trials).map(|trial| trial.lr).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        rates
+    }
+}
+
+impl Trial {
+    /// Orders trials of the same length: the most accurate first, between equals the one with the lower loss, and last
+    /// what diverged.
+    pub fn better_first(&self, other: &Self) -> Ordering {
+        let key = |value: f64| if value.is_finite() { value } else { f64::INFINITY };
+        key(-self.accuracy).total_cmp(&key(-other.accuracy)).then(key(self.loss).total_cmp(&key(other.loss)))
+    }
+}
+
 impl Arm {
+    /// The learning rate of its runs.
+    pub fn lr(&self, comparison: &Comparison) -> f64 {
+        self.search.as_ref().map_or(comparison.schedule.lr, |search| search.lr)
+    }
+
     /// The runs that ended early, at their last good checkpoints.
     pub fn diverged(&self) -> impl Iterator<Item = &ArmRun> {
         self.runs.iter().filter(|run| run.diverged.is_some())
@@ -230,6 +307,11 @@ impl Arm {
 }
 
 impl ArmRun {
+    /// The share of validation images with the right class before training; none without validation.
+    pub fn first_accuracy(&self) -> Option<f64> {
+        self.history.first().filter(|metrics| metrics.epoch == 0)?.val.map(|val| val.accuracy())
+    }
+
     /// The share of validation images with the right class after the last epoch; none without validation.
     pub fn last_accuracy(&self) -> Option<f64> {
         self.history.last()?.val.map(|val| val.accuracy())

@@ -9,6 +9,7 @@ mod comparison;
 mod conclusion;
 mod doctor;
 mod evaluation;
+mod lr_find;
 mod metrics;
 mod page;
 mod predict;
@@ -25,12 +26,13 @@ pub use bench_page::bench_page;
 pub(crate) use benchmark::label;
 pub use benchmark::{Against, BenchResult, Benchmark, Change, Disagreement, Pair};
 pub use comparison::{
-    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES,
-    State, Timings, mean_and_deviation,
+    Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, LrSearch, Prefix,
+    SMALL_BATCH_IMAGES, SearchRound, State, Timings, Trial, Winner, mean_and_deviation,
 };
-pub use conclusion::conclusion;
+pub use conclusion::{Verdict, conclusion, verdict};
 pub use doctor::{Confidence, FEWEST_IMAGES, Fault, Finding, Remedy, diagnose};
 pub use evaluation::{Evaluated, evaluation_page};
+pub use lr_find::{LrFind, LrFinding, lr_find_page, lr_plot};
 pub use metrics::csv;
 pub use page::page;
 pub use predict::{Prediction, Predictions, predict};
@@ -46,6 +48,9 @@ use std::path::{Path, PathBuf};
 pub fn today() -> String {
     jiff::Timestamp::now().strftime("%F").to_string()
 }
+
+/// In a comparison's folder, the weights of its [`Winner`].
+pub const WINNER_FILE: &str = "winner.safetensors";
 
 /// The table of all epochs in a run's folder.
 pub const METRICS_FILE: &str = "metrics.csv";

@@ -1,12 +1,13 @@
 //! The page that shows a comparison: one file of HTML that needs nothing else, neither network nor scripts.
 
 use super::classes::ClassesView;
-use super::conclusion::{caveats, findings};
-use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, ranked};
-use super::svg::{self, Curve, Heat, Scale};
+use super::conclusion::{Verdict, caveats, findings, verdict};
+use super::spread::{Spread, batch_modes, last_accuracy, mean_drift, median, no_rank, ranked};
+use super::svg::{self, Choice, Curve, Heat, Scale};
+use super::units::{flops, ms};
 use super::{
     Arm, ArmLayer, ArmRun, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, Prefix, SMALL_BATCH_IMAGES, State,
-    Timings, template,
+    Timings, Trial, WINNER_FILE, template,
 };
 use crate::train::{EpochMetrics, Totals};
 use minijinja::context;
@@ -32,10 +33,22 @@ struct ArmView<'a> {
     /// Billions of floating-point operations a second, in a measured step.
     gflops_per_s: Option<f64>,
     cache: Option<CacheView<'a>>,
+    /// Of the search for its learning rate, the shortest first.
+    trials: Vec<TrialView>,
     stages: Vec<StageView<'a>>,
     diverged: Vec<DivergedView<'a>>,
+    /// Of each run.
+    epochs_done: Vec<usize>,
     dots: String,
     panel: String,
+}
+
+#[derive(Serialize)]
+struct TrialView {
+    lr: f64,
+    epochs: usize,
+    accuracy: Option<f64>,
+    diverged: bool,
 }
 
 /// What the cache did for an arm. Times are in seconds, over all its epochs.
@@ -118,6 +131,7 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         batch => comparison.batch,
         accumulate => comparison.accumulate,
         epochs => comparison.epochs,
+        patience => comparison.patience,
         steps => comparison.steps,
         augment => comparison.augment.as_str(),
         optimizer => Serde(comparison.optimizer),
@@ -125,11 +139,15 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
         seeds => Serde(&comparison.seeds),
         start => Serde(Spread::of(comparison.start.iter().map(|state| state.running.accuracy()))),
         findings => findings(comparison),
+        action => comparison.winner.as_ref().map(|_| format!("thawline predict --weights {WINNER_FILE} IMAGES")),
+        searched => comparison.arms.iter().any(|arm| arm.search.is_some()),
+        rates => comparison.arms.iter().find_map(|arm| Some(arm.search.as_ref()?.rates())).unwrap_or_default(),
         caveats => caveats(comparison),
         saved_s => cached().filter_map(|cache| cache.saved_s).sum::<f64>(),
         without_s => cached().filter_map(|cache| cache.without_s).sum::<f64>(),
         arms => Serde(&arms),
         axis,
+        choices => choices(comparison, timings),
         from_0,
         states => Serde(&states),
         legend => Serde(legend),
@@ -140,7 +158,7 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
     }
 }
 
-/// The most accurate policy, class by class.
+/// The policy to use, or, where none is advised, the most accurate one, class by class.
 #[derive(Serialize)]
 struct WinnerView<'a> {
     name: &'a str,
@@ -150,7 +168,10 @@ struct WinnerView<'a> {
 
 /// None until a run has kept what its images were taken for.
 fn winner(comparison: &Comparison) -> Option<WinnerView<'_>> {
-    let arm = *ranked(comparison).first()?;
+    let arm = match verdict(comparison) {
+        Verdict::Use { arm, .. } => arm,
+        _ => *ranked(comparison).first()?,
+    };
     let mut kept = arm.runs.iter().filter_map(|run| run.confusion.as_ref());
     let mut sum = kept.next()?.clone();
     let mut seeds = 1;
@@ -160,6 +181,35 @@ fn winner(comparison: &Comparison) -> Option<WinnerView<'_>> {
     }
     let classes = ClassesView::new(&sum, &comparison.classes);
     (sum.images() > 0).then_some(WinnerView { name: &arm.name, seeds, classes })
+}
+
+/// Accuracy against what an epoch took, or, where that is not known of every policy, against the arithmetic of a step; and
+/// which it is. None where fewer than two policies have a rank.
+fn choices(comparison: &Comparison, timings: &Timings) -> Option<Value> {
+    let advised = match verdict(comparison) {
+        Verdict::Use { arm, .. } => Some(arm.name.as_str()),
+        _ => None,
+    };
+    let arms = ranked(comparison).into_iter().filter(|arm| no_rank(comparison, arm).is_none());
+    let arms: Vec<(&Arm, Spread)> = arms.filter_map(|arm| Some((arm, last_accuracy(arm)?))).collect();
+    let epoch_s = |arm: &Arm| {
+        let took = timings.arms.iter().find(|took| took.name == arm.name)?;
+        Spread::of(took.epoch_s.iter().copied()).map(|epoch| epoch.mean)
+    };
+    let measured: Option<Vec<f64>> = arms.iter().map(|(arm, _)| epoch_s(arm)).collect();
+    let costs = measured.clone().unwrap_or_else(|| arms.iter().map(|(arm, _)| arm.step.amount.flops as f64).collect());
+    let choices = arms.iter().zip(costs).map(|((arm, accuracy), cost)| Choice {
+        name: &arm.name,
+        cost,
+        accuracy: *accuracy,
+        is_advised: advised == Some(arm.name.as_str()),
+    });
+    let choices: Vec<Choice> = choices.collect();
+    let plot = match measured.is_some() {
+        true => svg::choices(&choices, |seconds| ms(1e3 * seconds)),
+        false => svg::choices(&choices, |operations| flops(operations as u64)),
+    };
+    (choices.len() > 1).then(|| context! { plot, measured => measured.is_some(), advised })
 }
 
 /// The most accurate first; the axis of their dots, and whether it begins at 0.
@@ -185,8 +235,10 @@ fn arms<'a>(comparison: &'a Comparison, timings: &Timings) -> (Vec<ArmView<'a>>,
             train: last(|epoch| epoch.train.map(|train| train.accuracy())),
             gflops_per_s: (timings.step_ms > 0.0).then(|| arm.step.amount.flops as f64 / timings.step_ms / 1e6),
             cache: arm.prefix.as_ref().map(|prefix| cache(comparison, arm, prefix, &timings)),
+            trials: trials(arm),
             stages: stages(arm),
             diverged: diverged(arm),
+            epochs_done: arm.runs.iter().map(|run| run.history.len().saturating_sub(1)).collect(),
             dots: svg::dots(&scale, &ends.collect::<Vec<_>>()),
             panel: svg::panel(&curve_scale, curve, &curves),
             timings,
@@ -242,6 +294,18 @@ fn cache<'a>(comparison: &Comparison, arm: &Arm, prefix: &'a Prefix, timings: &A
         without_s,
         saved_s: without_s.map(|without_s| without_s - with_s),
     }
+}
+
+fn trials(arm: &Arm) -> Vec<TrialView> {
+    let rounds = arm.search.iter().flat_map(|search| &search.rounds);
+    let trials = rounds.flat_map(|round| round.trials.iter().map(|trial| (round.epochs, trial)));
+    let view = |(epochs, trial): (usize, &Trial)| TrialView {
+        lr: trial.lr,
+        epochs,
+        accuracy: Some(trial.accuracy).filter(|accuracy| accuracy.is_finite()),
+        diverged: trial.diverged,
+    };
+    trials.map(view).collect()
 }
 
 fn diverged(arm: &Arm) -> Vec<DivergedView<'_>> {

@@ -78,7 +78,14 @@ mod tests {
     fn predictions_are_sums_of_their_kernels() {
         let roofline = Roofline { flops_per_s: 2e10, bytes_per_s: 2e9, call_ms: 0.01, run_ms: 0.05 };
         let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
-        let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+        let options = Options {
+            optimizer,
+            label_smoothing: 0.0,
+            class_weights: false,
+            accumulate: 1,
+            export_gradients: false,
+            seed: 0,
+        };
         let of = |name, batch| {
             let network = models::build("resnet_tiny", batch, (16, 16), 10).unwrap();
             let network = policy::resolve(&Policy::recipe(name).unwrap(), network).unwrap().graph;

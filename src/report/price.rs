@@ -32,8 +32,10 @@ pub struct Price {
 /// What one layer costs in a step.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct LayerPrice {
-    /// The number that `index:` selectors know it by.
+    /// Its number among the layers of its file's outermost model.
     pub index: usize,
+    /// How `index:` selectors write it, such as `2/17` for number 17 within number 2.
+    pub number: String,
     pub name: String,
     pub kind: &'static str,
     /// Its output: images, height, width, channels.
@@ -208,7 +210,8 @@ fn layers(graph: &Graph, cost: &Cost) -> Vec<LayerPrice> {
     let layers = (0..).map(LayerId::new).zip(graph.layers()).zip(&cost.layers);
     layers
         .map(|((id, layer), cost)| LayerPrice {
-            index: graph.number(id),
+            index: graph.position(id)[0],
+            number: graph.number(id),
             name: layer.name.clone(),
             kind: layer.kind.name(),
             shape: layer.shape.0,

@@ -138,6 +138,166 @@ pub(super) fn panel(scale: &Scale, curve: &Curve, others: &[Curve]) -> String {
     format!("<svg class=\"panel\" viewBox=\"0 0 240 132\" aria-hidden=\"true\">{svg}</svg>")
 }
 
+/// Room for the plot within its picture, in the picture's own units: left, top, right, bottom.
+const PLOT: [f64; 4] = [52.0, 14.0, 600.0, 236.0];
+
+/// Round numbers from 0 to one that is at least `most`, about five of them.
+fn ticks_from_0(most: f64) -> Vec<f64> {
+    let rough = (most / 5.0).max(f64::MIN_POSITIVE);
+    let power = 10_f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 2.5, 5.0].map(|digit| digit * power).into_iter().find(|step| *step >= 0.999 * rough);
+    let step = step.unwrap_or(10.0 * power);
+    (0..=(most / step - 1e-9).ceil().max(1.0) as usize).map(|tick| tick as f64 * step).collect()
+}
+
+/// A policy in a plot of accuracy against cost.
+pub(super) struct Choice<'a> {
+    pub name: &'a str,
+    pub cost: f64,
+    pub accuracy: Spread,
+    /// Whether it is the one that is advised.
+    pub is_advised: bool,
+}
+
+/// Accuracy against cost: a dot a policy, a line from its least accurate seed to its most accurate one, and steps along
+/// the policies that no other beats in both. `show` writes a cost.
+pub(super) fn choices(choices: &[Choice<'_>], show: impl Fn(f64) -> String) -> String {
+    let [left, top, right, bottom] = PLOT;
+    let costs = ticks_from_0(choices.iter().map(|choice| choice.cost).fold(0.0, f64::max));
+    let scale = Scale::around(choices.iter().flat_map(|choice| [choice.accuracy.least, choice.accuracy.most]));
+    let most = costs.last().copied().unwrap_or(1.0);
+    let x = |cost: f64| left + (right - left) * cost / most;
+    let y = |accuracy: f64| bottom - (bottom - top) * scale.at(accuracy);
+    let mut svg = String::new();
+    for (tick, label) in scale.ticks() {
+        let y = y(tick);
+        svg += &format!("<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");
+        svg += &format!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", left - 6.0, y + 3.5);
+    }
+    for &tick in &costs {
+        let x = x(tick);
+        svg += &format!("<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\"/>");
+        svg += &format!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>", bottom + 16.0, show(tick));
+    }
+    // The policies that no other beats in both, by rising cost.
+    let mut sorted: Vec<&Choice> = choices.iter().collect();
+    sorted.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(b.accuracy.mean.total_cmp(&a.accuracy.mean)));
+    let mut front: Vec<&Choice> = Vec::new();
+    for choice in sorted {
+        if front.last().is_none_or(|last| choice.accuracy.mean > last.accuracy.mean) {
+            front.push(choice);
+        }
+    }
+    let mut steps: Vec<String> = Vec::new();
+    for (index, choice) in front.iter().enumerate() {
+        if let Some(before) = index.checked_sub(1).map(|before| front[before]) {
+            steps.push(format!("{:.1},{:.1}", x(choice.cost), y(before.accuracy.mean)));
+        }
+        steps.push(format!("{:.1},{:.1}", x(choice.cost), y(choice.accuracy.mean)));
+    }
+    svg += &format!("<polyline class=\"front\" points=\"{}\"/>", steps.join(" "));
+    // Labels from the top down, so that none lies on another.
+    let mut labelled: Vec<&Choice> = choices.iter().collect();
+    labelled.sort_by(|a, b| b.accuracy.mean.total_cmp(&a.accuracy.mean));
+    let mut taken: Vec<(f64, f64, f64)> = Vec::new();
+    for Choice { name, cost, accuracy, is_advised } in labelled {
+        const LETTER: f64 = 6.2;
+        const LINE: f64 = 13.0;
+        let (at, middle) = (x(*cost), y(accuracy.mean));
+        let width = LETTER * name.chars().count() as f64;
+        let (anchor, beside, from) = match at + 10.0 + width > right + 36.0 {
+            true => ("end", at - 9.0, at - 9.0 - width),
+            false => ("start", at + 9.0, at + 9.0),
+        };
+        let mut line = middle + 4.0;
+        while taken.iter().any(|(from_x, to_x, y)| from < *to_x && from + width > *from_x && (line - y).abs() < LINE) {
+            line += 1.0;
+        }
+        taken.push((from, from + width, line));
+        let (class, title) = (
+            if *is_advised { "choice advised" } else { "choice" },
+            format!(
+                "{name}: {} at {} ({} to {})",
+                percent(accuracy.mean),
+                show(*cost),
+                percent(accuracy.least),
+                percent(accuracy.most)
+            ),
+        );
+        let (high, low) = (y(accuracy.most), y(accuracy.least));
+        svg += &format!("<line class=\"range\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{high:.1}\" y2=\"{low:.1}\"/>");
+        svg += &format!(
+            "<circle class=\"{class}\" cx=\"{at:.1}\" cy=\"{middle:.1}\" r=\"5\"><title>{}</title></circle>",
+            HtmlEscape(&title)
+        );
+        let class = if *is_advised { "label advised" } else { "label" };
+        svg += &format!(
+            "<text class=\"{class}\" x=\"{beside:.1}\" y=\"{line:.1}\" text-anchor=\"{anchor}\">{}</text>",
+            HtmlEscape(name)
+        );
+    }
+    format!("<svg class=\"wide\" viewBox=\"0 0 640 262\" aria-hidden=\"true\">{svg}</svg>")
+}
+
+/// A line of a plot: a name, and a value at each of the places along the axis; none where it was not measured.
+pub(super) struct Line<'a> {
+    pub name: &'a str,
+    pub values: Vec<Option<f64>>,
+}
+
+/// Lines over named places, from 0 up. `show` writes a value.
+pub(super) fn lines(places: &[String], lines: &[Line<'_>], show: impl Fn(f64) -> String) -> String {
+    let [left, top, right, bottom] = PLOT;
+    let right = right - 110.0;
+    let values = ticks_from_0(lines.iter().flat_map(|line| &line.values).flatten().copied().fold(0.0, f64::max));
+    let most = values.last().copied().unwrap_or(1.0);
+    let x = |place: usize| left + (right - left) * (place as f64 + 0.5) / places.len().max(1) as f64;
+    let y = |value: f64| bottom - (bottom - top) * value / most;
+    let mut svg = String::new();
+    for &tick in &values {
+        let at = y(tick);
+        svg += &format!("<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
+        svg += &format!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", left - 6.0, at + 3.5, show(tick));
+    }
+    for (place, name) in places.iter().enumerate() {
+        let (x, name) = (x(place), HtmlEscape(name));
+        svg += &format!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{name}</text>", bottom + 16.0);
+    }
+    let mut taken: Vec<f64> = Vec::new();
+    for (index, Line { name, values }) in lines.iter().enumerate() {
+        let known: Vec<(usize, f64)> =
+            values.iter().enumerate().filter_map(|(at, value)| Some((at, (*value)?))).collect();
+        let points: Vec<String> = known.iter().map(|(at, value)| format!("{:.1},{:.1}", x(*at), y(*value))).collect();
+        let kind = format!("series s{}", index % SERIES);
+        svg += &format!("<polyline class=\"{kind}\" points=\"{}\"/>", points.join(" "));
+        for (at, value) in &known {
+            let title = format!("{name}, {}: {}", places.get(*at).map_or("", String::as_str), show(*value));
+            svg += &format!(
+                "<circle class=\"{kind} mark\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\"><title>{}</title></circle>",
+                x(*at),
+                y(*value),
+                HtmlEscape(&title)
+            );
+        }
+        if let Some((at, value)) = known.last() {
+            let mut line = y(*value) + 4.0;
+            while taken.iter().any(|other| (line - other).abs() < 13.0) {
+                line -= 1.0;
+            }
+            taken.push(line);
+            svg += &format!(
+                "<text class=\"label {kind}\" x=\"{:.1}\" y=\"{line:.1}\">{}</text>",
+                x(*at) + 9.0,
+                HtmlEscape(name)
+            );
+        }
+    }
+    format!("<svg class=\"wide\" viewBox=\"0 0 640 262\" aria-hidden=\"true\">{svg}</svg>")
+}
+
+/// Kinds of lines that the style sheet tells apart, by colour and dashes.
+const SERIES: usize = 6;
+
 /// A logarithmic scale of whole decades, as a depth of colour.
 pub(super) struct Heat {
     /// Decimal logarithms.

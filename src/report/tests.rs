@@ -111,7 +111,14 @@ fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
     let policy = policy.unwrap();
     let resolved = policy::resolve(&policy, models::build("resnet_tiny", 32, (16, 16), 10).unwrap()).unwrap();
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+    let options = Options {
+        optimizer,
+        label_smoothing: 0.0,
+        class_weights: false,
+        accumulate: 1,
+        export_gradients: false,
+        seed: 0,
+    };
     let (price, _) = price(&resolved, &options, Input::Values).unwrap();
     let recipe = RECIPES.iter().find(|recipe| recipe.name == name);
     let layers = price.layers.iter().filter(|layer| !layer.axes.is_empty());
@@ -139,6 +146,7 @@ fn arm(name: &str, end: f64, seeds: &[u64]) -> Arm {
             flops_per_image: price.inference.amount.flops / 32,
             bytes_per_image: 256,
         }),
+        search: None,
         runs: seeds.iter().map(|&seed| run(seed, end, norms, follows)).collect(),
     }
 }
@@ -161,6 +169,7 @@ fn comparison(arms: &[(&str, f64)], seeds: &[u64]) -> Comparison {
         batch: 32,
         accumulate: 1,
         epochs: EPOCHS,
+        patience: None,
         steps: 60,
         augment: "crop-flip".to_owned(),
         optimizer: OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4 },
@@ -169,6 +178,7 @@ fn comparison(arms: &[(&str, f64)], seeds: &[u64]) -> Comparison {
         batch_norms,
         start,
         arms: arms.iter().map(|(name, end)| arm(name, *end, seeds)).collect(),
+        winner: None,
     }
 }
 
@@ -247,6 +257,7 @@ fn a_page_shows_every_policy_in_every_section() {
     let (text, count) = read(&comparison, &timings(&comparison));
     for heading in [
         "Conclusion",
+        "Accuracy against cost",
         "Accuracy by policy",
         "Learning curves",
         "What a step costs",
@@ -260,6 +271,9 @@ fn a_page_shows_every_policy_in_every_section() {
     }
     assert_eq!((count("svg.dots"), count("circle.dot"), count("rect.band")), (9, 27, 9));
     assert_eq!((count("svg.panel"), count("polyline.line"), count("polyline.other")), (9, 9, 81));
+    // One policy is advised.
+    assert_eq!((count("circle.choice"), count("circle.choice advised"), count("polyline.front")), (8, 1, 1));
+    assert!(text.contains("over the time of an epoch on this device"));
     // A row more, before training; the legend has cells, too.
     assert_eq!((count("svg.strip"), count("details")), (10, 9));
     assert!(count("rect.heat") >= 10 * comparison.batch_norms.len());
@@ -273,6 +287,13 @@ fn a_page_shows_the_classes_of_the_most_accurate_policy() {
     assert!(text.contains("Class by class") && text.contains("under 3 seeds, counted together"));
     assert_eq!((count("table.matrix"), count("td.right"), count("td.wrong")), (1, 10, 90));
     assert!(text.contains("10 ×"), "the last class's images, under two seeds, were all taken for the first");
+
+    // A run that was ended early.
+    assert!(!text.contains("epochs done"));
+    comparison.patience = Some(3);
+    comparison.arms[0].runs[0].history.truncate(7);
+    let (text, _) = read(&comparison, &timings(&comparison));
+    assert!(text.contains("epochs done") && text.contains("6, 10, 10") && text.contains("after 3 epochs without"));
 
     // As in folders of versions that kept no confusion matrix.
     comparison.arms.iter_mut().flat_map(|arm| &mut arm.runs).for_each(|run| run.confusion = None);
@@ -355,6 +376,9 @@ fn a_page_shows_what_there_is() {
     assert_eq!((count("circle.dot"), count("rect.band")), (22, 7));
     assert!(text.contains("Only 22 of 27 runs are finished.") && text.contains("No policy trained from the cache"));
 
+    assert!(text.contains("over the arithmetic of a step"), "nothing was timed");
+    assert_eq!(count("circle.choice") + count("circle.choice advised"), 8);
+
     // Nothing but prices and policies.
     comparison.arms.iter_mut().for_each(|arm| arm.runs.clear());
     comparison.start.clear();
@@ -436,23 +460,27 @@ fn a_lead_is_clear_if_neither_seeds_nor_images_explain_it() {
     // So few images leave it open all the same.
     let few = difference(&ended(&[("full", &wide), ("head", &narrow)], 100));
     assert!(!few.is_clear() && !few.by_seeds);
+    // A third policy whose seeds agree makes the doubt smaller.
+    let two = [("full", &[0.90, 0.80][..]), ("head", &[0.82, 0.75])];
+    let three = [two[0], two[1], ("bn-only", &[0.88, 0.785])];
+    let margins = [&two[..], &three].map(|arms| difference(&ended(arms, 100_000)).margin);
+    assert!(margins[1] < 0.5 * margins[0], "{margins:?}");
     // The seeds do not agree.
     let mixed = difference(&ended(&[("full", &[0.9, 0.8, 0.9]), ("head", &[0.85, 0.85, 0.7])], 100_000));
     assert!(mixed.mean > 0.05 && !mixed.is_clear() && mixed.by_seeds);
 }
 
 #[test]
-fn a_conclusion_names_the_best_and_the_cheapest_as_good() {
+fn a_conclusion_begins_with_what_to_use() {
     let comparison = whole();
-    let [lead, following, cheapest, inference] = &conclusion::findings(&comparison)[..] else {
-        panic!("four findings")
-    };
+    let [advice, following, price, inference] = &conclusion::findings(&comparison)[..] else { panic!("four findings") };
     assert_eq!(ranked(&comparison)[0].name, "upper-two-thirds.toml");
-    assert!(lead.starts_with("`upper-two-thirds.toml` is the most accurate policy"), "{lead}");
-    assert!(lead.contains("Its lead over `full`") && lead.contains("So `full` may be as good"), "{lead}");
+    assert!(advice.starts_with("Use `upper-two-thirds.toml`, the most accurate policy: it gets 9"), "{advice}");
+    assert!(advice.contains("These runs cannot tell the lead of `upper-two-thirds.toml` over `full` (+"), "{advice}");
+    assert!(advice.contains("Before training it was 1"), "{advice}");
     assert!(following.starts_with("Letting batch norms follow the data helps here: `bn-only` against `head` +2"));
     assert!(following.contains("far from") && following.contains("most at `bn1`"), "{following}");
-    assert!(cheapest.contains("a step of `upper-two-thirds.toml` takes"), "{cheapest}");
+    assert!(price.starts_with("A step of `upper-two-thirds.toml` takes"), "{price}");
     assert!(inference.contains("must not be left in training mode"), "{inference}");
     assert!(
         inference.contains("batches of 1 gives 10.0 %") && inference.contains("no prediction changes"),
@@ -465,10 +493,80 @@ fn a_conclusion_names_the_best_and_the_cheapest_as_good() {
             && caveats.contains("best of 9 policies")
     );
 
-    // The cheaper arm is as good.
+    // The cheaper arm is about as good, so it is the one to use.
     let tied = ended(&[("full", &[0.90, 0.91, 0.92]), ("head", &[0.91, 0.90, 0.90])], 600);
-    let cheapest = &conclusion::findings(&tied)[2];
-    assert!(cheapest.starts_with("The cheapest of those is `head`"), "{cheapest}");
+    let findings = conclusion::findings(&tied);
+    assert!(
+        findings[0].starts_with("Use `head`, which is cheaper than `full` and about as accurate (91.0 %"),
+        "{findings:?}"
+    );
+    assert!(findings.iter().any(|finding| finding.contains("instead of the") && finding.contains("of `full`")));
+    assert!(matches!(verdict(&tied), Verdict::Use { arm, best, .. } if arm.name == "head" && best.name == "full"));
+
+    // A lead that images cannot resolve is not given up for a price.
+    let open = ended(&[("full", &[0.90, 0.91, 0.92]), ("head", &[0.86, 0.87, 0.86])], 100);
+    let advice = &conclusion::findings(&open)[0];
+    assert!(advice.starts_with("Use `full`, the most accurate policy") && advice.contains("over `head`"), "{advice}");
+
+    let clear = ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.70, 0.71, 0.70])], 600);
+    let advice = &conclusion::findings(&clear)[0];
+    assert!(advice.starts_with("Use `full`: it gets 96.0 %") && advice.contains("25.7 ± "), "{advice}");
+}
+
+/// With this accuracy before training under every seed.
+fn begun(mut comparison: Comparison, start: f64) -> Comparison {
+    for run in comparison.arms.iter_mut().flat_map(|arm| &mut arm.runs) {
+        run.history[0].val = Some(totals(start));
+    }
+    comparison
+}
+
+#[test]
+fn where_training_does_not_help_the_advice_is_not_to_train() {
+    let near = begun(ended(&[("full", &[0.96, 0.97, 0.96]), ("head", &[0.97, 0.96, 0.97])], 600), 0.965);
+    assert!(matches!(verdict(&near), Verdict::DoNotTrain { .. }));
+    let advice = &conclusion::findings(&near)[0];
+    assert!(advice.starts_with("Do not train: the weights as they are get 96.5 %"), "{advice}");
+    assert!(advice.contains("that 600 validation images cannot resolve"), "{advice}");
+    let harm = begun(ended(&[("full", &[0.70, 0.71, 0.70])], 600), 0.965);
+    assert!(conclusion::findings(&harm)[0].contains("fewer than before"), "{:?}", conclusion::findings(&harm));
+
+    // Weights that are at chance are not to be used, either.
+    let lost = begun(ended(&[("full", &[0.16, 0.15, 0.16])], 200), 0.12);
+    assert!(matches!(verdict(&lost), Verdict::NothingLearnt { .. }), "{:?}", conclusion::findings(&lost));
+    assert!(conclusion::findings(&lost)[0].starts_with("There is no winner"));
+}
+
+#[test]
+fn nothing_is_beyond_chance_beside_a_doubt_about_chance() {
+    for seeds in [&[0.9][..], &[0.9, 0.91], &[0.9, 0.91, 0.92]] {
+        let lower: Vec<f64> = seeds.iter().map(|end| end - 0.3).collect();
+        let text = conclusion(&ended(&[("full", seeds), ("head", &lower)], 600)).join("\n");
+        assert!(!text.contains("more than chance") && !text.contains("cannot tell chance"), "{text}");
+    }
+}
+
+#[test]
+fn a_search_for_rates_is_part_of_the_caveats() {
+    let mut comparison = ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.80, 0.81, 0.82])], 600);
+    let trial = |lr| Trial { lr, accuracy: 0.5, loss: 1.0, diverged: false };
+    for (arm, lr) in comparison.arms.iter_mut().zip([0.003, 0.03]) {
+        let rounds = vec![SearchRound { epochs: 5, trials: [0.003, 0.01, 0.03].map(trial).to_vec() }];
+        arm.search = Some(LrSearch { lr, train_images: 160, held_out: 40, rounds });
+    }
+    let caveats = conclusion::caveats(&comparison).join("\n");
+    assert!(caveats.contains("the best of 3 learning rates by short runs on 160 of the training images"), "{caveats}");
+    assert!(caveats.contains("`full` 0.003, `head` 0.03") && !caveats.contains("same learning rate"), "{caveats}");
+    assert!(
+        caveats.contains("lowest rate was best for `full`") && caveats.contains("highest rate was best for `head`")
+    );
+    assert_eq!(comparison.arms[1].lr(&comparison), 0.03);
+
+    let mut trials = [trial(0.1), Trial { accuracy: f64::NAN, diverged: true, ..trial(0.2) }, trial(0.3), trial(0.4)];
+    trials[2].loss = 0.9;
+    trials[3].accuracy = 0.6;
+    trials.sort_by(Trial::better_first);
+    assert_eq!(trials.map(|trial| trial.lr), [0.4, 0.3, 0.1, 0.2]);
 }
 
 #[test]
@@ -477,7 +575,7 @@ fn what_diverged_or_ended_at_chance_has_no_rank() {
         ended(&[("full", &[0.95, 0.96, 0.97]), ("head", &[0.80, 0.81, 0.82]), ("bn-only", &[0.10, 0.11, 0.10])], 600);
     comparison.arms[0].runs[1].diverged = Some("training diverged".to_owned());
     let findings = conclusion::findings(&comparison);
-    assert!(findings[0].starts_with("`head` is the only policy with a result"), "{}", findings[0]);
+    assert!(findings[0].starts_with("Use `head`, the only policy with a result"), "{}", findings[0]);
     assert!(
         findings[1].starts_with(
             "Not ranked: `full` diverged in 1 of its 3 runs; `bn-only` ended at chance: 10.3 % of 600 images"
@@ -528,14 +626,23 @@ fn caveats_follow_from_the_numbers() {
     ));
     assert!(caveats(&one).contains("Ended below their best epoch, in points: `head` by"));
     let two = ended(&[("full", &[0.9, 0.9])], 600);
-    assert!(caveats(&two).contains("Two seeds are too few") && !caveats(&two).contains("same learning rate"));
+    assert!(
+        caveats(&two).contains("Three seeds or more make it narrower") && !caveats(&two).contains("same learning rate")
+    );
 }
 
 /// Policies, thaw depths and batch sizes of a network on a device, in what is predicted and a little off it.
 fn benchmark() -> Benchmark {
     let roofline = Roofline { flops_per_s: 2.1e10, bytes_per_s: 8e9, call_ms: 0.015, run_ms: 0.04 };
     let optimizer = Optimizer::Sgd(Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false });
-    let options = Options { optimizer, label_smoothing: 0.0, accumulate: 1, export_gradients: false, seed: 0 };
+    let options = Options {
+        optimizer,
+        label_smoothing: 0.0,
+        class_weights: false,
+        accumulate: 1,
+        export_gradients: false,
+        seed: 0,
+    };
     let mut rng = Rng::new(5);
     let mut results = Vec::new();
     for name in ["full", "keras-guide", "head", "bn-only"] {
@@ -633,6 +740,13 @@ fn a_benchmark_has_a_page() {
     assert!(text.contains("another device") && text.contains("0.0.9"));
     assert!(text.contains("within the noise") && text.contains("faster") && text.contains("slower"));
     assert!(text.contains("noise unknown") && text.contains("Without a counterpart: 15 here, 0 there."));
+    assert!(text.contains("In batches of 64, a step of head takes") && text.contains("as long as inference"), "{text}");
+    assert!(text.contains("the predicted time in the median") && text.contains("were not measured"));
+    // Every run's longest is twice the median, beyond the fence.
+    assert!(text.contains("have a run that took far longer") && count("span.warning") > 10);
+    // Three batch sizes, and a line for each of four policies.
+    assert_eq!(count("svg.wide"), 3);
+    assert_eq!((0..4).map(|series| count(&format!("polyline.series s{series}"))).sum::<usize>(), 12);
     assert!(text.contains("21.0 GFLOP/s") && text.contains("8.0 GB/s"));
     assert!(!text.contains("no timestamps"));
 }

@@ -7,6 +7,7 @@
 mod cache;
 mod check;
 mod checkpoint;
+mod class_weights;
 mod confusion;
 mod crc32c;
 mod evaluation;
@@ -17,6 +18,7 @@ mod measure;
 mod moments;
 pub(crate) mod number;
 mod probe;
+mod range_test;
 mod recalibrate;
 mod run;
 mod schedule;
@@ -27,6 +29,7 @@ pub(crate) use cache::is_worth_keeping;
 pub use cache::{FeatureCache, Features};
 pub use check::{Divergence, TOLERANCE, check};
 pub(crate) use checkpoint::checksum;
+pub use class_weights::{balanced_weights, read_weights};
 pub use confusion::{ClassFigures, ConfusionMatrix, Means, UNEVEN, imbalance};
 pub(crate) use crc32c::Crc32c;
 pub use evaluation::{Evaluation, Mistake};
@@ -35,6 +38,7 @@ pub use finite::check_finite;
 pub use measure::{KernelTime, Measurement, Quartiles, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
+pub use range_test::{LrEnd, LrPoint, LrRange, RangeTest, suggest};
 pub use recalibrate::{Method, Recalibration, drifts, recalibrate};
 pub(crate) use run::claim;
 pub use run::{
@@ -89,6 +93,10 @@ pub enum TrainError {
     Labels { found: usize, expected: usize },
     #[error("there is no kept image {sample}: there are {count}, numbered from 0")]
     Sample { sample: usize, count: usize },
+    #[error("{found} class weights were given to a network of {expected} classes, or to one that takes none")]
+    ClassWeightCount { found: usize, expected: usize },
+    #[error("{}: {reason}", path.display())]
+    ClassWeights { path: PathBuf, reason: String },
     #[error("the label {label} is not one of the network's {classes} classes")]
     Label { label: u32, classes: usize },
     #[error(transparent)]

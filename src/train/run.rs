@@ -3,10 +3,11 @@
 use super::checkpoint::{Checkpoint, Position};
 use super::{
     ConfusionMatrix, Evaluation, Evaluator, FeatureCache, ImageSet, Images, Method, OptimizerState, PADDING, Probe,
-    Recalibration, Session, Settings, Then, Totals, TrainError, check_finite, recalibrate, takes_batch_statistics,
+    Recalibration, Session, Settings, StepWindow, Then, Totals, TrainError, UNEVEN, check_finite, imbalance,
+    recalibrate, takes_batch_statistics,
 };
 use crate::compile;
-use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, shuffled};
+use crate::data::{Batch, DataError, ImageFolder, Loader, LoaderOptions, Mode, Sample, shuffled};
 use crate::files::{self, FolderLock, is_leftover, is_lock, write_atomically};
 use crate::gpu::{Device, Parameters};
 use crate::graph::{Graph, LayerId, LayerKind, Stats};
@@ -210,21 +211,14 @@ impl Job<'_> {
             let expected = "true where batch norms take statistics of the batch: padding would be part of them";
             return Err(TrainError::Setting { setting: "drop-last", value: "false".into(), expected });
         }
-        let loader = |samples: &Vec<_>, mode| {
-            let options = LoaderOptions {
-                skip_broken: settings.skip_broken,
-                decode: settings.decode,
-                drop_last: mode == Mode::Train && settings.drop_last,
-                ..LoaderOptions::new(mode, settings.batch, settings.seed)
-            };
-            Loader::new(samples.clone(), settings.transform.clone(), options)
-        };
-        let train = loader(&images.train, Mode::Train)?;
+        let train = loader(&settings, &images.train, Mode::Train)?;
         let recalibration = match settings.then {
-            Some(Then::Recalibrate) => Some(loader(&shuffled(images.train.clone(), settings.seed), Mode::Eval)?),
+            Some(Then::Recalibrate) => {
+                Some(loader(&settings, &shuffled(images.train.clone(), settings.seed), Mode::Eval)?)
+            }
             None => None,
         };
-        let val = if images.val.is_empty() { None } else { Some(loader(&images.val, Mode::Eval)?) };
+        let val = if images.val.is_empty() { None } else { Some(loader(&settings, &images.val, Mode::Eval)?) };
         let source = Source { device: device.clone(), stages, input, train, val, cache };
         let (session, evaluator) = source.stage(stage, tensors, &settings)?;
         let (folder, position) = (folder.to_owned(), Position::default());
@@ -323,7 +317,10 @@ impl Source {
         // Each stage counts its steps anew, and should not drop what the one before it dropped.
         let seed = Rng::keyed(settings.seed, &[stage as u64]).next_u64();
         let options = compile::Options { seed, ..settings.options() };
-        let session = Session::with_cache(device, network, tensors, *input, options, of_train)?;
+        let mut session = Session::with_cache(device, network, tensors, *input, options, of_train)?;
+        if let Some(weights) = &settings.class_weights {
+            session.set_class_weights(weights)?;
+        }
         let evaluator = |val| session.evaluator_with_cache(settings.batch, tensors, cache.map(|cache| (cache, val)));
         let evaluator = val.as_ref().map(evaluator).transpose()?;
         Ok((session, evaluator))
@@ -374,9 +371,28 @@ impl Run {
         self.position.confusion.as_ref()
     }
 
+    /// Whether the classes' numbers of validation images are [uneven](UNEVEN).
+    pub fn is_uneven(&self) -> bool {
+        let mut counts = vec![0; self.settings.classes.len()];
+        for sample in self.source.val.iter().flat_map(Loader::samples) {
+            counts[sample.label as usize] += 1;
+        }
+        imbalance(counts) >= UNEVEN
+    }
+
     /// Optimiser steps done.
     pub fn step(&self) -> u64 {
         self.position.step(&self.settings)
+    }
+
+    /// Whether as many epochs as [`Settings::patience`] has were done since the best one, or since the policy's last stage
+    /// began.
+    pub fn ended_early(&self) -> bool {
+        let Some(patience) = self.settings.patience else { return false };
+        let last_stage = self.settings.stage_starts().last().unwrap_or(0);
+        let begun = last_stage.div_ceil(self.settings.steps_per_epoch() as u64) as usize;
+        let best = best(&self.position.history).map_or(0, |best| best.epoch);
+        self.epochs_done() < self.settings.epochs && self.epochs_done() >= best.max(begun) + patience
     }
 
     fn epochs_done(&self) -> usize {
@@ -421,7 +437,7 @@ impl Run {
         observe: &mut dyn FnMut(Event<'_>) -> Result<(), TrainError>,
     ) -> Result<Outcome, TrainError> {
         observe(Event::Started { step: self.step(), history: &self.position.history })?;
-        while self.position.history.len() <= self.settings.epochs {
+        while self.position.history.len() <= self.settings.epochs && !self.ended_early() {
             let mut images_per_s = None;
             if !self.position.history.is_empty() {
                 images_per_s = self.train_epoch(stop, observe)?;
@@ -503,22 +519,21 @@ impl Run {
             let in_stage = usize::try_from(in_stage).unwrap_or(usize::MAX).saturating_mul(window);
             let kept = self.session.features().is_some();
             let loader = batches_of(&self.source.train, kept, self.epochs_done() as u64, self.position.batches)?;
-            for batch in loader.take(left(self).min(in_stage)) {
-                if self.position.batches.is_multiple_of(window) && stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let mut batch = match batch {
-                    Ok(batch) => batch,
+            let mut batches = loader.take(left(self).min(in_stage));
+            while !(self.position.batches.is_multiple_of(window) && stop.load(Ordering::Relaxed)) {
+                let (settings, session) = (&self.settings, &self.session);
+                let (read, of_step) = match next_batches(&mut batches, settings, session, self.position.batches) {
+                    Ok(Some(read)) => read,
+                    Ok(None) => break,
                     Err(error) => return Err(self.keep_steps(error, &mut arrivals, observe)),
                 };
-                let valid = batch.valid();
-                batch.labels[valid..].fill(PADDING);
-                let lr = self.settings.lr(self.step());
-                let of_step = self.settings.window(self.position.batches);
-                self.session.submit_in(images(&batch, kept), &batch.labels, lr, Some(of_step))?;
-                self.position.batches += 1;
-                self.position.skipped += batch.skipped as u64;
-                self.collect(false, &mut arrivals, observe)?;
+                for batch in read {
+                    let lr = self.settings.lr(self.step());
+                    self.session.submit_in(images(&batch, kept), &batch.labels, lr, Some(of_step))?;
+                    self.position.batches += 1;
+                    self.position.skipped += batch.skipped as u64;
+                    self.collect(false, &mut arrivals, observe)?;
+                }
             }
             self.collect(true, &mut arrivals, observe)?;
         }
@@ -715,8 +730,20 @@ impl Run {
     }
 }
 
+/// What shows `samples` as a run does.
+pub(super) fn loader(settings: &Settings, samples: &[Sample], mode: Mode) -> Result<Loader, DataError> {
+    let options = LoaderOptions {
+        skip_broken: settings.skip_broken,
+        decode: settings.decode,
+        drop_last: mode == Mode::Train && settings.drop_last,
+        sampler: settings.sampler,
+        ..LoaderOptions::new(mode, settings.batch, settings.seed)
+    };
+    Loader::new(samples.to_vec(), settings.transform.clone(), options)
+}
+
 /// The batches of an epoch; without pixels where what they give is kept.
-fn batches_of(
+pub(super) fn batches_of(
     loader: &Loader,
     kept: bool,
     epoch: u64,
@@ -728,7 +755,30 @@ fn batches_of(
     })
 }
 
-fn images(batch: &Batch, kept: bool) -> Images<'_> {
+/// The next micro-batches of a training epoch, whose padding is labelled as such, and the step that they are part of: the
+/// first of them is the `first` of the epoch. The weight of a step is that of the labels in all of its batches, so under class
+/// weights those are read together; otherwise it is one. None at the end.
+pub(super) fn next_batches(
+    batches: &mut dyn Iterator<Item = Result<Batch, DataError>>,
+    settings: &Settings,
+    session: &Session,
+    first: usize,
+) -> Result<Option<(Vec<Batch>, StepWindow)>, DataError> {
+    let weighted = settings.class_weights.is_some();
+    let mut window = settings.window(first);
+    let together = if weighted { window.batches } else { 1 };
+    let mut read = batches.take(together).collect::<Result<Vec<_>, _>>()?;
+    for batch in &mut read {
+        let valid = batch.valid();
+        batch.labels[valid..].fill(PADDING);
+    }
+    if weighted {
+        window.weight = read.iter().map(|batch| session.weight_of(&batch.labels)).sum();
+    }
+    Ok((!read.is_empty()).then_some((read, window)))
+}
+
+pub(super) fn images(batch: &Batch, kept: bool) -> Images<'_> {
     if kept { Images::Kept(&batch.samples) } else { Images::Bytes(&batch.pixels) }
 }
 

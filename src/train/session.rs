@@ -39,12 +39,13 @@ impl Images<'_> {
 pub const PADDING: u32 = u32::MAX;
 
 /// What an optimiser step takes together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct StepWindow {
     /// Micro-batches.
     pub batches: usize,
-    /// The samples of all of them that count, those labelled [`PADDING`] do not.
-    pub samples: usize,
+    /// What the summed loss of all of them is divided by: the number of their samples that count, those labelled
+    /// [`PADDING`] do not, or the sum of their labels' [class weights](Session::set_class_weights).
+    pub weight: f64,
 }
 
 /// Whether a step of the network takes the moments of a batch: a batch norm normalises by them, or moves its running
@@ -125,8 +126,12 @@ pub struct Session {
     micro: usize,
     /// Those that the plan takes together, before it runs: all of a step's, or one.
     gathered: usize,
+    /// By label; empty if each sample counts the same.
+    class_weights: Vec<f64>,
     /// Samples that count of each micro-batch that was handed over and has not run.
     counted: Vec<usize>,
+    /// Their weights, summed.
+    weight: f64,
     /// The same of each run whose rows are still on their way.
     waiting: VecDeque<Vec<usize>>,
     /// Results that have arrived together with others.
@@ -139,6 +144,7 @@ pub(super) struct Slots {
     images: Option<SlotId>,
     features: Vec<SlotId>,
     labels: Option<SlotId>,
+    class_weights: Option<SlotId>,
     step: Option<SlotId>,
     pub rows: Option<SlotId>,
     pub logits: SlotId,
@@ -160,6 +166,7 @@ impl Slots {
             images,
             features,
             labels: plan.slot(Storage::Labels),
+            class_weights: plan.slot(Storage::ClassWeights),
             step: plan.slot(Storage::Step),
             rows: plan.output("rows"),
             logits: plan.output("logits").ok_or(missing("output"))?,
@@ -241,7 +248,8 @@ impl Session {
         })?;
         let slots = Slots::of(executor.plan())?;
         executor.run(&[Phase::Once])?;
-        Ok(Self {
+        let classes = network.logits_shape().map_or(0, crate::tensor::Shape::c);
+        let mut session = Self {
             device: device.clone(),
             network,
             options,
@@ -253,10 +261,43 @@ impl Session {
             steps: 0,
             micro: 0,
             gathered,
+            class_weights: Vec::new(),
             counted: Vec::new(),
+            weight: 0.0,
             waiting: VecDeque::new(),
             arrived: VecDeque::new(),
-        })
+        };
+        if session.options.class_weights {
+            session.set_class_weights(&vec![1.0; classes])?;
+        }
+        Ok(session)
+    }
+
+    /// Weighs each sample's loss by its label's class: the loss of a step is a weighted mean, as PyTorch's
+    /// `CrossEntropyLoss(weight)`. Takes [`Options::class_weights`], and all are 1 before. Totals sum weighted losses.
+    ///
+    /// # Errors
+    /// There is not one weight a class, or the plan takes none; the device failed.
+    pub fn set_class_weights(&mut self, weights: &[f64]) -> Result<(), TrainError> {
+        let expected = self.network.logits_shape().map_or(0, crate::tensor::Shape::c);
+        let Some(slot) = self.slots.class_weights.filter(|_| weights.len() == expected) else {
+            return Err(TrainError::ClassWeightCount { found: weights.len(), expected });
+        };
+        let mut values: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+        values.resize(crate::tensor::pad4(expected), 0.0);
+        self.executor.write(slot, bytemuck::cast_slice(&values))?;
+        self.class_weights = weights.to_vec();
+        Ok(())
+    }
+
+    /// The class weights of the labels that count, summed.
+    pub(super) fn weight_of(&self, labels: &[u32]) -> f64 {
+        let weight = |&label: &u32| match &self.class_weights[..] {
+            _ if label == PADDING => 0.0,
+            [] => 1.0,
+            weights => weights.get(label as usize).copied().unwrap_or(0.0),
+        };
+        labels.iter().map(weight).sum()
     }
 
     /// The network with its settings.
@@ -302,7 +343,7 @@ impl Session {
     }
 
     /// As [`submit`](Self::submit), of a step that may have fewer micro-batches than others, or partial ones: each sample
-    /// of the step has the same weight. All of its micro-batches are handed over with the same `window`.
+    /// of the step has the same weight, or its class's. All of its micro-batches are handed over with the same `window`.
     ///
     /// # Errors
     /// As [`submit`](Self::submit); the window has no micro-batch, or more than others have, or the plan takes all those of
@@ -322,18 +363,19 @@ impl Session {
         let part = (self.micro % self.gathered, self.gathered);
         self.slots.fill(&self.executor, self.features.as_deref(), part, images, labels)?;
         self.counted.push(labels.iter().filter(|l| **l != PADDING).count());
+        self.weight += self.weight_of(labels);
         let last = self.micro + 1 == batches;
         if self.counted.len() == self.gathered {
-            self.run(last, lr, window.map(|window| window.samples))?;
+            self.run(last, lr, window.map(|window| window.weight))?;
         }
         self.micro = if last { 0 } else { self.micro + 1 };
         self.steps += u64::from(last);
         Ok(())
     }
 
-    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser. `samples` are those
-    /// of the whole step, if they are known.
-    fn run(&mut self, last: bool, lr: f64, samples: Option<usize>) -> Result<(), TrainError> {
+    /// Submits the micro-batches that were handed over, and, after the `last` of a step, the optimiser. `weight` is that of
+    /// the whole step, if it is known.
+    fn run(&mut self, last: bool, lr: f64, weight: Option<f64>) -> Result<(), TrainError> {
         let window = self.options.accumulate;
         let counted = std::mem::take(&mut self.counted);
         let (beta1, beta2) = match self.options.optimizer {
@@ -343,12 +385,14 @@ impl Session {
         let t = i32::try_from(self.steps + 1).unwrap_or(i32::MAX);
         // Where nothing else is known, micro-batches that run apart have the same weight.
         let apart = window / self.gathered;
-        let samples = samples.unwrap_or_else(|| counted.iter().sum::<usize>().max(1) * apart).max(1);
+        let handed_over = std::mem::take(&mut self.weight);
+        let weight = weight.unwrap_or(handed_over * apart as f64);
         let scalars = StepScalars {
             lr: lr as f32,
             correction1: (1.0 - beta1.powi(t)) as f32,
             correction2: (1.0 - beta2.powi(t)) as f32,
-            inv_count: (1.0 / samples as f64) as f32,
+            // Where nothing counts there is no gradient.
+            inv_count: if weight > 0.0 { (1.0 / weight) as f32 } else { 0.0 },
             accumulate: if self.micro < self.gathered { 0.0 } else { 1.0 },
             // A step may have more micro-batches than there are runs; none of them draws as another does.
             draw: (self.steps as u32).wrapping_mul(window as u32).wrapping_add(self.micro as u32),

@@ -2,7 +2,7 @@
 
 use super::{Crc32c, Schedule, StepWindow, TrainError};
 use crate::compile::{self, Options};
-use crate::data::{DecodeOptions, ImageFolder, Sample, Transform, threads};
+use crate::data::{DecodeOptions, ImageFolder, Sample, Sampler, Transform, threads};
 use crate::files::read_text;
 use crate::graph::{AdamW, Sgd};
 use crate::text::message;
@@ -48,6 +48,17 @@ pub struct Settings {
     pub seed: u64,
     /// In `[0, 1)`; see [`Options::label_smoothing`].
     pub label_smoothing: f64,
+    /// Of each class in the loss of a step, by label, with a mean of 1 over the training images of an epoch; all the same
+    /// if there are none. See [`Session::set_class_weights`](super::Session::set_class_weights).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub class_weights: Option<Vec<f64>>,
+    /// Which images an epoch shows.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub sampler: Sampler,
+    /// The run ends after so many epochs without a [better](super::best) one, counted from the beginning of the policy's
+    /// last stage at the earliest; never, if there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patience: Option<usize>,
     /// See [`ImageFolder::open`].
     pub val_fraction: f64,
     /// See [`ImageFolder::keep_train`]; all if there is none.
@@ -69,6 +80,10 @@ pub struct Settings {
     #[serde(default)]
     pub decode: DecodeOptions,
     pub transform: Transform,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// What a run ends with.
@@ -157,7 +172,7 @@ impl ImageSet {
     }
 
     /// As [`of`](Self::of), without the files' content: nothing is read.
-    pub(super) fn named(images: &ImageFolder, folder: &Path) -> Self {
+    pub(crate) fn named(images: &ImageFolder, folder: &Path) -> Self {
         let mut crc = Crc32c::new();
         for split in [&images.train, &images.val] {
             crc = crc.update(&(split.len() as u64).to_le_bytes());
@@ -209,6 +224,16 @@ pub enum OptimizerSettings {
     AdamW { beta1: f64, beta2: f64, eps: f64, weight_decay: f64 },
 }
 
+impl OptimizerSettings {
+    /// `sgd` or `adamw`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Sgd { .. } => "sgd",
+            Self::AdamW { .. } => "adamw",
+        }
+    }
+}
+
 /// The longest `run.toml`, in bytes: it may hold a graph file and thousands of class names.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -243,12 +268,13 @@ impl Settings {
         }
     }
 
-    /// The step that micro-batch `batch` of an epoch is part of, as its micro-batches and all their images.
+    /// The step that micro-batch `batch` of an epoch is part of, as its micro-batches and all their images, each with a
+    /// weight of 1.
     pub(super) fn window(&self, batch: usize) -> StepWindow {
         let first = batch - batch % self.accumulate.max(1);
         let batches = self.accumulate.min(self.batches_per_epoch().saturating_sub(first));
         let images = self.images.train.saturating_sub(first * self.batch);
-        StepWindow { batches, samples: images.min(batches * self.batch) }
+        StepWindow { batches, weight: images.min(batches * self.batch) as f64 }
     }
 
     /// Training images that do not fill an optimiser step: those that sit out each epoch, or make its last step.
@@ -267,6 +293,8 @@ impl Settings {
         let step = if *accumulate == 1 { batch.to_string() } else { format!("{batch} × {accumulate}") };
         match (self.left_over(), self.drop_last) {
             (0, _) => None,
+            // An epoch shows some images several times, and others not at all, in any case.
+            (_, true) if self.sampler == Sampler::Balanced => None,
             (left, false) => {
                 let left = quantity(left, "image");
                 Some(format!("the last step of each epoch has {left}, for which there are no more than that"))
@@ -305,6 +333,7 @@ impl Settings {
         Options {
             optimizer,
             label_smoothing: self.label_smoothing as f32,
+            class_weights: self.class_weights.is_some(),
             accumulate: self.accumulate,
             export_gradients: false,
             seed: self.seed,
@@ -337,6 +366,18 @@ impl Settings {
                 (i64::try_from(self.schedule.warmup).is_ok(), self.schedule.warmup.to_string(), "less than 2⁶³"),
             ),
         ];
+        if let Some(weights) = &self.class_weights {
+            let sound = weights.iter().all(|weight| *weight >= 0.0 && weight.is_finite());
+            let any = weights.iter().any(|weight| *weight > 0.0);
+            let value = format!("{weights:?}");
+            let expected = "a number of 0 or more for each class, and one above 0";
+            checks.push(("class-weights", (sound && any && weights.len() == self.classes.len(), value, expected)));
+        }
+        if let Some(patience) = self.patience {
+            checks.push(("patience", positive(patience)));
+            let value = patience.to_string();
+            checks.push(("patience", (self.images.val > 0, value, "none, since there are no validation images")));
+        }
         match self.optimizer {
             OptimizerSettings::Sgd { momentum, nesterov, weight_decay } => {
                 checks.push(("momentum", fraction(momentum)));
@@ -474,6 +515,9 @@ pub(super) mod tests {
             epochs: 3,
             seed: 7,
             label_smoothing: 0.1,
+            class_weights: None,
+            sampler: Sampler::Shuffled,
+            patience: None,
             val_fraction: 0.2,
             train_images: None,
             skip_broken: false,
@@ -501,6 +545,12 @@ pub(super) mod tests {
             Settings { optimizer: adamw, schedule, weights: Some("w.pth".into()), ..settings() },
             Settings { schedule: Schedule { decay: Decay::Constant, ..schedule }, ..settings() },
             Settings { then: Some(Then::Recalibrate), ..settings() },
+            Settings {
+                class_weights: Some(vec![2.0 / 3.0, 5.0]),
+                sampler: Sampler::Balanced,
+                patience: Some(3),
+                ..settings()
+            },
         ] {
             let text = settings.to_toml().unwrap();
             assert_eq!(Settings::from_toml(&text).unwrap(), settings, "{text}");
@@ -513,7 +563,7 @@ pub(super) mod tests {
         assert_eq!(settings().steps_per_epoch(), 3);
         assert_eq!(settings().steps(), 9);
         assert_eq!((settings().batches_per_epoch(), settings().left_over()), (6, 6));
-        assert_eq!(settings().window(5), StepWindow { batches: 2, samples: 8 });
+        assert_eq!(settings().window(5), StepWindow { batches: 2, weight: 8.0 });
     }
 
     #[test]
@@ -521,13 +571,13 @@ pub(super) mod tests {
         // 7 whole batches and one of 2 images: four windows, the last of them of 4 + 2 images.
         let all = Settings { drop_last: false, ..settings() };
         assert_eq!((all.steps_per_epoch(), all.batches_per_epoch(), all.left_over()), (4, 8, 6));
-        assert_eq!(all.window(0), StepWindow { batches: 2, samples: 8 });
-        assert_eq!([all.window(6), all.window(7)], [StepWindow { batches: 2, samples: 6 }; 2]);
+        assert_eq!(all.window(0), StepWindow { batches: 2, weight: 8.0 });
+        assert_eq!([all.window(6), all.window(7)], [StepWindow { batches: 2, weight: 6.0 }; 2]);
         let shorter = Settings { accumulate: 3, ..all };
-        assert_eq!((shorter.steps_per_epoch(), shorter.window(6)), (3, StepWindow { batches: 2, samples: 6 }));
+        assert_eq!((shorter.steps_per_epoch(), shorter.window(6)), (3, StepWindow { batches: 2, weight: 6.0 }));
         let few = Settings { batch: 64, accumulate: 1, drop_last: false, ..settings() };
         few.check().unwrap();
-        assert_eq!(few.window(0), StepWindow { batches: 1, samples: 30 });
+        assert_eq!(few.window(0), StepWindow { batches: 1, weight: 30.0 });
     }
 
     #[test]
@@ -557,6 +607,11 @@ pub(super) mod tests {
             (Settings { batch: 0, ..base() }, "batch"),
             (Settings { accumulate: 0, ..base() }, "accumulate"),
             (Settings { label_smoothing: 1.0, ..base() }, "label-smoothing"),
+            (Settings { class_weights: Some(vec![1.0]), ..base() }, "class-weights"),
+            (Settings { class_weights: Some(vec![0.0; 2]), ..base() }, "class-weights"),
+            (Settings { class_weights: Some(vec![1.0, -1.0]), ..base() }, "class-weights"),
+            (Settings { patience: Some(0), ..base() }, "patience"),
+            (Settings { patience: Some(1), images: ImageSet { val: 0, ..base().images }, ..base() }, "patience"),
             (Settings { seed: u64::MAX, ..base() }, "seed"),
             (Settings { optimizer: sgd(1.0, false), ..base() }, "momentum"),
             (Settings { optimizer: sgd(0.0, true), ..base() }, "momentum"),

