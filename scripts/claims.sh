@@ -23,8 +23,10 @@ policies=()
 for policy in head head-adapt bn-only bn-affine full-frozen-bn keras-guide full full-then-frozen-bn; do
     policies+=(--policy "$policy")
 done
+declare -A head=([near]=keep [far]=new)
 for domain in near far; do
     "$thawline" compare --weights "$weights" --data "$work/$domain" --out "$work/compare-$domain" --seeds 3 \
+        --head "${head[$domain]}" \
         --train-images 200 --epochs 50 --batch 32 --optimizer adamw --lr auto --weight-decay 0 "${policies[@]}"
     cp "$work/compare-$domain/compare.csv" "$results/$domain.csv"
     # Without the paths of this machine.

@@ -45,7 +45,7 @@ done
 
 declare -A images=([digits]=$work/data-digits [digits-far]=$work/data-digits-far [cells]=$data/cells [fashion]=$data/fashion)
 declare -A networks=(
-    [resnet_tiny]="--weights assets/resnet_tiny_shapes.safetensors --size 16"
+    [resnet_tiny]="--weights assets/resnet_tiny_shapes.safetensors --size 16 --head new"
     [efficientnet_lite0]="--model benches/claims/efficientnet_lite0.json --weights $data/efficientnet_lite0.pth --size 48"
     [mobilenet_v2]="--weights $data/mobilenet_v2.h5 --size 48"
 )

@@ -28,10 +28,12 @@ for domain in near far; do
     echo
     if [[ $domain == near ]]; then
         echo "== near: the network was trained on shapes, and these are other shapes, under more noise"
+        head=keep
     else
         echo "== far: handwritten digits, bright on almost as bright"
+        head=new
     fi
-    "$thawline" compare --weights "$weights" --data "$demo/$domain" --out "$demo/compare-$domain" \
+    "$thawline" compare --weights "$weights" --data "$demo/$domain" --out "$demo/compare-$domain" --head "$head" \
         --train-images 200 --epochs 12 --seeds 2 --optimizer adamw --lr 0.001,0.005,0.02 --weight-decay 0 "${policies[@]}"
 done
 
