@@ -20,6 +20,8 @@ policies=()
 for policy in head bn-only keras-guide full; do
     policies+=(--policy "$policy")
 done
+# Cracks of a cell are thin lines; the pictures of clothes have 28 × 28 pixels.
+declare -A size=([cells]=128 [fashion]=64)
 for set in cells fashion; do
     out=$work/$set
     # Goes on with what an earlier call began.
@@ -27,8 +29,8 @@ for set in cells fashion; do
         "$thawline" compare --resume "$out"
     else
         "$thawline" compare --model benches/claims/efficientnet_lite0.json --weights "$data/efficientnet_lite0.pth" \
-            --data "$data/$set" --out "$out" --size 64 --val-fraction 0.15 --train-images 320 --epochs 6 --batch 32 \
-            --seeds 3 --lr 0.001,0.01,0.1 "${policies[@]}"
+            --data "$data/$set" --out "$out" --size "${size[$set]}" --val-fraction 0.3 --train-images 480 --epochs 6 \
+            --batch 32 --seeds 3 --lr 0.001,0.005,0.02,0.1 "${policies[@]}"
     fi
     cp "$out/compare.csv" "$results/real-$set.csv"
     # Without the paths of this machine.

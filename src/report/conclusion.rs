@@ -317,10 +317,9 @@ pub(super) fn caveats(comparison: &Comparison) -> Vec<String> {
                     .to_owned()
             }
             n => format!(
-                "± is half a 95 % interval: of Student's t over how differences of policies vary between {n} seeds, all \
-                 policies taken together, or of the binomial distribution over the images, whichever is wider. It assumes \
-                 that all vary alike, and normally, which {n} seeds cannot show.{}",
-                if n == 2 { " Three seeds or more make it narrower." } else { "" }
+                "± is half a 95 % interval: of Student's t over the differences under the same of {n} seeds, or of the \
+                 binomial distribution over the images, whichever is wider.{}",
+                if n == 2 { " A third seed makes it about a third as wide." } else { "" }
             ),
         });
         caveats.push(format!(

@@ -460,11 +460,9 @@ fn a_lead_is_clear_if_neither_seeds_nor_images_explain_it() {
     // So few images leave it open all the same.
     let few = difference(&ended(&[("full", &wide), ("head", &narrow)], 100));
     assert!(!few.is_clear() && !few.by_seeds);
-    // A third policy whose seeds agree makes the doubt smaller.
-    let two = [("full", &[0.90, 0.80][..]), ("head", &[0.82, 0.75])];
-    let three = [two[0], two[1], ("bn-only", &[0.88, 0.785])];
-    let margins = [&two[..], &three].map(|arms| difference(&ended(arms, 100_000)).margin);
-    assert!(margins[1] < 0.5 * margins[0], "{margins:?}");
+    // A third policy says nothing of these two, however much it varies.
+    let wild = ended(&[("full", &wide), ("head", &narrow), ("bn-only", &[0.2, 0.9, 0.5])], 100_000);
+    assert_eq!(difference(&wild), many);
     // The seeds do not agree.
     let mixed = difference(&ended(&[("full", &[0.9, 0.8, 0.9]), ("head", &[0.85, 0.85, 0.7])], 100_000));
     assert!(mixed.mean > 0.05 && !mixed.is_clear() && mixed.by_seeds);
@@ -627,7 +625,8 @@ fn caveats_follow_from_the_numbers() {
     assert!(caveats(&one).contains("Ended below their best epoch, in points: `head` by"));
     let two = ended(&[("full", &[0.9, 0.9])], 600);
     assert!(
-        caveats(&two).contains("Three seeds or more make it narrower") && !caveats(&two).contains("same learning rate")
+        caveats(&two).contains("A third seed makes it about a third as wide")
+            && !caveats(&two).contains("same learning rate")
     );
 }
 
