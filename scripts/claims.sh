@@ -18,7 +18,7 @@ mkdir -p "$work" "$results"
 "$thawline" sample-data digits-far "$work/far"
 "$thawline" sample-data shapes "$work/clean" --seed 7
 
-# 200 labels, 300 steps, and for each policy the best of six learning rates.
+# 200 labels, 180 steps, and for each policy the best of six learning rates.
 policies=()
 for policy in head head-adapt bn-only bn-affine full-frozen-bn keras-guide full full-then-frozen-bn; do
     policies+=(--policy "$policy")
@@ -27,7 +27,7 @@ declare -A head=([near]=keep [far]=new)
 for domain in near far; do
     "$thawline" compare --weights "$weights" --data "$work/$domain" --out "$work/compare-$domain" --seeds 3 \
         --head "${head[$domain]}" \
-        --train-images 200 --epochs 50 --batch 32 --optimizer adamw --lr auto --weight-decay 0 "${policies[@]}"
+        --train-images 200 --epochs 30 --batch 32 --optimizer adamw --lr auto --weight-decay 0 "${policies[@]}"
     cp "$work/compare-$domain/compare.csv" "$results/$domain.csv"
     # Without the paths of this machine.
     sed "s#$PWD/##g" "$work/compare-$domain/report.html" >"$results/$domain.html"

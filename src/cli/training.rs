@@ -77,7 +77,7 @@ pub struct TrainingArgs {
     optimizer: Option<OptimizerName>,
     /// Learning rate. `auto` looks for it: finetune by a range test, as lr-find does; compare for each policy apart, by short
     /// runs on the training images alone. For compare, several rates with commas between are those to choose from [default:
-    /// for finetune 0.01 with sgd and 0.0003 with adamw; for compare auto]
+    /// for finetune 0.01 with sgd and 0.003 with adamw; for compare auto]
     #[arg(long, value_name = "X|auto")]
     pub lr: Option<LrChoice>,
     /// Momentum of sgd [default: 0.9]
@@ -433,7 +433,7 @@ impl TrainingArgs {
         let optimizer = self.optimizer(saved.map(|s| s.optimizer))?;
         let lr = match optimizer {
             OptimizerSettings::Sgd { .. } => 0.01,
-            OptimizerSettings::AdamW { .. } => 3e-4,
+            OptimizerSettings::AdamW { .. } => 3e-3,
         };
         // A search puts what it finds in its place.
         let lr = match &self.lr {
