@@ -1280,7 +1280,7 @@ fn bench_prints_what_scripts_read() {
 fn bench_measures_a_grid_and_compares_it() {
     let outputs = Outputs::new();
     let (out, page) = (outputs.text("here.json"), outputs.text("here.html"));
-    // Four pixels a side are one at the end, over which a batch of one has no statistics.
+    // Four pixels per side are one at the end, over which a batch of one has no statistics.
     let args =
         ["bench", "--model", "resnet_tiny", "--size", "4", "--repeat", "3", "--policy", "full", "--policy", "head"];
     let grid = ["--batch", "1,2", "--thaw", "none", "--thaw", "layer3"];
@@ -1412,7 +1412,7 @@ fn bad_weights_are_named_and_nothing_is_overwritten() {
     };
     for (file, expected) in [
         ("truncated", "truncated"),
-        ("text", "neither safetensors nor a PyTorch or Keras file"),
+        ("text", "give a .safetensors, .pth, .keras, .h5 or .onnx file"),
         ("hostile", "hostile"),
         ("empty", "it is empty"),
         ("missing", "cannot read"),
@@ -1937,7 +1937,7 @@ fn a_head_for_classes_of_other_names_asks() {
     let words = |args: &[String]| args.iter().map(|word| word.clone().leak() as &str).collect::<Vec<_>>();
     for command in ["finetune", "compare"] {
         let out = outputs.text(command);
-        let asked = fails(&words(&args(command, &file, &out, &[])), "trained on bird 0, bird 1, bird 2, …, and");
+        let asked = fails(&words(&args(command, &file, &out, &[])), "trained on bird 0, bird 1, bird 2, …, but");
         assert!(asked.contains("--head new") && asked.contains("--head keep"), "{asked}");
         assert!(!Path::new(&out).exists(), "nothing is begun");
     }

@@ -417,14 +417,14 @@ fn images_that_sit_out_are_announced() {
     };
     let (stdout, _) = started("batch", "bn-only", &["--batch", "12", "--accumulate", "2"]);
     assert!(
-        stdout.contains("1 epoch of 1 step of") && stdout.contains("16 of the 40 training images sit out"),
+        stdout.contains("1 epoch of 1 step of") && stdout.contains("leaves out 16 of the 40 training images"),
         "{stdout}"
     );
     let (stdout, metrics) = started("running", "keras-guide", &["--batch", "12", "--accumulate", "2"]);
     assert!(stdout.contains("1 epoch of 2 steps") && stdout.contains("last step of each epoch has 16"), "{stdout}");
     assert!(metrics.lines().nth(2).unwrap().starts_with("1,2,"), "{metrics}");
     let (stdout, _) = started("whole", "bn-only", &["--batch", "10"]);
-    assert!(!stdout.contains("sit out") && !stdout.contains("last step"), "{stdout}");
+    assert!(!stdout.contains("leaves out") && !stdout.contains("last step"), "{stdout}");
 }
 
 #[test]

@@ -467,7 +467,7 @@ fn statistics_need_values() {
     assert!(at(1, 32, "kind:bn -> affine=both").unwrap().warnings.is_empty());
     assert_eq!(
         at(15, 32, "name:layer4.1.bn2 -> update=cumulative").unwrap().warnings[0].to_string(),
-        "layer4.1.bn2: the statistics of a batch are taken over as few as 15 values a channel (images × height × \
+        "layer4.1.bn2: the statistics of a batch are taken over as few as 15 values per channel (images × height × \
          width; 16 or more are advised); a larger batch (k under domain=ghost(k)) or image makes them less noisy"
     );
 }

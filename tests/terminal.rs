@@ -123,9 +123,9 @@ fn what_commands_print_fits_and_no_word_is_broken() {
             assert_fits(args, columns, &text);
             // That columns are left out is said in words of its own, in lines that go on indented.
             let text = text.replace("\n  ", " ");
-            let said = text.split("no room for: ").enumerate();
+            let said = text.split("hidden columns: ").enumerate();
             let rest =
-                said.map(|(index, part)| if index == 0 { part } else { part.split_once("has all columns").unwrap().1 });
+                said.map(|(index, part)| if index == 0 { part } else { part.split_once("to see them").unwrap().1 });
             let broken: Vec<String> = words(&rest.collect::<String>()).difference(&known).cloned().collect();
             assert!(broken.is_empty(), "{args:?} at {columns}: {broken:?}\n{text}");
         }
@@ -194,11 +194,11 @@ fn columns_are_those_that_the_environment_says() {
     command.env("COLUMNS", "60");
     let text = plain(&shown(command, 120, Stream::Output));
     assert_fits(&args, 60, &text);
-    assert!(text.contains("no room for:"), "{text}");
+    assert!(text.contains("hidden columns:"), "{text}");
     // A pipe has no columns.
     let piped = thawline(dir.path(), &args).env("COLUMNS", "60").output().unwrap();
     let piped = String::from_utf8(piped.stdout).unwrap();
-    assert!(piped.lines().any(|line| line.chars().count() > 80) && !piped.contains("no room for:"), "{piped}");
+    assert!(piped.lines().any(|line| line.chars().count() > 80) && !piped.contains("hidden columns:"), "{piped}");
 }
 
 #[test]

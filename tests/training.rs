@@ -28,7 +28,7 @@ use thawline::train::{
 };
 use thawline::weights::{self, StateDict, TensorData};
 
-/// Images a batch, and pixels a side.
+/// Images per batch, and pixels per side.
 const BATCH: usize = 4;
 const SIZE: usize = 16;
 const CLASSES: usize = 10;

@@ -50,7 +50,7 @@ impl FromStr for Size {
         let (height, width) = text.split_once(['x', '×']).unwrap_or((text, text));
         match (height.parse(), width.parse()) {
             (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok(Self { height, width }),
-            _ => Err("expected pixels a side such as 224, or height and width such as 192x256".into()),
+            _ => Err("expected pixels per side such as 224, or height and width such as 192x256".into()),
         }
     }
 }
@@ -71,19 +71,26 @@ pub fn positive(text: &str) -> Result<usize, String> {
 
 pub fn learning_rate(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|lr: &f64| *lr > 0.0 && lr.is_finite());
-    value.ok_or_else(|| "expected a number above 0".into())
+    value.ok_or_else(|| "expected a number above 0, such as 0.001".into())
+}
+
+/// `a, b, c, …`
+pub fn few(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
 /// Pixels a side, as images are transformed to.
 pub fn side(pixels: usize) -> Result<u32> {
-    u32::try_from(pixels).with_context(|| format!("an image cannot have {pixels} pixels a side"))
+    u32::try_from(pixels).with_context(|| format!("an image cannot have {pixels} pixels per side"))
 }
 
 /// `--model`, `--weights`, `--offline`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
-    /// lists all), or a graph file as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name
+    /// prints the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default: what the
     /// weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
@@ -152,7 +159,7 @@ pub struct DeviceArgs {
     pub device: Option<String>,
     #[command(flatten)]
     pub backend: BackendArgs,
-    /// Give up when the device has finished nothing for so long [default: 120, or 1200 where a driver computes on the CPU]
+    /// Give up when the device finishes no work for this many seconds [default: 120, or 1200 where a driver computes on the CPU]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub device_timeout: Option<u64>,
     /// How convolutions are computed: direct, workgroup or subgroup. Two runs give the same bits if they use the same
@@ -687,7 +694,12 @@ impl Model {
             Some(label) => Ok(label as u32),
             // Of no image.
             None if !used(index) => Ok(PADDING),
-            None => bail!("{} has a class `{class}`, which the network was not trained on", dir.display()),
+            None => bail!(
+                "{} has a class `{class}`, but the network's classes are {}: rename or remove the folder, or give weights \
+                 that were trained on these classes",
+                dir.display(),
+                few(names)
+            ),
         };
         folder.classes.iter().enumerate().map(label).collect()
     }

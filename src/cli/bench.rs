@@ -22,8 +22,8 @@ use thawline::weights::write_atomically;
 /// Measure inference and a training step under policies, at several thaw depths and batch sizes, on random data
 ///
 /// Each policy is measured at each depth with each batch size, beside what its plan predicts. Times are medians after a
-/// warm-up. A combination that the policy refuses or the device cannot hold is told with the reason, and the rest goes on;
-/// one in which every layer is set as in another is not measured again. With --kernels, measure instead every kind of
+/// warm-up. A combination that is not possible (refused by the policy, or too large for the device) is reported with the
+/// reason, and the others still run. Combinations with identical layer settings are measured once. With --kernels, measure instead every kind of
 /// convolution that the model has: forward, input gradient and weight gradient.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -50,7 +50,7 @@ pub struct Args {
     /// A rule that comes after each policy's own and after --thaw's; repeatable
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     rules: Vec<String>,
-    /// Images a batch; repeatable, or a list with commas [default: 8, with --kernels 4]
+    /// Images per batch; repeatable, or a list with commas [default: 8, with --kernels 4]
     #[arg(long, value_name = "N", value_parser = args::positive, value_delimiter = ',')]
     batch: Vec<usize>,
     /// Image size in pixels, N or HxW [default: the model's: 224, or 16 for resnet_tiny]
@@ -59,7 +59,7 @@ pub struct Args {
     /// Runs to take the median of
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = args::positive)]
     repeat: usize,
-    /// Leave out, and say so, what its prediction says would not be done so many seconds after the start
+    /// Skip, and list as skipped, combinations that are not predicted to finish within this many seconds of the start
     #[arg(long, value_name = "SECONDS", value_parser = args::positive)]
     time_limit: Option<usize>,
     #[command(flatten)]
@@ -83,7 +83,7 @@ pub struct Args {
     kernels: bool,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON: an event a line, the last with all numbers
+    /// Print JSON: one event per line, the last with all numbers
     ///
     /// The last has {device, driver, backend, kind, host, thawline, build, date, variant, classes, optimizer, rules, roofline:
     /// {flops_per_s, bytes_per_s, call_ms, run_ms}, results: [{model, policy, thaw, batch, size, inference_ms, step_ms,

@@ -63,7 +63,7 @@ pub struct Args {
     data: DataArgs,
     #[command(flatten)]
     training: TrainingArgs,
-    /// Print JSON: an event a line
+    /// Print JSON: one event per line
     ///
     /// `runs` says what runs, `started`, `step`, `validating` and `epoch` how each run goes, which `policy` and `seed` name,
     /// `done` that it is complete; the last, `result`, has {folder, report, policies: [{policy, val_top1, deviation, …}],

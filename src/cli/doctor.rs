@@ -26,7 +26,7 @@ pub struct Args {
     /// Which images; those that the statistics were taken over, or ones like them, tell most
     #[arg(long, value_enum, default_value_t = Split::Train)]
     split: Split,
-    /// Use at most so many images, chosen by --seed; more make findings surer
+    /// Use at most this many images, chosen by --seed; more make findings surer
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = args::positive)]
     max_images: usize,
     /// Batch sizes to look at under the batches' own statistics; 32 is looked at, too, if all are smaller
@@ -35,7 +35,7 @@ pub struct Args {
     /// Show the tables, too: the drift of each batch norm, and the accuracy under statistics of batches of each size
     #[arg(long)]
     layers: bool,
-    /// Print JSON: an event a line, the last with what was found
+    /// Print JSON: one event per line, the last with what was found
     ///
     /// The last has {model, device, labelled, checkup: {images, layers, inference, sizes, trials, …}, findings: [{fault,
     /// confidence, evidence, advice, remedy, command}]}. docs/events.md describes all events; with --quiet, only the last
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         let findings = findings.iter().map(|finding| {
             let mut value = serde_json::to_value(finding)?;
-            value["command"] = finding.remedy.map(|remedy| command(remedy, &args)).into();
+            value["command"] = finding.remedy.map(|remedy| command(remedy, &args, subject.labelled)).into();
             Ok(value)
         });
         return events::result(&json!({
@@ -75,7 +75,7 @@ pub fn run(args: Args) -> Result<()> {
             "checkup": checkup,
         }));
     }
-    explain(&checkup, &findings, &args)?;
+    explain(&checkup, &findings, &args, subject.labelled)?;
     if !args.layers {
         return output::status("The tables of batch norms and batch sizes are shown by --layers.");
     }
@@ -124,7 +124,7 @@ fn outcomes(subject: &Subject, checkup: &Checkup) -> Result<()> {
     output::table(&["normalised by", ">top-1", ">flips with other companions"], &[], rows)
 }
 
-fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
+fn explain(checkup: &Checkup, findings: &[Finding], args: &Args, labelled: bool) -> Result<()> {
     if checkup.skipped > 0 {
         output::line(format_args!("skipped: {}", output::quantity(checkup.skipped, "broken image")))?;
     }
@@ -144,14 +144,15 @@ fn explain(checkup: &Checkup, findings: &[Finding], args: &Args) -> Result<()> {
         output::prose(format_args!("  {evidence}"))?;
         output::prose(format_args!("  → {advice}"))?;
         if let Some(remedy) = remedy {
-            output::line(format_args!("    {}", command(*remedy, args)))?;
+            output::line(format_args!("    {}", command(*remedy, args, labelled)))?;
         }
     }
     Ok(())
 }
 
-/// The command that applies a remedy to what was looked at, and writes where nothing is yet.
-fn command(remedy: Remedy, args: &Args) -> String {
+/// The command that applies a remedy to what was looked at, and writes where nothing is yet. Images that are not `labelled`
+/// have classes that the network's head does not know.
+fn command(remedy: Remedy, args: &Args, labelled: bool) -> String {
     let SubjectArgs { weights, source, model, data, size, preprocess, seed, device } = &args.subject;
     let (command, split, rest) = match remedy {
         Remedy::Recalibrate => {
@@ -159,7 +160,8 @@ fn command(remedy: Remedy, args: &Args) -> String {
             ("recalibrate", split, format!("--out {}", unused("recalibrated", ".safetensors")))
         }
         Remedy::FineTune => {
-            ("finetune", None, format!("--out {} --policy bn-only --then recalibrate", unused("run", "")))
+            let head = if labelled { "" } else { " --head new" };
+            ("finetune", None, format!("--out {} --policy bn-only --then recalibrate{head}", unused("run", "")))
         }
     };
     let options = [

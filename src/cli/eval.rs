@@ -33,7 +33,7 @@ pub struct Args {
     /// Which images
     #[arg(long, value_enum, default_value_t = Split::Val)]
     split: Split,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = args::positive)]
     batch: usize,
     #[command(flatten)]
@@ -56,7 +56,7 @@ pub struct Args {
     report: Option<PathBuf>,
     #[command(flatten)]
     force: ForceArgs,
-    /// Print JSON: an event a line, the last with the result
+    /// Print JSON: one event per line, the last with the result
     ///
     /// The last has {model, device, samples, skipped, loss, top1, top5, balanced_accuracy, macro: {precision, recall, f1},
     /// weighted: {…}, classes: [{class, name, support, predicted, precision, recall, f1}], confusion: [[true, predicted,

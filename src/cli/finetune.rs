@@ -69,7 +69,7 @@ pub struct Args {
     /// augmentation, and writes recalibrated.safetensors
     #[arg(long, value_enum, value_name = "STEP")]
     then: Option<ThenName>,
-    /// Print JSON: an event a line
+    /// Print JSON: one event per line
     ///
     /// `run` says what runs, `step`, `validating`, `epoch` and `recalibrated` how it goes; the last, `result`, has {folder,
     /// first, best, last: epochs, weights, metrics: files}. docs/events.md describes all events; with --quiet, only the last is printed.

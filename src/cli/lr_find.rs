@@ -1,6 +1,6 @@
 //! `thawline lr-find`: which learning rates suit a policy, by a range test.
 
-use super::args::{ForceArgs, check_output, policy_help};
+use super::args::{ForceArgs, check_output, learning_rate, policy_help};
 use super::finetune::{INTERRUPTED, first_tensors, stages, stop_on_ctrl_c};
 use super::training::{Images, TrainingArgs};
 use super::{events, output, progress};
@@ -44,10 +44,10 @@ pub struct Args {
     #[arg(long = "set", value_name = "SELECTOR -> AXIS=VALUE")]
     rules: Vec<String>,
     /// The first learning rate
-    #[arg(long, value_name = "X", default_value_t = LrRange::default().from)]
+    #[arg(long, value_name = "X", default_value_t = LrRange::default().from, value_parser = learning_rate)]
     from: f64,
     /// The last learning rate
-    #[arg(long, value_name = "X", default_value_t = LrRange::default().to)]
+    #[arg(long, value_name = "X", default_value_t = LrRange::default().to, value_parser = learning_rate)]
     to: f64,
     /// Optimiser steps from the first rate to the last one
     #[arg(long, value_name = "N", default_value_t = LrRange::default().steps)]
@@ -55,7 +55,7 @@ pub struct Args {
     /// Write a page with the curves
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
-    /// Print JSON: an event a line
+    /// Print JSON: one event per line
     ///
     /// `step` says how a test goes; the last, `result`, has {model, device, range, steps, findings: [{policy, test: {points,
     /// suggested, end}}], …}. docs/events.md describes all events; with --quiet, only the last is printed.
@@ -87,15 +87,18 @@ pub fn run(args: Args) -> Result<()> {
     let size = model.size(training.size.size);
     let (origin, spec) = (model.origin()?, model.spec.clone());
     training.check_start(&model, &images.folder.classes, &args.data)?;
-    let jobs: Vec<(Settings, Vec<Graph>)> = policies
-        .iter()
-        .map(|policy| {
-            let stages = stages(&spec, policy, training.batches(None), size, classes)?;
-            let drop_last = stages.iter().any(takes_batch_statistics);
-            let policy = in_words(policy);
-            Ok((training.settings(None, origin.clone(), &images, &spec, size, policy, drop_last)?, stages))
-        })
-        .collect::<Result<_>>()?;
+    // They differ by their policies alone.
+    let mut jobs: Vec<(Settings, Vec<Graph>)> = Vec::new();
+    for policy in &policies {
+        let stages = stages(&spec, policy, training.batches(None), size, classes)?;
+        let drop_last = stages.iter().any(takes_batch_statistics);
+        let policy = in_words(policy);
+        let settings = match jobs.first() {
+            Some((first, _)) => Settings { policy, drop_last, ..first.clone() },
+            None => training.settings(None, origin.clone(), &images, &spec, size, policy, drop_last)?,
+        };
+        jobs.push((settings, stages));
+    }
     let (settings, network) = jobs
         .first()
         .and_then(|(settings, stages)| Some((settings.clone(), stages.first()?)))

@@ -105,9 +105,10 @@ enum Command {
 /// How help calls the values that are numbers.
 const NUMBERS: [&str; 6] = ["N", "X", "X|auto", "K", "STEPS", "MIB"];
 
-/// The groups of options in the help of commands that have many, by the names of their fields.
+/// The groups of options in the help of commands that have many, by the names of their fields; behind the name of a command
+/// where others have a field of that name, too.
 const GROUPS: [(&str, &[&str]); 9] = [
-    ("Network and weights", &["model", "weights", "source", "offline", "weights_set", "head", "classes"]),
+    ("Network and weights", &["model", "weights", "source", "offline", "weights_set", "head", "classes", "convert:to"]),
     (
         "Images",
         &[
@@ -123,14 +124,17 @@ const GROUPS: [(&str, &[&str]); 9] = [
         ],
     ),
     ("Preprocessing", &["size", "resize", "crop", "interpolation", "mean", "std"]),
-    ("Policy", &["policy", "policies", "rules", "thaw", "layers"]),
+    ("Policy", &["policy", "policies", "rules", "thaw", "recalibrate:layers"]),
     (
         "Training",
         &["epochs", "patience", "class_weights", "sampler", "batch", "accumulate", "seed", "seeds", "cache", "then"],
     ),
     ("Optimiser", &["optimizer", "momentum", "nesterov", "weight_decay", "decoupled_decay", "label_smoothing"]),
-    ("Learning rate", &["lr", "from", "to", "steps", "schedule", "warmup", "final_lr", "step_epochs", "gamma"]),
-    ("Output", &["out", "resume", "force", "json", "page", "report", "per_class", "grads"]),
+    (
+        "Learning rate",
+        &["lr", "lr-find:from", "lr-find:to", "steps", "schedule", "warmup", "final_lr", "step_epochs", "gamma"],
+    ),
+    ("Output", &["out", "resume", "force", "json", "page", "report", "per_class", "grads", "doctor:layers"]),
     ("Device", &["device", "backend", "device_timeout", "variant"]),
 ];
 
@@ -139,7 +143,8 @@ const UNGROUPED: usize = 10;
 
 /// The first sentence of an option's help, and its default: what -h shows of it.
 fn short(help: &str) -> String {
-    let is_whole = |text: &str| text.matches('(').count() == text.matches(')').count();
+    let is_whole =
+        |text: &str| [('(', ')'), ('[', ']')].iter().all(|&(a, b)| text.matches(a).count() == text.matches(b).count());
     let ends = [". ", "; "].into_iter().flat_map(|end| help.match_indices(end)).map(|(end, _)| end);
     let Some(end) = ends.filter(|&end| is_whole(&help[..end])).min() else { return help.to_owned() };
     let default = help[end..].rfind("[default: ").map_or(String::new(), |at| format!(" {}", &help[end..][at..]));
@@ -158,10 +163,13 @@ fn arguments() -> Arguments {
     let mut arguments = Cli::command();
     let names: Vec<String> = arguments.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     for name in names {
-        arguments = arguments.mut_subcommand(name, |command| {
+        arguments = arguments.mut_subcommand(&name, |command| {
             let is_grouped = command.get_arguments().count() > UNGROUPED;
             command.mut_args(|arg| {
-                let group = GROUPS.iter().find(|(_, options)| options.contains(&arg.get_id().as_str()));
+                let id = arg.get_id().as_str();
+                let of_command = format!("{name}:{id}");
+                let group =
+                    GROUPS.iter().find(|(_, options)| options.contains(&id) || options.contains(&of_command.as_str()));
                 let is_option = arg.get_long().is_some();
                 let arg = match group.filter(|_| is_grouped && is_option) {
                     Some((heading, _)) => arg.help_heading(*heading),
@@ -274,8 +282,12 @@ mod tests {
             }
             assert!(command.get_after_help().is_some(), "{name} has no examples");
         }
-        assert_eq!(super::short("Images a batch; norms see them. More [default: 32]"), "Images a batch [default: 32]");
+        assert_eq!(
+            super::short("Images per batch; norms see them. More [default: 32]"),
+            "Images per batch [default: 32]"
+        );
         assert_eq!(super::short("A name (one; two) or a file"), "A name (one; two) or a file");
+        assert_eq!(super::short("Classes [default: the file's. Or 10]"), "Classes [default: the file's. Or 10]");
     }
 
     #[test]

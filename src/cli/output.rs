@@ -287,7 +287,7 @@ pub fn table(titles: &[&str], spare: &[&str], rows: impl IntoIterator<Item = Vec
     }
     if !left_out.is_empty() {
         let left_out = left_out.join(", ");
-        let note = format!("no room for: {left_out}; a wider terminal, a pipe or --json has all columns");
+        let note = format!("hidden columns: {left_out}; use a wider terminal, a pipe or --json to see them");
         writeln!(text, "{}", wrapped(&note, width, "  "))?;
     }
     print(&text)

@@ -5,7 +5,7 @@ use serde::Serialize;
 use thawline::preprocessing::Parts;
 use thawline::report::{LayerPrice, Phases, Price, Total, price};
 
-/// Show what a policy costs before anything runs: a line a layer, and totals against inference and full fine-tuning.
+/// Show what a policy costs before anything runs: one line per layer, and totals against inference and full fine-tuning.
 ///
 /// Needs no GPU. FLOP are those of products (two a multiply-add), moved bytes are reads and writes of every kernel, kept
 /// bytes are results of the forward pass that wait for the backward pass. A batch norm that runs nothing is folded into the
@@ -20,7 +20,7 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     policy: PolicyArgs,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = args::positive)]
     batch: usize,
     #[command(flatten)]

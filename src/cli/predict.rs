@@ -38,7 +38,7 @@ pub struct Args {
     /// How many classes to show for an image
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = args::positive)]
     top: usize,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = args::positive)]
     batch: usize,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct Args {
     policy: PolicyArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON: an event a line
+    /// Print JSON: one event per line
     ///
     /// Of each image a `prediction` event: {path, top: [{index, class, probability}]}; the last, `result`, has {images,
     /// skipped, predictions: a list of all}. docs/events.md describes all events; with --quiet, only the last is printed.

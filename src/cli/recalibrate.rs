@@ -49,13 +49,13 @@ pub struct Args {
     /// Which images
     #[arg(long, value_enum, default_value_t = Split::Train)]
     split: Split,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = args::positive)]
     batch: usize,
-    /// Use at most so many images, chosen by --seed [default: all]
+    /// Use at most this many images, chosen by --seed [default: all]
     #[arg(long, value_name = "N", value_parser = args::positive)]
     max_images: Option<usize>,
-    /// Print JSON: an event a line, the last with the result
+    /// Print JSON: one event per line, the last with the result
     ///
     /// The last has {model, device, method, var, images, batches, skipped, layers: [{name, drift_before, drift_after}],
     /// validation: {samples, before: {loss, top1}, after: {loss, top1}}, out}. docs/events.md describes all events; with

@@ -2,7 +2,7 @@ use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, OptimizerArgs, PolicyA
 use super::inputs::{self, Inputs};
 use super::progress::Progress;
 use super::{events, output};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
 use thawline::graph::Role;
@@ -16,7 +16,7 @@ use thawline::weights::{self, StateDict};
 /// The inputs file is safetensors with `images` f32 [N, 3, H, W], used as they are, and `labels` i64 [N]. The same batch is
 /// used for every step, without augmentation. Dropout and stochastic depth act where the policy says so: add
 /// --set 'kind:dropout? -> dropout=off' and --set 'kind:stochastic_depth? -> dropout=off' for steps without chance. Standard
-/// output has one JSON object a step.
+/// output has one JSON object per step.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
   thawline step --model resnet18 --weights in.safetensors \\
@@ -63,7 +63,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let options = thawline::compile::Options { export_gradients: args.grads.is_some(), ..args.optimizer.options(0.0)? };
     let mut model = args.model.read_for_training(Parts::default(), None)?;
-    let mut file = StateDict::load(&args.inputs)?;
+    let mut file = StateDict::load(&args.inputs)
+        .context("--inputs takes a safetensors file with `images` (f32 [N, 3, H, W]) and `labels` (i64 [N])")?;
     let Inputs { dims: [n, _, height, width], images } = Inputs::of(&mut file, &args.inputs)?;
     let labels = inputs::labels(&mut file, &args.inputs, n, model.classes)?;
     let network = model.network(n, Size { height, width })?;

@@ -1,6 +1,6 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, positive};
+use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, few, positive};
 use super::output;
 use super::preprocess::PreprocessArgs;
 use super::progress::Progress;
@@ -32,8 +32,8 @@ pub struct DataArgs {
 /// Where weights come from, how images are shown, and how training goes.
 #[derive(clap::Args)]
 pub struct TrainingArgs {
-    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (a name that there is not
-    /// lists all), or a graph file as `inspect --graph` prints it; of an ONNX file the graph alone [default: what the
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name
+    /// prints the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default: what the
     /// weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
@@ -44,7 +44,7 @@ pub struct TrainingArgs {
     #[command(flatten)]
     pub source: SourceArgs,
     /// What becomes of the head of --weights where its classes are as many as those of DATA, but have other names: keep it,
-    /// the first class for the first and so on, or begin it anew [default: ask]
+    /// the first class for the first and so on, or begin it anew [default: stop with an error]
     #[arg(long, value_enum, value_name = "keep|new", requires = "weights")]
     pub head: Option<HeadName>,
     /// Number of classes, to be sure: the folders of DATA decide
@@ -60,8 +60,8 @@ pub struct TrainingArgs {
     /// Passes over the training images [default: 10, enough for most small sets]
     #[arg(long, value_name = "N", value_parser = positive)]
     epochs: Option<usize>,
-    /// Images that the device works on at once; batch norms under stats=batch see so many. Where a batch norm takes
-    /// statistics of the batch, images at the end of an epoch that do not fill an optimiser step sit out, others each time;
+    /// Images that the device works on at once; batch norms with stats=batch compute their statistics over this many images. Where a batch norm takes
+    /// statistics of the batch, images at the end of an epoch that do not fill an optimiser step are left out, different ones each time;
     /// elsewhere they make a smaller step [default: 32]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
@@ -102,7 +102,7 @@ pub struct TrainingArgs {
     /// [default: shuffled]
     #[arg(long, value_enum)]
     sampler: Option<SamplerName>,
-    /// End after so many epochs in which validation accuracy did not become better; of equal accuracies the lower loss
+    /// Stop after this many epochs without better validation accuracy; of equal accuracies the lower loss
     /// is better. The learning rate falls as planned for all epochs [default: never]
     #[arg(long, value_name = "EPOCHS", value_parser = positive)]
     patience: Option<usize>,
@@ -128,7 +128,7 @@ pub struct TrainingArgs {
     /// Keras model with RandomFlip("horizontal"), else none, which is right for all images]
     #[arg(long, value_enum)]
     augment: Option<AugmentName>,
-    /// Train on so many images only, evenly over the classes and chosen by --seed [default: all]
+    /// Train on only this many images, evenly over the classes and chosen by --seed [default: all]
     #[arg(long, value_name = "N", value_parser = positive)]
     train_images: Option<usize>,
     /// Share of each class that is set aside for validation, where DATA has no train/ and val/ [default: 0.2]
@@ -233,13 +233,6 @@ fn image_set(folder: &ImageFolder, data: &Path) -> ImageSet {
     const STAGE: &str = "reading a little of each image";
     let progress = Progress::new(STAGE);
     ImageSet::of_with(folder, data, |done, of| progress.at(STAGE, done as u64, of as u64))
-}
-
-/// `a, b, c, …`
-fn few(names: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
 /// The network of a run that was begun.
@@ -362,15 +355,15 @@ impl TrainingArgs {
         let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
         if sorted(names) == sorted(classes) {
             bail!(
-                "{file} names the classes of {data} in another order, {} instead of {}: begin the head anew with --head new; \
-                 --head keep would take the first for the first and so on",
+                "{file} has the classes of {data} in another order, {} instead of {}: add --head new to start a new head; with \
+                 --head keep, the old one's first output would become your first class, and so on",
                 few(names),
                 few(classes)
             );
         }
         bail!(
-            "{file} was trained on {}, and {data} has {}, as many classes of other names: begin the head anew with --head new, or \
-             keep it, the first class for the first and so on, with --head keep",
+            "{file} was trained on {}, but {data} has {}: the same number of classes with other names. Add --head new to start a \
+             new head, or --head keep to keep the old one (its first output becomes your first class, and so on)",
             few(names),
             few(classes)
         )
@@ -402,7 +395,7 @@ impl TrainingArgs {
         self.batch.or(saved.map(|s| s.batch)).unwrap_or(32)
     }
 
-    /// Images a batch, and batches a step.
+    /// Images per batch, and batches a step.
     pub fn batches(&self, saved: Option<&Settings>) -> (usize, usize) {
         (self.batch(saved), self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1))
     }
@@ -479,6 +472,13 @@ impl TrainingArgs {
         let warmup = self.warmup.or(saved.map(|s| s.schedule.warmup));
         settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);
         settings.check()?;
+        if settings.schedule.warmup > settings.steps() {
+            output::warning(format_args!(
+                "--warmup {} is longer than the whole run of {}: the learning rate will not reach --lr",
+                settings.schedule.warmup,
+                output::quantity(settings.steps() as usize, "step")
+            ));
+        }
         Ok(settings)
     }
 

@@ -9,7 +9,7 @@ use libjpeg_turbo_rs::{PixelFormat, Subsampling, compress};
 /// Of 100; high, since small images are enlarged to be looked at.
 const QUALITY: u8 = 88;
 
-/// A copy of `image` of at most `side` pixels a side, as a JPEG file. Smaller images keep their size. None if the encoder
+/// A copy of `image` of at most `side` pixels per side, as a JPEG file. Smaller images keep their size. None if the encoder
 /// refuses it.
 pub fn thumbnail(image: &Image, side: u32) -> Option<Vec<u8>> {
     let scale = (f64::from(side) / f64::from(image.width.max(image.height))).min(1.0);

@@ -62,7 +62,7 @@ pub struct Transform {
     pub preprocessing: Preprocessing,
 }
 
-/// The largest network input, in pixels a side.
+/// The largest network input, in pixels per side.
 const MAX_SIZE: u32 = 8192;
 /// Aspect ratios of random crops, relative to the network's own: torchvision's.
 const RATIOS: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
@@ -86,7 +86,7 @@ impl Transform {
         let sizes = 1..=MAX_SIZE;
         if !sizes.contains(&self.height) || !sizes.contains(&self.width) {
             let value = format!("{}x{}", self.height, self.width);
-            return Err(DataError::Option { option: "image size", value, expected: "1 to 8192 pixels a side" });
+            return Err(DataError::Option { option: "image size", value, expected: "1 to 8192 pixels per side" });
         }
         if !(self.min_crop > 0.0 && self.min_crop <= 1.0) {
             let expected = "more than 0 and at most 1";

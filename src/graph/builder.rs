@@ -369,7 +369,7 @@ pub(super) fn check_input(n: usize, h: usize, w: usize, c: usize) -> Result<(), 
     let reason = match words {
         _ if [n, h, w, c].contains(&0) => "is empty",
         Some(words) if words <= u32::MAX as usize => return Ok(()),
-        _ => "is too large: 32-bit indices cannot address it",
+        _ => "is too large: 32-bit indices cannot address it; use fewer or smaller images",
     };
     Err(GraphError { node: "input".into(), reason: format!("[{n}, {h}, {w}, {c}] {reason}") })
 }

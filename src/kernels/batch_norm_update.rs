@@ -34,7 +34,7 @@ pub static UPDATE: Kernel = Kernel {
 };
 
 /// Updates the moments of `c` channels from the sum of `parts` sets of moments, those of a step's micro-batches and
-/// their domains, that each were taken over `count` values a channel. A `keep` of `None` weighs all updates alike;
+/// their domains, that each were taken over `count` values per channel. A `keep` of `None` weighs all updates alike;
 /// `unbiased` stores the variance times count/(count − 1).
 pub fn update(c: usize, keep: Option<f32>, unbiased: bool, count: usize, parts: usize) -> Dispatch {
     let quads = pad4(c) / 4;

@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_batch_that_a_policy_refuses_does_not_stop_the_rest() {
-        // Four pixels a side are one at the end.
+        // Four pixels per side are one at the end.
         let small = grid(&["full", "head"], &[None], &[1, 2], 4);
         let refused: Vec<bool> = small.combinations().unwrap().iter().map(|c| c.resolved.is_err()).collect();
         assert_eq!(refused, [true, false, false, false]);

@@ -73,6 +73,6 @@ pub(super) const KERAS_V2: Variant = Variant {
     drops: false,
 };
 
-/// Keras pads a MobileNetV3 as if every image had an even number of pixels a side unless it is given `input_shape`. This
+/// Keras pads a MobileNetV3 as if every image had an even number of pixels per side unless it is given `input_shape`. This
 /// is the network with one; for images of a multiple of 32 pixels there is no difference.
 pub(super) const KERAS_V3: Variant = Variant { naming: Naming::KerasMobileNetV3, drops: true, ..KERAS_V2 };

@@ -72,7 +72,7 @@ impl Seen {
                     let length = varint(&mut bytes)?;
                     Some(split(&mut bytes, length)?)
                 }
-                _ => return Err("it is no ONNX file, or a damaged one".into()),
+                _ => return Err("its fields cannot be read; export or download it again".into()),
             };
             let Some(content) = content else {
                 self.structure += start - bytes.len();
@@ -115,7 +115,7 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, String> {
             return Ok(value);
         }
     }
-    Err("it is no ONNX file, or a damaged one".into())
+    Err("its fields cannot be read; export or download it again".into())
 }
 
 fn split<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], String> {

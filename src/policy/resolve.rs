@@ -14,7 +14,7 @@ pub struct Resolved {
     pub policy: String,
 }
 
-/// Below so many values a channel, batch statistics draw a warning: the variance of 16 values is off by a third
+/// Below so many values per channel, batch statistics draw a warning: the variance of 16 values is off by a third
 /// (√(2/15)) one time in three.
 pub const FEW_VALUES: usize = 16;
 
@@ -30,7 +30,7 @@ pub enum Warning {
         trains: Vec<String>,
         frozen: Vec<String>,
     },
-    /// Batch norms that take the statistics of a batch over fewer than [`FEW_VALUES`] values a channel.
+    /// Batch norms that take the statistics of a batch over fewer than [`FEW_VALUES`] values per channel.
     FewValues {
         layers: Vec<String>,
         /// The fewest: images × height × width; of a ghost batch, its images.
@@ -65,7 +65,7 @@ impl fmt::Display for Warning {
             }
             Self::FewValues { layers, values } => write!(
                 f,
-                "{}: the statistics of a batch are taken over as few as {values} values a channel (images × height × \
+                "{}: the statistics of a batch are taken over as few as {values} values per channel (images × height × \
                  width; {FEW_VALUES} or more are advised); a larger batch (k under domain=ghost(k)) or image makes \
                  them less noisy",
                 list(layers)
@@ -181,7 +181,7 @@ fn check_values(graph: &Graph, accumulate: Option<usize>) -> Result<(), PolicyEr
     }
 }
 
-/// The values a channel that a batch norm takes moments over; `None` if it takes none, or if that depends on how many
+/// The values per channel that a batch norm takes moments over; `None` if it takes none, or if that depends on how many
 /// micro-batches are accumulated and `accumulate` does not say.
 fn values(layer: &Layer, mode: BatchNormMode, accumulate: Option<usize>) -> Option<usize> {
     let together = match mode.domain {

@@ -185,7 +185,7 @@ pub struct ArmRun {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct State {
     /// For each batch norm the symmetric Kullback-Leibler divergence between the running moments and the actual ones of
-    /// the training images, in nats a channel.
+    /// the training images, in nats per channel.
     #[serde(with = "crate::train::number::list")]
     pub drift: Vec<f64>,
     /// Of the validation images under running statistics, in batches.
@@ -203,7 +203,7 @@ pub struct State {
 /// Inference as a batch norm left in training mode does it.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct BatchStatistics {
-    /// Images a batch.
+    /// Images per batch.
     pub batch: usize,
     /// The share of validation images with the right class.
     #[serde(with = "crate::train::number")]

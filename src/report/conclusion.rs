@@ -11,7 +11,7 @@ use crate::train::{EpochMetrics, best};
 /// Recipes that differ in whether batch norms follow the data: the one that does, and the one that does not.
 const FOLLOWING: [(&str, &str); 3] = [("bn-only", "head"), ("head-adapt", "head"), ("full", "full-frozen-bn")];
 
-/// Drift, in nats a channel, below which a network knows its images, and above which it does not. At equal variances, one
+/// Drift, in nats per channel, below which a network knows its images, and above which it does not. At equal variances, one
 /// nat is about one standard deviation between the means.
 const NEAR: f64 = 0.1;
 const FAR: f64 = 1.0;
@@ -158,14 +158,24 @@ fn use_it(comparison: &Comparison, arm: &Arm, best: &Arm, unclear: &[&Arm]) -> S
             format!("which is cheaper than `{}` and about as accurate ({}, a lead of {lead})", best.name, percent(mean))
         }
     };
-    let doubts = unclear.iter().filter(|other| other.name != arm.name).filter_map(|other| {
-        let lead = lead_over(other)?;
-        Some(format!("`{}` ({}, which {})", other.name, points(lead), limit(comparison, lead)))
-    });
-    let doubts: Vec<String> = doubts.collect();
+    let doubtful = unclear.iter().filter(|other| other.name != arm.name);
+    let doubtful: Vec<(&Arm, Difference)> = doubtful.filter_map(|other| Some((*other, lead_over(other)?))).collect();
+    let doubts: Vec<String> =
+        doubtful.iter().map(|(other, lead)| format!("`{}` ({})", other.name, points(*lead))).collect();
+    let images = format!("{} validation images", comparison.val_images);
+    let too_few = match (doubtful.iter().any(|(_, lead)| lead.by_seeds), doubtful.iter().all(|(_, lead)| lead.by_seeds))
+    {
+        (_, true) => format!("{} seeds", lead.seeds),
+        (false, _) => images,
+        (true, false) => format!("{images} and {} seeds", lead.seeds),
+    };
     let doubts = match doubts.is_empty() {
         true => String::new(),
-        false => format!(" These runs cannot tell the lead of `{}` over {}.", best.name, doubts.join(", ")),
+        false => format!(
+            " These runs cannot tell the lead of `{}` over {}: {too_few} are too few for that.",
+            best.name,
+            doubts.join(", ")
+        ),
     };
     format!("Use `{}`, {why}: it gets {}.{}{doubts}", arm.name, gets(arm), before(arm))
 }
@@ -239,7 +249,7 @@ fn following(comparison: &Comparison) -> Option<String> {
         };
         let space = if text.is_empty() { "" } else { " " };
         text += &format!(
-            "{space}Before training, the running moments are {} nats a channel from those of the training images (the \
+            "{space}Before training, the running moments are {} nats per channel from those of the training images (the \
              median; most at {most}), so the data are {distance} what the file describes{fits}.",
             nats(drift),
         );
@@ -317,9 +327,10 @@ pub(super) fn caveats(comparison: &Comparison) -> Vec<String> {
                     .to_owned()
             }
             n => format!(
-                "± is half a 95 % interval: of Student's t over the differences under the same of {n} seeds, or of the \
-                 binomial distribution over the images, whichever is wider.{}",
-                if n == 2 { " A third seed makes it about a third as wide." } else { "" }
+                "± is half a confidence interval: the wider one of {} % by Student's t over the differences under each of \
+                 {n} seeds, and 95 % by the binomial distribution over the images.{}",
+                if n == 2 { 80 } else { 95 },
+                if n == 2 { " Two seeds are too few for 95 %: use three or more." } else { "" }
             ),
         });
         caveats.push(format!(

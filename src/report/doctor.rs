@@ -289,12 +289,13 @@ fn keep(checkup: &Checkup) -> Option<Finding> {
         fault: Fault::Keep,
         confidence: if images < 0.6 * MOST { Confidence::Likely } else { Confidence::Possible },
         evidence: format!(
-            "the stored means are off at random, all through the network, by as much as the means of {images:.0} images \
-             are: that is about one batch, where batches of 32 and a keep of 0.99 average over 6,400{}",
+            "the stored means differ from those of your images at random, in all layers alike, as if they had been averaged \
+             over only {images:.0} images: about one batch. With batches of 32, a KEEP of 0.9 averages over about 600 \
+             images, and one of 0.99 over 6,400{}",
             accuracies(checkup).map_or_else(String::new, |text| format!("; {text}")),
         ),
-        advice: "was 0.01 written for a keep of 0.99? PyTorch's momentum is 1 − keep. Train with update=ema(0.99), or \
-                 estimate the statistics anew. Few and tiny batches look the same"
+        advice: "if you set KEEP yourself, check that it is not PyTorch's momentum, which is 1 − KEEP. Otherwise recalibrate. \
+                 Very short training, tiny batches, and images with other noise than the training images look the same"
             .into(),
         remedy: Some(Remedy::Recalibrate),
     })
@@ -552,7 +553,7 @@ mod tests {
             layer.deviation = layer.deviation_of_one / 25.0;
         }
         assert_eq!(found(&chance), Some((Fault::Keep, Confidence::Likely)));
-        assert!(diagnose(&chance)[0].evidence.contains("the means of 33 images"), "100 more were looked at");
+        assert!(diagnose(&chance)[0].evidence.contains("over only 33 images"), "100 more were looked at");
         let mut shift = chance.clone();
         shift.layers[0].deviation *= 5.0;
         assert_ne!(found(&shift).map(|found| found.0), Some(Fault::Keep));

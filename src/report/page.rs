@@ -162,15 +162,16 @@ fn view(comparison: &Comparison, timings: &Timings) -> Value {
 #[derive(Serialize)]
 struct WinnerView<'a> {
     name: &'a str,
+    advised: bool,
     seeds: usize,
     classes: ClassesView,
 }
 
 /// None until a run has kept what its images were taken for.
 fn winner(comparison: &Comparison) -> Option<WinnerView<'_>> {
-    let arm = match verdict(comparison) {
-        Verdict::Use { arm, .. } => arm,
-        _ => *ranked(comparison).first()?,
+    let (arm, advised) = match verdict(comparison) {
+        Verdict::Use { arm, .. } => (arm, true),
+        _ => (*ranked(comparison).first()?, false),
     };
     let mut kept = arm.runs.iter().filter_map(|run| run.confusion.as_ref());
     let mut sum = kept.next()?.clone();
@@ -180,7 +181,7 @@ fn winner(comparison: &Comparison) -> Option<WinnerView<'_>> {
         seeds += 1;
     }
     let classes = ClassesView::new(&sum, &comparison.classes);
-    (sum.images() > 0).then_some(WinnerView { name: &arm.name, seeds, classes })
+    (sum.images() > 0).then_some(WinnerView { name: &arm.name, advised, seeds, classes })
 }
 
 /// Accuracy against what an epoch took, or, where that is not known of every policy, against the arithmetic of a step; and

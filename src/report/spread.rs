@@ -18,8 +18,8 @@ pub(super) struct Spread {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Difference {
     pub mean: f64,
-    /// Half the width of its 95 % confidence interval: of the one over seeds or of the one over images, whichever is
-    /// wider.
+    /// Half the width of its confidence interval: of the [one over seeds](Spread::margin) or of the 95 % interval over
+    /// images, whichever is wider.
     pub margin: f64,
     /// Whether the margin is that of the seeds.
     pub by_seeds: bool,
@@ -37,10 +37,13 @@ impl Spread {
         Some(Self { mean, deviation, least, most, n: values.len() })
     }
 
-    /// Half the width of the 95 % confidence interval of the mean, by Student's t; none of a single value.
+    /// Half the width of the 95 % confidence interval of the mean, by Student's t, but of two values of the 80 % interval:
+    /// their 95 % interval is over six times as wide as they are apart, and would say nothing. None of a single value.
     pub fn margin(&self) -> Option<f64> {
+        const TWO: f64 = 3.078;
         let freedom = self.n.checked_sub(1).filter(|&freedom| freedom > 0)?;
-        Some(student(freedom) * self.deviation / (self.n as f64).sqrt())
+        let quantile = if freedom == 1 { TWO } else { student(freedom) };
+        Some(quantile * self.deviation / (self.n as f64).sqrt())
     }
 }
 
@@ -196,6 +199,8 @@ mod tests {
         assert_eq!(spread, Spread { mean: 2.0, deviation: 1.0, least: 1.0, most: 3.0, n: 3 });
         // 4.303 / √3.
         assert_abs_diff_eq!(spread.margin().unwrap(), 2.484, epsilon = 1e-3);
+        // 3.078 / √2 times the deviation of √2.
+        assert_abs_diff_eq!(Spread::of([1.0, 3.0]).unwrap().margin().unwrap(), 3.078, epsilon = 1e-9);
         assert_eq!(Spread::of([1.0]).unwrap().margin(), None);
         assert_eq!(Spread::of([f64::NAN]), None);
     }

@@ -34,7 +34,7 @@ pub fn read_weights(path: &Path, classes: &[String], counts: &[u64], sampler: Sa
     let wrong = |reason: String| TrainError::ClassWeights { path: path.into(), reason };
     let given: BTreeMap<String, f64> = match path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
         true => serde_json::from_str(&text).map_err(|error| wrong(message(&error.to_string())))?,
-        false => toml::from_str(&text).map_err(|error| wrong(message(&error.to_string().replace('\n', " "))))?,
+        false => toml::from_str(&text).map_err(|error| wrong(message(error.message())))?,
     };
     let missing: Vec<&String> = classes.iter().filter(|class| !given.contains_key(*class)).collect();
     if !missing.is_empty() {

@@ -44,7 +44,7 @@ pub struct Inference {
 /// Under the statistics of batches of one size.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct SizeCheck {
-    /// Images a batch.
+    /// Images per batch.
     pub batch: usize,
     pub totals: Totals,
     /// See [`Companions::flips`].
@@ -112,7 +112,7 @@ pub struct LayerCheck {
 #[derive(Clone, Copy, Debug)]
 pub struct Examination<'a> {
     pub images: &'a Loader,
-    /// Images a batch; above the number of images they count as that. If all are below 32, 32 is looked at, too: to
+    /// Images per batch; above the number of images they count as that. If all are below 32, 32 is looked at, too: to
     /// sound statistics, smaller batches are off by themselves. If none is a quarter of the images or less, that quarter
     /// is looked at, too: batches that differ from each other are needed to know what is chance.
     pub sizes: &'a [usize],

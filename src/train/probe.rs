@@ -97,7 +97,7 @@ impl LayerSurvey {
 /// What the other images of a batch do to an image's result.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Companions {
-    /// Images a batch.
+    /// Images per batch.
     pub batch: usize,
     /// Images that were looked at, broken ones not counted.
     pub images: usize,

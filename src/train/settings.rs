@@ -300,8 +300,8 @@ impl Settings {
                 Some(format!("the last step of each epoch has {left}, for which there are no more than that"))
             }
             (left, true) => Some(format!(
-                "{left} of the {} training images sit out each epoch, others each time: they do not fill a step of {step}, \
-                 and batch norms take statistics of whole batches",
+                "each epoch leaves out {left} of the {} training images, different ones each time: they do not fill a batch of \
+                 {step}, and batch statistics need full batches",
                 self.images.train
             )),
         }

@@ -70,7 +70,7 @@ class PolicyBatchNorm(nn.Module):
         mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         m = x.numel() // x.shape[1]
-        assert m >= 8, f"only {m} values a channel: too few for batch statistics that can be compared"
+        assert m >= 8, f"only {m} values per channel: too few for batch statistics that can be compared"
         if self.axes["update"] != "off":
             self.window.append((mean, var * ((m - 1) / m) if self.axes["var"] == "biased" else var))
         if self.axes["stats"] == "running":

@@ -5,7 +5,7 @@
     state_dicts.py keras > state_dicts/keras.txt                (made with Keras 3.15)
 
 A network is a line with what it is as a whole, a digest of its list (FNV-1a, 64 bits, over the sorted lines, each ended by a
-line feed), and the list itself where it is one of a kind: a line a layer with its tensors in alphabetical order, and for
+line feed), and the list itself where it is one of a kind: one line per layer with its tensors in alphabetical order, and for
 convolutions the stride.
 """
 
