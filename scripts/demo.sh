@@ -21,7 +21,7 @@ mkdir -p "$demo"
 "$thawline" sample-data digits-far "$demo/far"
 
 policies=()
-for policy in head bn-only full-frozen-bn full; do
+for policy in head bn-only full; do
     policies+=(--policy "$policy")
 done
 for domain in near far; do
@@ -34,7 +34,7 @@ for domain in near far; do
         head=new
     fi
     "$thawline" compare --weights "$weights" --data "$demo/$domain" --out "$demo/compare-$domain" --head "$head" \
-        --train-images 200 --epochs 4 --batch 16 --seeds 2 --optimizer adamw --lr 0.003,0.02 --weight-decay 0 "${policies[@]}"
+        --train-images 200 --epochs 3 --batch 16 --seeds 2 --optimizer adamw --lr 0.003,0.02 --weight-decay 0 "${policies[@]}"
 done
 
 echo
