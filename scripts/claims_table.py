@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints the table of docs/results.md from benches/results/claims: validation accuracy after the last epoch in per cent, the
-mean over the seeds and the standard deviation of a sample."""
+"""Prints the tables of docs/results.md from benches/results/claims: validation accuracy in per cent, the mean over the seeds
+and the standard deviation of a sample."""
 
 import csv
 import statistics
@@ -10,15 +10,25 @@ RESULTS = Path(__file__).parent.parent / "benches/results/claims"
 SETS = ["near", "far", "real-cells", "real-fashion"]
 
 
+START = "before training"
+
+
+def spread(accuracies: list[float]) -> str:
+    return f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}"
+
+
 def accuracies(file: Path) -> dict[str, list[float]]:
-    last = {}
+    """Of each policy after the last epoch, and of them all before training, by seed."""
+    last, start = {}, {}
     with file.open() as rows:
         for row in csv.DictReader(rows):
-            if row["val_top1"]:
-                last[row["arm"], row["seed"]] = 100 * float(row["val_top1"])
-    policies = {}
+            accuracy = 100 * float(row["val_top1"])
+            last[row["arm"], row["seed"]] = accuracy
+            if row["epoch"] == "0":
+                start[row["seed"]] = accuracy
+    policies = {START: list(start.values())}
     for (policy, _), accuracy in last.items():
-        policies.setdefault(policy, []).append(accuracy)
+        policies.setdefault(f"`{policy}`", []).append(accuracy)
     return policies
 
 
@@ -30,9 +40,15 @@ def main() -> None:
     for policy in policies:
         cells = []
         for one in found.values():
-            values = one.get(policy)
-            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if values else "–")
-        print(f"| `{policy}` | {' | '.join(cells)} |")
+            cells.append(spread(one[policy]) if policy in one else "–")
+        print(f"| {policy} | {' | '.join(cells)} |")
+
+    print("\n| batch | after training | statistics estimated anew |\n|---|---|---|")
+    with (RESULTS / "small-batches.csv").open() as rows:
+        runs = list(csv.DictReader(rows))
+    for batch in dict.fromkeys(run["batch"] for run in runs):
+        of = lambda column: spread([100 * float(run[column]) for run in runs if run["batch"] == batch])
+        print(f"| {batch} | {of('after_training')} | {of('recalibrated')} |")
 
 
 main()

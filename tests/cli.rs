@@ -1138,6 +1138,48 @@ fn recalibrate_gives_a_file_other_statistics() {
 }
 
 #[test]
+fn doctor_of_images_of_other_classes_names_a_command_that_runs() {
+    let outputs = Outputs::new();
+    let data = outputs.text("far");
+    write_sample_data(SampleSet::DigitsFar, Path::new(&data), &SampleOptions::default()).unwrap();
+    let trained = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/resnet_tiny_shapes.safetensors");
+    let args = ["doctor", "--weights", trained, "--data", &data, "--max-images", "64", "--batch", "16", "--quiet"];
+    let shown = stdout(&args);
+    let command = shown
+        .lines()
+        .find(|line| line.trim_start().starts_with("thawline finetune"))
+        .unwrap_or_else(|| panic!("{shown}"));
+    assert!(command.ends_with("--then recalibrate --head new"), "{shown}");
+}
+
+#[test]
+fn a_warm_up_beyond_the_run_is_warned_of() {
+    let outputs = Outputs::new();
+    let (weights, data, out) = (weights_file(), data(), outputs.text("run"));
+    let args = [
+        "finetune",
+        "--weights",
+        &weights,
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--epochs",
+        "1",
+        "--batch",
+        "8",
+        "--policy",
+        "head",
+    ];
+    let warned = |warmup: &str| {
+        let output = thawline(&[&args[..], &["--warmup", warmup]].concat()).output().unwrap();
+        fs::remove_dir_all(&out).unwrap();
+        String::from_utf8(output.stderr).unwrap().contains("is longer than the whole run of 5 steps")
+    };
+    assert_eq!(["5", "6"].map(warned), [false, true]);
+}
+
+#[test]
 fn doctor_names_what_is_wrong_and_the_command_that_helps() {
     let outputs = Outputs::new();
     let data = data();
@@ -1412,7 +1454,7 @@ fn bad_weights_are_named_and_nothing_is_overwritten() {
     };
     for (file, expected) in [
         ("truncated", "truncated"),
-        ("text", "give a .safetensors, .pth, .keras, .h5 or .onnx file"),
+        ("text", "its content is none of safetensors, PyTorch, Keras or ONNX"),
         ("hostile", "hostile"),
         ("empty", "it is empty"),
         ("missing", "cannot read"),

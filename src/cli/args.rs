@@ -89,9 +89,9 @@ pub fn side(pixels: usize) -> Result<u32> {
 /// `--model`, `--weights`, `--offline`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name
-    /// prints the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default: what the
-    /// weights file holds]
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name prints
+    /// the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default:
+    /// what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
     /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub [default: random weights]
@@ -159,7 +159,8 @@ pub struct DeviceArgs {
     pub device: Option<String>,
     #[command(flatten)]
     pub backend: BackendArgs,
-    /// Give up when the device finishes no work for this many seconds [default: 120, or 1200 where a driver computes on the CPU]
+    /// Give up when the device finishes no work for this many seconds [default: 120, or 1200 where a driver computes on the
+    /// CPU]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub device_timeout: Option<u64>,
     /// How convolutions are computed: direct, workgroup or subgroup. Two runs give the same bits if they use the same
@@ -653,8 +654,8 @@ impl Model {
         GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
     }
 
-    /// What a weights file of this network says of itself: what the one that it came from said, how images are prepared, and the
-    /// graph if the network has no name.
+    /// What a weights file of this network says of itself: what the one that it came from said, how images are prepared,
+    /// and the graph if the network has no name.
     pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
         let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
         for key in [GRAPH, PREPROCESSING] {

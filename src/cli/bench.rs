@@ -23,8 +23,8 @@ use thawline::weights::write_atomically;
 ///
 /// Each policy is measured at each depth with each batch size, beside what its plan predicts. Times are medians after a
 /// warm-up. A combination that is not possible (refused by the policy, or too large for the device) is reported with the
-/// reason, and the others still run. Combinations with identical layer settings are measured once. With --kernels, measure instead every kind of
-/// convolution that the model has: forward, input gradient and weight gradient.
+/// reason, and the others still run. Combinations with identical layer settings are measured once. With --kernels, measure
+/// instead every kind of convolution that the model has: forward, input gradient and weight gradient.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline bench --model resnet18 --batch 8 --size 64 \\
@@ -42,9 +42,9 @@ pub struct Args {
         help = args::policy_help("A policy to measure", "; repeatable [default: full]")
     )]
     policies: Vec<String>,
-    /// Thaw from this layer, block or module on: all weights from there to the end train (from:LAYER -> weights=train, after the
-    /// policy's own rules), and batch norms do what the policy says; none is the policy as it is; repeatable, or a list
-    /// with commas [default: none]
+    /// Thaw from this layer, block or module on: all weights from there to the end train (from:LAYER -> weights=train,
+    /// after the policy's own rules), and batch norms do what the policy says; none is the policy as it is; repeatable, or
+    /// a list with commas [default: none]
     #[arg(long, value_name = "LAYER|none", value_delimiter = ',')]
     thaw: Vec<String>,
     /// A rule that comes after each policy's own and after --thaw's; repeatable
@@ -72,7 +72,8 @@ pub struct Args {
     page: Option<PathBuf>,
     #[command(flatten)]
     force: ForceArgs,
-    /// Compare with a file that --out, or --json with --quiet, wrote, here or elsewhere: whatever combinations both have; repeatable
+    /// Compare with a file that --out, or --json with --quiet, wrote, here or elsewhere: whatever combinations both have;
+    /// repeatable
     #[arg(long, value_name = "FILE.json")]
     against: Vec<PathBuf>,
     /// Measure single convolutions, of --model or of resnet18

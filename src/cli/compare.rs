@@ -22,11 +22,11 @@ use thawline::weights::StateDict;
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
 ///
-/// Every policy starts from the same weights and sees the same images in the same order. The folder OUT gets report.html
-/// to look at, compare.json and compare.csv with every number, timings.json, the best weights of each run below runs/, and
-/// those of the policy to use as winner.safetensors, and as a copy of the Keras file if they came from one. Ctrl-C finishes the step and saves; --resume continues, and compare.json is the same as if it had never
-/// stopped. What the frozen part of a network gives for each image is computed once and kept, within --cache; that
-/// changes no result.
+/// Every policy starts from the same weights and sees the same images in the same order. The folder OUT gets report.html to
+/// look at, compare.json and compare.csv with every number, timings.json, the best weights of each run below runs/, and
+/// those of the policy to use as winner.safetensors, and as a copy of the Keras file if they came from one. Ctrl-C finishes
+/// the step and saves; --resume continues, and compare.json is the same as if it had never stopped. What the frozen part of
+/// a network gives for each image is computed once and kept, within --cache; that changes no result.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline compare --weights resnet18.pth --data ./photos --out cmp --epochs 5

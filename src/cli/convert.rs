@@ -15,7 +15,7 @@ use thawline::tensor::HostTensor;
 use thawline::train::{Evaluator, Images};
 use thawline::weights;
 
-/// Turn the weights of a network over to another framework's variant of it, and say what that changes.
+/// Convert weights to another framework's variant of the same network, and report what changes.
 ///
 /// Layers correspond by what they compute, whatever their names and order. Names, layouts, epsilon and biases are
 /// converted, so that the same values before the first layer give the same logits; what no file can say, such as another

@@ -10,10 +10,10 @@ use thawline::train::{Checkup, Examination, Inference, SizeCheck, Totals, examin
 
 /// Say what is wrong with the batch norms of a network, without training
 ///
-/// Compares the statistics in the file with what the batch norms see of your images, in inference and under the
-/// statistics of batches of several sizes, and names the fault that explains the difference: statistics of other
-/// images, of too few images or of too small batches, reset ones, another epsilon or convention, a domain shift. Each
-/// finding comes with its evidence, how sure it is, and what to do; --layers shows what it was found in. Distances are symmetric Kullback-Leibler
+/// Compares the statistics in the file with what the batch norms see of your images, in inference and under the statistics
+/// of batches of several sizes, and names the fault that explains the difference: statistics of other images, of too few
+/// images or of too small batches, reset ones, another epsilon or convention, a domain shift. Each finding comes with its
+/// evidence, how sure it is, and what to do; --layers shows what it was found in. Distances are symmetric Kullback-Leibler
 /// divergences in nats, averaged over channels: 0 is perfect, 1 is means a standard deviation apart.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:

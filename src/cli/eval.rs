@@ -6,15 +6,14 @@ use super::{events, output};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::time::Instant;
 use thawline::data::{ImageFolder, Loader, LoaderOptions, Mode, Sample};
-use thawline::report::{Evaluated, evaluation_page};
+use thawline::report::{Evaluated, class_name, evaluation_page};
 use thawline::train::{self, ClassFigures, Evaluation, Evaluator, UNEVEN, imbalance};
 use thawline::weights::write_atomically;
 
-/// Measure loss and accuracy of a network on a folder of images, and how well it tells each class.
+/// Measure loss and accuracy of a network on a folder of images, and recall, precision and F1 of each class.
 ///
 /// Inference normalises by running statistics, whatever a policy says of training, so no image's result depends on the
 /// others in its batch.
@@ -206,16 +205,20 @@ fn print(evaluation: &Evaluation, images_per_s: f64) -> Result<()> {
     Ok(())
 }
 
-/// A row a class, the lowest recall first, and the means.
+/// One row per class, the lowest recall first, and the means.
 fn class_table(evaluation: &Evaluation, names: &[String]) -> Result<()> {
     let confusion = &evaluation.confusion;
-    let mut figures = confusion.figures();
-    figures.sort_by(|a, b| a.recall.partial_cmp(&b.recall).unwrap_or(Ordering::Equal));
-    let name = |class: u32| names.get(class as usize).cloned().unwrap_or_else(|| format!("class {class}"));
     let known = |count: u64, share: f64| if count > 0 { percent(share) } else { "–".into() };
-    let classes = figures.iter().map(|c| {
+    let classes = confusion.by_recall().into_iter().map(|c| {
         let (recall, precision) = (known(c.support, c.recall), known(c.predicted, c.precision));
-        vec![name(c.class), c.support.to_string(), recall, precision, percent(c.f1), c.predicted.to_string()]
+        vec![
+            class_name(names, c.class),
+            c.support.to_string(),
+            recall,
+            precision,
+            percent(c.f1),
+            c.predicted.to_string(),
+        ]
     });
     let means = [("mean", confusion.macro_means()), ("mean by images", confusion.weighted_means())].map(|(what, m)| {
         vec![what.into(), String::new(), percent(m.recall), percent(m.precision), percent(m.f1), String::new()]

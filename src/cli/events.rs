@@ -33,6 +33,14 @@ pub fn emit(event: &str, fields: Value) -> Result<()> {
     last(event, fields)
 }
 
+/// Prints an event of a run, with the fields that say which run it is.
+fn emit_of(run: &Value, event: &str, mut fields: Value) -> Result<()> {
+    if let (Value::Object(fields), Value::Object(run)) = (&mut fields, run) {
+        fields.extend(run.clone());
+    }
+    emit(event, fields)
+}
+
 /// Prints the event that the stream ends with.
 fn last(event: &str, fields: Value) -> Result<()> {
     if !are_on() {
@@ -90,7 +98,7 @@ pub fn epoch(metrics: &EpochMetrics) -> Value {
 
 /// Prints what a run tells of itself, with what says which run it is.
 pub fn of_run(run: &Value, event: &Event<'_>) -> Result<()> {
-    let (name, mut fields) = match *event {
+    let (name, fields) = match *event {
         Event::Started { step, .. } => ("started", json!({"step": step})),
         Event::Step(StepMetrics { epoch, step, lr, totals, images_per_s, .. }) => (
             "step",
@@ -110,23 +118,17 @@ pub fn of_run(run: &Value, event: &Event<'_>) -> Result<()> {
         }
         Event::Recalibrated { val } => ("recalibrated", json!({"val": val.map(totals)})),
     };
-    if let (Value::Object(fields), Value::Object(run)) = (&mut fields, run) {
-        fields.extend(run.clone());
-    }
-    emit(name, fields)
+    emit_of(run, name, fields)
 }
 
 /// Prints that a run of a comparison is complete.
 pub fn done(which: &Value, run: &ArmRun) -> Result<()> {
-    let mut fields = json!({
+    let fields = json!({
         "val_top1": run.last_accuracy().map_or(Value::Null, number),
         "best_val_top1": run.best_accuracy().map_or(Value::Null, number),
         "diverged": run.diverged,
     });
-    if let (Value::Object(fields), Value::Object(which)) = (&mut fields, which) {
-        fields.extend(which.clone());
-    }
-    emit("done", fields)
+    emit_of(which, "done", fields)
 }
 
 #[cfg(test)]

@@ -72,7 +72,8 @@ pub struct Args {
     /// Print JSON: one event per line
     ///
     /// `run` says what runs, `step`, `validating`, `epoch` and `recalibrated` how it goes; the last, `result`, has {folder,
-    /// first, best, last: epochs, weights, metrics: files}. docs/events.md describes all events; with --quiet, only the last is printed.
+    /// first, best, last: epochs, weights, metrics: files}. docs/events.md describes all events; with --quiet, only the
+    /// last is printed.
     #[arg(long)]
     json: bool,
 }

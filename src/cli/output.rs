@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, TableComponent, presets};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
@@ -104,7 +104,7 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 
 /// Prints a JSON object in one line.
 pub fn json_line(value: &Value) -> Result<()> {
-    print_json(&json!(value).to_string())
+    print_json(&value.to_string())
 }
 
 fn print_json(text: &str) -> Result<()> {

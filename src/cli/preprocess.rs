@@ -22,7 +22,7 @@ pub struct PreprocessArgs {
     /// What is subtracted from red, green and blue, as values from 0 to 1: three numbers, or one for all
     #[arg(long, value_name = "R,G,B", allow_hyphen_values = true, value_parser = mean)]
     pub mean: Option<Channels>,
-    /// What they are divided by then
+    /// Divisor of red, green and blue, after --mean is subtracted
     #[arg(long, value_name = "R,G,B", value_parser = std)]
     pub std: Option<Channels>,
 }

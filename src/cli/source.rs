@@ -9,11 +9,11 @@ use thawline::weights::StateDict;
 /// `--offline`, `--weights-set`.
 #[derive(clap::Args, Clone, Default, Debug)]
 pub struct SourceArgs {
-    /// Take what the cache has of hf:… weights, and download nothing
+    /// Use only cached hf:… weights; download nothing
     #[arg(long)]
     pub offline: bool,
     /// Which of a file's sets of weights: the entry of a checkpoint, such as state_dict, or what the names of tensors begin
-    /// with, such as encoder_k [default: an average over the steps of training before the last values]
+    /// with, such as encoder_k [default: averaged (EMA) weights if the file has them, else the final weights]
     #[arg(long, value_name = "NAME")]
     pub weights_set: Option<String>,
 }

@@ -32,9 +32,9 @@ pub struct DataArgs {
 /// Where weights come from, how images are shown, and how training goes.
 #[derive(clap::Args)]
 pub struct TrainingArgs {
-    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name
-    /// prints the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default: what the
-    /// weights file holds]
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name prints
+    /// the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default:
+    /// what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
     /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub; a head for another number of
@@ -47,7 +47,7 @@ pub struct TrainingArgs {
     /// the first class for the first and so on, or begin it anew [default: stop with an error]
     #[arg(long, value_enum, value_name = "keep|new", requires = "weights")]
     pub head: Option<HeadName>,
-    /// Number of classes, to be sure: the folders of DATA decide
+    /// Expected number of classes; an error if DATA has another number of class folders
     #[arg(long, value_name = "N", value_parser = positive)]
     pub classes: Option<usize>,
     #[command(flatten)]
@@ -60,9 +60,9 @@ pub struct TrainingArgs {
     /// Passes over the training images [default: 10, enough for most small sets]
     #[arg(long, value_name = "N", value_parser = positive)]
     epochs: Option<usize>,
-    /// Images that the device works on at once; batch norms with stats=batch compute their statistics over this many images. Where a batch norm takes
-    /// statistics of the batch, images at the end of an epoch that do not fill an optimiser step are left out, different ones each time;
-    /// elsewhere they make a smaller step [default: 32]
+    /// Images that the device works on at once; batch norms with stats=batch compute their statistics over this many
+    /// images. Where a batch norm takes statistics of the batch, images at the end of an epoch that do not fill an
+    /// optimiser step are left out, different ones each time; elsewhere they make a smaller step [default: 32]
     #[arg(long, value_name = "N", value_parser = positive)]
     batch: Option<usize>,
     /// Batches that are added up to one optimiser step, for a larger effective batch in the same memory [default: 1]
@@ -93,9 +93,9 @@ pub struct TrainingArgs {
     /// Share of the target that is spread over all classes; 0.1 helps on noisy labels [default: 0]
     #[arg(long, value_name = "X")]
     label_smoothing: Option<f64>,
-    /// Weight of each class in the training loss, as PyTorch's CrossEntropyLoss(weight). `balanced`: so that all classes count
-    /// the same, whatever their numbers of images; or a TOML or JSON file with a number for each class name. Validation
-    /// stays without weights [default: each image counts the same]
+    /// Weight of each class in the training loss, as PyTorch's CrossEntropyLoss(weight). `balanced`: so that all classes
+    /// count the same, whatever their numbers of images; or a TOML or JSON file with a number for each class name.
+    /// Validation stays without weights [default: each image counts the same]
     #[arg(long, value_name = "balanced|FILE")]
     class_weights: Option<PathBuf>,
     /// Which images an epoch shows: each once, or of each class equally often, those of rare classes several times
@@ -476,7 +476,7 @@ impl TrainingArgs {
             output::warning(format_args!(
                 "--warmup {} is longer than the whole run of {}: the learning rate will not reach --lr",
                 settings.schedule.warmup,
-                output::quantity(settings.steps() as usize, "step")
+                output::quantity(settings.steps(), "step")
             ));
         }
         Ok(settings)

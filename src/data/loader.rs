@@ -40,7 +40,7 @@ pub struct LoaderOptions {
     pub mode: Mode,
     /// Of [`Mode::Train`].
     pub sampler: Sampler,
-    /// images per batch.
+    /// Images per batch.
     pub batch: usize,
     /// Order and augmentation follow from it, the epoch and the sample.
     pub seed: u64,

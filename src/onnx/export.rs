@@ -52,7 +52,7 @@ pub struct About<'a> {
     pub preprocessing: Preprocessing,
     /// Names of the classes in the order of their labels, if they are known.
     pub classes: Option<&'a [String]>,
-    /// images per batch; `None` leaves that to the reader.
+    /// Images per batch; `None` leaves that to the reader.
     pub batch: Option<usize>,
 }
 

@@ -13,7 +13,7 @@ const OPEN: usize = 40;
 /// A confusion matrix and what follows from it.
 #[derive(Serialize)]
 pub(super) struct ClassesView {
-    /// The lowest recall first; of equals, the one with more images.
+    /// As [`ConfusionMatrix::by_recall`] has them.
     open: Vec<ClassView>,
     folded: Vec<ClassView>,
     /// What the recall of each class is the mean of, and the others'.
@@ -61,14 +61,14 @@ struct PairView {
 }
 
 /// The name of a class; its number if it has none.
-pub(super) fn name(names: &[String], class: u32) -> String {
+pub fn class_name(names: &[String], class: u32) -> String {
     names.get(class as usize).cloned().unwrap_or_else(|| format!("class {class}"))
 }
 
 impl ClassesView {
     /// `names` are those of the classes by label.
     pub fn new(confusion: &ConfusionMatrix, names: &[String]) -> Self {
-        let mut figures = confusion.figures();
+        let figures = confusion.figures();
         let support = confusion.support();
         let mistakes = confusion.mistakes();
         let share = |truth: u32, count: u64| match support.get(truth as usize) {
@@ -82,13 +82,13 @@ impl ClassesView {
                 CellView { count, share: share(truth, count) }
             };
             MatrixView {
-                names: classes().map(|class| name(names, class)).collect(),
+                names: classes().map(|class| class_name(names, class)).collect(),
                 rows: classes().map(|truth| classes().map(|predicted| cell(truth, predicted)).collect()).collect(),
             }
         });
         let pair = |&([truth, predicted], count): &([u32; 2], u64)| PairView {
-            truth: name(names, truth),
-            predicted: name(names, predicted),
+            truth: class_name(names, truth),
+            predicted: class_name(names, predicted),
             count,
             share: share(truth, count),
         };
@@ -96,15 +96,11 @@ impl ClassesView {
             Some(_) => Vec::new(),
             None => mistakes.iter().take(PAIRS).map(pair).collect(),
         };
-        // Those without images last: their recall says nothing.
-        figures.sort_by(|a, b| {
-            let key = |f: &ClassFigures| (f.support == 0, f.recall, std::cmp::Reverse(f.support));
-            key(a).partial_cmp(&key(b)).unwrap_or(std::cmp::Ordering::Equal)
-        });
+        let figures = confusion.by_recall();
         let view = |figures: &ClassFigures| {
             let first = mistakes.iter().find(|([truth, _], _)| *truth == figures.class);
-            let taken_for = first.map(|&([_, predicted], count)| (name(names, predicted), count));
-            ClassView { name: name(names, figures.class), figures: *figures, taken_for }
+            let taken_for = first.map(|&([_, predicted], count)| (class_name(names, predicted), count));
+            ClassView { name: class_name(names, figures.class), figures: *figures, taken_for }
         };
         let (open, folded) = figures.split_at(if figures.len() > OPEN + 5 { OPEN } else { figures.len() });
         Self {

@@ -6,6 +6,7 @@ use super::spread::{
 };
 use super::units::{bytes, flops, nats, percent};
 use super::{Arm, ArmRun, Comparison, State};
+use crate::text::quantity;
 use crate::train::{EpochMetrics, best};
 
 /// Recipes that differ in whether batch norms follow the data: the one that does, and the one that does not.
@@ -162,13 +163,10 @@ fn use_it(comparison: &Comparison, arm: &Arm, best: &Arm, unclear: &[&Arm]) -> S
     let doubtful: Vec<(&Arm, Difference)> = doubtful.filter_map(|other| Some((*other, lead_over(other)?))).collect();
     let doubts: Vec<String> =
         doubtful.iter().map(|(other, lead)| format!("`{}` ({})", other.name, points(*lead))).collect();
-    let images = format!("{} validation images", comparison.val_images);
-    let too_few = match (doubtful.iter().any(|(_, lead)| lead.by_seeds), doubtful.iter().all(|(_, lead)| lead.by_seeds))
-    {
-        (_, true) => format!("{} seeds", lead.seeds),
-        (false, _) => images,
-        (true, false) => format!("{images} and {} seeds", lead.seeds),
-    };
+    let limits = [false, true].map(|by_seeds| doubtful.iter().find(|(_, lead)| lead.by_seeds == by_seeds));
+    let images = limits[0].map(|_| quantity(comparison.val_images, "validation image"));
+    let seeds = limits[1].map(|(_, lead)| quantity(lead.seeds, "seed"));
+    let too_few = images.into_iter().chain(seeds).collect::<Vec<_>>().join(" and ");
     let doubts = match doubts.is_empty() {
         true => String::new(),
         false => format!(

@@ -1,6 +1,6 @@
 //! The page that shows an evaluation.
 
-use super::classes::{ClassesView, name};
+use super::classes::{ClassesView, class_name};
 use super::template;
 use crate::data::decode::decode_file;
 use crate::data::{DecodeOptions, Sample, thumbnail};
@@ -12,7 +12,7 @@ use minijinja::value::Serde;
 use serde::Serialize;
 use std::path::Path;
 
-/// Pixels a side: twice what the page shows, for fine screens.
+/// Pixels per side: twice what the page shows, for fine screens.
 const THUMBNAIL: u32 = 224;
 
 /// What was evaluated, and how.
@@ -56,8 +56,8 @@ pub fn evaluation_page(evaluated: &Evaluated<'_>) -> String {
         let jpeg = decode_file(path, decode).ok().and_then(|image| thumbnail(&image, THUMBNAIL));
         MistakeView {
             file: path.strip_prefix(data).unwrap_or(path).display().to_string(),
-            truth: name(classes, mistake.truth),
-            predicted: name(classes, mistake.predicted),
+            truth: class_name(classes, mistake.truth),
+            predicted: class_name(classes, mistake.predicted),
             confidence: mistake.confidence,
             picture: jpeg.map(|jpeg| format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(jpeg))),
         }

@@ -1,6 +1,6 @@
-//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and
-//! what is wrong with its batch norms; about an evaluation its page; about a comparison of policies: its table, its conclusion, and a page with both;
-//! and about a device: what it should take and took, in a file and on a page.
+//! What there is to read about a run: its price beforehand, and afterwards `metrics.csv`, TensorBoard's events, and what is
+//! wrong with its batch norms; about an evaluation its page; about a comparison of policies: its table, its conclusion, and
+//! a page with both; and about a device: what it should take and took, in a file and on a page.
 
 mod bench_page;
 mod benchmark;
@@ -25,6 +25,7 @@ pub mod units;
 pub use bench_page::bench_page;
 pub(crate) use benchmark::label;
 pub use benchmark::{Against, BenchResult, Benchmark, Change, Disagreement, Pair};
+pub use classes::class_name;
 pub use comparison::{
     Arm, ArmLayer, ArmRun, ArmStage, ArmTimings, BatchStatistics, Comparison, LOOKED_AT, LrSearch, Prefix,
     SMALL_BATCH_IMAGES, SearchRound, State, Timings, Trial, Winner, mean_and_deviation,

@@ -50,8 +50,8 @@ impl Spread {
 impl Difference {
     /// Of two arms' last accuracies by the paired t-test: arms that share a seed saw the same images in the same order. Only
     /// their own seeds say how much the difference varies. A variance that all arms share would be known better, but arms
-    /// vary by very different amounts, such as 0.4 and 20 points, and then such intervals miss the difference up to six
-    /// times as often as they say, or hide clear ones. None if the arms have no seed in common.
+    /// vary by very different amounts, such as 0.4 and 20 points: an interval by the mean of these is far too narrow for some
+    /// arms, and far too wide for others. None if the arms have no seed in common.
     pub fn between(comparison: &Comparison, arm: &Arm, other: &Arm) -> Option<Self> {
         let last = |run: &ArmRun| run.last_accuracy().filter(|accuracy| accuracy.is_finite());
         let pairs = arm.runs.iter().filter_map(|run| {

@@ -4,6 +4,7 @@
 //! `balanced_accuracy_score`, of which the tests hold results.
 
 use serde::{Deserialize, Serialize};
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
@@ -81,7 +82,7 @@ impl ConfusionMatrix {
     pub fn mistakes(&self) -> Vec<([u32; 2], u64)> {
         let mut mistakes: Vec<_> = self.counts().filter(|([truth, predicted], _)| truth != predicted).collect();
         // Stable: of equals, the first.
-        mistakes.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        mistakes.sort_by_key(|&(_, count)| Reverse(count));
         mistakes
     }
 
@@ -129,6 +130,15 @@ impl ConfusionMatrix {
             f1: share(2 * right, support + predicted),
         });
         figures.collect()
+    }
+
+    /// [`figures`](Self::figures), the lowest recall first; of equals, the class with more images. Those without images are
+    /// last: their recall says nothing.
+    pub fn by_recall(&self) -> Vec<ClassFigures> {
+        let mut figures = self.figures();
+        let key = |f: &ClassFigures| (f.support == 0, f.recall, Reverse(f.support));
+        figures.sort_by(|a, b| key(a).partial_cmp(&key(b)).unwrap_or(Ordering::Equal));
+        figures
     }
 
     /// The means over the classes of [`figures`](Self::figures), each with the same weight (scikit-learn's `macro`). NaN
@@ -217,6 +227,16 @@ mod tests {
         assert_eq!(toml::from_str::<ConfusionMatrix>(&text).unwrap(), matrix, "{text}");
         let error = toml::from_str::<ConfusionMatrix>(&text.replace("[2, 1, 1]", "[2, 3, 1]")).unwrap_err();
         assert!(error.to_string().contains("has a count at 2, 3"), "{error}");
+    }
+
+    #[test]
+    fn the_least_recalled_class_comes_first_and_those_without_images_last() {
+        let mut matrix = ConfusionMatrix::new(4);
+        // Class 3 is predicted, and has no images; 1 and 2 are never right, and 2 has more images.
+        for (truth, predicted) in [(0, 0), (1, 3), (2, 0), (2, 3)] {
+            matrix.add(truth, predicted);
+        }
+        assert_eq!(matrix.by_recall().iter().map(|f| f.class).collect::<Vec<_>>(), [2, 1, 0, 3]);
     }
 
     #[test]

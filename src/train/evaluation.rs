@@ -1,5 +1,6 @@
 //! What a network makes of labelled images, image by image.
 
+use super::probe::greatest;
 use super::{ConfusionMatrix, Evaluator, Images, PADDING, Totals, TrainError};
 use crate::data::Batch;
 use std::cmp::Ordering;
@@ -54,7 +55,8 @@ impl Evaluation {
         self.skipped += batch.skipped as u64;
         let rows = logits.chunks_exact(self.confusion.classes().max(1)).zip(&labels);
         for (&sample, (logits, &truth)) in batch.samples.iter().zip(rows) {
-            let predicted = greatest(logits);
+            // Of equals the lowest, as the loss counts hits.
+            let predicted = greatest(logits) as u32;
             self.confusion.add(truth, predicted);
             if predicted != truth && self.kept > 0 {
                 let confidence = probability(logits, predicted);
@@ -66,17 +68,6 @@ impl Evaluation {
         self.mistakes.truncate(self.kept);
         Ok(())
     }
-}
-
-/// The class of the greatest logit, of equals the lowest: as the loss counts hits.
-fn greatest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (class, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = class;
-        }
-    }
-    best as u32
 }
 
 /// The softmax probability of a class, in f64.

@@ -329,7 +329,7 @@ impl Survey {
 }
 
 /// The position of the greatest value; of equals, the first.
-fn greatest(values: &[f32]) -> usize {
+pub(super) fn greatest(values: &[f32]) -> usize {
     let mut greatest = 0;
     for (index, value) in values.iter().enumerate() {
         if *value > values[greatest] {

@@ -274,7 +274,7 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
     } else if start.starts_with(b"\x80") {
         refused("it is a plain pickle without tensors; write it with torch.save(model.state_dict(), …)")
     } else {
-        refused("give a .safetensors, .pth, .keras, .h5 or .onnx file")
+        refused("its content is none of safetensors, PyTorch, Keras or ONNX")
     }
 }
 
