@@ -15,7 +15,8 @@ const WEIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/resnet_tiny_s
 fn thawline(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_thawline"));
     command.args(args).current_dir(folder).env("TERM", "xterm-256color");
-    for name in ["COLUMNS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "RUST_LOG"] {
+    // A machine for CI counts as a terminal with colours, even a dumb one.
+    for name in ["CI", "COLUMNS", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "RUST_LOG"] {
         command.env_remove(name);
     }
     command
