@@ -350,7 +350,8 @@ fn check(policy: &str, rules: &[&str]) {
     check_on(network(), policy, rules);
 }
 
-fn check_on(network: Graph, policy: &str, rules: &[&str]) {
+/// Checks the step of `network`, and returns it.
+fn check_on(network: Graph, policy: &str, rules: &[&str]) -> Graph {
     let policy = Policy::recipe(policy).expect("a recipe").with_rules(rules).expect("rules");
     let network = resolve(&policy, network).expect("a policy").graph;
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.1, decoupled: false };
@@ -428,6 +429,7 @@ fn check_on(network: Graph, policy: &str, rules: &[&str]) {
         checked += 1;
     }
     assert!(checked > 0, "nothing trains");
+    plan.graph
 }
 
 /// The rows of a parameter that its layer's setting lets train.
@@ -460,7 +462,15 @@ fn everything_trains_under_frozen_batch_norms() {
 
 #[test]
 fn gamma_and_beta_train_through_the_folded_weights() {
-    check("keras-guide", &[]);
+    let step = check_on(network(), "keras-guide", &[]);
+    // Where the weights are few, that is; where they are many, through the normalisation.
+    let has = |wanted: fn(&Op) -> bool| step.nodes().any(|(_, node)| wanted(&node.op));
+    assert!(has(|op| matches!(op, Op::FoldAffineGrad { .. })));
+    assert!(has(|op| matches!(op, Op::BatchNormGradRunning { .. })));
+    let normalised = step.nodes().filter(|(_, node)| matches!(node.op, Op::BatchNormApply(_)));
+    let mut names = normalised.filter_map(|(_, node)| node.layer.map(|l| step.layers()[l.index()].name.as_str()));
+    // A biased convolution is never folded while it trains.
+    assert!(names.any(|name| name != "a.bn1"));
 }
 
 #[test]

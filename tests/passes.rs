@@ -18,7 +18,12 @@ fn options() -> Options {
 }
 
 fn resolved(model: &str, policy: &str, rules: &[&str]) -> Graph {
-    let network = models::build(model, 4, (32, 32), 10).expect("a model");
+    resolved_for(model, 4, policy, rules)
+}
+
+/// For so many images of 32 × 32.
+fn resolved_for(model: &str, images: usize, policy: &str, rules: &[&str]) -> Graph {
+    let network = models::build(model, images, (32, 32), 10).expect("a model");
     // Ghost batches that a batch of four has two of.
     let ghosts: &[&str] = if policy == "full-ghost" { &["kind:bn -> domain=ghost(2)"] } else { &[] };
     let policy = Policy::recipe(policy).and_then(|policy| policy.with_rules(ghosts)).expect("a recipe");
@@ -120,12 +125,31 @@ fn only_what_trains_has_a_weight_gradient() {
 #[test]
 fn running_statistics_under_a_training_convolution_need_no_batch_norm_kernel() {
     for policy in ["keras-guide", "full-frozen-bn"] {
-        let graph = training(policy, &[]);
+        // So many images that their activations outweigh all weights.
+        let network = resolved_for("resnet18", 16_384, policy, &[]);
+        let graph = compile::training(network, &options()).expect("a step");
         let norm = |op: &Op| op.name().starts_with("batch_norm");
         assert_eq!(count(&graph, norm), 0, "{policy}");
         assert_eq!(folds(&graph), [Phase::Forward; 20], "{policy}");
         let affine = if policy == "keras-guide" { 20 } else { 0 };
         assert_eq!(count(&graph, |op| matches!(op, Op::FoldAffineGrad { .. })), affine, "{policy}");
+    }
+}
+
+#[test]
+fn weights_that_outweigh_the_activations_are_not_folded_each_step() {
+    for policy in ["keras-guide", "full-frozen-bn"] {
+        let graph = training(policy, &[]);
+        let is_first = |name: &str| !name.starts_with("layer");
+        let normalised: Vec<&str> = graph
+            .nodes()
+            .filter(|(_, n)| matches!(n.op, Op::BatchNormApply(_)))
+            .filter_map(|(_, n)| n.layer.map(|l| graph.layers()[l.index()].name.as_str()))
+            .collect();
+        assert_eq!(normalised.len() + folds(&graph).len(), 20, "{policy}");
+        // The last stage has nine tenths of the weights and a hundredth of the activations.
+        assert_eq!(normalised.iter().filter(|name| name.starts_with("layer4")).count(), 5, "{policy}");
+        assert!(!normalised.iter().any(|name| is_first(name)), "{policy}: {normalised:?}");
     }
 }
 

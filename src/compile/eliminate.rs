@@ -1,6 +1,7 @@
 //! Nodes that nobody reads disappear.
 
-use crate::graph::{Graph, Node, NodeId};
+use super::rewrite::Rewrite;
+use crate::graph::{Graph, Node};
 
 /// Keeps outputs, state changes, and what they are computed from.
 pub(super) fn eliminate(graph: Graph) -> Graph {
@@ -20,15 +21,9 @@ pub(super) fn keep(graph: Graph, wanted: impl Fn(&Node) -> bool) -> Graph {
             }
         }
     }
-    let mut map = vec![None; graph.nodes.len()];
-    let mut nodes = Vec::new();
-    for (index, node) in graph.nodes.into_iter().enumerate() {
-        if needed[index] {
-            let inputs = node.inputs.iter().map(|i| map[i.index()].expect("operands are needed too")).collect();
-            map[index] = Some(NodeId(nodes.len() as u32));
-            nodes.push(Node { inputs, ..node });
-        }
+    let mut rewrite = Rewrite::of(&graph);
+    for (id, _) in graph.nodes().filter(|(id, _)| needed[id.index()]) {
+        rewrite.keep(id);
     }
-    let outputs = graph.outputs.into_iter().map(|(name, id)| (name, map[id.index()].expect("needed"))).collect();
-    Graph { nodes, outputs, ..graph }
+    rewrite.finish()
 }

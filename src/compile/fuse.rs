@@ -4,6 +4,7 @@
 //! takes it all the same, since there that is computed anew from what the batch norm keeps.
 
 use super::differentiate::needs_gradient;
+use super::rewrite::Rewrite;
 use crate::graph::{Act, BatchNormApply, Conv2d, Graph, GraphError, Groups, LayerId, NodeId, Op};
 
 /// An operation that waits for the one reader that absorbs it.
@@ -20,31 +21,19 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
         [reader] if !graph.outputs.iter().any(|(_, output)| *output == id) => Some(reader),
         _ => None,
     };
-    let mut new = Graph {
-        nodes: Vec::new(),
-        layers: graph.layers.clone(),
-        models: graph.models.clone(),
-        params: graph.params.clone(),
-        states: graph.states.clone(),
-        outputs: Vec::new(),
-    };
-    let mut map: Vec<Option<NodeId>> = vec![None; graph.nodes.len()];
+    let mut rewrite = Rewrite::of(&graph);
     let mut pending: Vec<Option<Pending>> = graph.nodes.iter().map(|_| None).collect();
     for (id, node) in graph.nodes() {
-        let mapped = |id: NodeId| map[id.index()].expect("operands come first");
         let waiting = node.inputs.iter().position(|i| pending[i.index()].is_some());
         let merged = match waiting {
-            None => {
-                let inputs = node.inputs.iter().map(|&i| mapped(i)).collect();
-                Pending { op: node.op, inputs, layer: node.layer }
-            }
+            None => Pending { op: node.op, inputs: rewrite.operands(node), layer: node.layer },
             Some(position) => {
                 let producer = pending[node.inputs[position].index()].take().expect("found above");
                 match node.op {
                     Op::Activation { act, .. } => Pending { op: with_act(producer.op, act), ..producer },
                     Op::Add { .. } => {
                         let mut inputs = producer.inputs;
-                        inputs.push(mapped(node.inputs[1 - position]));
+                        inputs.push(rewrite.at(node.inputs[1 - position]));
                         Pending { op: with_residual(producer.op), inputs, layer: producer.layer }
                     }
                     _ => unreachable!("only activations and additions absorb"),
@@ -68,14 +57,15 @@ pub(super) fn fuse(graph: Graph) -> Result<Graph, GraphError> {
             pending[id.index()] = Some(merged);
             continue;
         }
-        map[id.index()] = Some(match merged.op {
-            Op::Input | Op::Labels | Op::ClassWeights => new.source(merged.op, node.shape),
-            op => new.push(op, merged.inputs, merged.layer, node.phase)?,
-        });
+        match merged.op.is_source() {
+            true => rewrite.keep(id),
+            false => {
+                let by = rewrite.push(merged.op, merged.inputs, merged.layer, node.phase)?;
+                rewrite.replace(id, by);
+            }
+        }
     }
-    let mapped = |id: NodeId| map[id.index()].expect("an output is not absorbed");
-    new.outputs = graph.outputs.iter().map(|(name, id)| (name.clone(), mapped(*id))).collect();
-    Ok(new)
+    Ok(rewrite.finish())
 }
 
 fn takes_act(op: Op) -> bool {

@@ -8,6 +8,7 @@ mod differentiate;
 mod eliminate;
 mod fold;
 mod fuse;
+mod rewrite;
 mod split;
 
 pub use split::{Split, changing, feature_name, split};
