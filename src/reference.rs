@@ -3,9 +3,9 @@
 //! It is slow and plain. Since it runs the very plan that the device runs, a wrong slot reuse shows here too.
 
 use crate::graph::Phase;
-use crate::kernels::Args;
-use crate::plan::{Plan, SlotId};
-use std::collections::HashMap;
+use crate::kernels::{Access, Args};
+use crate::plan::{Plan, Slot, SlotId, Storage};
+use std::ops::Range;
 
 /// A plan with its memory on the host.
 pub struct Executor<'a> {
@@ -14,19 +14,37 @@ pub struct Executor<'a> {
 }
 
 impl<'a> Executor<'a> {
-    /// All slots zero.
+    /// All slots zero, but for the plan's tables.
     pub fn new(plan: &'a Plan) -> Self {
-        Self { plan, memory: plan.slots.iter().map(|slot| vec![0.0; slot.words]).collect() }
+        let memory = plan.slots.iter().map(|slot| match (slot.within, slot.storage) {
+            (Some(_), _) => Vec::new(),
+            (None, Storage::Table(index)) => {
+                let mut words = vec![0.0; slot.words];
+                words.iter_mut().zip(&plan.tables[index]).for_each(|(word, bits)| *word = f32::from_bits(*bits));
+                words
+            }
+            (None, _) => vec![0.0; slot.words],
+        });
+        Self { plan, memory: memory.collect() }
     }
 
     /// A slot's words.
     pub fn slot(&self, slot: SlotId) -> &[f32] {
-        &self.memory[slot.index()]
+        let (whole, words) = self.place(slot);
+        &self.memory[whole][words]
     }
 
     /// A slot's words, to be filled.
     pub fn slot_mut(&mut self, slot: SlotId) -> &mut [f32] {
-        &mut self.memory[slot.index()]
+        let (whole, words) = self.place(slot);
+        &mut self.memory[whole][words]
+    }
+
+    /// The slot that has memory of its own, and the words in it.
+    fn place(&self, slot: SlotId) -> (usize, Range<usize>) {
+        let Slot { words, within, .. } = self.plan.slots[slot.index()];
+        let (whole, at) = within.unwrap_or((slot, 0));
+        (whole.index(), at..at + words)
     }
 
     /// Runs the calls of the given phases, in order.
@@ -44,22 +62,14 @@ impl<'a> Executor<'a> {
     /// `index` is not one of the plan's calls.
     pub fn run_call(&mut self, index: usize) {
         let call = &self.plan.calls[index];
-        // A slot bound twice is only read; the second binding gets a copy.
-        let mut taken: Vec<Vec<f32>> = Vec::with_capacity(call.bindings.len());
-        let mut first: HashMap<SlotId, usize> = HashMap::new();
-        for (position, &slot) in call.bindings.iter().enumerate() {
-            let words = match first.get(&slot) {
-                Some(&earlier) => taken[earlier].clone(),
-                None => std::mem::take(&mut self.memory[slot.index()]),
-            };
-            first.entry(slot).or_insert(position);
-            taken.push(words);
-        }
+        let mut buffers: Vec<Vec<f32>> = call.bindings.iter().map(|&slot| self.slot(slot).to_vec()).collect();
         let params = &self.plan.uniforms[call.uniform as usize..];
         let params = &params[..call.kernel.params_size()];
-        (call.kernel.reference)(Args::new(params, taken.iter_mut().map(Vec::as_mut_slice).collect()));
-        for (slot, position) in first {
-            self.memory[slot.index()] = std::mem::take(&mut taken[position]);
+        (call.kernel.reference)(Args::new(params, buffers.iter_mut().map(Vec::as_mut_slice).collect()));
+        for ((binding, &slot), words) in call.kernel.bindings.iter().zip(&call.bindings).zip(buffers) {
+            if binding.access == Access::Write {
+                self.slot_mut(slot).copy_from_slice(&words);
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Batch norms: statistics, normalisation, gradients, running statistics, and folding into a convolution's weights.
 
 use super::case::{Case, on_host};
-use super::values::{EPS, Random, shapes, untouched, when};
+use super::values::{EPS, Random, shapes, table_buffer, untouched, when};
 use crate::act::Act;
+use crate::kernels::batch_norm_update::Layer;
 use crate::kernels::{
     TILE, batch_norm_apply, batch_norm_blend, batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update,
     fold_batch_norm,
@@ -94,13 +95,17 @@ pub(super) fn batch_norm() -> Vec<Case> {
             cases.push(Case::new(&what, grad, buffers, 5e-6).padded("through", moments));
         }
 
+        // Two layers at once, the second with twice the channels.
         for (keep, unbiased, parts) in [(Some(0.9), true, 1), (Some(0.99), false, 3), (None, true, 2), (None, false, 1)]
         {
-            let what = format!("{} channels, keep {keep:?}, unbiased {unbiased}, parts {parts}", x.c());
-            let dispatch = batch_norm_update::update(x.c(), keep, unbiased, x.pixels(), parts);
-            let running = Shape::rows(2, x.c());
-            let buffers = vec![rng.tensor(running), rng.moments(x.c())];
-            cases.push(Case::new(what, dispatch, buffers, 2e-6).padded("running", running));
+            let what = format!("{c} and {} channels, keep {keep:?}, unbiased {unbiased}, parts {parts}", 2 * c);
+            let layer = |channels, at| Layer { channels, at, keep, unbiased, count: x.pixels(), parts };
+            let (batch, running) = (rng.tensor(Shape::rows(2, c)), rng.moments(c));
+            let layers = [layer(c, [0, 0]), layer(2 * c, [running.len() + 4, batch.len() + 8])];
+            let (dispatch, table) = batch_norm_update::update(&layers);
+            let batch = [batch, vec![7.0; 8], rng.tensor(Shape::rows(2, 2 * c))].concat();
+            let running = [running, vec![7.0; 4], rng.moments(2 * c)].concat();
+            cases.push(Case::new(what, dispatch, vec![batch, table_buffer(&table), running], 2e-6));
         }
     }
     cases.extend(far_from_zero());
@@ -189,15 +194,16 @@ fn cumulative() -> Vec<Case> {
     for count in 1..=5u8 {
         let batch = rng.tensor(Shape::rows(2, 4));
         sums.iter_mut().zip(&batch).for_each(|(sum, value)| *sum += f64::from(*value));
-        let dispatch = batch_norm_update::update(4, None, false, 10, 1);
-        let buffers = vec![batch, running];
-        running = on_host(&dispatch, buffers.clone()).swap_remove(1);
+        let layer = Layer { channels: 4, at: [0; 2], keep: None, unbiased: false, count: 10, parts: 1 };
+        let (dispatch, table) = batch_norm_update::update(&[layer]);
+        let buffers = vec![batch, table_buffer(&table), running];
+        running = on_host(&dispatch, buffers.clone()).swap_remove(2);
         cases.push(Case::new(format!("batch {count}, cumulative"), dispatch, buffers, 2e-6).claims(move |found| {
             let means = sums.map(|sum| sum / f64::from(count));
-            let near = found[1].iter().zip(means).all(|(found, mean)| (f64::from(*found) - mean).abs() < 1e-6);
-            match near && found[1][8..12] == [f32::from(count); 4] {
+            let near = found[2].iter().zip(means).all(|(found, mean)| (f64::from(*found) - mean).abs() < 1e-6);
+            match near && found[2][8..12] == [f32::from(count); 4] {
                 true => Ok(()),
-                false => Err(format!("running statistics are {:?}, not {means:?} of {count} batches", &found[1][..12])),
+                false => Err(format!("running statistics are {:?}, not {means:?} of {count} batches", &found[2][..12])),
             }
         }));
     }

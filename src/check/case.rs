@@ -214,7 +214,7 @@ impl Case {
 
 /// Whether a binding of that name holds numbers, which may be NaN, rather than bits.
 fn holds_numbers(name: &str) -> bool {
-    !["mask", "argmax", "labels", "pixels", "step"].contains(&name)
+    !["mask", "argmax", "labels", "pixels", "segments", "step"].contains(&name)
 }
 
 fn is_number_result(binding: &Binding) -> bool {

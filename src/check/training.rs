@@ -1,7 +1,8 @@
 //! What only training takes, and what feeds it: input, sums, loss and optimisers.
 
 use super::case::{Case, same_bits};
-use super::values::{Random, STEP, shapes, step_buffer, untouched, unused, when};
+use super::values::{Random, STEP, shapes, step_buffer, table_buffer, untouched, unused, when};
+use crate::kernels::segments::Part;
 use crate::kernels::{
     StepScalars, accumulate, adamw, channel_sum, input_normalize, sgd, softmax_cross_entropy, sum_partials,
 };
@@ -70,30 +71,45 @@ pub(super) fn loss() -> Vec<Case> {
 pub(super) fn optimisers() -> Vec<Case> {
     let rng = &mut Random::new(10);
     let mut cases = vec![];
-    for (range, words) in [(0..4, 4), (0..1000, 1000), (8..16, 16), (500..1024, 2000)] {
+    for tensors in [
+        vec![(0..4, 4)],
+        vec![(0..1000, 1000)],
+        vec![(500..1024, 2000)],
+        vec![(8..16, 16), (0..5000, 5000), (0..4, 4), (128..4224, 4224), (0..2048, 2048)],
+    ] {
+        // Side by side in buffers, with different gaps in each.
+        let parts = |lr: f32| {
+            let mut at = [0, 8, 4, 12];
+            let mut parts: Vec<Part> = Vec::new();
+            for (index, (range, words)) in tensors.iter().enumerate() {
+                let weight_decay = if index % 2 == 0 { 0.05 } else { 0.0 };
+                parts.push(Part { words: range.clone(), at, lr: lr / (index + 1) as f32, weight_decay });
+                at = std::array::from_fn(|i| at[i] + words + 4 * i);
+            }
+            (parts, at[3])
+        };
+        let (_, words) = parts(1.0);
         let values = |rng: &mut Random, low| rng.tensor_between(Shape::rows(1, words), low, 1.0);
         for lr in [1.0, 0.0, 0.3] {
+            let (parts, _) = parts(lr);
             for (momentum, nesterov, decoupled) in [(0.0, false, false), (0.9, false, true), (0.9, true, false)] {
-                let options = sgd::Options { lr, momentum, nesterov, weight_decay: 0.05, decoupled };
+                let options = sgd::Options { momentum, nesterov, decoupled };
                 let velocity = when(momentum != 0.0, || values(rng, -1.0));
-                let buffers = vec![values(rng, -1.0), step_buffer(STEP), values(rng, -1.0), velocity];
-                cases.push(Case::new(
-                    format!("{range:?}, {options:?}"),
-                    sgd::step(range.clone(), options),
-                    buffers,
-                    1e-6,
-                ));
+                let (dispatch, table) = sgd::step(&parts, options);
+                let buffers =
+                    vec![values(rng, -1.0), step_buffer(STEP), table_buffer(&table), values(rng, -1.0), velocity];
+                cases.push(Case::new(format!("{tensors:?}, {lr}, {options:?}"), dispatch, buffers, 1e-6));
             }
-            let options = adamw::Options { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05 };
+            let options = adamw::Options { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+            let (dispatch, table) = adamw::step(&parts, options);
+            let (first, second) = (values(rng, -1.0), values(rng, 0.0));
             let buffers =
-                vec![values(rng, -1.0), step_buffer(STEP), values(rng, -1.0), values(rng, -1.0), values(rng, 0.0)];
-            cases.push(Case::new(
-                format!("{range:?}, {options:?}"),
-                adamw::step(range.clone(), options),
-                buffers,
-                2e-6,
-            ));
+                vec![values(rng, -1.0), step_buffer(STEP), table_buffer(&table), values(rng, -1.0), first, second];
+            cases.push(Case::new(format!("{tensors:?}, {lr}, {options:?}"), dispatch, buffers, 2e-6));
         }
+    }
+    for words in [4, 1000, 16, 2000] {
+        let values = |rng: &mut Random, low| rng.tensor_between(Shape::rows(1, words), low, 1.0);
         for accumulate in [0.0, 1.0] {
             let step = StepScalars { accumulate, ..STEP };
             let state = if accumulate == 0.0 { untouched(words) } else { values(rng, -1.0) };
@@ -143,6 +159,11 @@ fn known_logits() -> Case {
     })
 }
 
+/// One tensor of four values.
+fn one_part(lr: f32, weight_decay: f32) -> [Part; 1] {
+    [Part { words: 0..4, at: [0; 4], lr, weight_decay }]
+}
+
 /// A learning rate of 0 changes no bit of a parameter.
 fn learning_rate_zero() -> Vec<Case> {
     let param = vec![-0.0, 0.0, 1.5, -1e-40];
@@ -150,14 +171,14 @@ fn learning_rate_zero() -> Vec<Case> {
     let mut cases = vec![];
     for lr in [0.0, 1.0] {
         let step = step_buffer(StepScalars { lr: 1.0 - lr, ..STEP });
-        let options = sgd::Options { lr, momentum: 0.9, nesterov: true, weight_decay: 0.1, decoupled: false };
-        let by_sgd = (sgd::step(0..4, options), vec![grad.clone(), step.clone(), param.clone(), vec![1.0; 4]]);
-        let options = adamw::Options { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
-        let buffers = vec![grad.clone(), step, param.clone(), vec![1.0; 4], vec![1.0; 4]];
-        for (dispatch, buffers) in [by_sgd, (adamw::step(0..4, options), buffers)] {
+        let parts = one_part(lr, 0.1);
+        let (by_sgd, table) = sgd::step(&parts, sgd::Options { momentum: 0.9, nesterov: true, decoupled: false });
+        let (by_adamw, _) = adamw::step(&parts, adamw::Options { beta1: 0.9, beta2: 0.999, eps: 1e-8 });
+        let buffers = vec![grad.clone(), step, table_buffer(&table), param.clone(), vec![1.0; 4], vec![1.0; 4]];
+        for (dispatch, buffers) in [(by_sgd, buffers[..5].to_vec()), (by_adamw, buffers)] {
             let param = param.clone();
             cases.push(Case::new("a learning rate of 0", dispatch, buffers, 2e-6).claims(move |found| {
-                same_bits(&found[2][..4], &param).map_err(|at| format!("param{at} before the step"))
+                same_bits(&found[3][..4], &param).map_err(|at| format!("param{at} before the step"))
             }));
         }
     }
@@ -166,11 +187,12 @@ fn learning_rate_zero() -> Vec<Case> {
 
 /// m/√v of the first step is the gradient's sign, whatever its size, if 1 − β is as exact as the correction.
 fn first_adamw_step() -> Case {
-    let options = adamw::Options { lr: 1.0, beta1: 0.9, beta2: 0.999, eps: 1e-12, weight_decay: 0.0 };
+    let (dispatch, table) = adamw::step(&one_part(1.0, 0.0), adamw::Options { beta1: 0.9, beta2: 0.999, eps: 1e-12 });
     let step = step_buffer(StepScalars { lr: 0.5, correction1: 0.1, correction2: 0.001, ..STEP });
-    let buffers = vec![vec![3.0, -0.01, 1e3, -7.0], step, vec![0.0; 4], vec![0.0; 4], vec![0.0; 4]];
-    Case::new("the first step", adamw::step(0..4, options), buffers, 2e-6).claims(|found| {
-        let param = &found[2][..4];
+    let grad = vec![3.0, -0.01, 1e3, -7.0];
+    let buffers = vec![grad, step, table_buffer(&table), vec![0.0; 4], vec![0.0; 4], vec![0.0; 4]];
+    Case::new("the first step", dispatch, buffers, 2e-6).claims(|found| {
+        let param = &found[3][..4];
         match param
             .iter()
             .zip([-0.5, 0.5, -0.5, 0.5])

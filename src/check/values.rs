@@ -1,5 +1,6 @@
 //! Shapes and random values.
 
+use crate::kernels::segments::Table;
 use crate::kernels::{Geometry, StepScalars};
 use crate::rng::Rng;
 use crate::tensor::{Shape, pad4};
@@ -21,6 +22,10 @@ pub(super) const STEP: StepScalars = StepScalars {
 
 pub(super) fn step_buffer(step: StepScalars) -> Vec<f32> {
     bytemuck::cast_slice(&[step]).to_vec()
+}
+
+pub(super) fn table_buffer(table: &Table) -> Vec<f32> {
+    table.words().iter().map(|word| f32::from_bits(*word)).collect()
 }
 
 pub(super) fn untouched(words: usize) -> Vec<f32> {

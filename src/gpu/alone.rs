@@ -73,7 +73,7 @@ impl Device {
         let mut encoder = self.inner.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         for (buffer, texture) in standing.storage.iter().zip(&standing.textures) {
             if let Some(texture) = texture {
-                texture::fill(&mut encoder, texture, buffer, buffer.size() as usize / 4);
+                texture::fill(&mut encoder, texture, (buffer, 0), buffer.size() as usize / 4);
             }
         }
         {

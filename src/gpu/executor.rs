@@ -4,9 +4,9 @@ use super::pipeline::Pipeline;
 use super::texture::{self, Texture};
 use super::wait::ReadBack;
 use super::{Device, Fits, GpuError, block};
-use crate::graph::{Graph, ParamId, Phase};
+use crate::graph::{Graph, Param, ParamId, Phase};
 use crate::kernels::Access;
-use crate::plan::{Call, Plan, SlotId, Storage};
+use crate::plan::{Call, ParamLayout, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ const IN_FLIGHT: usize = 4;
 /// A network's parameters on a device, shared by the plans that train and evaluate it.
 #[derive(Clone)]
 pub struct Parameters {
+    layout: Arc<ParamLayout>,
     buffers: Arc<[wgpu::Buffer]>,
 }
 
@@ -32,18 +33,25 @@ impl Parameters {
     /// `tensors` are not the graph's.
     pub fn upload(device: &Device, graph: &Graph, tensors: &[HostTensor]) -> Result<Self, GpuError> {
         assert_eq!(graph.params().len(), tensors.len(), "one tensor a parameter");
-        let mut buffers = Vec::with_capacity(tensors.len());
-        for (param, tensor) in graph.params().iter().zip(tensors) {
-            assert_eq!(param.shape, tensor.shape, "the tensor of a parameter has its shape");
-            let name = || format!("{:?} of {}", param.role, graph.layers()[param.layer.index()].name);
-            let bytes = tensor.shape.bytes().max(16);
+        let layout = ParamLayout::of(graph);
+        let name = |param: &Param| format!("{:?} of {}", param.role, graph.layers()[param.layer.index()].name);
+        for param in graph.params() {
             // Of no batch.
-            fits(device, &name(), bytes).map_err(|error| error.with_fits(Fits::Nothing))?;
-            let buffer = create(device, &name(), bytes)?;
-            upload(device, &buffer, 0, bytemuck::cast_slice(&tensor.data))?;
-            buffers.push(buffer);
+            fits(device, &name(param), param.shape.bytes()).map_err(|error| error.with_fits(Fits::Nothing))?;
         }
-        Ok(Self { buffers: buffers.into() })
+        let buffers = layout.buffers().iter().map(|&words| create(device, "the parameters", words as u64 * 4));
+        let parameters = Self { buffers: buffers.collect::<Result<_, _>>()?, layout: layout.into() };
+        for (index, (param, tensor)) in graph.params().iter().zip(tensors).enumerate() {
+            assert_eq!(param.shape, tensor.shape, "the tensor of a parameter has its shape");
+            parameters.write(device, graph, ParamId::new(index), tensor)?;
+        }
+        Ok(parameters)
+    }
+
+    /// Where a parameter is: its buffer, and the byte at which it begins.
+    fn place(&self, param: ParamId) -> (&wgpu::Buffer, u64) {
+        let (buffer, word) = self.layout.place(param);
+        (&self.buffers[buffer], word as u64 * 4)
     }
 
     /// Reads one parameter back.
@@ -60,7 +68,8 @@ impl Parameters {
     /// The device failed.
     pub async fn download_async(&self, device: &Device, graph: &Graph, param: ParamId) -> Result<HostTensor, GpuError> {
         let shape = graph.param(param).shape;
-        let data = device.download_async(&self.buffers[param.index()], 0, shape.stored_len()).await?;
+        let (buffer, offset) = self.place(param);
+        let data = device.download_async(buffer, offset, shape.stored_len()).await?;
         Ok(HostTensor { shape, data })
     }
 
@@ -74,7 +83,8 @@ impl Parameters {
     /// The tensor is not the parameter's.
     pub fn write(&self, device: &Device, graph: &Graph, param: ParamId, tensor: &HostTensor) -> Result<(), GpuError> {
         assert_eq!(graph.param(param).shape, tensor.shape, "the tensor of a parameter has its shape");
-        upload(device, &self.buffers[param.index()], 0, bytemuck::cast_slice(&tensor.data))
+        let (buffer, offset) = self.place(param);
+        upload(device, buffer, offset, bytemuck::cast_slice(&tensor.data))
     }
 }
 
@@ -167,10 +177,15 @@ impl Executor {
         let textures = textures(device, &plan)?;
         let mut buffers = Vec::with_capacity(plan.slots.len());
         for slot in &plan.slots {
-            buffers.push(match slot.storage {
-                Storage::Param(param) => params.buffers[param.index()].clone(),
-                _ => create(device, &slot.name, slot.bytes())?,
+            buffers.push(match (slot.within, slot.storage) {
+                // The whole comes before its parts.
+                (Some((whole, _)), _) => wgpu::Buffer::clone(&buffers[whole.index()]),
+                (None, Storage::Params(buffer)) => params.buffers[buffer].clone(),
+                (None, _) => create(device, &slot.name, slot.bytes())?,
             });
+            if let Storage::Table(table) = slot.storage {
+                upload(device, &buffers[buffers.len() - 1], 0, bytemuck::cast_slice(&plan.tables[table]))?;
+            }
         }
         let uniforms = device.guard("allocating parameters", || {
             let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
@@ -183,7 +198,7 @@ impl Executor {
         let bound = plan
             .calls
             .iter()
-            .map(|call| bind(device, call, &buffers, &textures, &uniforms))
+            .map(|call| bind(device, &plan, call, &buffers, &textures, &uniforms))
             .collect::<Result<_, _>>()?;
         let (fetches, staging) = Default::default();
         Ok(Self { device: device.clone(), plan, buffers, textures, bound, fetches, staging })
@@ -197,13 +212,15 @@ impl Executor {
         &self.device
     }
 
-    pub(super) fn buffer(&self, slot: SlotId) -> &wgpu::Buffer {
-        &self.buffers[slot.index()]
+    /// Where a slot is: its buffer, and the byte at which it begins.
+    pub(super) fn place(&self, slot: SlotId) -> (&wgpu::Buffer, u64) {
+        (&self.buffers[slot.index()], begin(&self.plan, slot))
     }
 
     /// Bytes that this executor allocated, the shared parameters included.
     pub fn allocated_bytes(&self) -> u64 {
-        let buffers: u64 = self.buffers.iter().chain(&self.staging).map(wgpu::Buffer::size).sum();
+        let whole = self.buffers.iter().zip(&self.plan.slots).filter(|(_, slot)| slot.within.is_none());
+        let buffers: u64 = whole.map(|(buffer, _)| buffer).chain(&self.staging).map(wgpu::Buffer::size).sum();
         buffers + self.textures.iter().flatten().map(texture::bytes).sum::<u64>()
     }
 
@@ -211,6 +228,9 @@ impl Executor {
     ///
     /// # Errors
     /// The device failed.
+    ///
+    /// # Panics
+    /// There are more bytes than the slot has.
     pub fn write(&self, slot: SlotId, bytes: &[u8]) -> Result<(), GpuError> {
         self.write_at(slot, 0, bytes)
     }
@@ -219,8 +239,14 @@ impl Executor {
     ///
     /// # Errors
     /// The device failed.
+    ///
+    /// # Panics
+    /// There are more bytes than the slot has from there.
     pub fn write_at(&self, slot: SlotId, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
-        upload(&self.device, &self.buffers[slot.index()], offset, bytes)
+        let (buffer, begin) = self.place(slot);
+        let room = self.plan.slots[slot.index()].bytes();
+        assert!(offset + bytes.len() as u64 <= room, "{} bytes do not fit into the {room} of a slot", bytes.len());
+        upload(&self.device, buffer, begin + offset, bytes)
     }
 
     /// Reads a slot, after all that was submitted before.
@@ -236,7 +262,8 @@ impl Executor {
     /// # Errors
     /// The device failed.
     pub async fn read_async(&self, slot: SlotId) -> Result<Vec<f32>, GpuError> {
-        self.device.download_async(&self.buffers[slot.index()], 0, self.plan.slots[slot.index()].words).await
+        let (buffer, offset) = self.place(slot);
+        self.device.download_async(buffer, offset, self.plan.slots[slot.index()].words).await
     }
 
     /// Submits the calls of the given phases, in order, without waiting for them.
@@ -284,7 +311,7 @@ impl Executor {
                 if let (Access::Texture, Some(texture)) = (binding.access, &self.textures[i]) {
                     // Copies are not part of a pass.
                     open = None;
-                    texture::fill(encoder, texture, &self.buffers[call.bindings[i].index()], call.words[i]);
+                    texture::fill(encoder, texture, self.place(call.bindings[i]), call.words[i]);
                 }
             }
             let begin = || encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
@@ -310,10 +337,10 @@ impl Executor {
     /// # Errors
     /// The device failed.
     pub fn fetch(&mut self, slot: SlotId) -> Result<(), GpuError> {
-        let source = &self.buffers[slot.index()];
-        let size = source.size();
+        let size = self.plan.slots[slot.index()].bytes();
         let reuse = self.staging.iter().position(|s| s.size() == size).map(|i| self.staging.swap_remove(i));
-        self.fetches.push_back(self.device.read_back(source, 0, size, reuse)?);
+        let (source, offset) = self.place(slot);
+        self.fetches.push_back(self.device.read_back(source, offset, size, reuse)?);
         Ok(())
     }
 
@@ -400,8 +427,14 @@ fn textures(device: &Device, plan: &Plan) -> Result<Vec<Option<Texture>>, GpuErr
     device.guard("allocating textures", || words.into_iter().map(create).collect())
 }
 
+/// The byte of its buffer at which a slot begins.
+fn begin(plan: &Plan, slot: SlotId) -> u64 {
+    plan.slots[slot.index()].within.map_or(0, |(_, word)| word as u64 * 4)
+}
+
 fn bind(
     device: &Device,
+    plan: &Plan,
     call: &Call,
     buffers: &[wgpu::Buffer],
     textures: &[Option<Texture>],
@@ -414,7 +447,11 @@ fn bind(
     entries.extend(call.bindings.iter().enumerate().map(|(i, slot)| {
         let resource = match (call.kernel.bindings[i].access, &textures[i]) {
             (Access::Texture, Some(texture)) => wgpu::BindingResource::TextureView(&texture.view),
-            _ => buffers[slot.index()].as_entire_binding(),
+            _ => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: &buffers[slot.index()],
+                offset: begin(plan, *slot),
+                size: wgpu::BufferSize::new(plan.slots[slot.index()].bytes()),
+            }),
         };
         wgpu::BindGroupEntry { binding: i as u32 + 1, resource }
     }));

@@ -70,13 +70,13 @@ impl Rows {
         copy: impl Fn(&mut wgpu::CommandEncoder, (&wgpu::Buffer, u64), (&wgpu::Buffer, u64)),
     ) -> Result<(), GpuError> {
         let device = executor.device();
-        let buffer = executor.buffer(slot);
+        let (buffer, begin) = executor.place(slot);
         device.guard("copying kept results", || {
             let mut encoder = device.inner.device.create_command_encoder(&Default::default());
             for (position, &sample) in samples.iter().enumerate() {
                 let at = (sample % self.rows_per_buffer) as u64 * self.row;
                 let rows = &self.buffers[sample / self.rows_per_buffer];
-                copy(&mut encoder, (buffer, (first + position) as u64 * self.row), (rows, at));
+                copy(&mut encoder, (buffer, begin + (first + position) as u64 * self.row), (rows, at));
             }
             device.submit(encoder);
         })

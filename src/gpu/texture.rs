@@ -36,12 +36,17 @@ pub(super) fn create(device: &wgpu::Device, words: usize) -> Texture {
     Texture { texture, view }
 }
 
-/// Copies the first `words` words of `buffer`.
-pub(super) fn fill(encoder: &mut wgpu::CommandEncoder, texture: &Texture, buffer: &wgpu::Buffer, words: usize) {
+/// Copies the `words` words that begin at a byte of a buffer.
+pub(super) fn fill(
+    encoder: &mut wgpu::CommandEncoder,
+    texture: &Texture,
+    (buffer, begin): (&wgpu::Buffer, u64),
+    words: usize,
+) {
     let texels = (words / 4) as u32;
     let (rows, rest) = (texels / WIDTH, texels % WIDTH);
     let mut copy = |row: u32, width: u32, height: u32| {
-        let offset = u64::from(row) * u64::from(WIDTH) * 16;
+        let offset = begin + u64::from(row) * u64::from(WIDTH) * 16;
         let layout = wgpu::TexelCopyBufferLayout { offset, bytes_per_row: Some(WIDTH * 16), rows_per_image: None };
         let origin = wgpu::Origin3d { x: 0, y: row, z: 0 };
         encoder.copy_buffer_to_texture(

@@ -10,80 +10,75 @@
 //! p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε)
 //! ```
 
-use super::{Args, Dispatch, Kernel, LINEAR, StepScalars, linear_groups, params, read, shader, write};
-use std::ops::Range;
+use super::segments::{self, Part, Table};
+use super::{Args, Dispatch, Kernel, LINEAR, StepScalars, params, read, shader, write};
 
-/// The options of one parameter.
+/// The options of all parameters.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Options {
-    /// Multiplies the step's learning rate.
-    pub lr: f32,
     /// In `f64`, because the kernel needs `1 − β` as well: taken in `f32`, that is off by 10⁻⁵.
     pub beta1: f64,
     pub beta2: f64,
     /// Greater than 0.
     pub eps: f32,
-    pub weight_decay: f32,
 }
 
 params! {
     pub struct Params {
-        first: u32,
-        quads: u32,
-        lr: f32,
+        segments: u32,
         beta1: f32,
         beta2: f32,
         one_minus_beta1: f32,
         one_minus_beta2: f32,
         eps: f32,
-        weight_decay: f32,
     }
 }
 
-/// One step of a parameter and its two moments, in place.
+/// One step of parameters and their two moments, in place.
 pub static STEP: Kernel = Kernel {
     name: "adamw_step",
-    source: shader!("adamw_step", "index"),
+    source: shader!("adamw_step", "segments"),
     entry: "adamw_step",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
-    bindings: &[read("grad"), read("step"), write("param"), write("first"), write("second")],
+    bindings: &[read("grad"), read("step"), read("segments"), write("param"), write("first"), write("second")],
     overrides: &[],
     subgroups: false,
     reference,
 };
 
-/// Changes the words of a parameter that `range` names: both ends multiples of four.
-pub fn step(range: Range<usize>, options: Options) -> Dispatch {
-    let quads = range.len() / 4;
+/// Changes the `parts`. The table is for the buffer `segments`.
+pub fn step(parts: &[Part], options: Options) -> (Dispatch, Table) {
+    let table = segments::of_parts(parts);
     let params = Params {
-        first: (range.start / 4) as u32,
-        quads: quads as u32,
-        lr: options.lr,
+        segments: table.count(),
         beta1: options.beta1 as f32,
         beta2: options.beta2 as f32,
         one_minus_beta1: (1.0 - options.beta1) as f32,
         one_minus_beta2: (1.0 - options.beta2) as f32,
         eps: options.eps,
-        weight_decay: options.weight_decay,
     };
-    Dispatch::new(&STEP, params, linear_groups(quads))
+    (Dispatch::new(&STEP, params, table.workgroups()), table)
 }
 
 fn reference(args: Args<'_>) {
-    let (p, [grad, step, param, first, second]) = args.unpack::<Params, 5>();
+    let (p, [grad, step, segments, param, first, second]) = args.unpack::<Params, 6>();
     let step = StepScalars::read(step);
-    let lr = step.lr * p.lr;
-    let start = p.first as usize * 4;
-    for i in start..start + p.quads as usize * 4 {
-        let g = grad[i];
-        let m = p.beta1 * first[i] + p.one_minus_beta1 * g;
-        let v = p.beta2 * second[i] + p.one_minus_beta2 * g * g;
-        first[i] = m;
-        second[i] = v;
-        if lr != 0.0 {
-            let size = v.sqrt() / step.correction2.sqrt() + p.eps;
-            param[i] = param[i] * (1.0 - lr * p.weight_decay) - lr / step.correction1 * (m / size);
+    for (quads, [param_at, grad_at, first_at, second_at, lr, weight_decay]) in segments::entries(segments, p.segments) {
+        let (lr, weight_decay) = (step.lr * f32::from_bits(lr), f32::from_bits(weight_decay));
+        let [param_at, grad_at, first_at, second_at] =
+            [param_at, grad_at, first_at, second_at].map(|at| at as usize * 4);
+        for i in 0..quads * 4 {
+            let g = grad[grad_at + i];
+            let m = p.beta1 * first[first_at + i] + p.one_minus_beta1 * g;
+            let v = p.beta2 * second[second_at + i] + p.one_minus_beta2 * g * g;
+            first[first_at + i] = m;
+            second[second_at + i] = v;
+            if lr != 0.0 {
+                let size = v.sqrt() / step.correction2.sqrt() + p.eps;
+                let value = &mut param[param_at + i];
+                *value = *value * (1.0 - lr * weight_decay) - lr / step.correction1 * (m / size);
+            }
         }
     }
 }

@@ -31,6 +31,7 @@ pub mod input_normalize;
 mod mask;
 pub mod pool;
 pub mod scale;
+pub mod segments;
 pub mod sgd;
 pub mod softmax_cross_entropy;
 pub mod sum_partials;

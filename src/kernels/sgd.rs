@@ -9,80 +9,73 @@
 //! p ← p − lr·u          or, with Nesterov, p − lr·(g + momentum·u)
 //! ```
 
-use super::{Args, Dispatch, Kernel, LINEAR, StepScalars, linear_groups, params, read, shader, write};
-use std::ops::Range;
+use super::segments::{self, Part, Table};
+use super::{Args, Dispatch, Kernel, LINEAR, StepScalars, params, read, shader, write};
 
-/// The options of one parameter.
+/// The options of all parameters.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Options {
-    /// Multiplies the step's learning rate.
-    pub lr: f32,
     /// With 0, the momentum buffer is neither read nor written.
     pub momentum: f32,
     pub nesterov: bool,
-    pub weight_decay: f32,
     pub decoupled: bool,
 }
 
 params! {
     pub struct Params {
-        first: u32,
-        quads: u32,
-        lr: f32,
+        segments: u32,
         momentum: f32,
         nesterov: u32,
-        weight_decay: f32,
         decoupled: u32,
     }
 }
 
-/// One step of a parameter and its velocity, in place.
+/// One step of parameters and their velocities, in place.
 pub static STEP: Kernel = Kernel {
     name: "sgd_step",
-    source: shader!("sgd_step", "index"),
+    source: shader!("sgd_step", "segments"),
     entry: "sgd_step",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
-    bindings: &[read("grad"), read("step"), write("param"), write("momentum")],
+    bindings: &[read("grad"), read("step"), read("segments"), write("param"), write("momentum")],
     overrides: &[],
     subgroups: false,
     reference,
 };
 
-/// Changes the words of a parameter that `range` names: both ends multiples of four.
-pub fn step(range: Range<usize>, options: Options) -> Dispatch {
-    let quads = range.len() / 4;
+/// Changes the `parts`, whose first moments are the velocities. The table is for the buffer `segments`.
+pub fn step(parts: &[Part], options: Options) -> (Dispatch, Table) {
+    let table = segments::of_parts(parts);
     let params = Params {
-        first: (range.start / 4) as u32,
-        quads: quads as u32,
-        lr: options.lr,
+        segments: table.count(),
         momentum: options.momentum,
         nesterov: options.nesterov.into(),
-        weight_decay: options.weight_decay,
         decoupled: options.decoupled.into(),
     };
-    Dispatch::new(&STEP, params, linear_groups(quads))
+    (Dispatch::new(&STEP, params, table.workgroups()), table)
 }
 
 fn reference(args: Args<'_>) {
-    let (p, [grad, step, param, momentum]) = args.unpack::<Params, 4>();
-    let lr = StepScalars::read(step).lr * p.lr;
-    let start = p.first as usize * 4;
-    for i in start..start + p.quads as usize * 4 {
-        let mut value = param[i];
-        let mut change = grad[i];
-        if p.decoupled != 0 {
-            value *= 1.0 - lr * p.weight_decay;
-        } else {
-            change += p.weight_decay * value;
-        }
-        if p.momentum != 0.0 {
-            let velocity = p.momentum * momentum[i] + change;
-            momentum[i] = velocity;
-            change = if p.nesterov != 0 { change + p.momentum * velocity } else { velocity };
-        }
-        if lr != 0.0 {
-            param[i] = value - lr * change;
+    let (p, [grad, step, segments, param, momentum]) = args.unpack::<Params, 5>();
+    for (quads, [param_at, grad_at, momentum_at, _, lr, weight_decay]) in segments::entries(segments, p.segments) {
+        let (lr, weight_decay) = (StepScalars::read(step).lr * f32::from_bits(lr), f32::from_bits(weight_decay));
+        let [param_at, grad_at, momentum_at] = [param_at, grad_at, momentum_at].map(|at| at as usize * 4);
+        for i in 0..quads * 4 {
+            let mut value = param[param_at + i];
+            let mut change = grad[grad_at + i];
+            if p.decoupled != 0 {
+                value *= 1.0 - lr * weight_decay;
+            } else {
+                change += weight_decay * value;
+            }
+            if p.momentum != 0.0 {
+                let velocity = p.momentum * momentum[momentum_at + i] + change;
+                momentum[momentum_at + i] = velocity;
+                change = if p.nesterov != 0 { change + p.momentum * velocity } else { velocity };
+            }
+            if lr != 0.0 {
+                param[param_at + i] = value - lr * change;
+            }
         }
     }
 }

@@ -68,9 +68,10 @@ impl Cost {
 pub(super) fn calls(graph: &Graph, lowered: &Lowered) -> Vec<PhaseCost> {
     let mut last = None;
     let costs = lowered.calls.iter().map(|call| {
-        let words: usize = call.bindings.iter().flatten().map(|&v| lowered.values[v].words).sum();
-        let first = last.replace(call.node) != Some(call.node);
-        PhaseCost { flops: if first { flops(graph, call.node) } else { 0 }, bytes: words as u64 * 4 }
+        let node = call.shares[0].node;
+        let first = last.replace(node) != Some(node);
+        let bytes = call.shares.iter().map(|share| share.bytes).sum();
+        PhaseCost { flops: if first { flops(graph, node) } else { 0 }, bytes }
     });
     costs.collect()
 }
@@ -79,9 +80,13 @@ pub(super) fn calls(graph: &Graph, lowered: &Lowered) -> Vec<PhaseCost> {
 pub(super) fn price(graph: &Graph, lowered: &Lowered, calls: &[PhaseCost]) -> Cost {
     let mut cost = Cost { layers: vec![LayerCost::default(); graph.layers().len()], rest: LayerCost::default() };
     for (call, &spent) in lowered.calls.iter().zip(calls).filter(|(call, _)| call.phase != Phase::Once) {
-        let layer = layer(&mut cost, graph, call.node);
-        layer.kernels.push(call.dispatch.kernel.name);
-        *phase(layer, call.phase) += spent;
+        for (index, share) in call.shares.iter().enumerate() {
+            let layer = layer(&mut cost, graph, share.node);
+            layer.kernels.push(call.dispatch.kernel.name);
+            // Calls that several nodes share have no products.
+            let flops = if index == 0 { spent.flops } else { 0 };
+            *phase(layer, call.phase) += PhaseCost { flops, bytes: share.bytes };
+        }
     }
     // A value is kept by the layer whose backward pass reads it first. Folded weights do not count: they are a copy of
     // parameters, as large at any batch.
@@ -99,7 +104,7 @@ pub(super) fn price(graph: &Graph, lowered: &Lowered, calls: &[PhaseCost]) -> Co
                 produced[value] = call.phase;
             } else if call.phase == Phase::Backward && produced[value] == Phase::Forward && !kept[value] {
                 kept[value] = true;
-                layer(&mut cost, graph, call.node).kept += lowered.values[value].words as u64 * 4;
+                layer(&mut cost, graph, call.shares[0].node).kept += lowered.values[value].words as u64 * 4;
             }
         }
     }

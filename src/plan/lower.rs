@@ -1,14 +1,13 @@
 //! Lowering: each node becomes calls of kernels on values. A value is what later gets a slot.
 
+use super::batch::{Batch, Kind};
+use super::layout::ParamLayout;
 use super::{Input, Storage};
-use crate::graph::{
-    Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, StatsUpdate, Variance, Window, domains, keeps_bits,
-    takes_mean,
-};
+use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, Window, domains, keeps_bits, takes_mean};
 use crate::kernels::{
-    Dispatch, Geometry, StepScalars, accumulate, activation, adamw, add, batch_norm_apply, batch_norm_blend,
-    batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update, channel_sum, conv2d, depthwise, dropout,
-    fold_batch_norm, grouped, image_sum, input_normalize, pool, scale, sgd, softmax_cross_entropy, sum_partials,
+    Dispatch, Geometry, StepScalars, accumulate, activation, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
+    batch_norm_renorm, batch_norm_stats, channel_sum, conv2d, depthwise, dropout, fold_batch_norm, grouped, image_sum,
+    input_normalize, pool, scale, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 
@@ -18,6 +17,15 @@ pub(super) struct Value {
     pub storage: Option<Storage>,
     /// The node that computes it.
     pub node: NodeId,
+    /// The part of another value that it is.
+    pub within: Option<Place>,
+}
+
+/// A place in a value: its first word.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub value: usize,
+    pub at: usize,
 }
 
 /// A call before memory is assigned: its bindings are values, `None` where the kernel uses nothing.
@@ -25,12 +33,21 @@ pub(super) struct LoweredCall {
     pub dispatch: Dispatch,
     pub bindings: Vec<Option<usize>>,
     pub phase: Phase,
+    /// The nodes that it serves, at least one.
+    pub shares: Vec<Share>,
+}
+
+/// A node that a call serves, and the bytes that the call moves for it.
+pub(super) struct Share {
     pub node: NodeId,
+    pub bytes: u64,
 }
 
 pub(super) struct Lowered {
     pub values: Vec<Value>,
     pub calls: Vec<LoweredCall>,
+    /// The words of each [`Storage::Table`].
+    pub tables: Vec<Vec<u32>>,
     /// The value of each node.
     of_node: Vec<usize>,
 }
@@ -42,19 +59,23 @@ impl Lowered {
 }
 
 pub(super) fn lower(graph: &Graph, input: Input, variant: conv2d::Variant) -> Lowered {
-    let mut lowering =
-        Lowering { graph, variant, out: Lowered { values: Vec::new(), calls: Vec::new(), of_node: Vec::new() } };
+    let out = Lowered { values: Vec::new(), calls: Vec::new(), tables: Vec::new(), of_node: Vec::new() };
+    let mut lowering = Lowering { graph, variant, out, batches: Default::default() };
     lowering.values(input);
     for (id, node) in graph.nodes() {
         lowering.node(id, node, input);
     }
+    lowering.flush(Kind::Optimizer);
+    lowering.flush(Kind::Moments);
     lowering.out
 }
 
-struct Lowering<'a> {
-    graph: &'a Graph,
+pub(super) struct Lowering<'a> {
+    pub graph: &'a Graph,
     variant: conv2d::Variant,
-    out: Lowered,
+    pub out: Lowered,
+    /// Of each [`Kind`].
+    pub batches: [Batch; 2],
 }
 
 fn geometry(window: Window) -> Geometry {
@@ -62,8 +83,10 @@ fn geometry(window: Window) -> Geometry {
 }
 
 impl Lowering<'_> {
-    /// Gives every node a value; one that works in place shares its operand's.
+    /// Gives every node a value; one that works in place shares its operand's. Parameters are parts of larger ones.
     fn values(&mut self, input: Input) {
+        let layout = ParamLayout::of(self.graph);
+        let mut buffers: Vec<Option<usize>> = vec![None; layout.buffers().len()];
         for (id, node) in self.graph.nodes() {
             let value = match node.op.in_place() {
                 Some(operand) => self.out.value(node.inputs[operand]),
@@ -83,6 +106,13 @@ impl Lowering<'_> {
                     self.value(node.shape.stored_len(), storage, id)
                 }
             };
+            if let Op::Param(param) = node.op {
+                let (buffer, at) = layout.place(param);
+                let whole = buffers[buffer]
+                    .unwrap_or_else(|| self.value(layout.buffers()[buffer], Some(Storage::Params(buffer)), id));
+                buffers[buffer] = Some(whole);
+                self.out.values[value].within = Some(Place { value: whole, at });
+            }
             self.out.of_node.push(value);
             // An output computed in place lives in its operand's memory.
             if node.op.in_place().is_some() && self.graph.outputs().iter().any(|(_, output)| *output == id) {
@@ -91,8 +121,8 @@ impl Lowering<'_> {
         }
     }
 
-    fn value(&mut self, words: usize, storage: Option<Storage>, node: NodeId) -> usize {
-        self.out.values.push(Value { words, storage, node });
+    pub fn value(&mut self, words: usize, storage: Option<Storage>, node: NodeId) -> usize {
+        self.out.values.push(Value { words, storage, node, within: None });
         self.out.values.len() - 1
     }
 
@@ -102,14 +132,20 @@ impl Lowering<'_> {
         self.graph.nodes().find(wanted).map(|(id, _)| self.out.value(id))
     }
 
-    fn step(&mut self, id: NodeId) -> usize {
+    pub fn step(&mut self, id: NodeId) -> usize {
         let existing = self.out.values.iter().position(|v| v.storage == Some(Storage::Step));
         existing.unwrap_or_else(|| self.value(size_of::<StepScalars>() / 4, Some(Storage::Step), id))
     }
 
     fn call(&mut self, id: NodeId, dispatch: Dispatch, bindings: Vec<Option<usize>>) {
-        let phase = self.graph.node(id).phase;
-        self.out.calls.push(LoweredCall { dispatch, bindings, phase, node: id });
+        let words: usize = bindings.iter().flatten().map(|&value| self.out.values[value].words).sum();
+        self.shared_call(vec![Share { node: id, bytes: words as u64 * 4 }], dispatch, bindings);
+    }
+
+    /// A call for the nodes of `shares`, which are of one phase.
+    pub fn shared_call(&mut self, shares: Vec<Share>, dispatch: Dispatch, bindings: Vec<Option<usize>>) {
+        let phase = self.graph.node(shares[0].node).phase;
+        self.out.calls.push(LoweredCall { dispatch, bindings, phase, shares });
     }
 
     fn node(&mut self, id: NodeId, node: &Node, input: Input) {
@@ -301,43 +337,16 @@ impl Lowering<'_> {
                 let step = Some(self.step(id));
                 self.call(id, accumulate::forward(node.shape.stored_len()), vec![operand, step, out]);
             }
-            Op::SgdStep(update, sgd) => {
-                let operands = [value(1), value(0), optional(sgd.momentum != 0.0, 2)];
-                let step = Some(self.step(id));
-                let options = sgd::Options {
-                    lr: update.lr,
-                    momentum: sgd.momentum,
-                    nesterov: sgd.nesterov,
-                    weight_decay: if update.decay { sgd.weight_decay } else { 0.0 },
-                    decoupled: sgd.decoupled,
-                };
-                let dispatch = sgd::step(words(node.shape, update.rows), options);
-                self.call(id, dispatch, vec![operands[0], step, operands[1], operands[2]]);
-            }
-            Op::AdamwStep(update, adamw) => {
-                let operands = [value(1), value(0), value(2), value(3)];
-                let step = Some(self.step(id));
-                let options = adamw::Options {
-                    lr: update.lr,
-                    beta1: adamw.beta1,
-                    beta2: adamw.beta2,
-                    eps: adamw.eps,
-                    weight_decay: if update.decay { adamw.weight_decay } else { 0.0 },
-                };
-                let dispatch = adamw::step(words(node.shape, update.rows), options);
-                self.call(id, dispatch, vec![operands[0], step, operands[1], operands[2], operands[3]]);
-            }
-            Op::BatchNormUpdate { update, var, count, parts } => {
+            Op::SgdStep(..) | Op::AdamwStep(..) => self.gather(Kind::Optimizer, id, self.operands(node)),
+            Op::BatchNormUpdate { .. } => {
                 debug_assert_eq!(node.shape.0[2], MOMENT_ROWS);
-                let keep = match update {
-                    StatsUpdate::Ema { keep } => Some(keep),
-                    StatsUpdate::Off | StatsUpdate::Cumulative => None,
-                };
-                let unbiased = var == Variance::Unbiased;
-                let dispatch = batch_norm_update::update(node.shape.c(), keep, unbiased, count, parts);
-                self.call(id, dispatch, vec![value(1), value(0)]);
+                self.gather(Kind::Moments, id, self.operands(node));
             }
         }
+    }
+
+    fn operands(&self, node: &Node) -> Vec<usize> {
+        node.inputs.iter().map(|&input| self.out.value(input)).collect()
     }
 
     /// A reduction in two passes, or in one where there is one part.
@@ -350,9 +359,4 @@ impl Lowering<'_> {
         self.call(id, first, [operands, vec![Some(partials)]].concat());
         self.call(id, sum_partials::forward(sum.stored_len(), parts), vec![Some(partials), Some(out)]);
     }
-}
-
-/// The words of a parameter's rows.
-fn words(shape: Shape, rows: [usize; 2]) -> std::ops::Range<usize> {
-    rows[0] * shape.stored_c()..rows[1] * shape.stored_c()
 }

@@ -17,13 +17,14 @@ pub(super) fn assign(graph: &Graph, lowered: &Lowered) -> Memory {
     let name = |value: usize| graph.label(lowered.values[value].node);
     let mut slots: Vec<Slot> = Vec::new();
     let mut slots_of_values = vec![SlotId(u32::MAX); lowered.values.len()];
-    for (value, of) in lowered.values.iter().enumerate() {
+    let whole = || lowered.values.iter().enumerate().filter(|(_, value)| value.within.is_none());
+    for (value, of) in whole() {
         if let Some(storage) = of.storage {
             slots_of_values[value] = SlotId(slots.len() as u32);
-            slots.push(Slot { storage, words: of.words.max(4), name: name(value) });
+            slots.push(Slot { storage, words: of.words.max(4), name: name(value), within: None });
         }
     }
-    let scratch: Vec<usize> = (0..lowered.values.len()).filter(|&v| lowered.values[v].storage.is_none()).collect();
+    let scratch: Vec<usize> = whole().filter(|(_, value)| value.storage.is_none()).map(|(value, _)| value).collect();
     let lifetimes = lifetimes(lowered);
     let intervals: Vec<Interval> =
         scratch.iter().map(|&v| Interval { alive: lifetimes[v].clone(), words: lowered.values[v].words }).collect();
@@ -32,13 +33,21 @@ pub(super) fn assign(graph: &Graph, lowered: &Lowered) -> Memory {
     for (place, words) in shared.iter().enumerate() {
         let largest = (0..scratch.len()).filter(|&i| places[i] == place).max_by_key(|&i| intervals[i].words);
         let name = largest.map_or_else(String::new, |i| name(scratch[i]));
-        slots.push(Slot { storage: Storage::Scratch, words: (*words).max(4), name });
+        slots.push(Slot { storage: Storage::Scratch, words: (*words).max(4), name, within: None });
     }
     for (i, &value) in scratch.iter().enumerate() {
         slots_of_values[value] = SlotId((first + places[i]) as u32);
     }
+    for (value, of) in lowered.values.iter().enumerate() {
+        if let Some(place) = of.within {
+            slots_of_values[value] = SlotId(slots.len() as u32);
+            let within = Some((slots_of_values[place.value], place.at));
+            let storage = of.storage.unwrap_or(Storage::Scratch);
+            slots.push(Slot { storage, words: of.words.max(4), name: name(value), within });
+        }
+    }
     let dummy = SlotId(slots.len() as u32);
-    slots.push(Slot { storage: Storage::Dummy, words: 4, name: "unused binding".into() });
+    slots.push(Slot { storage: Storage::Dummy, words: 4, name: "unused binding".into(), within: None });
     let bindings = lowered
         .calls
         .iter()
@@ -58,12 +67,13 @@ pub(super) fn assign(graph: &Graph, lowered: &Lowered) -> Memory {
     Memory { slots, bindings, slots_of_values }
 }
 
-/// For each value the calls from the first that binds it to the last.
+/// For each value the calls from the first that binds it, or a part of it, to the last.
 pub(super) fn lifetimes(lowered: &Lowered) -> Vec<Range<usize>> {
     let mut alive: Vec<Option<Range<usize>>> = vec![None; lowered.values.len()];
     for (index, call) in lowered.calls.iter().enumerate() {
         for &value in call.bindings.iter().flatten() {
-            alive[value].get_or_insert(index..index).end = index + 1;
+            let whole = lowered.values[value].within.map_or(value, |place| place.value);
+            alive[whole].get_or_insert(index..index).end = index + 1;
         }
     }
     // A value that no call binds needs no memory of its own.

@@ -3,12 +3,15 @@
 //! A [`Plan`] is a value: it can be printed, compared, priced and checked without a device. The GPU executor and the
 //! reference executor run the same plan.
 
+mod batch;
 mod cost;
+mod layout;
 mod lower;
 mod memory;
 mod roofline;
 
 pub use cost::{Cost, LayerCost, PhaseCost};
+pub use layout::ParamLayout;
 pub use roofline::Roofline;
 
 use crate::graph::{Graph, LayerId, NodeId, ParamId, Phase, StateId};
@@ -38,7 +41,13 @@ impl From<Preprocessing> for Input {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Storage {
     Param(ParamId),
+    /// The buffer of that number in the network's [`ParamLayout`].
+    Params(usize),
     State(StateId),
+    /// State of many parameters.
+    States,
+    /// What [`Plan::tables`] has at this place.
+    Table(usize),
     /// The images as values. Scratch when the plan computes them from bytes.
     Images,
     /// The images as bytes.
@@ -75,7 +84,7 @@ impl SlotId {
     }
 }
 
-/// A piece of device memory: one whole buffer.
+/// A piece of device memory: one whole buffer, or a part of one.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Slot {
     pub storage: Storage,
@@ -83,6 +92,8 @@ pub struct Slot {
     pub words: usize,
     /// What the largest value in it is, for messages.
     pub name: String,
+    /// The slot that it is a part of, and the word at which it begins there.
+    pub within: Option<(SlotId, usize)>,
 }
 
 impl Slot {
@@ -105,9 +116,10 @@ pub struct Call {
     /// Words that the call reads or writes of each binding; the slot may be larger.
     pub words: Vec<usize>,
     pub phase: Phase,
+    /// The layer of all `nodes`.
     pub layer: Option<LayerId>,
-    /// The node that the call serves.
-    pub node: NodeId,
+    /// The nodes that the call serves, at least one.
+    pub nodes: Vec<NodeId>,
     /// What it computes and moves.
     pub cost: PhaseCost,
 }
@@ -118,6 +130,8 @@ pub struct Plan {
     pub graph: Graph,
     pub input: Input,
     pub slots: Vec<Slot>,
+    /// What slots with [`Storage::Table`] hold.
+    pub tables: Vec<Vec<u32>>,
     /// In execution order, the calls of [`Phase::Once`] first.
     pub calls: Vec<Call>,
     /// The parameters of all calls, each aligned to [`UNIFORM_ALIGNMENT`].
@@ -143,6 +157,8 @@ impl Plan {
             let uniform = uniforms.len() as u32;
             uniforms.extend_from_slice(&call.dispatch.params);
             uniforms.resize(uniforms.len().next_multiple_of(UNIFORM_ALIGNMENT), 0);
+            let nodes: Vec<NodeId> = call.shares.iter().map(|share| share.node).collect();
+            let layer = graph.node(nodes[0]).layer;
             calls.push(Call {
                 kernel: call.dispatch.kernel,
                 uniform,
@@ -151,8 +167,8 @@ impl Plan {
                 words: call.bindings.iter().map(|v| v.map_or(0, |v| lowered.values[v].words)).collect(),
                 bindings,
                 phase: call.phase,
-                layer: graph.node(call.node).layer,
-                node: call.node,
+                layer: layer.filter(|_| nodes.iter().all(|&node| graph.node(node).layer == layer)),
+                nodes,
                 cost,
             });
         }
@@ -163,7 +179,7 @@ impl Plan {
             .iter()
             .map(|(name, id)| (name.clone(), memory.slots_of_values[lowered.value(*id)]))
             .collect();
-        Self { graph, input, slots: memory.slots, calls, uniforms, outputs, cost }
+        Self { graph, input, slots: memory.slots, tables: lowered.tables, calls, uniforms, outputs, cost }
     }
 
     /// The slot with this storage, for storage of which there is one.
@@ -178,7 +194,8 @@ impl Plan {
 
     /// Device memory that the plan needs, parameters and state included, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.slots.iter().map(Slot::bytes).sum::<u64>() + self.uniforms.len() as u64
+        let whole = self.slots.iter().filter(|slot| slot.within.is_none());
+        whole.map(Slot::bytes).sum::<u64>() + self.uniforms.len() as u64
     }
 
     /// A call whose grid has more than `limit` workgroups in a dimension, if there is one. Kernels fold their grids so that
@@ -189,14 +206,20 @@ impl Plan {
 
     /// How messages call a call: kernel, layer and node.
     pub fn label(&self, call: &Call) -> String {
-        format!("{} of {}", call.kernel.name, self.graph.label(call.node))
+        let others = match call.nodes.len() - 1 {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        format!("{} of {}{others}", call.kernel.name, self.graph.label(call.nodes[0]))
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, slot) in self.slots.iter().enumerate() {
-            writeln!(f, "slot {i:<4} {:>12} B  {:?}  {}", slot.bytes(), slot.storage, slot.name)?;
+            let within =
+                slot.within.map_or_else(String::new, |(whole, at)| format!("  in slot {} from word {at}", whole.0));
+            writeln!(f, "slot {i:<4} {:>12} B  {:?}  {}{within}", slot.bytes(), slot.storage, slot.name)?;
         }
         for (i, call) in self.calls.iter().enumerate() {
             let bindings: Vec<String> = call.bindings.iter().map(|s| s.0.to_string()).collect();

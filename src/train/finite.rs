@@ -76,8 +76,7 @@ pub(super) async fn first_not_finite(executor: &Executor) -> Result<Option<Strin
                 continue;
             }
             if executor.read_async(slot).await?[..words].iter().any(|value| !value.is_finite()) {
-                let layer = call.layer.or(plan.graph.node(call.node).layer);
-                let name = layer.map(|layer| plan.graph.layers()[layer.index()].name.clone());
+                let name = call.layer.map(|layer| plan.graph.layers()[layer.index()].name.clone());
                 return Ok(Some(name.map_or_else(|| plan.label(call), |name| format!("`{name}`"))));
             }
         }

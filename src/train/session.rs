@@ -540,7 +540,8 @@ impl Session {
     /// The state is not this plan's, or the device failed.
     pub fn restore(&mut self, steps: u64, states: &[OptimizerState]) -> Result<(), TrainError> {
         let slots = self.state_slots();
-        let found = |kind, param| states.iter().find(|s| s.kind == kind && s.param == param);
+        let fits = |s: &OptimizerState| s.tensor.shape == self.network.param(s.param).shape;
+        let found = |kind, param| states.iter().find(|s| s.kind == kind && s.param == param && fits(s));
         if slots.len() != states.len() || slots.iter().any(|&(_, kind, param)| found(kind, param).is_none()) {
             return Err(TrainError::ForeignState);
         }
