@@ -3,11 +3,9 @@
 //!
 //!     cargo bench --bench decode
 
-use divan::Bencher;
-use divan::counter::{BytesCount, ItemsCount};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use libjpeg_turbo_rs::{Encoder, PixelFormat, Subsampling};
 use std::env;
-use std::fmt;
 use std::fs;
 use std::path::Path;
 use thawline::data::decode::decode;
@@ -17,19 +15,12 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-fn main() {
-    divan::main();
-}
+criterion_group!(benches, decoding);
+criterion_main!(benches);
 
 struct Photograph {
     name: String,
     bytes: Vec<u8>,
-}
-
-impl fmt::Display for Photograph {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
 }
 
 /// Two megapixels of slopes, edges and noise, at the quality of a camera.
@@ -63,18 +54,19 @@ fn photographs() -> Vec<Photograph> {
     photographs
 }
 
-#[divan::bench(args = photographs())]
-fn one_thread(bencher: Bencher, photograph: &Photograph) {
-    let read = || decode(&photograph.bytes, Path::new(&photograph.name), &DecodeOptions::default()).expect("an image");
-    let pixels = u64::from(read().width) * u64::from(read().height);
-    bencher.counter(BytesCount::new(photograph.bytes.len())).counter(ItemsCount::new(pixels)).bench(read);
-}
-
-#[divan::bench(args = photographs().into_iter().filter(|photograph| photograph.bytes.starts_with(&[0xff, 0xd8])))]
-fn zune_jpeg(bencher: Bencher, photograph: &Photograph) {
-    let options = DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGBA);
-    let read =
-        || JpegDecoder::new_with_options(ZCursor::new(&photograph.bytes[..]), options).decode().expect("an image");
-    let pixels = read().len() as u64 / 4;
-    bencher.counter(BytesCount::new(photograph.bytes.len())).counter(ItemsCount::new(pixels)).bench(read);
+fn decoding(criterion: &mut Criterion) {
+    for Photograph { name, bytes } in photographs() {
+        let read = || decode(&bytes, Path::new(&name), &DecodeOptions::default()).expect("an image");
+        let pixels = u64::from(read().width) * u64::from(read().height);
+        let mut group = criterion.benchmark_group(format!("decode/{name}"));
+        // An element is a pixel.
+        group.throughput(Throughput::Elements(pixels)).sample_size(20);
+        group.bench_function("thawline", |bencher| bencher.iter(read));
+        if bytes.starts_with(&[0xff, 0xd8]) {
+            let options = DecoderOptions::new_fast().jpeg_set_out_colorspace(ColorSpace::RGBA);
+            let read = || JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options).decode().expect("an image");
+            group.bench_function("zune-jpeg", |bencher| bencher.iter(read));
+        }
+        group.finish();
+    }
 }
