@@ -3,7 +3,7 @@
 //! | statistics | convolution before it | what runs |
 //! |---|---|---|
 //! | running, not moving | frozen, batch norm frozen too | the convolution with the batch norm folded in, once |
-//! | running, not moving | trains | the same, folded anew each step, where that moves fewer bytes than a normalisation; γ's gradient comes from the weights' |
+//! | running, not moving | trains | the same, anew each step, where that moves fewer bytes; γ's gradient comes from the weights' |
 //! | running, not moving | otherwise | convolution, then the normalisation |
 //! | batch, or running and moving | any | convolution, moments, normalisation |
 //! | blended or renormalised | any | convolution, moments, those from them and the running ones, normalisation |

@@ -3,11 +3,10 @@
 
 use super::Storage;
 use super::layout::{MOST_WORDS, Row};
-use super::lower::{LoweredCall, Lowering, Place, Share, Value};
+use super::lower::{Lowering, Place, Share, Value};
 use crate::graph::{AdamW, NodeId, Op, Sgd, StatsUpdate, Variance};
 use crate::kernels::segments::{Part, Table};
 use crate::kernels::{Access, Dispatch, adamw, batch_norm_update, sgd};
-use std::collections::HashSet;
 
 /// Words of gradients that may wait for the optimiser: enough that calls are few, and little beside activations. 16 MiB.
 const GRADIENT_WORDS: usize = 1 << 22;
@@ -76,20 +75,22 @@ impl Lowering<'_> {
             }
             row.words <= if home(value(operands[operand])) == Home::Scratch { GRADIENT_WORDS } else { MOST_WORDS }
         };
-        let waiting: HashSet<usize> = members.iter().flat_map(|member| &member.operands[1..]).copied().collect();
-        let beside = |value: usize| waiting.contains(&value) || operands[1..].contains(&value);
+        let waits = |value: &usize| members.iter().any(|member| member.operands[1..].contains(value));
         // wgpu refuses a call that writes one tensor of a buffer and reads another.
-        let crosses = |call: &LoweredCall| {
-            let bound = || call.dispatch.kernel.bindings.iter().zip(&call.bindings);
-            let found = bound().filter(|(_, value)| value.is_some_and(beside));
-            bound().any(|(binding, value)| binding.access == Access::Write && value.is_some_and(beside))
-                && found.count() > 1
+        let crosses = |operand: &usize| {
+            self.calls_of[*operand].iter().map(|&call| &self.out.calls[call]).any(|call| {
+                let bound = || call.dispatch.kernel.bindings.iter().zip(&call.bindings);
+                let mut beside = bound().filter_map(|(_, value)| value.as_ref()).filter(|value| waits(value));
+                let is_ours = |value: &usize| value == operand || waits(value);
+                let mut written = bound().filter(|(binding, _)| binding.access == Access::Write);
+                beside.next().is_some() && written.any(|(_, value)| value.as_ref().is_some_and(is_ours))
+            })
         };
         operands.len() == first.operands.len()
             && operands.iter().zip(&first.operands).all(alike)
-            && !operands[1..].iter().any(|value| waiting.contains(value))
+            && !operands[1..].iter().any(waits)
             && (1..operands.len()).all(fits)
-            && !self.out.calls.iter().any(crosses)
+            && !operands[1..].iter().any(crosses)
     }
 
     /// Makes the call of the nodes that wait.

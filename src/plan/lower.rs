@@ -60,7 +60,7 @@ impl Lowered {
 
 pub(super) fn lower(graph: &Graph, input: Input, variant: conv2d::Variant) -> Lowered {
     let out = Lowered { values: Vec::new(), calls: Vec::new(), tables: Vec::new(), of_node: Vec::new() };
-    let mut lowering = Lowering { graph, variant, out, batches: Default::default() };
+    let mut lowering = Lowering { graph, variant, out, calls_of: Vec::new(), batches: Default::default() };
     lowering.values(input);
     for (id, node) in graph.nodes() {
         lowering.node(id, node, input);
@@ -74,6 +74,8 @@ pub(super) struct Lowering<'a> {
     pub graph: &'a Graph,
     variant: conv2d::Variant,
     pub out: Lowered,
+    /// The calls that bind each value.
+    pub calls_of: Vec<Vec<usize>>,
     /// Of each [`Kind`].
     pub batches: [Batch; 2],
 }
@@ -122,6 +124,7 @@ impl Lowering<'_> {
     }
 
     pub fn value(&mut self, words: usize, storage: Option<Storage>, node: NodeId) -> usize {
+        self.calls_of.push(Vec::new());
         self.out.values.push(Value { words, storage, node, within: None });
         self.out.values.len() - 1
     }
@@ -145,6 +148,7 @@ impl Lowering<'_> {
     /// A call for the nodes of `shares`, which are of one phase.
     pub fn shared_call(&mut self, shares: Vec<Share>, dispatch: Dispatch, bindings: Vec<Option<usize>>) {
         let phase = self.graph.node(shares[0].node).phase;
+        bindings.iter().flatten().for_each(|&value| self.calls_of[value].push(self.out.calls.len()));
         self.out.calls.push(LoweredCall { dispatch, bindings, phase, shares });
     }
 
