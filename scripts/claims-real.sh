@@ -11,6 +11,9 @@ data=${THAWLINE_REAL_DATA:-target/real}
 results=benches/results/claims
 work=target/claims-real
 
+# A path as pages write it.
+escaped() { sed 's~/~\&#x2f;~g' <<<"$1"; }
+
 python3 scripts/real_data.py "$data"
 cargo build --release --quiet
 thawline=$PWD/target/release/thawline
@@ -34,5 +37,5 @@ for set in cells fashion; do
     fi
     cp "$out/compare.csv" "$results/real-$set.csv"
     # Without the paths of this machine.
-    sed -e "s#$PWD/##g" -e "s#$data/##g" "$out/report.html" >"$results/real-$set.html"
+    sed -e "s~$(escaped "$data/")~~g" -e "s~$(escaped "$PWD/")~~g" "$out/report.html" >"$results/real-$set.html"
 done

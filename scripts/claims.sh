@@ -30,7 +30,7 @@ for domain in near far; do
         --train-images 200 --epochs 30 --batch 32 --optimizer adamw --lr auto --weight-decay 0 "${policies[@]}"
     cp "$work/compare-$domain/compare.csv" "$results/$domain.csv"
     # Without the paths of this machine.
-    sed "s#$PWD/##g" "$work/compare-$domain/report.html" >"$results/$domain.html"
+    sed "s~$(sed 's~/~\&#x2f;~g' <<<"$PWD/")~~g" "$work/compare-$domain/report.html" >"$results/$domain.html"
 done
 
 # Full fine-tuning in batches of one and two, and the same weights with statistics estimated anew.

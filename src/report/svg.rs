@@ -177,7 +177,8 @@ pub(super) fn choices(choices: &[Choice<'_>], show: impl Fn(f64) -> String) -> S
     for &tick in &costs {
         let x = x(tick);
         svg += &format!("<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\"/>");
-        svg += &format!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>", bottom + 16.0, show(tick));
+        let label = if tick == 0.0 { "0".to_owned() } else { show(tick) };
+        svg += &format!("<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>", bottom + 16.0);
     }
     // The policies that no other beats in both, by rising cost.
     let mut sorted: Vec<&Choice> = choices.iter().collect();
