@@ -2,7 +2,7 @@
 
 use thawline::compile;
 use thawline::convert::{ConvertError, Converted, Remark, Variant, convert};
-use thawline::graph::{Act, Affine, Averaging, Builder, Graph, Phase, Role, Window};
+use thawline::graph::{Act, Affine, Averaging, Builder, Graph, Output, Phase, Role, Window};
 use thawline::kernels::conv2d;
 use thawline::models;
 use thawline::plan::{Input, Plan, Storage};
@@ -129,7 +129,7 @@ fn logits(graph: &Graph, tensors: &[HostTensor]) -> Vec<f32> {
         }
     }
     executor.run(&[Phase::Once, Phase::Forward]);
-    let (_, slot) = plan.outputs.iter().find(|(name, _)| name == "logits").unwrap();
+    let (_, slot) = plan.outputs.iter().find(|(output, _)| *output == Output::Logits).unwrap();
     executor.slot(*slot).to_vec()
 }
 

@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Affine, Builder, Domain, Graph, Groups, Op, Phase, Role, Sgd, Stats, Window};
+use thawline::graph::{
+    Act, Affine, Builder, Domain, Graph, Groups, Op, Output, ParamId, Phase, Role, Sgd, Stats, Window,
+};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::plan::{Input, Plan, Storage};
@@ -395,7 +397,7 @@ fn check_on(network: Graph, policy: &str, rules: &[&str]) -> Graph {
     let wide = |v: &[f32]| -> Values { v.iter().map(|&v| f64::from(v)).collect() };
     let truth: Vec<Values> = params.iter().map(|p| wide(p)).collect();
     let images = wide(&images);
-    let rows = executor.slot(plan.output("rows").expect("rows"));
+    let rows = executor.slot(plan.output(Output::Rows).expect("rows"));
     let found = rows.chunks(4).take(BATCH).map(|r| f64::from(r[0])).sum::<f64>() / BATCH as f64;
     let (expected, corrections) = loss(&network, &truth, &images, &labels, None);
     assert!((found - expected).abs() < 1e-5 * expected, "loss {found}, in f64 {expected}");
@@ -403,7 +405,7 @@ fn check_on(network: Graph, policy: &str, rules: &[&str]) -> Graph {
     let mut checked = 0;
     for (index, param) in network.params().iter().enumerate() {
         let Some(rows) = trained_rows(&network, index) else { continue };
-        let slot = plan.output(&format!("grad:{index}")).expect("an exported gradient");
+        let slot = plan.output(Output::Gradient(ParamId::new(index))).expect("an exported gradient");
         let gradient = executor.slot(slot);
         let stored = param.shape.stored_c();
         for _ in 0..3 {

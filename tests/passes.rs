@@ -1,7 +1,7 @@
 //! What the compiler makes of the recipes: which nodes there are, and which there are not.
 
 use thawline::compile::{self, Optimizer, Options};
-use thawline::graph::{Act, Builder, Graph, Layer, LayerKind, Node, Op, Phase, Sgd, Stats, Window};
+use thawline::graph::{Act, Builder, Graph, Layer, LayerId, LayerKind, Node, Op, Output, Phase, Sgd, Stats, Window};
 use thawline::models;
 use thawline::policy::{Policy, RECIPES, resolve};
 
@@ -82,9 +82,9 @@ fn an_observation_reads_moments_and_moves_nothing() {
         let graph = compile::observation(network, |_| by).expect("an observation");
         assert_eq!(count(&graph, |op| !op.mutates().is_empty()), 0);
         assert!(graph.nodes().all(|(_, node)| node.phase == Phase::Forward || node.phase == Phase::Once));
-        let outputs: Vec<&str> = graph.outputs().iter().map(|(name, _)| name.as_str()).collect();
-        let moments: Vec<String> = norms.iter().map(|index| format!("moments:{index}")).collect();
-        assert_eq!(outputs[..2], ["logits", "rows"]);
+        let outputs: Vec<Output> = graph.outputs().iter().map(|(output, _)| *output).collect();
+        let moments: Vec<Output> = norms.iter().map(|&index| Output::Moments(LayerId::new(index))).collect();
+        assert_eq!(outputs[..2], [Output::Logits, Output::Rows]);
         assert_eq!(outputs[2..], moments);
         // What normalises is the moments that are read out, or the parameter.
         let normalised_by_batch = graph.nodes().filter(|(_, node)| {

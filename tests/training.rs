@@ -10,7 +10,7 @@ use thawline::compile::{Optimizer, Options};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, DecodeOptions, ImageFolder, Sampler, Transform};
 use thawline::gpu::{Device, DeviceOptions, GpuError};
-use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Phase, Role, Sgd, StatsUpdate, Window};
+use thawline::graph::{Act, AdamW, Affine, Builder, Graph, Output, Phase, Role, Sgd, StatsUpdate, Window};
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
 use thawline::models::{self, Spec};
@@ -141,7 +141,7 @@ fn a_step_computes_what_the_oracle_computes() {
         fill(oracle.slot_mut(slot(Storage::Step)), bytemuck::cast_slice(bytemuck::bytes_of(&scalars)));
         oracle.run(&[Phase::Forward, Phase::Backward, Phase::Update]);
 
-        let rows = oracle.slot(plan.output("rows").expect("losses"));
+        let rows = oracle.slot(plan.output(Output::Rows).expect("losses"));
         let loss: f64 = rows.chunks(4).take(BATCH).map(|row| f64::from(row[0])).sum();
         assert!((totals.loss - loss).abs() < 1e-5 * loss, "{recipe}: loss {} and {loss}", totals.loss);
         for (id, slot) in params {

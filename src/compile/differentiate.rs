@@ -11,7 +11,7 @@
 
 use super::{Optimizer, Options};
 use crate::graph::{
-    Act, Conv2d, Graph, GraphError, LayerId, Node, NodeId, Op, ParamId, Phase, StateKind, domains, keeps_bits,
+    Act, Conv2d, Graph, GraphError, LayerId, Node, NodeId, Op, Output, ParamId, Phase, StateKind, domains, keeps_bits,
     takes_mean,
 };
 
@@ -355,7 +355,7 @@ impl Walk<'_> {
             gradient = self.graph.accumulate(StateKind::Gradient, param, gradient)?;
         }
         if self.options.export_gradients {
-            self.graph.outputs.push((format!("grad:{}", param.index()), gradient));
+            self.graph.outputs.push((Output::Gradient(param), gradient));
         }
         let mut inputs = vec![node, gradient];
         let op = match self.options.optimizer {

@@ -11,11 +11,11 @@ mod fuse;
 mod rewrite;
 mod split;
 
-pub use split::{Split, changing, feature_name, split};
+pub use split::{Split, changing, split};
 
 use crate::graph::{
-    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Phase, Role, Setting, Sgd,
-    StateKind, Stats, StatsUpdate, Update, Variance,
+    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Output, Phase, Role,
+    Setting, Sgd, StateKind, Stats, StatsUpdate, Update, Variance,
 };
 use crate::tensor::Shape;
 
@@ -36,7 +36,7 @@ pub struct Options {
     pub class_weights: bool,
     /// Micro-batches an optimiser step; the statistics, too, are committed once a step.
     pub accumulate: usize,
-    /// Keep the gradients of all trainable parameters readable after the step, as outputs `grad:<param index>`.
+    /// Keep the gradients of all trainable parameters readable after the step, as [`Output::Gradient`].
     pub export_gradients: bool,
     /// Of the random numbers by which dropout and stochastic depth drop.
     pub seed: u64,
@@ -56,34 +56,82 @@ impl From<GraphError> for CompileError {
     }
 }
 
-type Pass = fn(Graph, &Options) -> Result<Graph, GraphError>;
+/// A function from graph to graph.
+#[derive(Clone, Copy, PartialEq)]
+enum Pass {
+    Resolve,
+    Drop,
+    Loss,
+    Fold,
+    Fuse,
+    Differentiate,
+    Update,
+    Observe,
+    Eliminate,
+    Hoist,
+}
 
-/// The passes of a training step, in order.
-const TRAINING: &[(&str, Pass)] = &[
-    ("resolve", |graph, _| Ok(resolve(graph))),
-    ("drop", |graph, _| Ok(drop_nothing(graph))),
-    ("loss", |graph, options| loss(graph, options)),
-    ("fold", |graph, _| fold::fold(graph)),
-    ("fuse", |graph, _| fuse::fuse(graph)),
-    ("differentiate", differentiate::differentiate),
-    ("update", update),
-    ("eliminate", |graph, _| Ok(eliminate::eliminate(graph))),
-    ("hoist", |graph, _| Ok(hoist(graph))),
-];
+impl Pass {
+    /// Those of a training step, in order.
+    const TRAINING: [Self; 9] = [
+        Self::Resolve,
+        Self::Drop,
+        Self::Loss,
+        Self::Fold,
+        Self::Fuse,
+        Self::Differentiate,
+        Self::Update,
+        Self::Eliminate,
+        Self::Hoist,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Resolve => "resolve",
+            Self::Drop => "drop",
+            Self::Loss => "loss",
+            Self::Fold => "fold",
+            Self::Fuse => "fuse",
+            Self::Differentiate => "differentiate",
+            Self::Update => "update",
+            Self::Observe => "observe",
+            Self::Eliminate => "eliminate",
+            Self::Hoist => "hoist",
+        }
+    }
+
+    fn run(self, graph: Graph, options: &Options) -> Result<Graph, GraphError> {
+        match self {
+            Self::Resolve => Ok(resolve(graph)),
+            Self::Drop => Ok(drop_nothing(graph)),
+            Self::Loss => loss(graph, options),
+            Self::Fold => fold::fold(graph),
+            Self::Fuse => fuse::fuse(graph),
+            Self::Differentiate => differentiate::differentiate(graph, options),
+            Self::Update => update(graph, options),
+            Self::Observe => Ok(observe(graph)),
+            Self::Eliminate => Ok(eliminate::eliminate(graph)),
+            Self::Hoist => Ok(hoist(graph)),
+        }
+    }
+}
 
 /// Compiles one training step of a network whose layers carry their settings.
 ///
-/// Its outputs are `logits`, and `rows` with each sample's loss and hits. Where a batch norm takes its moments over all
-/// micro-batches of an optimiser step ([`Domain::Accumulated`]), the step takes them as one batch: a layer can normalise
-/// only when every micro-batch has reached it.
+/// Its outputs are [`Output::Logits`] and [`Output::Rows`]. Where a batch norm takes its moments over all micro-batches of an
+/// optimiser step ([`Domain::Accumulated`]), the step takes them as one batch: a layer can normalise only when every
+/// micro-batch has reached it.
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.
 pub fn training(graph: Graph, options: &Options) -> Result<Graph, CompileError> {
     let fail = |source| CompileError { pass: "gather", source };
     match options.accumulate > 1 && graph.layers.iter().any(|l| l.setting.batch_norm.is_some_and(accumulates)) {
-        true => run(gather(graph, options.accumulate).map_err(fail)?, TRAINING, &Options { accumulate: 1, ..*options }),
-        false => run(graph, TRAINING, options),
+        true => {
+            let graph = gather(graph, options.accumulate).map_err(fail)?;
+            run(graph, Pass::TRAINING, &Options { accumulate: 1, ..*options })
+        }
+        false => run(graph, Pass::TRAINING, options),
     }
 }
 
@@ -107,7 +155,7 @@ fn gather(graph: Graph, micro_batches: usize) -> Result<Graph, GraphError> {
 
 /// Compiles inference: running statistics, every batch norm behind a convolution folded into it, nothing kept.
 ///
-/// Its outputs are `logits`, and with `loss` also `rows`.
+/// Its outputs are [`Output::Logits`], and with `loss` also [`Output::Rows`].
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.
@@ -123,20 +171,19 @@ pub fn inference(mut graph: Graph, with_loss: bool) -> Result<Graph, CompileErro
         });
         layer.setting = Setting { weights: false, dropout: false, batch_norm, ..layer.setting };
     }
-    let passes: Vec<(&str, Pass)> = TRAINING
-        .iter()
-        .filter(|(name, _)| !matches!(*name, "differentiate" | "update") && (with_loss || *name != "loss"))
-        .copied()
-        .collect();
-    run(graph, &passes, &FORWARD_ONLY)
+    let passes = Pass::TRAINING.into_iter().filter(|pass| match pass {
+        Pass::Differentiate | Pass::Update => false,
+        Pass::Loss => with_loss,
+        _ => true,
+    });
+    run(graph, passes, &FORWARD_ONLY)
 }
 
 /// Compiles a forward pass that observes: each batch norm normalises by what `stats` says of its layer, the moments of
 /// its input over the batch are read out, nothing moves, and nothing is differentiated. For looking at a network and
 /// for estimating statistics; what [`inference`] computes never depends on a sample's companions.
 ///
-/// Its outputs are `logits`, `rows`, and for each batch norm `moments:<layer index>`: a row of means and a row of
-/// biased variances.
+/// Its outputs are [`Output::Logits`], [`Output::Rows`], and [`Output::Moments`] of each batch norm.
 ///
 /// # Errors
 /// A pass broke the graph; a bug, unless the graph was built by hand.
@@ -153,14 +200,9 @@ pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result
         let batch_norm = (layer.kind == LayerKind::Bn).then_some(observed);
         layer.setting = Setting { weights: false, dropout: false, batch_norm, ..layer.setting };
     }
-    let passes = TRAINING.iter().filter(|(name, _)| *name != "differentiate");
-    let passes: Vec<(&str, Pass)> = passes
-        .map(|&(name, pass)| match name {
-            "update" => ("observe", (|graph, _| Ok(observe(graph))) as Pass),
-            _ => (name, pass),
-        })
-        .collect();
-    run(graph, &passes, &FORWARD_ONLY)
+    let passes = Pass::TRAINING.into_iter().filter(|pass| *pass != Pass::Differentiate);
+    let passes = passes.map(|pass| if pass == Pass::Update { Pass::Observe } else { pass });
+    run(graph, passes, &FORWARD_ONLY)
 }
 
 /// Options of passes that change nothing.
@@ -173,12 +215,12 @@ const FORWARD_ONLY: Options = Options {
     seed: 0,
 };
 
-fn run(mut graph: Graph, passes: &[(&'static str, Pass)], options: &Options) -> Result<Graph, CompileError> {
-    let fail = |pass| move |source| CompileError { pass, source };
-    graph.verify().map_err(fail("input"))?;
-    for &(name, pass) in passes {
-        graph = pass(graph, options).map_err(fail(name))?;
-        graph.verify().map_err(fail(name))?;
+fn run(mut graph: Graph, passes: impl IntoIterator<Item = Pass>, options: &Options) -> Result<Graph, CompileError> {
+    graph.verify()?;
+    for pass in passes {
+        let fail = |source| CompileError { pass: pass.name(), source };
+        graph = pass.run(graph, options).map_err(fail)?;
+        graph.verify().map_err(fail)?;
     }
     Ok(graph)
 }
@@ -230,7 +272,7 @@ fn drop_nothing(mut graph: Graph) -> Graph {
 /// Ends the network with the loss.
 fn loss(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     let logits = graph
-        .output("logits")
+        .output(Output::Logits)
         .ok_or_else(|| GraphError { node: "output".into(), reason: "the network has no logits".into() })?;
     let shape = graph.node(logits).shape;
     let mut operands = vec![logits, graph.source(Op::Labels, Shape::rows(1, shape.n()))];
@@ -239,7 +281,7 @@ fn loss(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
     }
     let op = Op::SoftmaxCrossEntropy { smoothing: options.label_smoothing, weighted: options.class_weights };
     let rows = graph.push(op, operands, None, Phase::Forward)?;
-    graph.outputs.push(("rows".into(), rows));
+    graph.outputs.push((Output::Rows, rows));
     Ok(graph)
 }
 
@@ -273,7 +315,7 @@ fn update(mut graph: Graph, options: &Options) -> Result<Graph, GraphError> {
 /// Makes the moments that batch norms take readable.
 fn observe(mut graph: Graph) -> Graph {
     let moments = graph.nodes().filter(|(_, node)| matches!(node.op, Op::BatchNormStats { .. }));
-    let outputs: Vec<_> = moments.filter_map(|(id, n)| Some((format!("moments:{}", n.layer?.index()), id))).collect();
+    let outputs: Vec<_> = moments.filter_map(|(id, n)| Some((Output::Moments(n.layer?), id))).collect();
     graph.outputs.extend(outputs);
     graph
 }

@@ -65,7 +65,7 @@ impl<'a> Rewrite<'a> {
 
     /// The new graph, with the outputs of the old one.
     pub fn finish(mut self) -> Graph {
-        self.new.outputs = self.old.outputs.iter().map(|(name, id)| (name.clone(), self.at(*id))).collect();
+        self.new.outputs = self.old.outputs.iter().map(|&(output, id)| (output, self.at(id))).collect();
         self.new
     }
 }

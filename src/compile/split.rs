@@ -4,12 +4,12 @@
 //! every epoch, whatever shares its batch. So it can be computed once an image and kept.
 
 use super::eliminate;
-use crate::graph::{Graph, GraphError, Node, NodeId, Op, ParamId, Phase};
+use crate::graph::{Graph, GraphError, Node, NodeId, Op, Output, ParamId, Phase};
 
 /// A compiled graph in two parts.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Split {
-    /// From the images to the values that the rest reads: its outputs `feature:0`, `feature:1`, …
+    /// From the images to the values that the rest reads: its outputs are [`Output::Feature`]
     pub prefix: Graph,
     /// The rest, which reads them as [`Op::Feature`] and does not read the images.
     pub rest: Graph,
@@ -51,7 +51,7 @@ pub fn split(graph: &Graph, changing: &[ParamId]) -> Result<Option<Split>, Graph
     }
 
     let mut prefix = graph.clone();
-    prefix.outputs = frontier.iter().enumerate().map(|(i, &id)| (feature_name(i), id)).collect();
+    prefix.outputs = (0..).map(Output::Feature).zip(frontier.iter().copied()).collect();
     let prefix = eliminate::keep(prefix, |_| false);
     let mut rest = graph.clone();
     for (index, &id) in (0..).zip(&frontier) {
@@ -62,11 +62,6 @@ pub fn split(graph: &Graph, changing: &[ParamId]) -> Result<Option<Split>, Graph
     prefix.verify()?;
     rest.verify()?;
     Ok(Some(Split { prefix, rest }))
-}
-
-/// The name of a prefix's `index`-th output.
-pub fn feature_name(index: usize) -> String {
-    format!("feature:{index}")
 }
 
 /// What a node's value follows from.

@@ -13,7 +13,7 @@ pub(crate) mod tests;
 
 pub use fold::{Folded, Folding, Kept, Reason};
 
-use crate::graph::{Graph, GraphError, Layer, NodeId};
+use crate::graph::{Graph, GraphError, Layer, NodeId, Output};
 use crate::weights::StateDict;
 use std::io;
 use std::path::PathBuf;
@@ -60,5 +60,5 @@ pub(crate) fn layer(network: &Graph, node: NodeId) -> Option<&Layer> {
 
 pub(crate) fn logits(network: &Graph) -> Result<NodeId, ExportError> {
     let missing = || GraphError { node: "output".into(), reason: "the network has no logits".into() };
-    Ok(network.output("logits").ok_or_else(missing)?)
+    Ok(network.output(Output::Logits).ok_or_else(missing)?)
 }

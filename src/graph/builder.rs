@@ -2,7 +2,7 @@
 
 use super::{
     Act, Affine, Averaging, Conv2d, Graph, GraphError, Groups, Layer, LayerId, LayerKind, MOMENT_ROWS, Model, Node,
-    NodeId, Op, Param, ParamId, Phase, Role, Setting, Window,
+    NodeId, Op, Output, Param, ParamId, Phase, Role, Setting, Window,
 };
 use crate::tensor::{Shape, pad4};
 
@@ -13,7 +13,7 @@ const MAX_CHANNELS: usize = 1 << 24;
 ///
 /// # Example
 /// ```
-/// use thawline::graph::{Builder, Window};
+/// use thawline::graph::{Builder, Window, Output};
 /// # fn main() -> Result<(), thawline::graph::GraphError> {
 /// let mut b = Builder::new();
 /// let x = b.input(8, 32, 32, 3)?;
@@ -315,7 +315,7 @@ impl Builder {
                 reason: format!("the logits must be [N, 1, 1, classes], not {shape}"),
             });
         }
-        self.graph.outputs.push(("logits".into(), logits));
+        self.graph.outputs.push((Output::Logits, logits));
         self.graph.verify()?;
         self.graph.check_models()?;
         Ok(self.graph)

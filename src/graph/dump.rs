@@ -32,8 +32,8 @@ impl fmt::Display for Graph {
                 None => writeln!(f)?,
             }
         }
-        for (name, id) in &self.outputs {
-            writeln!(f, "output {name} = %{}", id.0)?;
+        for (output, id) in &self.outputs {
+            writeln!(f, "output {output} = %{}", id.0)?;
         }
         Ok(())
     }

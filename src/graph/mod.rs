@@ -356,8 +356,35 @@ pub struct Graph {
     pub(crate) models: Vec<Model>,
     pub(crate) params: Vec<Param>,
     pub(crate) states: Vec<State>,
-    /// Nodes that the caller reads after a run, with the names it knows them by.
-    pub(crate) outputs: Vec<(String, NodeId)>,
+    /// Nodes that the caller reads after a run.
+    pub(crate) outputs: Vec<(Output, NodeId)>,
+}
+
+/// A value that the caller reads after a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Output {
+    /// `[N, 1, 1, classes]`.
+    Logits,
+    /// A row per sample: loss, 1 if top-1, 1 if top-5, 0.
+    Rows,
+    /// The moments of a batch norm's batch: a row of means and a row of biased variances.
+    Moments(LayerId),
+    /// Of the shape of its parameter.
+    Gradient(ParamId),
+    /// What the rest of a network that was cut reads; see [`crate::compile::split`].
+    Feature(u32),
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Logits => f.write_str("logits"),
+            Self::Rows => f.write_str("rows"),
+            Self::Moments(layer) => write!(f, "moments:{}", layer.0),
+            Self::Gradient(param) => write!(f, "grad:{}", param.0),
+            Self::Feature(index) => write!(f, "feature:{index}"),
+        }
+    }
 }
 
 /// A graph that does not hold together.
@@ -455,13 +482,13 @@ impl Graph {
         &self.states
     }
 
-    pub fn outputs(&self) -> &[(String, NodeId)] {
+    pub fn outputs(&self) -> &[(Output, NodeId)] {
         &self.outputs
     }
 
-    /// The output called `name`.
-    pub fn output(&self, name: &str) -> Option<NodeId> {
-        self.outputs.iter().find(|(n, _)| n == name).map(|&(_, id)| id)
+    /// The node that gives `output`.
+    pub fn output(&self, output: Output) -> Option<NodeId> {
+        self.outputs.iter().find(|(other, _)| *other == output).map(|&(_, id)| id)
     }
 
     /// The shape of the images.
@@ -471,7 +498,7 @@ impl Graph {
 
     /// The shape of the logits, `[N, 1, 1, classes]`.
     pub fn logits_shape(&self) -> Option<Shape> {
-        self.output("logits").map(|id| self.node(id).shape)
+        self.output(Output::Logits).map(|id| self.node(id).shape)
     }
 
     /// The node that holds `param`, if the graph reads it.

@@ -85,9 +85,10 @@ impl Graph {
             }
         }
         match self.outputs.iter().find(|(_, id)| overwritten[id.index()].is_some()) {
-            Some((name, id)) => {
-                Err(GraphError { node: self.label(*id), reason: format!("is the output `{name}` but is overwritten") })
-            }
+            Some((output, id)) => Err(GraphError {
+                node: self.label(*id),
+                reason: format!("is the output `{output}` but is overwritten"),
+            }),
             None => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ pub use cost::{Cost, LayerCost, PhaseCost};
 pub use layout::ParamLayout;
 pub use roofline::Roofline;
 
-use crate::graph::{Graph, LayerId, NodeId, ParamId, Phase, StateId};
+use crate::graph::{Graph, LayerId, NodeId, Output, ParamId, Phase, StateId};
 use crate::kernels::Kernel;
 use crate::kernels::conv2d::Variant;
 use crate::preprocessing::Preprocessing;
@@ -136,8 +136,8 @@ pub struct Plan {
     pub calls: Vec<Call>,
     /// The parameters of all calls, each aligned to [`UNIFORM_ALIGNMENT`].
     pub uniforms: Vec<u8>,
-    /// The slot of each output, by its name.
-    pub outputs: Vec<(String, SlotId)>,
+    /// The slot of each output.
+    pub outputs: Vec<(Output, SlotId)>,
     pub cost: Cost,
 }
 
@@ -174,11 +174,8 @@ impl Plan {
         }
         // A stable sort: within a phase the order stays.
         calls.sort_by_key(|call| call.phase != Phase::Once);
-        let outputs = graph
-            .outputs()
-            .iter()
-            .map(|(name, id)| (name.clone(), memory.slots_of_values[lowered.value(*id)]))
-            .collect();
+        let outputs =
+            graph.outputs().iter().map(|&(output, id)| (output, memory.slots_of_values[lowered.value(id)])).collect();
         Self { graph, input, slots: memory.slots, tables: lowered.tables, calls, uniforms, outputs, cost }
     }
 
@@ -187,9 +184,9 @@ impl Plan {
         self.slots.iter().position(|s| s.storage == storage).map(|i| SlotId(i as u32))
     }
 
-    /// The slot of the output called `name`.
-    pub fn output(&self, name: &str) -> Option<SlotId> {
-        self.outputs.iter().find(|(n, _)| n == name).map(|&(_, slot)| slot)
+    /// The slot of `output`.
+    pub fn output(&self, output: Output) -> Option<SlotId> {
+        self.outputs.iter().find(|(other, _)| *other == output).map(|&(_, slot)| slot)
     }
 
     /// Device memory that the plan needs, parameters and state included, in bytes.

@@ -6,10 +6,10 @@
 //! looks at the images beside it.
 
 use super::{Crc32c, TrainError};
-use crate::compile::{Split, feature_name};
+use crate::compile::Split;
 use crate::data::Loader;
 use crate::gpu::{Device, Executor, GpuError, Parameters, Rows};
-use crate::graph::{Graph, NodeId, Op, Phase};
+use crate::graph::{Graph, NodeId, Op, Output, Phase};
 use crate::kernels::conv2d::Variant;
 use crate::plan::{Input, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
@@ -189,7 +189,7 @@ impl FeatureCache {
         let missing = |what| TrainError::Incomplete { what };
         let images = executor.plan().slot(Storage::Bytes).ok_or(missing("input"))?;
         let outputs: Vec<SlotId> =
-            (0..features.rows.len()).map_while(|i| executor.plan().output(&feature_name(i))).collect();
+            (0..features.rows.len() as u32).map_while(|i| executor.plan().output(Output::Feature(i))).collect();
         executor.run(&[Phase::Once])?;
         let order: Vec<usize> = (0..loader.samples().len()).collect();
         let batch = executor.plan().graph.input_shape().map_or(1, crate::tensor::Shape::n);

@@ -7,7 +7,7 @@ use super::{Images, Moments, PADDING, Totals, TrainError};
 use crate::compile;
 use crate::data::Loader;
 use crate::gpu::{Device, Executor, Parameters, block};
-use crate::graph::{Graph, LayerId, LayerKind, Phase, Stats};
+use crate::graph::{Graph, LayerId, LayerKind, Output, Phase, Stats};
 use crate::plan::{Input, SlotId};
 use crate::rng::Rng;
 
@@ -198,7 +198,7 @@ impl Probe {
         let missing = |what| TrainError::Incomplete { what };
         let slots = Slots::of(plan)?;
         let rows = slots.rows.ok_or(missing("loss"))?;
-        let moments = self.layers.iter().map(|layer| plan.output(&format!("moments:{}", layer.index())));
+        let moments = self.layers.iter().map(|layer| plan.output(Output::Moments(*layer)));
         let moments = moments.collect::<Option<_>>().ok_or(missing("moments of a batch norm"))?;
         self.plans.push(Planned { batch, executor, slots, rows, moments });
         Ok(self.plans.len() - 1)

@@ -6,7 +6,7 @@ use super::{FeatureCache, Features, TrainError};
 use crate::compile::{self, Optimizer, Options};
 use crate::data::Loader;
 use crate::gpu::{Device, Executor, Parameters, block};
-use crate::graph::{Graph, ParamId, Phase, StateKind, Stats, StatsUpdate};
+use crate::graph::{Graph, Output, ParamId, Phase, StateKind, Stats, StatsUpdate};
 use crate::kernels::StepScalars;
 use crate::plan::{Input, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
@@ -168,8 +168,8 @@ impl Slots {
             labels: plan.slot(Storage::Labels),
             class_weights: plan.slot(Storage::ClassWeights),
             step: plan.slot(Storage::Step),
-            rows: plan.output("rows"),
-            logits: plan.output("logits").ok_or(missing("output"))?,
+            rows: plan.output(Output::Rows),
+            logits: plan.output(Output::Logits).ok_or(missing("output"))?,
         })
     }
 
@@ -488,9 +488,9 @@ impl Session {
     /// The device failed.
     pub fn gradients(&self) -> Result<Vec<(ParamId, Vec<f32>)>, TrainError> {
         let mut gradients = Vec::new();
-        for (name, slot) in &self.plan().outputs {
-            if let Some(index) = name.strip_prefix("grad:").and_then(|i| i.parse().ok()) {
-                gradients.push((ParamId(index), self.executor.read(*slot)?));
+        for &(output, slot) in &self.plan().outputs {
+            if let Output::Gradient(param) = output {
+                gradients.push((param, self.executor.read(slot)?));
             }
         }
         Ok(gradients)
