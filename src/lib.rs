@@ -81,3 +81,4 @@ pub mod tensor;
 pub mod text;
 pub mod train;
 pub mod weights;
+mod window;

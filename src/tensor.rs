@@ -52,6 +52,11 @@ impl Shape {
         pad4(self.0[3])
     }
 
+    /// Groups of four channels, the last one padded.
+    pub const fn quads(self) -> usize {
+        self.stored_c() / 4
+    }
+
     /// 32-bit words in memory, padding included.
     pub const fn stored_len(self) -> usize {
         self.pixels() * self.stored_c()

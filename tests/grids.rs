@@ -4,14 +4,14 @@ use std::sync::LazyLock;
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::Act;
 use thawline::kernels::conv2d::{self, Epilogue, Variant};
-use thawline::kernels::{Access, Args, Dispatch, Geometry};
+use thawline::kernels::{Access, Args, Dispatch, Window};
 use thawline::rng::Rng;
 use thawline::tensor::Shape;
 
 /// The most workgroups that every device dispatches in a dimension.
 const LIMIT: u32 = 65_535;
 
-const POINT: Geometry = Geometry { kernel: [1, 1], stride: [1, 1], padding: [0; 4] };
+const POINT: Window = Window { kernel: [1, 1], stride: [1, 1], padding: [0; 4] };
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| Device::open(&DeviceOptions::default()).expect("a device"));
 
@@ -51,7 +51,7 @@ fn check(dispatch: &Dispatch, words: &[usize], what: &str) {
 }
 
 /// The words of a forward pass's buffers, a mask's included.
-fn forward_words(x: Shape, out: Shape, g: Geometry) -> [usize; 6] {
+fn forward_words(x: Shape, out: Shape, g: Window) -> [usize; 6] {
     let weight = g.kernel[0] * g.kernel[1] * x.stored_c() * out.stored_c();
     let mask = out.pixels().div_ceil(8) * out.stored_c() / 4;
     [x.stored_len(), weight, out.stored_c(), out.stored_len(), out.stored_len(), mask]
@@ -63,7 +63,7 @@ const EPILOGUE: Epilogue = Epilogue { bias: true, residual: true, act: Act::Relu
 fn any_folding_of_a_grid_computes_the_same() {
     // Several workgroups in each dimension, and a stride with classes that differ in size.
     let (x, out) = (Shape::nhwc(3, 13, 11, 72), Shape::nhwc(3, 7, 6, 132));
-    let g = Geometry { kernel: [3, 3], stride: [2, 2], padding: [1; 4] };
+    let g = Window { kernel: [3, 3], stride: [2, 2], padding: [1; 4] };
     let weight = 9 * x.stored_c() * out.stored_c();
     for variant in variants() {
         let splits = conv2d::weight_grad_splits(variant, x, out, g);

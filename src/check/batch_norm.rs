@@ -34,7 +34,7 @@ pub(super) fn batch_norm() -> Vec<Case> {
         let buffers = vec![partials, untouched(moments.stored_len())];
         cases.push(Case::new(&what, batch_norm_stats::merge(x, domains), buffers, 1e-5).padded("moments", moments));
 
-        let words = x.pixels().div_ceil(TILE) * x.stored_c() / 4;
+        let words = x.pixels().div_ceil(TILE) * x.quads();
         for (act, residual, mask) in [
             (Act::Identity, false, false),
             (Act::Relu, false, true),

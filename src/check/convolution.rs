@@ -4,7 +4,7 @@ use super::case::Case;
 use super::values::{Random, untouched, when, windows};
 use crate::act::Act;
 use crate::kernels::conv2d::{self, Epilogue, Variant};
-use crate::kernels::{Dispatch, Geometry, TILE, depthwise, grouped};
+use crate::kernels::{Dispatch, TILE, Window, depthwise, grouped};
 use crate::tensor::Shape;
 
 pub(super) fn convolution() -> Vec<Case> {
@@ -25,7 +25,7 @@ pub(super) fn convolution() -> Vec<Case> {
             }
         }
         let what = format!("{}: {x} → {out}, {g:?}", variant.name());
-        let words = out.pixels().div_ceil(TILE) * out.stored_c() / 4;
+        let words = out.pixels().div_ceil(TILE) * out.quads();
         for (bias, residual, act, mask) in [
             (false, false, Act::Identity, false),
             (true, false, Act::Relu, true),
@@ -62,7 +62,7 @@ pub(super) fn convolution() -> Vec<Case> {
 }
 
 /// Windows of depthwise and grouped convolutions: those of mobile networks, and some at odds with themselves.
-const GEOMETRIES: [Geometry; 10] = [
+const GEOMETRIES: [Window; 10] = [
     square(3, 1, [1; 4]),
     square(3, 2, [1; 4]),
     square(3, 2, [0, 0, 1, 1]),
@@ -71,12 +71,12 @@ const GEOMETRIES: [Geometry; 10] = [
     square(7, 1, [3, 2, 3, 4]),
     square(7, 2, [3; 4]),
     square(1, 2, [0; 4]),
-    Geometry { kernel: [2, 4], stride: [1, 2], padding: [0, 3, 2, 0] },
-    Geometry { kernel: [6, 1], stride: [2, 1], padding: [5, 0, 1, 0] },
+    Window { kernel: [2, 4], stride: [1, 2], padding: [0, 3, 2, 0] },
+    Window { kernel: [6, 1], stride: [2, 1], padding: [5, 0, 1, 0] },
 ];
 
-const fn square(kernel: usize, stride: usize, padding: [usize; 4]) -> Geometry {
-    Geometry { kernel: [kernel; 2], stride: [stride; 2], padding }
+const fn square(kernel: usize, stride: usize, padding: [usize; 4]) -> Window {
+    Window { kernel: [kernel; 2], stride: [stride; 2], padding }
 }
 
 /// Strips of one row, of several and of several images, splits of one strip and of several, and images of several splits a
@@ -92,7 +92,7 @@ const IMAGES: [Shape; 7] = [
 ];
 
 /// The output of a window over `x`, if it fits into it.
-fn output(x: Shape, g: Geometry, channels: usize) -> Option<Shape> {
+fn output(x: Shape, g: Window, channels: usize) -> Option<Shape> {
     let side = |size: usize, axis: usize| {
         let padded = size + g.padding[axis] + g.padding[axis + 2];
         Some(padded.checked_sub(g.kernel[axis])? / g.stride[axis] + 1)
@@ -118,7 +118,7 @@ pub(super) fn large_depthwise() -> Vec<Case> {
     depthwise_cases(33, |g| g.kernel == [7, 7])
 }
 
-fn depthwise_cases(seed: u64, wanted: impl Fn(&Geometry) -> bool) -> Vec<Case> {
+fn depthwise_cases(seed: u64, wanted: impl Fn(&Window) -> bool) -> Vec<Case> {
     let (rng, variant) = (&mut Random::new(seed), Variant::default());
     let mut cases = vec![];
     for g in GEOMETRIES.into_iter().filter(wanted) {

@@ -18,7 +18,7 @@ pub(super) fn elementwise() -> Vec<Case> {
     for x in shapes(rng) {
         for (act, mask) in activations() {
             let what = format!("{x}, {act:?}, mask {mask}");
-            let words = x.pixels().div_ceil(TILE) * x.stored_c() / 4;
+            let words = x.pixels().div_ceil(TILE) * x.quads();
             // An exponential is allowed to be a few units in the last place off.
             let tolerance = if act.is_smooth() { 1e-5 } else { 0.0 };
             let dispatch = activation::forward(x, act, mask);

@@ -2,7 +2,7 @@
 
 use super::case::{Case, on_host};
 use super::values::{Random, untouched, when, windows};
-use crate::kernels::{Geometry, pool};
+use crate::kernels::{Window, pool};
 use crate::tensor::Shape;
 
 pub(super) fn pooling() -> Vec<Case> {
@@ -12,7 +12,7 @@ pub(super) fn pooling() -> Vec<Case> {
         let what = format!("{x} → {out}, {g:?}");
         // Few different values, so that there are ties.
         let values: Vec<f32> = rng.tensor(x).iter().map(|v| (v * 4.0).round()).collect();
-        let quads = out.pixels() * out.stored_c() / 4;
+        let quads = out.pixels() * out.quads();
         for argmax in [false, true] {
             let buffers = vec![values.clone(), untouched(out.stored_len()), when(argmax, || untouched(quads))];
             let dispatch = pool::max_forward(x, out, g, argmax);
@@ -35,7 +35,7 @@ pub(super) fn pooling() -> Vec<Case> {
 /// The first maximum wins, and every NaN.
 fn special_values() -> Case {
     let (x, out) = (Shape::nhwc(1, 2, 2, 4), Shape::nhwc(1, 1, 1, 4));
-    let g = Geometry { kernel: [2, 2], stride: [1, 1], padding: [0; 4] };
+    let g = Window { kernel: [2, 2], stride: [1, 1], padding: [0; 4] };
     // By channel: a tie of the second and the last; all −∞; a NaN between numbers; a maximum at the end.
     let low = f32::NEG_INFINITY;
     let values = vec![0.0, low, 5.0, 1.0, 3.0, low, f32::NAN, 2.0, 1.0, low, 6.0, 3.0, 3.0, low, 7.0, 4.0];

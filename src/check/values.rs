@@ -1,7 +1,7 @@
 //! Shapes and random values.
 
 use crate::kernels::segments::Table;
-use crate::kernels::{Geometry, StepScalars};
+use crate::kernels::{StepScalars, Window};
 use crate::rng::Rng;
 use crate::tensor::{Shape, pad4};
 
@@ -89,12 +89,12 @@ impl Random {
     /// A mask of `x`, with no bits in the padding.
     pub fn mask(&mut self, x: Shape) -> Vec<f32> {
         let values = self.tensor(x);
-        let words = x.pixels().div_ceil(8) * x.stored_c() / 4;
+        let words = x.pixels().div_ceil(8) * x.quads();
         let mut mask = vec![0u32; words];
         for (i, value) in values.iter().enumerate() {
             let (pixel, c) = (i / x.stored_c(), i % x.stored_c());
             if *value > 0.0 {
-                mask[pixel / 8 * (x.stored_c() / 4) + c / 4] |= 1 << (pixel % 8 * 4 + c % 4);
+                mask[pixel / 8 * (x.quads()) + c / 4] |= 1 << (pixel % 8 * 4 + c % 4);
             }
         }
         mask.into_iter().map(f32::from_bits).collect()
@@ -118,14 +118,14 @@ pub(super) fn shapes(rng: &mut Random) -> Vec<Shape> {
 }
 
 /// Windows of every parity: overlapping, apart, padded on all sides or some, and over the whole image.
-pub(super) fn windows(rng: &mut Random) -> Vec<(Shape, Shape, Geometry)> {
+pub(super) fn windows(rng: &mut Random) -> Vec<(Shape, Shape, Window)> {
     let mut all = vec![];
     let mut push = |x: Shape, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 4]| {
         let [top, left, bottom, right] = padding;
         let side = |size: usize, kernel: usize, stride: usize| (size - kernel) / stride + 1;
         let oh = side(x.h() + top + bottom, kernel[0], stride[0]);
         let ow = side(x.w() + left + right, kernel[1], stride[1]);
-        all.push((x, Shape::nhwc(x.n(), oh, ow, x.c()), Geometry { kernel, stride, padding }));
+        all.push((x, Shape::nhwc(x.n(), oh, ow, x.c()), Window { kernel, stride, padding }));
     };
     push(Shape::nhwc(1, 1, 1, 1), [1, 1], [1, 1], [0; 4]);
     push(Shape::nhwc(2, 7, 5, 3), [7, 5], [1, 1], [0; 4]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use thawline::gpu::Device;
 use thawline::graph::{Graph, Groups, LayerKind, Op};
 use thawline::kernels::conv2d::{self, Epilogue};
-use thawline::kernels::{Geometry, depthwise, grouped, sum_partials};
+use thawline::kernels::{Window, depthwise, grouped, sum_partials};
 use thawline::lab::{Grid, LabError};
 use thawline::plan::Roofline;
 use thawline::policy::Policy;
@@ -401,7 +401,7 @@ struct Speed {
 struct Convolution {
     x: Shape,
     out: Shape,
-    geometry: Geometry,
+    window: Window,
     groups: Groups,
 }
 
@@ -473,16 +473,14 @@ fn distinct_convolutions(network: &Graph) -> Vec<(Vec<String>, Convolution)> {
         if layer.kind != LayerKind::Conv {
             continue;
         }
-        let window = conv.window;
-        let geometry = Geometry { kernel: window.kernel, stride: window.stride, padding: window.padding };
         let x = network.node(node.inputs[0]).shape;
-        let convolution = Convolution { x, out: node.shape, geometry, groups: conv.groups };
+        let convolution = Convolution { x, out: node.shape, window: conv.window, groups: conv.groups };
         match found.iter_mut().find(|(_, known)| *known == convolution) {
             Some((layers, _)) => layers.push(layer.name.clone()),
             None => found.push((vec![layer.name.clone()], convolution)),
         }
     }
-    found.sort_by_key(|(_, convolution)| convolution.geometry.kernel != [3, 3]);
+    found.sort_by_key(|(_, convolution)| convolution.window.kernel != [3, 3]);
     found
 }
 
@@ -492,12 +490,12 @@ fn measure_convolution(
     convolution: Convolution,
     repeat: usize,
 ) -> Result<ConvResult> {
-    let Convolution { x, out, geometry, groups } = convolution;
+    let Convolution { x, out, window, groups } = convolution;
     // The same tensors in groups of four channels: weights that are zero off each group's diagonal make it the same.
     let whole = |shape: Shape| Shape::nhwc(shape.n(), shape.h(), shape.w(), shape.stored_c());
     let by_groups = match groups {
         Groups::Depthwise => {
-            let groups = Groups::Several(x.stored_c() / 4);
+            let groups = Groups::Several(x.quads());
             Some(measure_kernels(device, Convolution { x: whole(x), out: whole(out), groups, ..convolution }, repeat)?)
         }
         Groups::One | Groups::Several(_) => None,
@@ -506,8 +504,8 @@ fn measure_convolution(
         layers,
         input: x.0,
         output: out.0,
-        kernel: geometry.kernel,
-        stride: geometry.stride,
+        kernel: window.kernel,
+        stride: window.stride,
         groups: groups.count(out.c()),
         speeds: measure_kernels(device, convolution, repeat)?,
         by_groups,
@@ -515,7 +513,7 @@ fn measure_convolution(
 }
 
 fn measure_kernels(device: &Device, convolution: Convolution, repeat: usize) -> Result<Speeds> {
-    let Convolution { x, out, geometry: g, groups } = convolution;
+    let Convolution { x, out, window: g, groups } = convolution;
     let (variant, epilogue) = (device.variant()?, Epilogue::default());
     let [kh, kw] = g.kernel;
     let (rows, channels) = match groups {

@@ -7,7 +7,7 @@ use crate::kernels::Kernel;
 use crate::kernels::conv2d::Variant;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::kernels::{
-    Geometry,
+    Window,
     conv2d::{self, Epilogue},
 };
 #[cfg(not(target_arch = "wasm32"))]
@@ -157,7 +157,7 @@ impl Device {
             return Ok(usual);
         }
         let shape = Shape::nhwc(1, 28, 28, 64);
-        let g = Geometry { kernel: [3, 3], stride: [1, 1], padding: [1; 4] };
+        let g = Window { kernel: [3, 3], stride: [1, 1], padding: [1; 4] };
         let words = [shape.stored_len(), 9 * 64 * 64, 64, 4, shape.stored_len(), 4];
         let mut best = vec![f64::INFINITY; candidates.len()];
         for _ in 0..ROUNDS {

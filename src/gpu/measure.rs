@@ -3,7 +3,7 @@
 use super::{Device, GpuError};
 use crate::graph::Act;
 use crate::kernels::conv2d::{self, Epilogue};
-use crate::kernels::{Dispatch, Geometry, add};
+use crate::kernels::{Dispatch, Window, add};
 use crate::plan::Roofline;
 use crate::tensor::Shape;
 use std::time::Instant;
@@ -39,7 +39,7 @@ impl Device {
 
         // ResNet's own: the convolution of its first blocks, and a tensor of the size that its first one gives.
         let shape = Shape::nhwc(8, 56, 56, 64);
-        let g = Geometry { kernel: [3, 3], stride: [1, 1], padding: [1; 4] };
+        let g = Window { kernel: [3, 3], stride: [1, 1], padding: [1; 4] };
         let dispatch = conv2d::forward(self.variant()?, shape, shape, g, Epilogue::default());
         let words = [shape.stored_len(), 9 * 64 * 64, 64, 4, shape.stored_len(), 4];
         let arithmetic_ms = self.time_long(&dispatch, &words)?;

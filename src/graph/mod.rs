@@ -10,8 +10,9 @@ mod op;
 mod verify;
 
 pub use crate::act::Act;
+pub use crate::window::Window;
 pub use builder::Builder;
-pub use op::{AdamW, BatchNormApply, Conv2d, Groups, MOMENT_ROWS, Op, Sgd, Update, Window, mask_shape};
+pub use op::{AdamW, BatchNormApply, Conv2d, Groups, MOMENT_ROWS, Op, Sgd, Update, mask_shape};
 pub(crate) use op::{domains, keeps_bits, takes_mean};
 
 use crate::tensor::Shape;

@@ -3,54 +3,7 @@
 use super::{ParamId, StateId};
 use crate::act::Act;
 use crate::tensor::Shape;
-
-/// The sliding window of a convolution or a pooling.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Window {
-    /// Height and width, in pixels.
-    pub kernel: [usize; 2],
-    /// Vertical and horizontal step, in pixels.
-    pub stride: [usize; 2],
-    /// Zero pixels added at the top, left, bottom and right.
-    pub padding: [usize; 4],
-}
-
-impl Window {
-    /// A square window with the same stride and padding in both directions.
-    pub const fn square(kernel: usize, stride: usize, padding: usize) -> Self {
-        Self { kernel: [kernel; 2], stride: [stride; 2], padding: [padding; 4] }
-    }
-
-    /// TensorFlow's "SAME" padding for an image of so many pixels: as little as gives `⌈size / stride⌉` outputs, the odd
-    /// pixel at the bottom and right. The stride is positive.
-    pub fn same(kernel: [usize; 2], stride: [usize; 2], size: [usize; 2]) -> Self {
-        let [rows, columns] = [0, 1].map(|i| {
-            let covered = size[i].div_ceil(stride[i]).saturating_sub(1) * stride[i] + kernel[i];
-            let added = covered.saturating_sub(size[i]);
-            [added / 2, added.div_ceil(2)]
-        });
-        Self { kernel, stride, padding: [rows[0], columns[0], rows[1], columns[1]] }
-    }
-
-    /// Output height and width for an input of `h` × `w` pixels.
-    fn output(&self, h: usize, w: usize) -> Result<[usize; 2], String> {
-        let [top, left, bottom, right] = self.padding;
-        let side = |size: usize, before, after, kernel, stride| {
-            let padded: usize = size + before + after;
-            (kernel > 0 && stride > 0 && padded >= kernel).then(|| (padded - kernel) / stride + 1)
-        };
-        match (
-            side(h, top, bottom, self.kernel[0], self.stride[0]),
-            side(w, left, right, self.kernel[1], self.stride[1]),
-        ) {
-            (Some(oh), Some(ow)) => Ok([oh, ow]),
-            _ => Err(format!(
-                "a {}×{} window with stride {:?} and padding {:?} does not fit a {h}×{w} image",
-                self.kernel[0], self.kernel[1], self.stride, self.padding
-            )),
-        }
-    }
-}
+use crate::window::Window;
 
 /// Which input channels an output channel of a convolution sees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -345,7 +298,7 @@ pub(crate) fn domains(moments: Shape) -> usize {
 
 /// Words that hold one sign bit a value: one for each four channels of each eight consecutive pixels.
 pub fn mask_shape(x: Shape) -> Shape {
-    Shape([1, 1, x.pixels().div_ceil(8), x.stored_c() / 4])
+    Shape([1, 1, x.pixels().div_ceil(8), x.quads()])
 }
 
 impl Op {
@@ -431,7 +384,7 @@ impl Op {
             | Self::BatchNormApply(BatchNormApply { mask: true, .. })
             | Self::Activation { mask: true, .. }
             | Self::Add { mask: true, .. } => Some(mask_shape(out)),
-            Self::MaxPool { argmax: true, .. } => Some(Shape([out.n(), out.h(), out.w(), out.stored_c() / 4])),
+            Self::MaxPool { argmax: true, .. } => Some(Shape([out.n(), out.h(), out.w(), out.quads()])),
             Self::FoldBatchNorm { .. } => Some(Shape::rows(1, out.c())),
             _ => None,
         }

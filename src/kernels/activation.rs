@@ -51,7 +51,7 @@ pub static GRAD: Kernel = Kernel {
 
 /// Activates a tensor of shape `x`.
 pub fn forward(x: Shape, act: Act, mask: bool) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = Params {
         pixels: x.pixels() as u32,
         quads: quads as u32,
@@ -64,7 +64,7 @@ pub fn forward(x: Shape, act: Act, mask: bool) -> Dispatch {
 
 /// Turns the gradient of an activation's output, of shape `x`, into that of its input.
 pub fn grad(x: Shape, act: Act) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = GradParams { pixels: x.pixels() as u32, quads: quads as u32, act: act.code() };
     Dispatch::new(&GRAD, params, linear_groups(x.pixels().div_ceil(TILE) * quads)).activating(act)
 }

@@ -28,7 +28,7 @@ pub static FORWARD: Kernel = Kernel {
 
 /// Adds two tensors of `shape`.
 pub fn forward(shape: Shape, act: Act, mask: bool) -> Dispatch {
-    let quads = shape.stored_c() / 4;
+    let quads = shape.quads();
     let params = Params { pixels: shape.pixels() as u32, quads: quads as u32, act: act.code(), mask: mask.into() };
     Dispatch::new(&FORWARD, params, linear_groups(shape.pixels().div_ceil(TILE) * quads)).activating(act)
 }

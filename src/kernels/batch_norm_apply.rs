@@ -36,7 +36,7 @@ pub static FORWARD: Kernel = Kernel {
 
 /// Normalises a tensor of shape `x`, each of `domains` equal parts of its images by moments of its own.
 pub fn forward(x: Shape, domains: usize, eps: f32, act: Act, residual: bool, mask: bool) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = Params {
         pixels: x.pixels() as u32,
         domain: (x.pixels() / domains) as u32,

@@ -104,7 +104,7 @@ pub fn reduce_partials_count(x: Shape, domains: usize) -> usize {
 pub fn reduce(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
     let domain = x.pixels() / domains;
     let chunks = Chunks::of(domain);
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = ReduceParams {
         domain: domain as u32,
         domains: domains as u32,
@@ -119,7 +119,7 @@ pub fn reduce(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
 
 /// The gradient of a tensor of shape `x`, with `act` behind its batch norm, under its domains' own moments. `sums` are what [`reduce`] gives.
 pub fn batch(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = BatchParams {
         pixels: x.pixels() as u32,
         domain: (x.pixels() / domains) as u32,
@@ -133,7 +133,7 @@ pub fn batch(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
 
 /// The gradient of a tensor of shape `x` under given moments.
 pub fn running(x: Shape, eps: f32, act: Act) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = RunningParams { pixels: x.pixels() as u32, quads: quads as u32, eps, act: act.code() };
     Dispatch::new(&RUNNING, params, linear_groups(x.pixels().div_ceil(TILE) * quads)).activating(act)
 }

@@ -78,7 +78,7 @@ fn params(x: Shape, domains: usize) -> Params {
     Params {
         domain: domain as u32,
         domains: domains as u32,
-        quads: (x.stored_c() / 4) as u32,
+        quads: (x.quads()) as u32,
         chunk: chunks.rows as u32,
         chunks: chunks.count as u32,
     }

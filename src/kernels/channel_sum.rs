@@ -39,7 +39,7 @@ pub fn partials_count(dy: Shape) -> usize {
 /// Reduces the chunks of a tensor of shape `dy`.
 pub fn partial(dy: Shape) -> Dispatch {
     let chunks = Chunks::of(dy.pixels());
-    let quads = dy.stored_c() / 4;
+    let quads = dy.quads();
     let params = Params {
         pixels: dy.pixels() as u32,
         quads: quads as u32,

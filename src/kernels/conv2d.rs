@@ -2,7 +2,7 @@
 //!
 //! A linear layer is a 1×1 convolution of a 1×1 image and uses the same kernels.
 
-use super::{Args, Dispatch, Geometry, Kernel, mask, params, read, shader, texture, write};
+use super::{Args, Dispatch, Kernel, Window, mask, params, read, shader, texture, write};
 use crate::act::Act;
 use crate::tensor::Shape;
 
@@ -157,16 +157,16 @@ pub struct Epilogue {
 }
 
 /// Convolves `x` to `out`; the weights are `[KH][KW][Cin padded][Cout padded]`.
-pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
+pub fn forward(variant: Variant, x: Shape, out: Shape, g: Window, epilogue: Epilogue) -> Dispatch {
     let grid = variant.grid(out.stored_c(), out.pixels(), 1);
     let params = ForwardParams {
         pixels: out.pixels() as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
-        in_quads: quads(x),
+        in_quads: x.quads() as u32,
         out_h: out.h() as u32,
         out_w: out.w() as u32,
-        out_quads: quads(out),
+        out_quads: out.quads() as u32,
         kernel_h: g.kernel[0] as i32,
         kernel_w: g.kernel[1] as i32,
         stride_h: g.stride[0] as i32,
@@ -181,10 +181,6 @@ pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Ep
         grid_rows: grid[1],
     };
     Dispatch::new(variant.forward(), params, grid).folded().activating(epilogue.act)
-}
-
-fn quads(x: Shape) -> u32 {
-    (x.stored_c() / 4) as u32
 }
 
 fn forward_reference(args: Args<'_>) {
@@ -288,7 +284,7 @@ pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
 };
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
-pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
+pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Window, accumulate: bool) -> Dispatch {
     // The largest class decides; a class without pixels, as of a 1×1 image at stride 2, stores nothing.
     let class = input.n() * input.h().div_ceil(g.stride[0]) * input.w().div_ceil(g.stride[1]);
     let grid = variant.grid(input.stored_c(), class, g.stride[0] * g.stride[1]);
@@ -296,10 +292,10 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accum
         images: input.n() as u32,
         in_h: input.h() as u32,
         in_w: input.w() as u32,
-        in_quads: quads(input),
+        in_quads: input.quads() as u32,
         out_h: out.h() as i32,
         out_w: out.w() as i32,
-        out_quads: quads(out),
+        out_quads: out.quads() as u32,
         kernel_h: g.kernel[0] as u32,
         kernel_w: g.kernel[1] as u32,
         stride_h: g.stride[0] as u32,
@@ -412,9 +408,9 @@ pub static WEIGHT_GRAD_SUBGROUP: Kernel = Kernel {
 
 /// Into how many parts the output rows are split: enough invocations to fill the device where the weights alone do not
 /// give them, and a function of the shapes only, so that a plan always computes the same bits.
-pub fn weight_grad_splits(variant: Variant, x: Shape, out: Shape, g: Geometry) -> usize {
+pub fn weight_grad_splits(variant: Variant, x: Shape, out: Shape, g: Window) -> usize {
     let invocations: usize = match variant {
-        Variant::Workgroup => 16_384,
+        Variant::Workgroup => super::FILLING,
         // A CPU has few lanes to fill, and pays for every sum of splits.
         Variant::Direct | Variant::Subgroup => 1024,
     };
@@ -428,7 +424,7 @@ pub fn weight_grad_splits(variant: Variant, x: Shape, out: Shape, g: Geometry) -
 
 /// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
 /// other.
-pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispatch {
+pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Window) -> Dispatch {
     let rows = (out.n() * out.h()) as u32;
     let splits = weight_grad_splits(variant, x, out, g) as u32;
     let tiled = match variant {
@@ -444,10 +440,10 @@ pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispa
         rows,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
-        in_quads: quads(x),
+        in_quads: x.quads() as u32,
         out_h: out.h() as u32,
         out_w: out.w() as i32,
-        out_quads: quads(out),
+        out_quads: out.quads() as u32,
         kernel_h: g.kernel[0] as u32,
         kernel_w: g.kernel[1] as u32,
         stride_h: g.stride[0] as i32,

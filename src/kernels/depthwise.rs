@@ -5,7 +5,7 @@
 //! the compiler to keep rows and sums in registers: at most 7×7 pixels, at a stride of at most 2, as the graph sees to.
 
 use super::conv2d::{Epilogue, Variant};
-use super::{Args, Dispatch, Geometry, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::{Args, Dispatch, Kernel, LINEAR, Window, linear_groups, params, read, shader, write};
 use crate::act::Act;
 use crate::tensor::Shape;
 
@@ -53,17 +53,17 @@ pub static FORWARD: Kernel = Kernel {
 
 /// Convolves `x` to `out`; the weights are `[KH][KW][1][C padded]`. It keeps no mask: one word would be of two
 /// invocations.
-pub fn forward(variant: Variant, x: Shape, out: Shape, g: Geometry, epilogue: Epilogue) -> Dispatch {
+pub fn forward(variant: Variant, x: Shape, out: Shape, g: Window, epilogue: Epilogue) -> Dispatch {
     debug_assert!(!epilogue.mask);
     let columns = columns(out.w());
-    let lines = out.w().div_ceil(columns) * x.stored_c() / 4;
+    let lines = out.w().div_ceil(columns) * x.quads();
     let Share { images, band } = Share::of(variant, x.n(), out.h(), lines);
     let params = ForwardParams {
         images: x.n() as u32,
         images_each: images as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
-        quads: quads(x),
+        quads: x.quads() as u32,
         out_h: out.h() as u32,
         out_w: out.w() as u32,
         kernel_h: g.kernel[0] as u32,
@@ -106,18 +106,14 @@ impl Share {
 /// Invocations that keep a device busy: a function of the variant only, so that a plan always computes the same bits.
 fn filling(variant: Variant) -> usize {
     match variant {
-        Variant::Workgroup => 16_384,
+        Variant::Workgroup => super::FILLING,
         // A CPU has few lanes to fill.
         Variant::Direct | Variant::Subgroup => 512,
     }
 }
 
-fn quads(x: Shape) -> u32 {
-    (x.stored_c() / 4) as u32
-}
-
 /// With the constants of `shaders/lib/depthwise.wgsl`.
-fn windowed(mut dispatch: Dispatch, g: Geometry, columns: usize) -> Dispatch {
+fn windowed(mut dispatch: Dispatch, g: Window, columns: usize) -> Dispatch {
     let ([kernel_h, kernel_w], [stride_h, stride_w]) = (g.kernel, g.stride);
     let window = [("kernel_h", kernel_h), ("kernel_w", kernel_w), ("stride_h", stride_h), ("stride_w", stride_w)];
     let constants = window.into_iter().chain([("columns", columns)]);
@@ -192,19 +188,19 @@ pub static INPUT_GRAD: Kernel = Kernel {
 };
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
-pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Geometry, accumulate: bool) -> Dispatch {
+pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Window, accumulate: bool) -> Dispatch {
     // Strips begin where a window does.
     let width = input.w() + g.padding[1] % g.stride[1];
     let columns = columns(width);
     let steps = (input.h() + g.padding[0] % g.stride[0]).div_ceil(g.stride[0]);
-    let lines = width.div_ceil(columns) * input.stored_c() / 4;
+    let lines = width.div_ceil(columns) * input.quads();
     let Share { images, band } = Share::of(variant, input.n(), steps, lines);
     let params = InputGradParams {
         images: input.n() as u32,
         images_each: images as u32,
         in_h: input.h() as i32,
         in_w: input.w() as i32,
-        quads: quads(input),
+        quads: input.quads() as u32,
         out_h: out.h() as i32,
         out_w: out.w() as i32,
         kernel_h: g.kernel[0] as u32,
@@ -300,7 +296,7 @@ impl Splits {
     /// A function of the shapes only, so that a plan always computes the same bits.
     fn of(variant: Variant, out: Shape) -> Self {
         // At least 64 pixels a split, or the sum of the splits costs more than they do.
-        let wanted = filling(variant).div_ceil(out.stored_c() / 4).min(out.pixels().div_ceil(64));
+        let wanted = filling(variant).div_ceil(out.quads()).min(out.pixels().div_ceil(64));
         let lines = out.n() * out.w().div_ceil(columns(out.w()));
         let band = out.h().div_ceil(wanted.div_ceil(lines).min(out.h()));
         let strips = lines * out.h().div_ceil(band);
@@ -316,12 +312,12 @@ pub fn weight_grad_splits(variant: Variant, out: Shape) -> usize {
 
 /// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
 /// other.
-pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispatch {
+pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Window) -> Dispatch {
     let splits = Splits::of(variant, out);
     let params = WeightGradParams {
         in_h: x.h() as i32,
         in_w: x.w() as i32,
-        quads: quads(x),
+        quads: x.quads() as u32,
         out_h: out.h() as u32,
         out_w: out.w() as u32,
         kernel_h: g.kernel[0] as u32,
@@ -334,7 +330,7 @@ pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Geometry) -> Dispa
         strips: splits.strips as u32,
         strips_per_split: splits.strips_per_split as u32,
     };
-    let groups = linear_groups(splits.count * x.stored_c() / 4);
+    let groups = linear_groups(splits.count * x.quads());
     windowed(Dispatch::new(&WEIGHT_GRAD, params, groups), g, columns(out.w()))
 }
 

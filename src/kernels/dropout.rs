@@ -39,7 +39,7 @@ pub static FORWARD: Kernel = Kernel {
 /// Drops a share `rate`, in `[0, 1)`, of the values of a tensor of shape `x`, or of its images as a whole. The words
 /// are numbered as they are stored, so what is dropped depends on the shape.
 pub fn forward(x: Shape, rate: f32, whole: bool, stream: u32, residual: bool) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = Params {
         pixels: x.pixels() as u32,
         quads: quads as u32,

@@ -103,14 +103,14 @@ pub static AFFINE_GRAD_MERGE: Kernel = Kernel {
 
 /// Folds into weights of shape `weight`: `[KH, KW, Cin, Cout]`, Cin padded to four.
 pub fn forward(weight: Shape, eps: f32, bias: bool) -> Dispatch {
-    let (rows, quads) = (weight.pixels(), weight.stored_c() / 4);
+    let (rows, quads) = (weight.pixels(), weight.quads());
     let params = Params { rows: rows as u32, quads: quads as u32, eps, bias: bias.into() };
     Dispatch::new(&FORWARD, params, linear_groups(rows.div_ceil(TILE) * quads))
 }
 
 /// The gradient of weights of shape `weight`.
 pub fn weight_grad(weight: Shape, eps: f32) -> Dispatch {
-    let (rows, quads) = (weight.pixels(), weight.stored_c() / 4);
+    let (rows, quads) = (weight.pixels(), weight.quads());
     let params = WeightGradParams { rows: rows as u32, quads: quads as u32, eps };
     Dispatch::new(&WEIGHT_GRAD, params, linear_groups(rows.div_ceil(TILE) * quads))
 }
@@ -123,7 +123,7 @@ pub fn affine_partials_len(weight: Shape) -> usize {
 /// Reduces the chunks of weights of shape `weight` and of their folded gradient.
 pub fn affine_grad(weight: Shape) -> Dispatch {
     let chunks = Chunks::of(weight.pixels());
-    let quads = weight.stored_c() / 4;
+    let quads = weight.quads();
     let params = AffineGradParams {
         rows: weight.pixels() as u32,
         quads: quads as u32,
@@ -135,7 +135,7 @@ pub fn affine_grad(weight: Shape) -> Dispatch {
 
 /// Merges the chunks of weights of shape `weight`.
 pub fn affine_grad_merge(weight: Shape, eps: f32) -> Dispatch {
-    let quads = weight.stored_c() / 4;
+    let quads = weight.quads();
     let chunks = Chunks::of(weight.pixels()).count as u32;
     let params = AffineGradMergeParams { quads: quads as u32, chunks, eps };
     Dispatch::new(&AFFINE_GRAD_MERGE, params, linear_groups(quads))

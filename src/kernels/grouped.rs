@@ -4,7 +4,7 @@
 //! Channels of a group are multiples of four; where a group is one channel, [`super::depthwise`] serves.
 
 use super::conv2d::Epilogue;
-use super::{Args, Dispatch, Geometry, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::{Args, Dispatch, Kernel, LINEAR, Window, linear_groups, params, read, shader, write};
 use crate::act::Act;
 use crate::tensor::Shape;
 
@@ -49,19 +49,19 @@ pub static FORWARD: Kernel = Kernel {
 
 /// Convolves `x` to `out` in so many groups; the weights are `[KH][KW][Cin of a group][Cout]`. It keeps no mask: one
 /// word would be of two invocations.
-pub fn forward(x: Shape, out: Shape, g: Geometry, groups: usize, epilogue: Epilogue) -> Dispatch {
+pub fn forward(x: Shape, out: Shape, g: Window, groups: usize, epilogue: Epilogue) -> Dispatch {
     debug_assert!(!epilogue.mask);
     let rows = out.n() * out.h();
     let params = ForwardParams {
         rows: rows as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
-        in_quads: quads(x),
+        in_quads: x.quads() as u32,
         out_h: out.h() as u32,
         out_w: out.w() as u32,
-        out_quads: quads(out),
-        in_group: quads(x) / groups as u32,
-        out_group: quads(out) / groups as u32,
+        out_quads: out.quads() as u32,
+        in_group: x.quads() as u32 / groups as u32,
+        out_group: out.quads() as u32 / groups as u32,
         kernel_h: g.kernel[0] as i32,
         kernel_w: g.kernel[1] as i32,
         stride_h: g.stride[0] as i32,
@@ -72,12 +72,8 @@ pub fn forward(x: Shape, out: Shape, g: Geometry, groups: usize, epilogue: Epilo
         has_residual: epilogue.residual.into(),
         act: epilogue.act.code(),
     };
-    let invocations = rows * out.w().div_ceil(COLUMNS) * out.stored_c() / 4;
+    let invocations = rows * out.w().div_ceil(COLUMNS) * out.quads();
     Dispatch::new(&FORWARD, params, linear_groups(invocations)).activating(epilogue.act)
-}
-
-fn quads(x: Shape) -> u32 {
-    (x.stored_c() / 4) as u32
 }
 
 fn forward_reference(args: Args<'_>) {
@@ -150,18 +146,18 @@ pub static INPUT_GRAD: Kernel = Kernel {
 };
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
-pub fn input_grad(input: Shape, out: Shape, g: Geometry, groups: usize, accumulate: bool) -> Dispatch {
+pub fn input_grad(input: Shape, out: Shape, g: Window, groups: usize, accumulate: bool) -> Dispatch {
     let rows = input.n() * input.h();
     let params = InputGradParams {
         rows: rows as u32,
         in_h: input.h() as u32,
         in_w: input.w() as i32,
-        in_quads: quads(input),
+        in_quads: input.quads() as u32,
         out_h: out.h() as i32,
         out_w: out.w() as i32,
-        out_quads: quads(out),
-        in_group: quads(input) / groups as u32,
-        out_group: quads(out) / groups as u32,
+        out_quads: out.quads() as u32,
+        in_group: input.quads() as u32 / groups as u32,
+        out_group: out.quads() as u32 / groups as u32,
         kernel_h: g.kernel[0] as i32,
         kernel_w: g.kernel[1] as i32,
         stride_h: g.stride[0] as i32,
@@ -171,7 +167,7 @@ pub fn input_grad(input: Shape, out: Shape, g: Geometry, groups: usize, accumula
         accumulate: accumulate.into(),
     };
     let tiles = input.w().div_ceil(COLUMNS * g.stride[1]) * g.stride[1];
-    Dispatch::new(&INPUT_GRAD, params, linear_groups(rows * tiles * input.stored_c() / 4))
+    Dispatch::new(&INPUT_GRAD, params, linear_groups(rows * tiles * input.quads()))
 }
 
 fn input_grad_reference(args: Args<'_>) {
@@ -240,33 +236,33 @@ pub static WEIGHT_GRAD: Kernel = Kernel {
 };
 
 /// Into how many parts the output rows are split, a function of the shapes only.
-pub fn weight_grad_splits(x: Shape, out: Shape, g: Geometry, groups: usize) -> usize {
-    splits(out, g.kernel[0] * g.kernel[1] * x.stored_c() / 4 / groups * out.stored_c() / 4)
+pub fn weight_grad_splits(x: Shape, out: Shape, g: Window, groups: usize) -> usize {
+    splits(out, g.kernel[0] * g.kernel[1] * x.quads() / groups * out.quads())
 }
 
 /// Splits of the rows of `out` where each has so many invocations: enough of them to fill a GPU, and no more than the
 /// second pass should have to add up.
 fn splits(out: Shape, invocations: usize) -> usize {
     let rows = out.n() * out.h();
-    let splits = 16_384usize.div_ceil(invocations).clamp(1, rows.min(256));
+    let splits = super::FILLING.div_ceil(invocations).clamp(1, rows.min(256));
     rows.div_ceil(rows.div_ceil(splits))
 }
 
 /// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
 /// other.
-pub fn weight_grad(x: Shape, out: Shape, g: Geometry, groups: usize) -> Dispatch {
+pub fn weight_grad(x: Shape, out: Shape, g: Window, groups: usize) -> Dispatch {
     let splits = weight_grad_splits(x, out, g, groups);
     let rows = out.n() * out.h();
     let params = WeightGradParams {
         rows: rows as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
-        in_quads: quads(x),
+        in_quads: x.quads() as u32,
         out_h: out.h() as u32,
         out_w: out.w() as i32,
-        out_quads: quads(out),
-        in_group: quads(x) / groups as u32,
-        out_group: quads(out) / groups as u32,
+        out_quads: out.quads() as u32,
+        in_group: x.quads() as u32 / groups as u32,
+        out_group: out.quads() as u32 / groups as u32,
         kernel_h: g.kernel[0] as u32,
         kernel_w: g.kernel[1] as u32,
         stride_h: g.stride[0] as i32,
@@ -275,7 +271,7 @@ pub fn weight_grad(x: Shape, out: Shape, g: Geometry, groups: usize) -> Dispatch
         pad_left: g.padding[1] as i32,
         rows_per_split: rows.div_ceil(splits) as u32,
     };
-    let invocations = splits * g.kernel[0] * g.kernel[1] * params.in_group as usize * out.stored_c() / 4;
+    let invocations = splits * g.kernel[0] * g.kernel[1] * params.in_group as usize * out.quads();
     Dispatch::new(&WEIGHT_GRAD, params, linear_groups(invocations))
 }
 

@@ -54,7 +54,7 @@ pub fn products(x: Shape) -> Dispatch {
 fn partial(x: Shape, product: bool, factor: f32) -> Dispatch {
     let pixels = x.pixels() / x.n();
     let chunks = Chunks::of(pixels);
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let params = Params {
         images: x.n() as u32,
         pixels: pixels as u32,

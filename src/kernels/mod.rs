@@ -37,12 +37,16 @@ pub mod softmax_cross_entropy;
 pub mod sum_partials;
 
 use crate::act::Act;
+pub use crate::window::Window;
 
 /// Invocations of a one-dimensional workgroup.
 pub const LINEAR: u32 = 64;
 
 /// The most workgroups that every adapter dispatches in one dimension.
 pub(crate) const MAX_GROUPS: u32 = 65_535;
+
+/// Invocations that fill a GPU: a constant, so that a plan always computes the same bits.
+pub(crate) const FILLING: usize = 16_384;
 
 /// The subgroup size that the subgroup kernels are written for.
 pub const SUBGROUP: u32 = 8;
@@ -77,17 +81,6 @@ pub(crate) const fn texture(name: &'static str) -> Binding {
 
 pub(crate) const fn write(name: &'static str) -> Binding {
     Binding { name, access: Access::Write }
-}
-
-/// The sliding window of a convolution or a pooling.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Geometry {
-    /// Height and width, in pixels.
-    pub kernel: [usize; 2],
-    /// Vertical and horizontal step, in pixels.
-    pub stride: [usize; 2],
-    /// Pixels added at the top, left, bottom and right.
-    pub padding: [usize; 4],
 }
 
 /// What the reference computes on: the uniform's bytes and the storage buffers in binding order, as 32-bit words.

@@ -2,7 +2,7 @@
 //!
 //! Gradients are gathered: each input sums over the windows that cover it, so overlapping windows need no atomics.
 
-use super::{Args, Dispatch, Geometry, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::{Args, Dispatch, Kernel, LINEAR, Window, linear_groups, params, read, shader, write};
 use crate::tensor::Shape;
 use std::ops::Range;
 
@@ -81,30 +81,30 @@ pub static AVG_GRAD: Kernel = Kernel {
 
 /// Pools a tensor of shape `x` to one of shape `out`. The padding is smaller than the window, which holds at most 256
 /// pixels.
-pub fn max_forward(x: Shape, out: Shape, g: Geometry, argmax: bool) -> Dispatch {
+pub fn max_forward(x: Shape, out: Shape, g: Window, argmax: bool) -> Dispatch {
     let params = Params { argmax: argmax.into(), ..params(x, out, out, g) };
     Dispatch::new(&MAX_FORWARD, params, groups(out))
 }
 
 /// The gradient of an input of shape `input` whose pooled shape is `out`.
-pub fn max_grad(input: Shape, out: Shape, g: Geometry) -> Dispatch {
+pub fn max_grad(input: Shape, out: Shape, g: Window) -> Dispatch {
     Dispatch::new(&MAX_GRAD, params(input, out, input, g), groups(input))
 }
 
 /// Pools a tensor of shape `x` to one of shape `out`.
-pub fn avg_forward(x: Shape, out: Shape, g: Geometry) -> Dispatch {
+pub fn avg_forward(x: Shape, out: Shape, g: Window) -> Dispatch {
     Dispatch::new(&AVG_FORWARD, params(x, out, out, g), groups(out))
 }
 
 /// The gradient of an input of shape `input` whose pooled shape is `out`.
-pub fn avg_grad(input: Shape, out: Shape, g: Geometry) -> Dispatch {
+pub fn avg_grad(input: Shape, out: Shape, g: Window) -> Dispatch {
     Dispatch::new(&AVG_GRAD, params(input, out, input, g), groups(input))
 }
 
-fn params(input: Shape, out: Shape, written: Shape, g: Geometry) -> Params {
+fn params(input: Shape, out: Shape, written: Shape, g: Window) -> Params {
     Params {
         pixels: written.pixels() as u32,
-        quads: (written.stored_c() / 4) as u32,
+        quads: (written.quads()) as u32,
         in_h: input.h() as i32,
         in_w: input.w() as i32,
         out_h: out.h() as i32,
@@ -120,7 +120,7 @@ fn params(input: Shape, out: Shape, written: Shape, g: Geometry) -> Params {
 }
 
 fn groups(written: Shape) -> [u32; 3] {
-    linear_groups(written.pixels() * written.stored_c() / 4)
+    linear_groups(written.pixels() * written.quads())
 }
 
 /// The inputs that the window of output `o` covers along one axis, padding apart.

@@ -29,7 +29,7 @@ pub static FORWARD: Kernel = Kernel {
 
 /// Gates a tensor of shape `x`; the gate and the mean are `[N, 1, 1, C]`.
 pub fn forward(x: Shape, mean: bool) -> Dispatch {
-    let quads = x.stored_c() / 4;
+    let quads = x.quads();
     let image = (x.pixels() / x.n()) as u32;
     let params = Params { pixels: x.pixels() as u32, quads: quads as u32, image, mean: mean.into() };
     Dispatch::new(&FORWARD, params, linear_groups(x.pixels().div_ceil(TILE) * quads))

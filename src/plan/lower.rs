@@ -3,9 +3,9 @@
 use super::batch::{Batch, Kind};
 use super::layout::ParamLayout;
 use super::{Input, Storage};
-use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, Window, domains, keeps_bits, takes_mean};
+use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, domains, keeps_bits, takes_mean};
 use crate::kernels::{
-    Dispatch, Geometry, StepScalars, accumulate, activation, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
+    Dispatch, StepScalars, accumulate, activation, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
     batch_norm_renorm, batch_norm_stats, channel_sum, conv2d, depthwise, dropout, fold_batch_norm, grouped, image_sum,
     input_normalize, pool, scale, softmax_cross_entropy, sum_partials,
 };
@@ -78,10 +78,6 @@ pub(super) struct Lowering<'a> {
     pub calls_of: Vec<Vec<usize>>,
     /// Of each [`Kind`].
     pub batches: [Batch; 2],
-}
-
-fn geometry(window: Window) -> Geometry {
-    Geometry { kernel: window.kernel, stride: window.stride, padding: window.padding }
 }
 
 impl Lowering<'_> {
@@ -170,7 +166,7 @@ impl Lowering<'_> {
                     conv2d::Epilogue { bias: conv.bias, residual: conv.residual, act: conv.act, mask: conv.mask };
                 let residual = optional(conv.residual, node.inputs.len() - 1);
                 let mut bindings = vec![value(0), value(1), optional(conv.bias, 2), residual, out];
-                let (x, g) = (shape(0), geometry(conv.window));
+                let (x, g) = (shape(0), conv.window);
                 let dispatch = match conv.groups {
                     Groups::One => {
                         bindings.push(self.side(id));
@@ -230,7 +226,7 @@ impl Lowering<'_> {
                 self.call(id, dispatch, vec![operands[0], step, operands[1], out]);
             }
             Op::MaxPool { window, argmax } => {
-                let dispatch = pool::max_forward(shape(0), node.shape, geometry(window), argmax);
+                let dispatch = pool::max_forward(shape(0), node.shape, window, argmax);
                 self.call(id, dispatch, vec![value(0), out, self.side(id)]);
             }
             Op::AvgPool { .. } if takes_mean(self.graph, id) => {
@@ -238,14 +234,14 @@ impl Lowering<'_> {
                 self.reduce(id, node.shape, image_sum::partials_count(x), image_sum::mean(x), vec![value(0), None]);
             }
             Op::AvgPool { window } => {
-                self.call(id, pool::avg_forward(shape(0), node.shape, geometry(window)), vec![value(0), out]);
+                self.call(id, pool::avg_forward(shape(0), node.shape, window), vec![value(0), out]);
             }
             Op::SoftmaxCrossEntropy { smoothing, weighted } => {
                 let bindings = vec![value(0), value(1), optional(weighted, 2), out];
                 self.call(id, softmax_cross_entropy::forward(shape(0), smoothing, weighted), bindings);
             }
             Op::Conv2dInputGrad { window, groups, input, accumulate } => {
-                let (dy, g) = (shape(0), geometry(window));
+                let (dy, g) = (shape(0), window);
                 let dispatch = match groups {
                     Groups::One => conv2d::input_grad(self.variant, input, dy, g, accumulate),
                     Groups::Several(groups) => grouped::input_grad(input, dy, g, groups, accumulate),
@@ -254,7 +250,7 @@ impl Lowering<'_> {
                 self.call(id, dispatch, vec![value(0), value(1), out]);
             }
             Op::Conv2dWeightGrad { window, groups } => {
-                let (x, dy, g) = (shape(0), shape(1), geometry(window));
+                let (x, dy, g) = (shape(0), shape(1), window);
                 let (splits, dispatch) = match groups {
                     Groups::One => (
                         conv2d::weight_grad_splits(self.variant, x, dy, g),
@@ -324,11 +320,11 @@ impl Lowering<'_> {
                 self.call(id, merge, [vec![partials], last].concat());
             }
             Op::MaxPoolGrad { window, input } => {
-                let dispatch = pool::max_grad(input, shape(0), geometry(window));
+                let dispatch = pool::max_grad(input, shape(0), window);
                 self.call(id, dispatch, vec![value(0), value(1), out]);
             }
             Op::AvgPoolGrad { window, input } => {
-                self.call(id, pool::avg_grad(input, shape(0), geometry(window)), vec![value(0), out]);
+                self.call(id, pool::avg_grad(input, shape(0), window), vec![value(0), out]);
             }
             Op::SoftmaxCrossEntropyGrad { smoothing, weighted } => {
                 let operands = [value(0), value(1), optional(weighted, 2)];
