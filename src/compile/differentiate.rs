@@ -11,8 +11,8 @@
 
 use super::{Optimizer, Options};
 use crate::graph::{
-    Act, Conv2d, Graph, GraphError, LayerId, Node, NodeId, Op, Output, ParamId, Phase, StateKind, domains, keeps_bits,
-    takes_mean,
+    Act, BatchNormApply, Conv2d, Graph, GraphError, LayerId, Node, NodeId, Op, Output, ParamId, Phase, StateKind,
+    domains, keeps_bits, takes_mean,
 };
 
 pub(super) fn differentiate(graph: Graph, options: &Options) -> Result<Graph, GraphError> {
@@ -69,107 +69,14 @@ impl Walk<'_> {
         let Some(gradient) = self.gradients[id.index()].take() else { return Ok(()) };
         match node.op {
             Op::Param(param) => self.update(param, id, gradient, layer),
-            Op::Conv2d(conv) => {
-                let g = self.through_act(id, gradient, conv.act)?;
-                if conv.residual {
-                    self.contribute(inputs[inputs.len() - 1], g)?;
-                }
-                if self.needs(inputs[1]) {
-                    let op = Op::Conv2dWeightGrad { window: conv.window, groups: conv.groups };
-                    let dw = self.push(op, vec![inputs[0], g], layer)?;
-                    self.contribute(inputs[1], dw)?;
-                }
-                if conv.bias && self.needs(inputs[2]) {
-                    let db = self.push(Op::ChannelSum, vec![g], layer)?;
-                    self.contribute(inputs[2], db)?;
-                }
-                if self.needs(inputs[0]) {
-                    self.input_gradient(inputs[0], inputs[1], g, conv, layer)?;
-                }
-                Ok(())
-            }
-            Op::FoldBatchNorm { eps, .. } => {
-                let [weight, moments, affine] = [inputs[0], inputs[1], inputs[2]];
-                if self.needs(affine) {
-                    let db = self.gradients.iter().enumerate().find_map(|(i, g)| {
-                        let side = self.graph.nodes[i].op == Op::SideOutput && self.graph.nodes[i].inputs == [id];
-                        if side { *g } else { None }
-                    });
-                    let db = db.ok_or_else(|| GraphError {
-                        node: self.graph.label(id),
-                        reason: "the folded bias has no gradient".into(),
-                    })?;
-                    let op = Op::FoldAffineGrad { eps };
-                    let sums = self.push(op, vec![weight, gradient, db, moments], layer)?;
-                    self.contribute(affine, sums)?;
-                }
-                if self.needs(weight) {
-                    let dw = self.push(Op::FoldWeightGrad { eps }, vec![gradient, moments, affine], layer)?;
-                    self.contribute(weight, dw)?;
-                }
-                Ok(())
-            }
+            Op::Conv2d(conv) => self.convolution(id, &node, conv, gradient),
+            Op::FoldBatchNorm { eps, .. } => self.folded(id, &node, eps, gradient),
             // Stays until the fold that it belongs to is visited.
             Op::SideOutput => {
                 self.gradients[id.index()] = Some(gradient);
                 Ok(())
             }
-            Op::BatchNormApply(apply) => {
-                let [x, moments, affine] = [inputs[0], inputs[1], inputs[2]];
-                let (mut g, mut act) = (gradient, apply.act);
-                let mut mask = None;
-                if apply.residual {
-                    g = self.through_act(id, g, act)?;
-                    act = Act::Identity;
-                    self.contribute(inputs[3], g)?;
-                } else if keeps_bits(act) {
-                    mask = Some(self.side_output(id)?);
-                }
-                let smooth = |operand| act.is_smooth().then_some(operand);
-                let source = self.graph.node(moments).clone();
-                // Running moments are a parameter; all others depend on x.
-                let batch = !matches!(source.op, Op::Param(_));
-                let eps = apply.eps;
-                let mut sums = None;
-                if self.needs(affine) || (batch && self.needs(x)) {
-                    let op = Op::BatchNormGradReduce { eps, act };
-                    let operands = [g, x, moments].into_iter().chain(mask).chain(smooth(affine)).collect();
-                    sums = Some(self.push(op, operands, layer)?);
-                }
-                if self.needs(affine)
-                    && let Some(sums) = sums
-                {
-                    let total = match domains(self.graph.node(sums).shape) {
-                        1 => sums,
-                        _ => self.push(Op::DomainSum, vec![sums], layer)?,
-                    };
-                    self.contribute(affine, total)?;
-                }
-                if self.needs(x) {
-                    let dx = match (batch, sums) {
-                        (true, Some(mut sums)) => {
-                            let through = match source.op {
-                                Op::BatchNormBlend { alpha } => Some(Op::BatchNormGradBlend { eps, alpha }),
-                                Op::BatchNormRenorm { .. } => Some(Op::BatchNormGradRenorm { eps }),
-                                _ => None,
-                            };
-                            if let Some(op) = through {
-                                sums = self.push(op, vec![sums, source.inputs[0], moments], layer)?;
-                            }
-                            let op = Op::BatchNormGradBatch { eps, act };
-                            let operands = [g, x, moments, affine, sums].into_iter().chain(mask).collect();
-                            self.push(op, operands, layer)?
-                        }
-                        _ => {
-                            let op = Op::BatchNormGradRunning { eps, act };
-                            let operands = [g, moments, affine].into_iter().chain(mask).chain(smooth(x)).collect();
-                            self.push(op, operands, layer)?
-                        }
-                    };
-                    self.contribute(x, dx)?;
-                }
-                Ok(())
-            }
+            Op::BatchNormApply(apply) => self.normalisation(id, &node, apply, gradient),
             Op::Activation { act, .. } => {
                 let g = self.through_act(id, gradient, act)?;
                 self.contribute(inputs[0], g)
@@ -189,23 +96,7 @@ impl Walk<'_> {
                 }
                 Ok(())
             }
-            Op::Scale { .. } => {
-                let [x, gate] = [inputs[0], inputs[1]];
-                if self.needs(gate) {
-                    let d_gate = self.push(Op::ScaleGateGrad, vec![gradient, x], layer)?;
-                    self.contribute(gate, d_gate)?;
-                }
-                // Squeeze-and-excitation gates what it takes the mean of: one pass gives the gradients of both. The mean waits
-                // for one gate; what a second one gives is added.
-                let waiting = self.gated.iter().any(|gated| gated.x == x);
-                if self.needs(gate) && self.needs(x) && !waiting && self.mean_of(x, id) {
-                    self.gated.push(Gated { x, gate, gradient });
-                } else if self.needs(x) {
-                    let dx = self.push(Op::Scale { mean: false }, vec![gradient, gate], layer)?;
-                    self.contribute(x, dx)?;
-                }
-                Ok(())
-            }
+            Op::Scale { .. } => self.gate(id, &node, gradient),
             Op::MaxPool { window, .. } => {
                 let argmax = self.side_output(id)?;
                 let input = self.graph.node(inputs[0]).shape;
@@ -227,6 +118,137 @@ impl Walk<'_> {
             }
             op => Err(GraphError { node: self.graph.label(id), reason: format!("{} has no gradient", op.name()) }),
         }
+    }
+
+    /// What the gradient of a convolution's result gives its operands.
+    fn convolution(&mut self, id: NodeId, node: &Node, conv: Conv2d, gradient: NodeId) -> Result<(), GraphError> {
+        let (layer, inputs) = (node.layer, &node.inputs);
+        let g = self.through_act(id, gradient, conv.act)?;
+        if conv.residual {
+            self.contribute(inputs[inputs.len() - 1], g)?;
+        }
+        if self.needs(inputs[1]) {
+            let op = Op::Conv2dWeightGrad { window: conv.window, groups: conv.groups };
+            let dw = self.push(op, vec![inputs[0], g], layer)?;
+            self.contribute(inputs[1], dw)?;
+        }
+        if conv.bias && self.needs(inputs[2]) {
+            let db = self.push(Op::ChannelSum, vec![g], layer)?;
+            self.contribute(inputs[2], db)?;
+        }
+        if self.needs(inputs[0]) {
+            self.input_gradient(inputs[0], inputs[1], g, conv, layer)?;
+        }
+        Ok(())
+    }
+
+    /// What the gradient of folded weights gives the weights, gamma and beta.
+    fn folded(&mut self, id: NodeId, node: &Node, eps: f32, gradient: NodeId) -> Result<(), GraphError> {
+        let (layer, inputs) = (node.layer, &node.inputs);
+        let [weight, moments, affine] = [inputs[0], inputs[1], inputs[2]];
+        if self.needs(affine) {
+            let db = self.gradients.iter().enumerate().find_map(|(i, g)| {
+                let side = self.graph.nodes[i].op == Op::SideOutput && self.graph.nodes[i].inputs == [id];
+                if side { *g } else { None }
+            });
+            let db = db.ok_or_else(|| GraphError {
+                node: self.graph.label(id),
+                reason: "the folded bias has no gradient".into(),
+            })?;
+            let op = Op::FoldAffineGrad { eps };
+            let sums = self.push(op, vec![weight, gradient, db, moments], layer)?;
+            self.contribute(affine, sums)?;
+        }
+        if self.needs(weight) {
+            let dw = self.push(Op::FoldWeightGrad { eps }, vec![gradient, moments, affine], layer)?;
+            self.contribute(weight, dw)?;
+        }
+        Ok(())
+    }
+
+    /// What the gradient of a normalised value gives its operands, through the moments if they are the batch's.
+    fn normalisation(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        apply: BatchNormApply,
+        gradient: NodeId,
+    ) -> Result<(), GraphError> {
+        let (layer, inputs) = (node.layer, &node.inputs);
+        let [x, moments, affine] = [inputs[0], inputs[1], inputs[2]];
+        let (mut g, mut act) = (gradient, apply.act);
+        let mut mask = None;
+        if apply.residual {
+            g = self.through_act(id, g, act)?;
+            act = Act::Identity;
+            self.contribute(inputs[3], g)?;
+        } else if keeps_bits(act) {
+            mask = Some(self.side_output(id)?);
+        }
+        let smooth = |operand| act.is_smooth().then_some(operand);
+        let source = self.graph.node(moments).clone();
+        // Running moments are a parameter; all others depend on x.
+        let batch = !matches!(source.op, Op::Param(_));
+        let eps = apply.eps;
+        let mut sums = None;
+        if self.needs(affine) || (batch && self.needs(x)) {
+            let op = Op::BatchNormGradReduce { eps, act };
+            let operands = [g, x, moments].into_iter().chain(mask).chain(smooth(affine)).collect();
+            sums = Some(self.push(op, operands, layer)?);
+        }
+        if self.needs(affine)
+            && let Some(sums) = sums
+        {
+            let total = match domains(self.graph.node(sums).shape) {
+                1 => sums,
+                _ => self.push(Op::DomainSum, vec![sums], layer)?,
+            };
+            self.contribute(affine, total)?;
+        }
+        if self.needs(x) {
+            let dx = match (batch, sums) {
+                (true, Some(mut sums)) => {
+                    let through = match source.op {
+                        Op::BatchNormBlend { alpha } => Some(Op::BatchNormGradBlend { eps, alpha }),
+                        Op::BatchNormRenorm { .. } => Some(Op::BatchNormGradRenorm { eps }),
+                        _ => None,
+                    };
+                    if let Some(op) = through {
+                        sums = self.push(op, vec![sums, source.inputs[0], moments], layer)?;
+                    }
+                    let op = Op::BatchNormGradBatch { eps, act };
+                    let operands = [g, x, moments, affine, sums].into_iter().chain(mask).collect();
+                    self.push(op, operands, layer)?
+                }
+                _ => {
+                    let op = Op::BatchNormGradRunning { eps, act };
+                    let operands = [g, moments, affine].into_iter().chain(mask).chain(smooth(x)).collect();
+                    self.push(op, operands, layer)?
+                }
+            };
+            self.contribute(x, dx)?;
+        }
+        Ok(())
+    }
+
+    /// What the gradient of a gated value gives the value and the gate.
+    fn gate(&mut self, id: NodeId, node: &Node, gradient: NodeId) -> Result<(), GraphError> {
+        let (layer, inputs) = (node.layer, &node.inputs);
+        let [x, gate] = [inputs[0], inputs[1]];
+        if self.needs(gate) {
+            let d_gate = self.push(Op::ScaleGateGrad, vec![gradient, x], layer)?;
+            self.contribute(gate, d_gate)?;
+        }
+        // Squeeze-and-excitation gates what it takes the mean of: one pass gives the gradients of both. The mean waits
+        // for one gate; what a second one gives is added.
+        let waiting = self.gated.iter().any(|gated| gated.x == x);
+        if self.needs(gate) && self.needs(x) && !waiting && self.mean_of(x, id) {
+            self.gated.push(Gated { x, gate, gradient });
+        } else if self.needs(x) {
+            let dx = self.push(Op::Scale { mean: false }, vec![gradient, gate], layer)?;
+            self.contribute(x, dx)?;
+        }
+        Ok(())
     }
 
     fn needs(&self, id: NodeId) -> bool {
