@@ -1897,7 +1897,8 @@ fn values_that_are_no_numbers_end_every_command() {
         fails(&["eval", "--weights", file, "--data", &data], expected);
         fails(&["predict", "--weights", file, "--inputs", &inputs_file(), "--out", &out], expected);
         fails(&["predict", "--weights", file, &data], expected);
-        fails(&["finetune", "--weights", file, "--data", &data, "--out", &outputs.text("run")], expected);
+        let run = outputs.text("run");
+        fails(&["finetune", "--weights", file, "--data", &data, "--out", &run, "--policy", "head"], expected);
         let compare = ["compare", "--weights", file, "--data", &data, "--policy", "full", "--out"];
         let folder = outputs.text(&format!("compare{}", expected.len()));
         let output = thawline(&[&compare[..], &[&folder]].concat()).output().unwrap();

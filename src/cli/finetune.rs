@@ -354,6 +354,9 @@ pub fn stages(
 fn announce(settings: &Settings, stages: &[Graph], device: &Device) -> Result<()> {
     let Settings { model, policy, classes, images, batch, accumulate, transform, .. } = settings;
     let (height, width) = (transform.height as usize, transform.width as usize);
+    if let Some(lag) = settings.lag_in_words(stages) {
+        output::warning(lag);
+    }
     output::status(format_args!("{model} at {} pixels on {}", Size { height, width }, device.info().name))?;
     output::status(format_args!("images: {}", transform.preprocessing.describe((height, width))))?;
     for (index, (start, network)) in [0].into_iter().chain(settings.stage_starts()).zip(stages).enumerate() {

@@ -690,9 +690,11 @@ fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Re
             step: price.step,
         });
     }
-    described.warnings.dedup();
     described.step = Total::mean(&steps);
-    Ok((described, stages.into_iter().map(|(_, resolved)| resolved.graph).collect()))
+    let networks: Vec<Graph> = stages.into_iter().map(|(_, resolved)| resolved.graph).collect();
+    described.warnings.extend(settings.lag_in_words(&networks));
+    described.warnings.dedup();
+    Ok((described, networks))
 }
 
 /// What of a step could be kept from epoch to epoch, and pays.

@@ -4,7 +4,7 @@ use super::{Crc32c, Schedule, StepWindow, TrainError};
 use crate::compile::{self, Options};
 use crate::data::{DecodeOptions, ImageFolder, Sample, Sampler, Transform, threads};
 use crate::files::read_text;
-use crate::graph::{AdamW, Sgd};
+use crate::graph::{AdamW, Graph, Sgd, StatsUpdate};
 use crate::text::{message, quantity};
 use crate::weights::Head;
 use rayon::prelude::*;
@@ -286,6 +286,43 @@ impl Settings {
         (self.steps_per_epoch() as u64).saturating_mul(self.epochs as u64)
     }
 
+    /// That running statistics follow too slowly for so short a run, in a line; none where they follow, or are estimated anew
+    /// after it. `stages` are the network in each stage of the policy.
+    pub fn lag_in_words(&self, stages: &[Graph]) -> Option<String> {
+        const MUCH: f64 = 0.1;
+        if self.then == Some(Then::Recalibrate) {
+            return None;
+        }
+        let ends = self.stage_starts().chain([self.steps()]);
+        let starts = [0].into_iter().chain(self.stage_starts());
+        let lengths: Vec<u64> = starts.zip(ends).map(|(start, end)| end.saturating_sub(start)).collect();
+        // What is left after the run of the statistics before it, of a layer whose statistics move.
+        let left = |index: usize| {
+            let keeps = stages.iter().map(|stage| match stage.layers()[index].setting.batch_norm?.update {
+                StatsUpdate::Ema { keep } => Some(f64::from(keep)),
+                StatsUpdate::Off | StatsUpdate::Cumulative => None,
+            });
+            let moved: Vec<f64> =
+                keeps.zip(&lengths).filter_map(|(keep, steps)| Some(keep?.powf(*steps as f64))).collect();
+            (!moved.is_empty()).then(|| moved.iter().product::<f64>())
+        };
+        let layers = 0..stages.first()?.layers().len();
+        let lagging: Vec<f64> = layers.filter_map(left).filter(|left| *left > MUCH).collect();
+        let most = lagging.iter().copied().reduce(f64::max)?;
+        let faster = match 0.9_f64.powf(self.steps() as f64) < MUCH {
+            true => "let them follow faster (--set 'kind:bn? -> update=ema(0.9)'), ",
+            false => "",
+        };
+        Some(format!(
+            "after {}, {}{:.0} % of the running statistics of {} will still come from before training, and validation goes by \
+             them: train longer, {faster}or estimate them anew with `recalibrate`",
+            quantity(self.steps(), "step"),
+            if lagging.iter().all(|left| *left == most) { "" } else { "up to " },
+            100.0 * most,
+            quantity(lagging.len() as u64, "batch norm"),
+        ))
+    }
+
     /// What becomes of the [left-over](Self::left_over) images, in a line; none if there are none.
     pub fn left_over_in_words(&self) -> Option<String> {
         let Self { batch, accumulate, .. } = self;
@@ -496,6 +533,8 @@ fn flatten(name: &str, value: &toml::Value, values: &mut Vec<(String, String)>) 
 pub(super) mod tests {
     use super::*;
     use crate::data::{Augment, Exif};
+    use crate::models;
+    use crate::policy::{Policy, resolve};
     use crate::preprocessing::Preprocessing;
     use crate::train::Decay;
 
@@ -554,6 +593,40 @@ pub(super) mod tests {
             let text = settings.to_toml().unwrap();
             assert_eq!(Settings::from_toml(&text).unwrap(), settings, "{text}");
         }
+    }
+
+    #[test]
+    fn statistics_that_lag_behind_a_short_run_are_told() {
+        let stage = |rules: &[&str]| {
+            let network = models::build("resnet_tiny", 4, (16, 16), 2).unwrap();
+            let policy = Policy::recipe("head").unwrap().with_rules(rules).unwrap();
+            resolve(&policy, network).unwrap().graph
+        };
+        let moving = |keep: &str| stage(&[&format!("kind:bn -> stats=batch, update=ema({keep})")]);
+        // Three steps an epoch.
+        let run = |epochs| Settings { epochs, ..settings() };
+        let lag = run(10).lag_in_words(&[moving("0.99")]).unwrap();
+        assert!(
+            lag.starts_with("after 30 steps, 74 % of the running statistics of 15 batch norms will still "),
+            "{lag}"
+        );
+        assert!(lag.contains("update=ema(0.9)"), "{lag}");
+        // Too short for any pace that is advised.
+        assert!(!run(3).lag_in_words(&[moving("0.99")]).unwrap().contains("ema(0.9)"));
+        for (settings, network) in [
+            (run(10), moving("0.9")),
+            (run(100), moving("0.99")),
+            (run(1), stage(&[])),
+            (run(1), stage(&["kind:bn -> stats=batch, update=cumulative"])),
+            (Settings { then: Some(Then::Recalibrate), ..run(1) }, moving("0.99")),
+        ] {
+            assert_eq!(settings.lag_in_words(&[network]), None);
+        }
+        // A later stage that holds them still leaves what the first one left.
+        let policy = PolicySettings { stages: vec![StageSettings { from: 0.5, rules: vec![] }], ..settings().policy };
+        let cut = Settings { policy, ..run(20) };
+        let lag = cut.lag_in_words(&[moving("0.99"), stage(&[])]).unwrap();
+        assert!(lag.starts_with("after 60 steps, 74 %"), "{lag}");
     }
 
     #[test]
