@@ -65,7 +65,7 @@ declare -A networks=(
     [efficientnet_lite0]="--model benches/claims/efficientnet_lite0.json --weights $data/efficientnet_lite0.pth --size 48"
     [mobilenet_v2]="--weights $data/mobilenet_v2.h5 --size 48"
 )
-declare -A rates=([sgd]="0.003 0.01 0.03" [adamw]="0.001 0.003 0.01") defaults=([sgd]=0.01 [adamw]=0.003)
+declare -A rates=([sgd]="0.01 0.03 0.1" [adamw]="0.003 0.01 0.03") defaults=([sgd]=0.01 [adamw]=0.003)
 
 echo "optimizer,network,images,policy,lr,is_default,val_top1" >"$results"
 for network in resnet_tiny efficientnet_lite0 mobilenet_v2; do
