@@ -26,14 +26,7 @@ fn network(name: &str, policy: &str) -> Graph {
 
 fn planning(criterion: &mut Criterion) {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false };
-    let options = Options {
-        optimizer: Optimizer::Sgd(sgd),
-        label_smoothing: 0.0,
-        class_weights: false,
-        accumulate: 1,
-        export_gradients: false,
-        seed: 0,
-    };
+    let options = Options::new(Optimizer::Sgd(sgd));
     for name in LARGEST {
         for policy in ["full", "keras-guide"] {
             let network = network(name, policy);

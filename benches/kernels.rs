@@ -92,14 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The kernels of a step under `full`, the most expensive first.
 fn measure(device: &Device, name: &str, roofline: &Roofline) -> Result<Vec<(&'static str, Total)>, Box<dyn Error>> {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decoupled: false };
-    let options = Options {
-        optimizer: Optimizer::Sgd(sgd),
-        label_smoothing: 0.0,
-        class_weights: false,
-        accumulate: 1,
-        export_gradients: false,
-        seed: 0,
-    };
+    let options = Options::new(Optimizer::Sgd(sgd));
     let network = resolve(&Policy::recipe("full")?, models::build(name, BATCH, (SIZE, SIZE), 1000)?)?.graph;
     let parameters = Parameters::upload(device, &network, &weights::initialise(&network, 0))?;
     let plan = Plan::new(compile::training(network, &options)?, Input::Values, device.variant()?);

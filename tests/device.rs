@@ -25,14 +25,7 @@ fn open(limits: Limits) -> Result<Device, GpuError> {
 
 fn options() -> Options {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-3, decoupled: false };
-    Options {
-        optimizer: Optimizer::Sgd(sgd),
-        label_smoothing: 0.0,
-        class_weights: false,
-        accumulate: 1,
-        export_gradients: false,
-        seed: 0,
-    }
+    Options::new(Optimizer::Sgd(sgd))
 }
 
 fn network(policy: &str, rules: &[&str], batch: usize, size: usize) -> Graph {

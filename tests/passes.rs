@@ -7,14 +7,7 @@ use thawline::policy::{Policy, RECIPES, resolve};
 
 fn options() -> Options {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };
-    Options {
-        optimizer: Optimizer::Sgd(sgd),
-        label_smoothing: 0.0,
-        class_weights: false,
-        accumulate: 1,
-        export_gradients: false,
-        seed: 0,
-    }
+    Options::new(Optimizer::Sgd(sgd))
 }
 
 fn resolved(model: &str, policy: &str, rules: &[&str]) -> Graph {

@@ -12,14 +12,7 @@ const BYTES: Input = Input::Bytes { mean: [0.5; 3], std: [0.5; 3], bgr: false };
 
 fn options() -> Options {
     let sgd = Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0, decoupled: false };
-    Options {
-        optimizer: Optimizer::Sgd(sgd),
-        label_smoothing: 0.0,
-        class_weights: false,
-        accumulate: 1,
-        export_gradients: false,
-        seed: 0,
-    }
+    Options::new(Optimizer::Sgd(sgd))
 }
 
 fn network(policy: &str, batch: usize) -> Graph {

@@ -42,6 +42,13 @@ pub struct Options {
     pub seed: u64,
 }
 
+impl Options {
+    /// An optimiser, and nothing else out of the ordinary: plain cross-entropy, one micro-batch, seed 0.
+    pub const fn new(optimizer: Optimizer) -> Self {
+        Self { optimizer, label_smoothing: 0.0, class_weights: false, accumulate: 1, export_gradients: false, seed: 0 }
+    }
+}
+
 /// A pass left a graph that does not hold together.
 #[derive(Debug, thiserror::Error)]
 #[error("the pass `{pass}` failed at {source}")]
@@ -206,14 +213,8 @@ pub fn observation(mut graph: Graph, stats: impl Fn(LayerId) -> Stats) -> Result
 }
 
 /// Options of passes that change nothing.
-const FORWARD_ONLY: Options = Options {
-    optimizer: Optimizer::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false }),
-    label_smoothing: 0.0,
-    class_weights: false,
-    accumulate: 1,
-    export_gradients: false,
-    seed: 0,
-};
+const FORWARD_ONLY: Options =
+    Options::new(Optimizer::Sgd(Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0, decoupled: false }));
 
 fn run(mut graph: Graph, passes: impl IntoIterator<Item = Pass>, options: &Options) -> Result<Graph, CompileError> {
     graph.verify()?;

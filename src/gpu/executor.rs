@@ -41,8 +41,7 @@ impl Parameters {
         }
         let buffers = layout.buffers().iter().map(|&words| create(device, "the parameters", words as u64 * 4));
         let parameters = Self { buffers: buffers.collect::<Result<_, _>>()?, layout: layout.into() };
-        for (index, (param, tensor)) in graph.params().iter().zip(tensors).enumerate() {
-            assert_eq!(param.shape, tensor.shape, "the tensor of a parameter has its shape");
+        for (index, tensor) in tensors.iter().enumerate() {
             parameters.write(device, graph, ParamId::new(index), tensor)?;
         }
         Ok(parameters)
@@ -172,7 +171,11 @@ impl Executor {
     ///
     /// # Errors
     /// A tensor or a dispatch is larger than the device allows, or memory is short.
+    ///
+    /// # Panics
+    /// `params` are not those of the plan's network.
     pub fn new(device: &Device, plan: Plan, params: &Parameters) -> Result<Self, GpuError> {
+        assert_eq!(ParamLayout::of(&plan.graph), *params.layout, "the parameters are of the plan's network");
         Self::check(device, &plan)?;
         let textures = textures(device, &plan)?;
         let mut buffers = Vec::with_capacity(plan.slots.len());
@@ -227,10 +230,7 @@ impl Executor {
     /// Fills a slot, or its beginning.
     ///
     /// # Errors
-    /// The device failed.
-    ///
-    /// # Panics
-    /// There are more bytes than the slot has.
+    /// There are more bytes than the slot has, or the device failed.
     pub fn write(&self, slot: SlotId, bytes: &[u8]) -> Result<(), GpuError> {
         self.write_at(slot, 0, bytes)
     }
@@ -238,14 +238,14 @@ impl Executor {
     /// Fills a part of a slot that begins `offset` bytes from its beginning.
     ///
     /// # Errors
-    /// The device failed.
-    ///
-    /// # Panics
-    /// There are more bytes than the slot has from there.
+    /// There are more bytes than the slot has from there, or the device failed.
     pub fn write_at(&self, slot: SlotId, offset: u64, bytes: &[u8]) -> Result<(), GpuError> {
         let (buffer, begin) = self.place(slot);
         let room = self.plan.slots[slot.index()].bytes();
-        assert!(offset + bytes.len() as u64 <= room, "{} bytes do not fit into the {room} of a slot", bytes.len());
+        if offset + bytes.len() as u64 > room {
+            let reason = format!("{} bytes from byte {offset} on do not fit into its {room}", bytes.len());
+            return Err(self.device.failed(&format!("writing {}", self.plan.slots[slot.index()].name), reason));
+        }
         upload(&self.device, buffer, begin + offset, bytes)
     }
 

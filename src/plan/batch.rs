@@ -70,7 +70,7 @@ impl Lowering<'_> {
         let alike = |(&a, &b): (&usize, &usize)| home(value(a)) == home(value(b)) && home(value(a)) != Home::Alone;
         let fits = |operand: usize| {
             let mut row = Row::default();
-            for operands in members.iter().map(|member| &member.operands).chain([&operands.to_vec()]) {
+            for operands in members.iter().map(|member| &member.operands[..]).chain([operands]) {
                 row.push(value(operands[operand]).words);
             }
             row.words <= if home(value(operands[operand])) == Home::Scratch { GRADIENT_WORDS } else { MOST_WORDS }

@@ -69,14 +69,7 @@ async fn run(weights: &[u8], batch: &[u8], variant: &str) -> Result<Trained, Box
     let network = policy::resolve(&Policy::recipe(POLICY)?, network)?.graph;
     let tensors = weights::from_state(&network, state, 0)?.tensors;
     let sgd = Sgd { momentum: MOMENTUM, nesterov: false, weight_decay: 0.0, decoupled: false };
-    let options = Options {
-        optimizer: Optimizer::Sgd(sgd),
-        label_smoothing: 0.0,
-        class_weights: false,
-        accumulate: 1,
-        export_gradients: false,
-        seed: 0,
-    };
+    let options = Options::new(Optimizer::Sgd(sgd));
     let mut session = Session::new(&device, network, &tensors, Input::Values, options)?;
     let values = layout::images_to_device(values, dims);
     let mut losses = Vec::new();
