@@ -1,15 +1,17 @@
-// Gradient of a convolution's input through workgroup memory: a workgroup computes 64 channels of 64 input pixels of a
-// class, 8 × 8 values an invocation, and loads both operands 16 output channels at a time. For the classes see
+// Gradient of a convolution's input through workgroup memory. A row of the product is an input pixel of a class, a column an input
+// channel; the class's taps and the output channels are summed over as one dimension. For the classes see
 // conv2d_input_grad.wgsl.
 
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<f32>>;
 
-// Four quads of each of the 64 pixels, and of each of the 64 rows of the weights, quad by quad.
-var<workgroup> gs: array<vec4<f32>, 256>;
-var<workgroup> ws: array<vec4<f32>, 256>;
+// Of a slab, four quads of each pixel and of each row of the weights, quad by quad.
+var<workgroup> gs: array<vec4<f32>, left_size>;
+var<workgroup> ws: array<vec4<f32>, right_size>;
 
-@compute @workgroup_size(8, 8)
+const OUTSIDE: u32 = 0xffffffffu;
+
+@compute @workgroup_size(columns, rows)
 fn conv2d_input_grad(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
@@ -22,105 +24,102 @@ fn conv2d_input_grad(
     }
     let class_y = place.z / p.stride_w;
     let class_x = place.z % p.stride_w;
-    let rows = (p.in_h + p.stride_h - 1u - class_y) / p.stride_h;
-    let columns = (p.in_w + p.stride_w - 1u - class_x) / p.stride_w;
-    let pixels = p.images * rows * columns;
-    let first = place.y * 64u + local.y * 8u;
-    let quad0 = place.x * 16u + local.x * 2u;
-    let at = locate(place.y * 64u + index, class_y, class_x, rows, columns);
-    let load_row = place.x * 64u + index;
-    let used = load_row < p.in_quads * 4u;
-    var a0 = vec4<f32>();
-    var b0 = vec4<f32>();
-    var a1 = vec4<f32>();
-    var b1 = vec4<f32>();
-    var a2 = vec4<f32>();
-    var b2 = vec4<f32>();
-    var a3 = vec4<f32>();
-    var b3 = vec4<f32>();
-    var a4 = vec4<f32>();
-    var b4 = vec4<f32>();
-    var a5 = vec4<f32>();
-    var b5 = vec4<f32>();
-    var a6 = vec4<f32>();
-    var b6 = vec4<f32>();
-    var a7 = vec4<f32>();
-    var b7 = vec4<f32>();
-    for (var ky = (class_y + p.pad_top) % p.stride_h; ky < p.kernel_h; ky += p.stride_h) {
-        for (var kx = (class_x + p.pad_left) % p.stride_w; kx < p.kernel_w; kx += p.stride_w) {
-            let t = tap(at, i32(ky / p.stride_h), i32(kx / p.stride_w));
-            let m = bitcast<f32>(t.y);
-            let block = ((ky * p.kernel_w + kx) * p.in_quads * 4u + select(0u, load_row, used)) * p.out_quads;
-            for (var c = 0u; c < p.out_quads; c += 4u) {
-                for (var i = 0u; i < 4u; i++) {
-                    let inside = c + i < p.out_quads;
-                    let read = select(0u, c + i, inside);
-                    gs[i * 64u + index] = dy[t.x + read] * select(0.0, m, inside);
-                    ws[i * 64u + index] = weight[block + read] * select(0.0, 1.0, inside && used);
+    let class_h = (p.in_h + p.stride_h - 1u - class_y) / p.stride_h;
+    let class_w = (p.in_w + p.stride_w - 1u - class_x) / p.stride_w;
+    let quad0 = place.x * tile_quads;
+    let pixel0 = place.y * tile_rows;
+    // The first of the class's taps, and how many there are: none of a class that no window reaches.
+    let ky0 = (class_y + p.pad_top) % p.stride_h;
+    let kx0 = (class_x + p.pad_left) % p.stride_w;
+    let taps_h = (max(p.kernel_h, ky0) - ky0 + p.stride_h - 1u) / p.stride_h;
+    let taps_w = (max(p.kernel_w, kx0) - kx0 + p.stride_w - 1u) / p.stride_w;
+    let depth = taps_h * taps_w * p.out_quads;
+    // Four neighbours load four quads of a pixel or of a row of the weights, all in channel quad `c` of a tap.
+    let load_quad = index % 4u;
+    let load_place = index / 4u;
+    var c = load_quad;
+    var ty = 0u;
+    var tx = 0u;
+    var at = array<vec4<i32>, MOST_LOADS>();
+    var starts = array<u32, MOST_LOADS>();
+    for (var j = 0u; j < left_loads; j++) {
+        at[j] = locate(pixel0 + load_place + j * (invocations / 4u), class_y, class_x, class_h, class_w);
+    }
+    var block = 0u;
+
+    var sums = array<vec4<f32>, MOST_SUMS>();
+    for (var slab = 0u; slab < depth; slab += 4u) {
+        if slab == 0u || c >= p.out_quads {
+            while c >= p.out_quads {
+                c -= p.out_quads;
+                tx++;
+                if tx == taps_w {
+                    tx = 0u;
+                    ty++;
                 }
-                workgroupBarrier();
-                for (var k = 0u; k < 4u; k++) {
-                    let at_w = k * 64u + local.x * 8u;
-                    let w0 = ws[at_w + 0u];
-                    let w1 = ws[at_w + 1u];
-                    let w2 = ws[at_w + 2u];
-                    let w3 = ws[at_w + 3u];
-                    let w4 = ws[at_w + 4u];
-                    let w5 = ws[at_w + 5u];
-                    let w6 = ws[at_w + 6u];
-                    let w7 = ws[at_w + 7u];
-                    let at_g = k * 64u + local.y * 8u;
-                    let g0 = gs[at_g + 0u];
-                    a0 += vec4<f32>(dot(g0, w0), dot(g0, w1), dot(g0, w2), dot(g0, w3));
-                    b0 += vec4<f32>(dot(g0, w4), dot(g0, w5), dot(g0, w6), dot(g0, w7));
-                    let g1 = gs[at_g + 1u];
-                    a1 += vec4<f32>(dot(g1, w0), dot(g1, w1), dot(g1, w2), dot(g1, w3));
-                    b1 += vec4<f32>(dot(g1, w4), dot(g1, w5), dot(g1, w6), dot(g1, w7));
-                    let g2 = gs[at_g + 2u];
-                    a2 += vec4<f32>(dot(g2, w0), dot(g2, w1), dot(g2, w2), dot(g2, w3));
-                    b2 += vec4<f32>(dot(g2, w4), dot(g2, w5), dot(g2, w6), dot(g2, w7));
-                    let g3 = gs[at_g + 3u];
-                    a3 += vec4<f32>(dot(g3, w0), dot(g3, w1), dot(g3, w2), dot(g3, w3));
-                    b3 += vec4<f32>(dot(g3, w4), dot(g3, w5), dot(g3, w6), dot(g3, w7));
-                    let g4 = gs[at_g + 4u];
-                    a4 += vec4<f32>(dot(g4, w0), dot(g4, w1), dot(g4, w2), dot(g4, w3));
-                    b4 += vec4<f32>(dot(g4, w4), dot(g4, w5), dot(g4, w6), dot(g4, w7));
-                    let g5 = gs[at_g + 5u];
-                    a5 += vec4<f32>(dot(g5, w0), dot(g5, w1), dot(g5, w2), dot(g5, w3));
-                    b5 += vec4<f32>(dot(g5, w4), dot(g5, w5), dot(g5, w6), dot(g5, w7));
-                    let g6 = gs[at_g + 6u];
-                    a6 += vec4<f32>(dot(g6, w0), dot(g6, w1), dot(g6, w2), dot(g6, w3));
-                    b6 += vec4<f32>(dot(g6, w4), dot(g6, w5), dot(g6, w6), dot(g6, w7));
-                    let g7 = gs[at_g + 7u];
-                    a7 += vec4<f32>(dot(g7, w0), dot(g7, w1), dot(g7, w2), dot(g7, w3));
-                    b7 += vec4<f32>(dot(g7, w4), dot(g7, w5), dot(g7, w6), dot(g7, w7));
-                }
-                workgroupBarrier();
+            }
+            block = ((ky0 + ty * p.stride_h) * p.kernel_w + kx0 + tx * p.stride_w) * p.in_quads * 4u;
+            for (var j = 0u; j < left_loads; j++) {
+                let t = tap(at[j], i32(ty), i32(tx));
+                starts[j] = select(OUTSIDE, t.x, t.y != 0u);
             }
         }
+        let within = slab + load_quad < depth;
+        var left = array<vec4<f32>, MOST_LOADS>();
+        for (var j = 0u; j < left_loads; j++) {
+            let inside = within && starts[j] != OUTSIDE;
+            left[j] = select(vec4<f32>(), dy[select(0u, starts[j] + c, inside)], inside);
+        }
+        var right = array<vec4<f32>, MOST_LOADS>();
+        for (var j = 0u; j < right_loads; j++) {
+            let row = quad0 * 4u + load_place + j * (invocations / 4u);
+            let inside = within && row < p.in_quads * 4u;
+            right[j] = select(vec4<f32>(), weight[select(0u, (block + row) * p.out_quads + c, inside)], inside);
+        }
+        workgroupBarrier();
+        for (var j = 0u; j < left_loads; j++) {
+            let pixel = load_place + j * (invocations / 4u);
+            gs[load_quad * tile_rows + (pixel ^ (load_quad * 2u))] = left[j];
+        }
+        for (var j = 0u; j < right_loads; j++) {
+            let row = load_place + j * (invocations / 4u);
+            ws[place_of(load_quad, row / 4u, row % 4u)] = right[j];
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < min(4u, depth - slab); k++) {
+            var pixels = array<vec4<f32>, 8>();
+            for (var i = 0u; i < 8u; i++) {
+                pixels[i] = gs[k * tile_rows + ((local.y * 8u + i) ^ (k * 2u))];
+            }
+            for (var q = 0u; q < width; q++) {
+                let quad = q * columns + local.x;
+                let w0 = ws[place_of(k, quad, 0u)];
+                let w1 = ws[place_of(k, quad, 1u)];
+                let w2 = ws[place_of(k, quad, 2u)];
+                let w3 = ws[place_of(k, quad, 3u)];
+                for (var e = 0u; e < 4u; e++) {
+                    let w = vec4<f32>(w0[e], w1[e], w2[e], w3[e]);
+                    for (var i = 0u; i < 8u; i++) {
+                        sums[q * 8u + i] += pixels[i][e] * w;
+                    }
+                }
+            }
+        }
+        c += 4u;
     }
-    let pixel0 = locate(first + 0u, class_y, class_x, rows, columns).w;
-    store(a0, pixel0, first + 0u < pixels, quad0);
-    store(b0, pixel0, first + 0u < pixels, quad0 + 1u);
-    let pixel1 = locate(first + 1u, class_y, class_x, rows, columns).w;
-    store(a1, pixel1, first + 1u < pixels, quad0);
-    store(b1, pixel1, first + 1u < pixels, quad0 + 1u);
-    let pixel2 = locate(first + 2u, class_y, class_x, rows, columns).w;
-    store(a2, pixel2, first + 2u < pixels, quad0);
-    store(b2, pixel2, first + 2u < pixels, quad0 + 1u);
-    let pixel3 = locate(first + 3u, class_y, class_x, rows, columns).w;
-    store(a3, pixel3, first + 3u < pixels, quad0);
-    store(b3, pixel3, first + 3u < pixels, quad0 + 1u);
-    let pixel4 = locate(first + 4u, class_y, class_x, rows, columns).w;
-    store(a4, pixel4, first + 4u < pixels, quad0);
-    store(b4, pixel4, first + 4u < pixels, quad0 + 1u);
-    let pixel5 = locate(first + 5u, class_y, class_x, rows, columns).w;
-    store(a5, pixel5, first + 5u < pixels, quad0);
-    store(b5, pixel5, first + 5u < pixels, quad0 + 1u);
-    let pixel6 = locate(first + 6u, class_y, class_x, rows, columns).w;
-    store(a6, pixel6, first + 6u < pixels, quad0);
-    store(b6, pixel6, first + 6u < pixels, quad0 + 1u);
-    let pixel7 = locate(first + 7u, class_y, class_x, rows, columns).w;
-    store(a7, pixel7, first + 7u < pixels, quad0);
-    store(b7, pixel7, first + 7u < pixels, quad0 + 1u);
+
+    let pixels = p.images * class_h * class_w;
+    for (var i = 0u; i < 8u; i++) {
+        let index = pixel0 + local.y * 8u + i;
+        let pixel = locate(index, class_y, class_x, class_h, class_w).w;
+        for (var q = 0u; q < width; q++) {
+            store(sums[q * 8u + i], pixel, index < pixels, quad0 + q * columns + local.x);
+        }
+    }
+}
+
+// Where a quad of the sum's slab stands that belongs to row `row` of four of a quad of columns: what eight neighbours load, and
+// what eight neighbours read, lies in different banks.
+fn place_of(k: u32, quad: u32, row: u32) -> u32 {
+    return (k * 4u + row) * tile_quads + (quad ^ (k * 2u + row % 2u));
 }

@@ -71,6 +71,8 @@ fn lesser_devices_run_the_same_step_or_are_refused_by_the_limits_name() {
     let full = open(Limits::Adapter).expect("a device");
     let network = network("full", &[], 4, 16);
 
+    // Enough for all but tiles in workgroup memory.
+    let few_invocations = at_most(|l| l.max_compute_invocations_per_workgroup = 128);
     let small_enough = [
         at_most(|l| l.max_storage_buffers_per_shader_stage = 8),
         at_most(|l| l.max_uniform_buffer_binding_size = 64 << 10),
@@ -81,7 +83,7 @@ fn lesser_devices_run_the_same_step_or_are_refused_by_the_limits_name() {
         at_most(|l| l.min_uniform_buffer_offset_alignment = 64),
         at_most(|l| l.min_uniform_buffer_offset_alignment = 256),
         at_most(|l| l.max_compute_workgroup_storage_size = 16 << 10),
-        at_most(|l| l.max_compute_invocations_per_workgroup = 128),
+        few_invocations,
         at_most(|l| l.max_texture_dimension_2d = 2048),
         at_most(|l| l.subgroup_sizes = [4, 4]),
         at_most(|l| l.subgroup_sizes = [4, 128]),
@@ -97,7 +99,10 @@ fn lesser_devices_run_the_same_step_or_are_refused_by_the_limits_name() {
             let device = open(limits).unwrap_or_else(|error| panic!("{limits:?}: {error}"));
             assert!(!device.supports(Variant::Subgroup.representative()), "{limits:?}");
             assert!(device.with_variant(Variant::Subgroup).is_none(), "{limits:?}");
-            let device = device.with_variant(variant).expect("the device has it");
+            let Some(device) = device.with_variant(variant) else {
+                assert!(variant == Variant::Workgroup && limits == few_invocations, "{variant:?}, {limits:?}");
+                continue;
+            };
             assert!(trained(&device, &network) == expected, "{variant:?}, {limits:?}");
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::Act;
-use thawline::kernels::conv2d::{self, Epilogue, Variant};
+use thawline::kernels::conv2d::{self, Epilogue, Tiling};
 use thawline::kernels::{Access, Args, Dispatch, Window};
 use thawline::rng::Rng;
 use thawline::tensor::Shape;
@@ -15,8 +15,8 @@ const POINT: Window = Window { kernel: [1, 1], stride: [1, 1], padding: [0; 4] }
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| Device::open(&DeviceOptions::default()).expect("a device"));
 
-fn variants() -> impl Iterator<Item = Variant> {
-    Variant::ALL.into_iter().filter(|variant| DEVICE.supports(variant.representative()))
+fn tilings() -> impl Iterator<Item = Tiling> {
+    Tiling::all().filter(|tiling| DEVICE.supports(tiling.variant().representative()))
 }
 
 fn random(rng: &mut Rng, words: usize) -> Vec<f32> {
@@ -62,21 +62,21 @@ const EPILOGUE: Epilogue = Epilogue { bias: true, residual: true, act: Act::Relu
 #[test]
 fn any_folding_of_a_grid_computes_the_same() {
     // Several workgroups in each dimension, and a stride with classes that differ in size.
-    let (x, out) = (Shape::nhwc(3, 13, 11, 72), Shape::nhwc(3, 7, 6, 132));
+    let (x, out) = (Shape::nhwc(7, 13, 11, 72), Shape::nhwc(7, 7, 6, 132));
     let g = Window { kernel: [3, 3], stride: [2, 2], padding: [1; 4] };
     let weight = 9 * x.stored_c() * out.stored_c();
-    for variant in variants() {
-        let splits = conv2d::weight_grad_splits(variant, x, out, g);
+    for tiling in tilings() {
+        let splits = conv2d::weight_grad_splits_by(tiling, x, out, g);
         let cases = [
-            ("forward", conv2d::forward(variant, x, out, g, EPILOGUE), forward_words(x, out, g).to_vec()),
+            ("forward", conv2d::forward_by(tiling, x, out, g, EPILOGUE), forward_words(x, out, g).to_vec()),
             (
                 "input gradient",
-                conv2d::input_grad(variant, x, out, g, true),
+                conv2d::input_grad_by(tiling, x, out, g, true),
                 vec![out.stored_len(), weight, x.stored_len()],
             ),
             (
                 "weight gradient",
-                conv2d::weight_grad(variant, x, out, g),
+                conv2d::weight_grad_by(tiling, x, out, g),
                 vec![x.stored_len(), out.stored_len(), splits * weight],
             ),
         ];
@@ -87,7 +87,7 @@ fn any_folding_of_a_grid_computes_the_same() {
             for workgroups in [[all, 1, 1], [1, all, 1], [all.div_ceil(2), 2, 1], [3, all.div_ceil(15), 5], [2, 2, all]]
             {
                 let folded = plain.clone().folded_into(workgroups);
-                check(&folded, &words, &format!("{name}, {variant:?}, {workgroups:?}"));
+                check(&folded, &words, &format!("{name}, {tiling:?}, {workgroups:?}"));
             }
         }
     }
@@ -95,23 +95,26 @@ fn any_folding_of_a_grid_computes_the_same() {
 
 #[test]
 fn what_is_too_large_for_a_dimension_is_folded_and_right() {
-    for variant in variants() {
-        // A workgroup has 32 or 64 rows; one workgroup too many for each.
-        let rows = if variant == Variant::Workgroup { 64 } else { 32 };
+    for tiling in tilings() {
+        // The fewest rows that a workgroup has: one workgroup too many.
+        let [rows, _] = tiling.size();
+        if rows > 32 {
+            continue;
+        }
         let pixels = LIMIT as usize * rows + 1;
         let x = Shape::nhwc(1, 1, pixels, 4);
-        let forward = conv2d::forward(variant, x, x, POINT, EPILOGUE);
-        let input_grad = conv2d::input_grad(variant, x, x, POINT, true);
+        let forward = conv2d::forward_by(tiling, x, x, POINT, EPILOGUE);
+        let input_grad = conv2d::input_grad_by(tiling, x, x, POINT, true);
         // A linear layer of so many inputs.
         let (flat, out) = (Shape::nhwc(1, 1, 1, pixels), Shape::nhwc(1, 1, 1, 4));
-        let weight_grad = conv2d::weight_grad(variant, flat, out, POINT);
-        assert_eq!(conv2d::weight_grad_splits(variant, flat, out, POINT), 1);
+        let weight_grad = conv2d::weight_grad_by(tiling, flat, out, POINT);
+        assert_eq!(conv2d::weight_grad_splits_by(tiling, flat, out, POINT), 1);
         for (name, dispatch, words) in [
             ("forward", forward, forward_words(x, x, POINT).to_vec()),
             ("input gradient", input_grad, vec![x.stored_len(), 16, x.stored_len()]),
             ("weight gradient", weight_grad, vec![flat.stored_len(), 4, flat.stored_len() * 4]),
         ] {
-            let what = format!("{name}, {variant:?}, {:?}", dispatch.workgroups);
+            let what = format!("{name}, {tiling:?}, {:?}", dispatch.workgroups);
             let all: u64 = dispatch.workgroups.iter().map(|n| u64::from(*n)).product();
             assert!(all > u64::from(LIMIT) && dispatch.workgroups.iter().all(|n| *n <= LIMIT), "{what}");
             check(&dispatch, &words, &what);

@@ -134,6 +134,8 @@ pub(super) fn windows(rng: &mut Random) -> Vec<(Shape, Shape, Window)> {
     push(Shape::nhwc(1, 11, 13, 9), [2, 3], [3, 2], [0, 1, 1, 2]);
     push(Shape::nhwc(1, 10, 10, 4), [2, 2], [4, 5], [0; 4]);
     push(Shape::nhwc(1, 17, 18, 2), [16, 16], [1, 1], [0; 4]);
+    // More channels than a workgroup computes.
+    push(Shape::nhwc(1, 6, 5, 150), [2, 3], [2, 1], [0, 1, 1, 1]);
     for _ in 0..6 {
         let mut one = |low, high| low + rng.below(high - low + 1);
         let kernel = [one(1, 5), one(1, 5)];

@@ -2,6 +2,7 @@
 
 use super::error::Needed;
 use super::{Device, GpuError};
+use crate::kernels::conv2d::Variant;
 use crate::kernels::{Access, KERNELS, Kernel, MAX_GROUPS, SUBGROUP};
 use crate::plan::UNIFORM_ALIGNMENT;
 use serde::Serialize;
@@ -517,7 +518,8 @@ impl Device {
 
 /// Refuses a device that allows less than the kernels need that every plan may use.
 fn check(info: &DeviceInfo) -> Result<(), GpuError> {
-    let lacking = KERNELS.iter().filter(|kernel| !kernel.subgroups).find_map(|kernel| info.limits.lacks(kernel));
+    let mut needed = KERNELS.iter().filter(|kernel| !Variant::is_optional(kernel));
+    let lacking = needed.find_map(|kernel| info.limits.lacks(kernel));
     match lacking {
         Some((limit, found, needed)) => Err(GpuError::Limit { device: info.name.clone(), limit, found, needed }),
         None => Ok(()),

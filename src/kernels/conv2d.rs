@@ -13,7 +13,7 @@ pub enum Variant {
     /// 8 × 8 values an invocation, operands straight from memory: runs everywhere.
     #[default]
     Direct,
-    /// 8 × 8 values an invocation, operands through workgroup memory: for GPUs.
+    /// 8 × 4 or 8 × 8 values an invocation, operands through workgroup memory, in a [`Tile`] that suits the shape: for GPUs.
     Workgroup,
     /// 4 × 32 values an invocation, operands from textures and broadcast within subgroups of [`super::SUBGROUP`]: for
     /// drivers that compute on the CPU.
@@ -34,15 +34,6 @@ impl Variant {
     /// The variant of that [name](Self::name).
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|variant| variant.name() == name)
-    }
-
-    /// Values that one workgroup computes: output channels, and pixels or rows of the weights.
-    const fn tile(self) -> [usize; 2] {
-        match self {
-            Self::Direct => [64, 32],
-            Self::Workgroup => [64, 64],
-            Self::Subgroup => [32, 32],
-        }
     }
 
     const fn forward(self) -> &'static Kernel {
@@ -69,15 +60,134 @@ impl Variant {
         }
     }
 
+    /// Whether a kernel is of a variant that a device may lack.
+    pub(crate) fn is_optional(kernel: &Kernel) -> bool {
+        [Self::Workgroup, Self::Subgroup].into_iter().any(|variant| {
+            [variant.forward(), variant.input_grad(), variant.weight_grad()]
+                .into_iter()
+                .any(|k| std::ptr::eq(k, kernel))
+        })
+    }
+
     /// The kernel whose speed stands for the variant's.
     pub const fn representative(self) -> &'static Kernel {
         self.forward()
     }
 
-    /// Workgroups for so many channels, pixels or rows of the weights, and classes or splits.
-    fn grid(self, channels: usize, rows: usize, layers: usize) -> [u32; 3] {
-        let [tile_channels, tile_rows] = self.tile();
-        [channels.div_ceil(tile_channels) as u32, rows.div_ceil(tile_rows) as u32, layers as u32]
+    /// How this variant computes a product of `rows` × `channels`, `layers` times: pixels or rows of the weights, and classes or
+    /// splits.
+    fn tiling(self, tiles: &[Tile], rows: usize, channels: usize, layers: usize) -> Tiling {
+        match self {
+            Self::Direct => Tiling::Direct,
+            Self::Workgroup => Tiling::Workgroup(Tile::cheapest(tiles, rows, channels, layers)),
+            Self::Subgroup => Tiling::Subgroup,
+        }
+    }
+}
+
+/// A variant, with the tile of one product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tiling {
+    Direct,
+    Workgroup(Tile),
+    Subgroup,
+}
+
+impl Tiling {
+    /// Every variant, with every tile.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let tiles = Tile::ALL.into_iter().map(Self::Workgroup);
+        [Self::Direct, Self::Subgroup].into_iter().chain(tiles)
+    }
+
+    pub const fn variant(self) -> Variant {
+        match self {
+            Self::Direct => Variant::Direct,
+            Self::Workgroup(_) => Variant::Workgroup,
+            Self::Subgroup => Variant::Subgroup,
+        }
+    }
+
+    /// Rows and channels of the product that one workgroup computes.
+    pub const fn size(self) -> [usize; 2] {
+        match self {
+            Self::Direct => [32, 64],
+            Self::Workgroup(tile) => tile.size(),
+            Self::Subgroup => [32, 32],
+        }
+    }
+
+    /// A call for a product of `rows` × `channels`, `layers` times.
+    fn dispatch<P: bytemuck::NoUninit>(
+        self,
+        kernel: &'static Kernel,
+        [rows, channels, layers]: [usize; 3],
+        params: impl FnOnce([u32; 3]) -> P,
+    ) -> Dispatch {
+        let [tile_rows, tile_channels] = self.size();
+        let grid = [channels.div_ceil(tile_channels) as u32, rows.div_ceil(tile_rows) as u32, layers as u32];
+        let mut dispatch = Dispatch::new(kernel, params(grid), grid).folded();
+        if let Self::Workgroup(Tile { rows, columns, width }) = self {
+            let constants = [("rows", rows), ("columns", columns), ("width", width)];
+            dispatch.constants.extend(constants.map(|(name, value)| (name, f64::from(value))));
+        }
+        dispatch
+    }
+}
+
+/// What a workgroup computes of a product through workgroup memory: the constants of `shaders/lib/tile.wgsl`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tile {
+    /// Invocations along the rows of the product, each of which computes eight.
+    rows: u32,
+    /// Invocations along the channels, each of which computes `width` quads.
+    columns: u32,
+    width: u32,
+}
+
+impl Tile {
+    /// From 128 × 128 to 32 × 32 values. More than one quad an invocation only where it has two loads of each operand: with more,
+    /// compilers run out of registers.
+    pub const ALL: [Self; 7] = [
+        Self { rows: 16, columns: 16, width: 2 },
+        Self { rows: 16, columns: 16, width: 1 },
+        Self { rows: 16, columns: 8, width: 1 },
+        Self { rows: 8, columns: 16, width: 1 },
+        Self { rows: 8, columns: 8, width: 1 },
+        Self { rows: 4, columns: 16, width: 1 },
+        Self { rows: 4, columns: 8, width: 1 },
+    ];
+
+    /// Those of gradients of the input, which keep four rows of the weights in registers: two quads an invocation spill.
+    pub const NARROW: &[Self] = Self::ALL.split_at(1).1;
+
+    const fn size(self) -> [usize; 2] {
+        [self.rows as usize * 8, (self.columns * self.width) as usize * 4]
+    }
+
+    const fn invocations(self) -> usize {
+        (self.rows * self.columns) as usize
+    }
+
+    /// The tile that should take the least time: a function of shape alone, so that a plan always computes the same bits.
+    fn cheapest(tiles: &[Self], rows: usize, channels: usize, layers: usize) -> Self {
+        let cost = |tile: &&Self| {
+            let [tile_rows, tile_channels] = tile.size();
+            let workgroups = rows.div_ceil(tile_rows) * channels.div_ceil(tile_channels) * layers;
+            let values = (workgroups * tile_rows * tile_channels) as f64;
+            let busy = (workgroups * tile.invocations()) as f64 / super::FILLING as f64;
+            values * tile.cost_of_slab() / busy.min(1.0)
+        };
+        *tiles.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("there are tiles")
+    }
+
+    /// What a slab of 16 values costs an invocation for each quad that it computes, in multiply-adds: these, reads of workgroup
+    /// memory at 8 for a quad, loads at 24.
+    fn cost_of_slab(self) -> f64 {
+        let [rows, columns, width] = [self.rows, self.columns, self.width].map(f64::from);
+        let reads = 4.0 * (8.0 + 4.0 * width);
+        let loads = 32.0 / columns + 16.0 * width / rows;
+        (512.0 * width + 2.0 * reads + 24.0 * loads) / width
     }
 }
 
@@ -124,9 +234,9 @@ pub static FORWARD: Kernel = Kernel {
 /// [`FORWARD`] through workgroup memory.
 pub static FORWARD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_forward_workgroup",
-    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "grid", "act"),
+    source: shader!("conv2d_forward_workgroup", "conv2d_forward", "grid", "tile", "act"),
     entry: "conv2d_forward",
-    workgroup: [8, 8, 1],
+    workgroup: [16, 16, 1],
     params: ForwardParams::FIELDS,
     bindings: &[read("x"), read("weight"), read("bias"), read("residual"), write("z"), write("mask")],
     overrides: &[],
@@ -158,8 +268,12 @@ pub struct Epilogue {
 
 /// Convolves `x` to `out`; the weights are `[KH][KW][Cin padded][Cout padded]`.
 pub fn forward(variant: Variant, x: Shape, out: Shape, g: Window, epilogue: Epilogue) -> Dispatch {
-    let grid = variant.grid(out.stored_c(), out.pixels(), 1);
-    let params = ForwardParams {
+    forward_by(variant.tiling(&Tile::ALL, out.pixels(), out.stored_c(), 1), x, out, g, epilogue)
+}
+
+/// [`forward`] by a tiling of the caller's choice.
+pub fn forward_by(tiling: Tiling, x: Shape, out: Shape, g: Window, epilogue: Epilogue) -> Dispatch {
+    let params = |grid: [u32; 3]| ForwardParams {
         pixels: out.pixels() as u32,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
@@ -180,7 +294,8 @@ pub fn forward(variant: Variant, x: Shape, out: Shape, g: Window, epilogue: Epil
         grid_columns: grid[0],
         grid_rows: grid[1],
     };
-    Dispatch::new(variant.forward(), params, grid).folded().activating(epilogue.act)
+    let size = [out.pixels(), out.stored_c(), 1];
+    tiling.dispatch(tiling.variant().forward(), size, params).activating(epilogue.act)
 }
 
 fn forward_reference(args: Args<'_>) {
@@ -260,12 +375,12 @@ pub static INPUT_GRAD: Kernel = Kernel {
 /// [`INPUT_GRAD`] through workgroup memory.
 pub static INPUT_GRAD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_input_grad_workgroup",
-    source: shader!("conv2d_input_grad_workgroup", "conv2d_input_grad", "grid"),
+    source: shader!("conv2d_input_grad_workgroup", "conv2d_input_grad", "grid", "tile"),
     entry: "conv2d_input_grad",
-    workgroup: [8, 8, 1],
+    workgroup: [16, 16, 1],
     params: InputGradParams::FIELDS,
     bindings: &[read("dy"), read("weight"), write("x_grad")],
-    overrides: &[],
+    overrides: &[("width", 1.0)],
     subgroups: false,
     reference: input_grad_reference,
 };
@@ -285,10 +400,13 @@ pub static INPUT_GRAD_SUBGROUP: Kernel = Kernel {
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
 pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Window, accumulate: bool) -> Dispatch {
-    // The largest class decides; a class without pixels, as of a 1×1 image at stride 2, stores nothing.
-    let class = input.n() * input.h().div_ceil(g.stride[0]) * input.w().div_ceil(g.stride[1]);
-    let grid = variant.grid(input.stored_c(), class, g.stride[0] * g.stride[1]);
-    let params = InputGradParams {
+    let [rows, channels, classes] = input_grad_size(input, g);
+    input_grad_by(variant.tiling(Tile::NARROW, rows, channels, classes), input, out, g, accumulate)
+}
+
+/// [`input_grad`] by a tiling of the caller's choice.
+pub fn input_grad_by(tiling: Tiling, input: Shape, out: Shape, g: Window, accumulate: bool) -> Dispatch {
+    let params = |grid: [u32; 3]| InputGradParams {
         images: input.n() as u32,
         in_h: input.h() as u32,
         in_w: input.w() as u32,
@@ -306,7 +424,14 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Window, accumul
         grid_columns: grid[0],
         grid_rows: grid[1],
     };
-    Dispatch::new(variant.input_grad(), params, grid).folded()
+    tiling.dispatch(tiling.variant().input_grad(), input_grad_size(input, g), params)
+}
+
+/// Pixels of a class, input channels, classes.
+fn input_grad_size(input: Shape, g: Window) -> [usize; 3] {
+    // The largest class decides; a class without pixels, as of a 1×1 image at stride 2, stores nothing.
+    let class = input.n() * input.h().div_ceil(g.stride[0]) * input.w().div_ceil(g.stride[1]);
+    [class, input.stored_c(), g.stride[0] * g.stride[1]]
 }
 
 fn input_grad_reference(args: Args<'_>) {
@@ -383,9 +508,9 @@ pub static WEIGHT_GRAD: Kernel = Kernel {
 /// [`WEIGHT_GRAD`] through workgroup memory.
 pub static WEIGHT_GRAD_WORKGROUP: Kernel = Kernel {
     name: "conv2d_weight_grad_workgroup",
-    source: shader!("conv2d_weight_grad_workgroup", "conv2d_weight_grad", "grid"),
+    source: shader!("conv2d_weight_grad_workgroup", "conv2d_weight_grad", "grid", "tile"),
     entry: "conv2d_weight_grad",
-    workgroup: [8, 8, 1],
+    workgroup: [16, 16, 1],
     params: WeightGradParams::FIELDS,
     bindings: &[read("x"), read("dy"), write("partials")],
     overrides: &[],
@@ -409,34 +534,51 @@ pub static WEIGHT_GRAD_SUBGROUP: Kernel = Kernel {
 /// Into how many parts the output rows are split: enough invocations to fill the device where the weights alone do not
 /// give them, and a function of the shapes only, so that a plan always computes the same bits.
 pub fn weight_grad_splits(variant: Variant, x: Shape, out: Shape, g: Window) -> usize {
-    let invocations: usize = match variant {
-        Variant::Workgroup => super::FILLING,
+    weight_grad_splits_by(weight_grad_tiling(variant, x, out, g), x, out, g)
+}
+
+/// [`weight_grad_splits`] of a tiling of the caller's choice.
+pub fn weight_grad_splits_by(tiling: Tiling, x: Shape, out: Shape, g: Window) -> usize {
+    let taps = g.kernel[0] * g.kernel[1];
+    let (invocations, tiles) = match tiling {
+        Tiling::Workgroup(tile) => {
+            let [rows, channels] = tile.size();
+            let workgroups = (taps * x.stored_c()).div_ceil(rows) * out.stored_c().div_ceil(channels);
+            (super::FILLING, workgroups * tile.invocations())
+        }
         // A CPU has few lanes to fill, and pays for every sum of splits.
-        Variant::Direct | Variant::Subgroup => 1024,
+        Tiling::Direct | Tiling::Subgroup => (1024, taps * x.stored_c().div_ceil(8) * out.stored_c().div_ceil(8)),
     };
     let rows = out.n() * out.h();
-    let tiles = g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * out.stored_c().div_ceil(8);
     // At least 64 pixels a split, or the sum of the splits costs more than they do.
     let most = (rows * out.w()).div_ceil(64).min(rows);
     let splits = invocations.div_ceil(tiles).clamp(1, most);
     rows.div_ceil(rows.div_ceil(splits))
 }
 
+/// The tile fits the weights; splits fill the device.
+fn weight_grad_tiling(variant: Variant, x: Shape, out: Shape, g: Window) -> Tiling {
+    variant.tiling(&Tile::ALL, g.kernel[0] * g.kernel[1] * x.stored_c(), out.stored_c(), super::FILLING)
+}
+
 /// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
 /// other.
 pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Window) -> Dispatch {
+    weight_grad_by(weight_grad_tiling(variant, x, out, g), x, out, g)
+}
+
+/// [`weight_grad`] by a tiling of the caller's choice.
+pub fn weight_grad_by(tiling: Tiling, x: Shape, out: Shape, g: Window) -> Dispatch {
     let rows = (out.n() * out.h()) as u32;
-    let splits = weight_grad_splits(variant, x, out, g) as u32;
-    let tiled = match variant {
+    let splits = weight_grad_splits_by(tiling, x, out, g) as u32;
+    let weight_rows = match tiling {
         // Eight channels of one tap an invocation.
-        Variant::Direct => g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * 8,
+        Tiling::Direct => g.kernel[0] * g.kernel[1] * x.stored_c().div_ceil(8) * 8,
+        Tiling::Workgroup(_) => g.kernel[0] * g.kernel[1] * x.stored_c(),
         // Whole tiles for each row of the window.
-        Variant::Workgroup | Variant::Subgroup => {
-            g.kernel[0] * (g.kernel[1] * x.stored_c()).next_multiple_of(variant.tile()[1])
-        }
+        Tiling::Subgroup => g.kernel[0] * (g.kernel[1] * x.stored_c()).next_multiple_of(tiling.size()[0]),
     };
-    let grid = variant.grid(out.stored_c(), tiled, splits as usize);
-    let params = WeightGradParams {
+    let params = |grid: [u32; 3]| WeightGradParams {
         rows,
         in_h: x.h() as i32,
         in_w: x.w() as i32,
@@ -454,7 +596,7 @@ pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Window) -> Dispatc
         grid_columns: grid[0],
         grid_rows: grid[1],
     };
-    Dispatch::new(variant.weight_grad(), params, grid).folded()
+    tiling.dispatch(tiling.variant().weight_grad(), [weight_rows, out.stored_c(), splits as usize], params)
 }
 
 fn weight_grad_reference(args: Args<'_>) {
