@@ -2,8 +2,10 @@
 //! that hand them to compilers: `cargo run --example dump_pipelines -- FOLDER`.
 //!
 //! A pipeline is a kernel with a set of values of its `override` constants: its own, and those of any call of any plan,
-//! inference or training under any recipe, with any variant of the convolutions. `FOLDER/pipelines.json` lists them, and
-//! `pipelines.tsv` the name, the entry point, and the entry point in HLSL. Of each there are
+//! inference or training under any recipe, with any variant of the convolutions; and depthwise convolutions with windows of 7×7.
+//! `FOLDER/pipelines.json` lists them, and
+//! `pipelines.tsv` the name, the entry point, the entry point in HLSL, and whether plans for GPUs ask for it (`gpus`, `others`). Of
+//! each there are
 //!
 //! | file | for |
 //! |---|---|
@@ -24,11 +26,12 @@ use std::error::Error;
 use std::path::Path;
 use thawline::compile::{self, Optimizer, Options};
 use thawline::graph::{AdamW, Graph, Sgd};
-use thawline::kernels::conv2d::Variant;
-use thawline::kernels::{KERNELS, Kernel};
+use thawline::kernels::conv2d::{Epilogue, Variant};
+use thawline::kernels::{Dispatch, KERNELS, Kernel, Window, depthwise};
 use thawline::models;
 use thawline::plan::{Input, Plan};
 use thawline::policy::{Policy, RECIPES, resolve_stages};
+use thawline::tensor::Shape;
 
 /// The networks, with the size of their images.
 const NETWORKS: [(&str, usize); 4] =
@@ -45,6 +48,8 @@ struct Pipeline {
     /// All of the kernel's constants.
     constants: Vec<(&'static str, f64)>,
     networks: BTreeSet<&'static str>,
+    /// Whether a plan for a GPU asks for it.
+    on_gpus: bool,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -56,16 +61,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         add(&mut pipelines, kernel, &[]);
     }
     for (network, size) in NETWORKS {
-        for plan in plans(network, size)? {
+        for (variant, plan) in plans(network, size)? {
             for call in &plan.calls {
-                add(&mut pipelines, call.kernel, &call.constants).networks.insert(network);
+                let pipeline = add(&mut pipelines, call.kernel, &call.constants);
+                pipeline.networks.insert(network);
+                pipeline.on_gpus |= variant == Variant::Workgroup;
             }
         }
+    }
+    for (variant, dispatch) in large_windows() {
+        add(&mut pipelines, dispatch.kernel, &dispatch.constants).on_gpus |= variant == Variant::Workgroup;
     }
     let (mut list, mut entries) = (Vec::new(), String::new());
     for (name, pipeline) in &pipelines {
         let hlsl_entry = write(folder, name, pipeline).map_err(|e| format!("{name}: {e}"))?;
-        entries += &format!("{name}\t{}\t{hlsl_entry}\n", pipeline.kernel.entry);
+        let runs_on = if pipeline.on_gpus { "gpus" } else { "others" };
+        entries += &format!("{name}\t{}\t{hlsl_entry}\t{runs_on}\n", pipeline.kernel.entry);
         list.push(serde_json::json!({
             "name": name,
             "kernel": pipeline.kernel.name,
@@ -81,6 +92,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Depthwise convolutions with the largest windows, which none of these networks has.
+fn large_windows() -> Vec<(Variant, Dispatch)> {
+    let mut all = Vec::new();
+    for (stride, out) in [(1, 14), (2, 7)] {
+        let g = Window { kernel: [7, 7], stride: [stride; 2], padding: [3; 4] };
+        let (x, out) = (Shape::nhwc(BATCH, 14, 14, 96), Shape::nhwc(BATCH, out, out, 96));
+        for variant in [Variant::Direct, Variant::Workgroup] {
+            all.push((variant, depthwise::forward(variant, x, out, g, Epilogue::default())));
+            all.push((variant, depthwise::input_grad(variant, x, out, g, false)));
+            all.push((variant, depthwise::weight_grad(variant, x, out, g)));
+        }
+    }
+    all
+}
+
 /// Adds the pipeline of a kernel with some constants of its own, if it is new.
 fn add<'a>(
     pipelines: &'a mut Pipelines,
@@ -93,11 +119,11 @@ fn add<'a>(
     for (constant, value) in constants {
         name += &format!("-{constant}_{value}");
     }
-    pipelines.entry(name).or_insert(Pipeline { kernel, constants: all, networks: BTreeSet::new() })
+    pipelines.entry(name).or_insert(Pipeline { kernel, constants: all, networks: BTreeSet::new(), on_gpus: false })
 }
 
 /// Inference, and a training step under every recipe and its stages, with every variant of the convolutions.
-fn plans(network: &str, size: usize) -> Result<Vec<Plan>, Box<dyn Error>> {
+fn plans(network: &str, size: usize) -> Result<Vec<(Variant, Plan)>, Box<dyn Error>> {
     let spec = models::spec(network)?;
     let images = &spec.preprocessing.value;
     let input = Input::Bytes { mean: images.mean, std: images.std, bgr: images.bgr };
@@ -120,7 +146,7 @@ fn plans(network: &str, size: usize) -> Result<Vec<Plan>, Box<dyn Error>> {
             }
         }
     }
-    let plan = |(graph, variant)| Plan::new(graph, input, variant);
+    let plan = |(graph, variant)| (variant, Plan::new(graph, input, variant));
     Ok(graphs.into_iter().flat_map(|graph| Variant::ALL.map(|variant| (graph.clone(), variant))).map(plan).collect())
 }
 

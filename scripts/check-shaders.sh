@@ -91,7 +91,7 @@ files() {
 hlsl_list() {
     local model name entry
     for model in "$@"; do
-        while IFS=$'\t' read -r name _ entry; do
+        while IFS=$'\t' read -r name _ entry _; do
             if [[ -e $pipelines/$name.$model.hlsl ]]; then echo "$name.$model.hlsl $entry cs_$model"; fi
         done <"$pipelines/pipelines.tsv"
     done

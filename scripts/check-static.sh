@@ -9,9 +9,10 @@
 #   m1                        Apple M1: Honeykrisp, not Apple's own driver
 #   adreno                    Snapdragon, Adreno 740: Turnip
 #
-# Prints how many pipelines compile for each target, and how many of them spill registers. --write puts the counts into
-# docs/shaders.md, and what the drivers tell of every pipeline into benches/static/DATE.csv. Exit code 1 if one does not
-# compile.
+# Prints how many pipelines compile for each target, and how many of those that GPUs run spill registers; others are for drivers
+# that compute on the CPU, and for devices with small workgroups. Compares each with the newest table in benches/static: --write
+# replaces it by what the drivers tell now, and puts the counts into docs/shaders.md. Exit code 1 if a pipeline does not compile, or,
+# without --write, if one that GPUs run spills more, or if less of it runs at once, than the table says.
 #
 # Needs an x86-64 Linux with apt-get, dpkg and cc, but no root: Mesa 26 and the libraries it needs are downloaded from Debian's
 # suite `forky` and unpacked in target/check-static, 430 MB. DEBIAN_MIRROR names another mirror.
@@ -88,6 +89,7 @@ mesa=$(zcat "$root/usr/share/doc/mesa-vulkan-drivers/changelog.Debian.gz" | sed 
 # A line of the table for each line of compile's output: what the drivers call differently, by one name.
 table() {
     awk -F '\t' -v OFS=, -v target="$1" '
+        NR == FNR { runs_on[$1] = $4; next }
         function of(names, i, n, list) {
             n = split(names, list, "|")
             for (i = 1; i <= n; i++) if (list[i] in value) return value[list[i]]
@@ -100,21 +102,21 @@ table() {
                 value[substr($i, 1, at - 1)] = substr($i, at + 1)
             }
             sub(/\.spv$/, "", $2)
-            print target, $2, $1, of("subgroup size"), of("VGPRs|Number of GPRs|GPRs|Registers used"),
+            print target, $2, runs_on[$2], $1, of("subgroup size"), of("VGPRs|Number of GPRs|GPRs|Registers used"),
                 of("Spilled VGPRs|Spills to memory|Spills|STP Count"),
                 of("Subgroups per SIMD|Max warps/SM|Threads|Max Waves Per Core"), of("LDS size"),
                 of("Instructions|Instruction count|Instruction Count")
-        }'
+        }' "$pipelines/pipelines.tsv" -
 }
 
 csv=$cache/static.csv
-echo "target,pipeline,status,subgroup_size,registers,spills,occupancy,workgroup_bytes,instructions" >"$csv"
+echo "target,pipeline,runs_on,status,subgroup_size,registers,spills,occupancy,workgroup_bytes,instructions" >"$csv"
 given=$(wc -l <"$pipelines/pipelines.tsv")
 status=0
 counts=$cache/counts.md
 {
-    echo "| target | compile | fail | spill registers |"
-    echo "|---|---|---|---|"
+    echo "| target | compile | fail | run on GPUs and spill registers | run elsewhere and spill registers |"
+    echo "|---|---|---|---|---|"
 } >"$counts"
 echo "Mesa $mesa, $given pipelines:"
 for target in "${targets[@]}"; do
@@ -137,14 +139,35 @@ for target in "${targets[@]}"; do
     done
     table "$target" <"$cache/$target.tsv" >>"$csv"
     compiled=$(grep -c "^ok" "$cache/$target.tsv") || true
-    spilling=$(table "$target" <"$cache/$target.tsv" | awk -F , '$6 > 0' | wc -l)
-    echo "| $target | $compiled | $((given - compiled)) | $spilling |" >>"$counts"
-    echo "$target: $compiled compile, $((given - compiled)) fail, $spilling spill registers"
+    spilling=$(awk -F , -v target="$target" '
+        $1 == target && $7 > 0 { count[$3]++ } END { print count["gpus"] + 0, count["others"] + 0 }' "$csv")
+    echo "| $target | $compiled | $((given - compiled)) | ${spilling% *} | ${spilling#* } |" >>"$counts"
+    echo "$target: $compiled compile, $((given - compiled)) fail, ${spilling% *} that GPUs run and ${spilling#* } others spill registers"
     if ((compiled < given)); then
         status=1
         grep "^failed" "$cache/$target.tsv" | sed 's/^/    /' >&2
     fi
 done
+
+# Lines of what became worse for GPUs since the newest table.
+worse() {
+    awk -F , '
+        NR == FNR { spills[$1, $2] = $7; occupancy[$1, $2] = $8; next }
+        $3 == "gpus" && ($1, $2) in spills {
+            if ($7 > spills[$1, $2]) printf "    %s: %s spills %d, and spilled %d\n", $1, $2, $7, spills[$1, $2]
+            if ($8 < occupancy[$1, $2]) printf "    %s: %s has an occupancy of %d, and had %d\n", $1, $2, $8, occupancy[$1, $2]
+        }' "$1" "$csv"
+}
+newest=$(find benches/static -name '*.csv' | sort | tail -n 1)
+if [[ -z $write && -n $newest ]]; then
+    found=$(worse "$newest")
+    if [[ -n $found ]]; then
+        printf 'error: worse than in %s:\n%s\n' "$newest" "$found" >&2
+        status=1
+    else
+        echo "No pipeline that GPUs run is worse than in $newest."
+    fi
+fi
 if [[ -n $write ]]; then
     mkdir -p benches/static
     cp "$csv" "benches/static/$(date -u +%F).csv"

@@ -542,7 +542,7 @@ fn measure_kernels(device: &Device, convolution: Convolution, repeat: usize) -> 
         Groups::Depthwise => (
             depthwise::forward(variant, x, out, g, epilogue),
             depthwise::input_grad(variant, x, out, g, false),
-            depthwise::weight_grad_splits(variant, out),
+            depthwise::weight_grad_splits(variant, out, g),
             depthwise::weight_grad(variant, x, out, g),
         ),
     };

@@ -9,9 +9,44 @@ use super::{Args, Dispatch, Kernel, LINEAR, Window, linear_groups, params, read,
 use crate::act::Act;
 use crate::tensor::Shape;
 
-/// Columns of a strip of an image of so many.
-fn columns(width: usize) -> usize {
-    if width <= 2 { 2 } else { 4 }
+/// Channels of an invocation. The window of each stays in registers: so they are fewer where windows are larger, and no driver that
+/// `scripts/check-static.sh` asks runs out of registers.
+#[derive(Clone, Copy)]
+enum Lanes {
+    Four,
+    Two,
+    One,
+}
+
+impl Lanes {
+    fn of(variant: Variant, g: Window) -> Self {
+        match variant {
+            Variant::Workgroup if g.kernel[0].max(g.kernel[1]) > 5 => Self::One,
+            Variant::Workgroup => Self::Two,
+            // CPU drivers load quads, and keep in memory what their registers do not hold.
+            Variant::Direct | Variant::Subgroup => Self::Four,
+        }
+    }
+
+    /// Invocations of so many quads of channels.
+    const fn parts(self, quads: usize) -> usize {
+        match self {
+            Self::Four => quads,
+            Self::Two => quads * 2,
+            Self::One => quads * 4,
+        }
+    }
+
+    /// The kernel for these channels, of those for four, two and one.
+    const fn of_kernels(self, kernels: [&'static Kernel; 3]) -> &'static Kernel {
+        kernels[self as usize]
+    }
+
+    /// Columns of a strip of an image of so many.
+    fn columns(self, g: Window, width: usize) -> usize {
+        let wide = matches!(self, Self::Four | Self::One) || g.kernel[0].max(g.kernel[1]) <= 3;
+        if wide && width > 2 { 4 } else { 2 }
+    }
 }
 
 params! {
@@ -39,24 +74,38 @@ params! {
 }
 
 /// `z = act(x ∗ weight + bias + residual)`.
-pub static FORWARD: Kernel = Kernel {
-    name: "depthwise_forward",
-    source: shader!("depthwise_forward", "act", "depthwise", "index"),
-    entry: "depthwise_forward",
-    workgroup: [LINEAR, 1, 1],
-    params: ForwardParams::FIELDS,
-    bindings: &[read("x"), read("weight"), read("bias"), read("residual"), write("z")],
-    overrides: &[],
-    subgroups: false,
-    reference: forward_reference,
-};
+pub static FORWARD: Kernel =
+    forward_kernel("depthwise_forward", shader!("depthwise_forward", "lanes_four", "depthwise", "index", "act"));
+
+/// [`FORWARD`] with two channels of an invocation.
+pub static FORWARD_TWO: Kernel =
+    forward_kernel("depthwise_forward_two", shader!("depthwise_forward", "lanes_two", "depthwise", "index", "act"));
+
+/// [`FORWARD`] with one channel of an invocation.
+pub static FORWARD_ONE: Kernel =
+    forward_kernel("depthwise_forward_one", shader!("depthwise_forward", "lanes_one", "depthwise", "index", "act"));
+
+const fn forward_kernel(name: &'static str, source: &'static str) -> Kernel {
+    Kernel {
+        name,
+        source,
+        entry: "depthwise_forward",
+        workgroup: [LINEAR, 1, 1],
+        params: ForwardParams::FIELDS,
+        bindings: const { &[read("x"), read("weight"), read("bias"), read("residual"), write("z")] },
+        overrides: &[],
+        subgroups: false,
+        reference: forward_reference,
+    }
+}
 
 /// Convolves `x` to `out`; the weights are `[KH][KW][1][C padded]`. It keeps no mask: one word would be of two
 /// invocations.
 pub fn forward(variant: Variant, x: Shape, out: Shape, g: Window, epilogue: Epilogue) -> Dispatch {
     debug_assert!(!epilogue.mask);
-    let columns = columns(out.w());
-    let lines = out.w().div_ceil(columns) * x.quads();
+    let lanes = Lanes::of(variant, g);
+    let columns = lanes.columns(g, out.w());
+    let lines = out.w().div_ceil(columns) * lanes.parts(x.quads());
     let Share { images, band } = Share::of(variant, x.n(), out.h(), lines);
     let params = ForwardParams {
         images: x.n() as u32,
@@ -78,7 +127,11 @@ pub fn forward(variant: Variant, x: Shape, out: Shape, g: Window, epilogue: Epil
         act: epilogue.act.code(),
     };
     windowed(
-        Dispatch::new(&FORWARD, params, linear_groups(lines * x.n().div_ceil(images) * out.h().div_ceil(band))),
+        Dispatch::new(
+            lanes.of_kernels([&FORWARD, &FORWARD_TWO, &FORWARD_ONE]),
+            params,
+            linear_groups(lines * x.n().div_ceil(images) * out.h().div_ceil(band)),
+        ),
         g,
         columns,
     )
@@ -175,25 +228,39 @@ params! {
 }
 
 /// `dx = dy ∗ᵀ weight`, replacing `dx` or added to it.
-pub static INPUT_GRAD: Kernel = Kernel {
-    name: "depthwise_input_grad",
-    source: shader!("depthwise_input_grad", "depthwise", "index"),
-    entry: "depthwise_input_grad",
-    workgroup: [LINEAR, 1, 1],
-    params: InputGradParams::FIELDS,
-    bindings: &[read("dy"), read("weight"), write("x_grad")],
-    overrides: &[],
-    subgroups: false,
-    reference: input_grad_reference,
-};
+pub static INPUT_GRAD: Kernel =
+    input_grad_kernel("depthwise_input_grad", shader!("depthwise_input_grad", "lanes_four", "depthwise", "index"));
+
+/// [`INPUT_GRAD`] with two channels of an invocation.
+pub static INPUT_GRAD_TWO: Kernel =
+    input_grad_kernel("depthwise_input_grad_two", shader!("depthwise_input_grad", "lanes_two", "depthwise", "index"));
+
+/// [`INPUT_GRAD`] with one channel of an invocation.
+pub static INPUT_GRAD_ONE: Kernel =
+    input_grad_kernel("depthwise_input_grad_one", shader!("depthwise_input_grad", "lanes_one", "depthwise", "index"));
+
+const fn input_grad_kernel(name: &'static str, source: &'static str) -> Kernel {
+    Kernel {
+        name,
+        source,
+        entry: "depthwise_input_grad",
+        workgroup: [LINEAR, 1, 1],
+        params: InputGradParams::FIELDS,
+        bindings: const { &[read("dy"), read("weight"), write("x_grad")] },
+        overrides: &[],
+        subgroups: false,
+        reference: input_grad_reference,
+    }
+}
 
 /// The gradient of a convolution from `input` to `out`, with respect to its input.
 pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Window, accumulate: bool) -> Dispatch {
     // Strips begin where a window does.
     let width = input.w() + g.padding[1] % g.stride[1];
-    let columns = columns(width);
+    let lanes = Lanes::of(variant, g);
+    let columns = lanes.columns(g, width);
     let steps = (input.h() + g.padding[0] % g.stride[0]).div_ceil(g.stride[0]);
-    let lines = width.div_ceil(columns) * input.quads();
+    let lines = width.div_ceil(columns) * lanes.parts(input.quads());
     let Share { images, band } = Share::of(variant, input.n(), steps, lines);
     let params = InputGradParams {
         images: input.n() as u32,
@@ -213,7 +280,11 @@ pub fn input_grad(variant: Variant, input: Shape, out: Shape, g: Window, accumul
         accumulate: accumulate.into(),
     };
     windowed(
-        Dispatch::new(&INPUT_GRAD, params, linear_groups(lines * input.n().div_ceil(images) * steps.div_ceil(band))),
+        Dispatch::new(
+            lanes.of_kernels([&INPUT_GRAD, &INPUT_GRAD_TWO, &INPUT_GRAD_ONE]),
+            params,
+            linear_groups(lines * input.n().div_ceil(images) * steps.div_ceil(band)),
+        ),
         g,
         columns,
     )
@@ -263,7 +334,8 @@ params! {
         stride_w: u32,
         pad_top: i32,
         pad_left: i32,
-        /// Rows of a strip.
+        /// Columns and rows of a strip.
+        strip_w: u32,
         band: u32,
         strips: u32,
         strips_per_split: u32,
@@ -271,21 +343,39 @@ params! {
 }
 
 /// `dw = x ∗ dy` over one split of the strips; [`super::sum_partials`] adds the splits.
-pub static WEIGHT_GRAD: Kernel = Kernel {
-    name: "depthwise_weight_grad",
-    source: shader!("depthwise_weight_grad", "depthwise", "index"),
-    entry: "depthwise_weight_grad",
-    workgroup: [LINEAR, 1, 1],
-    params: WeightGradParams::FIELDS,
-    bindings: &[read("x"), read("dy"), write("partials")],
-    overrides: &[],
-    subgroups: false,
-    reference: weight_grad_reference,
-};
+pub static WEIGHT_GRAD: Kernel =
+    weight_grad_kernel("depthwise_weight_grad", shader!("depthwise_weight_grad", "lanes_four", "depthwise", "index"));
+
+/// [`WEIGHT_GRAD`] with two channels of an invocation.
+pub static WEIGHT_GRAD_TWO: Kernel = weight_grad_kernel(
+    "depthwise_weight_grad_two",
+    shader!("depthwise_weight_grad", "lanes_two", "depthwise", "index"),
+);
+
+/// [`WEIGHT_GRAD`] with one channel of an invocation.
+pub static WEIGHT_GRAD_ONE: Kernel = weight_grad_kernel(
+    "depthwise_weight_grad_one",
+    shader!("depthwise_weight_grad", "lanes_one", "depthwise", "index"),
+);
+
+const fn weight_grad_kernel(name: &'static str, source: &'static str) -> Kernel {
+    Kernel {
+        name,
+        source,
+        entry: "depthwise_weight_grad",
+        workgroup: [LINEAR, 1, 1],
+        params: WeightGradParams::FIELDS,
+        bindings: const { &[read("x"), read("dy"), write("partials")] },
+        overrides: &[],
+        subgroups: false,
+        reference: weight_grad_reference,
+    }
+}
 
 /// How the outputs are split among invocations.
 struct Splits {
-    /// Rows of a strip.
+    /// Columns and rows of a strip.
+    columns: usize,
     band: usize,
     strips: usize,
     strips_per_split: usize,
@@ -294,26 +384,28 @@ struct Splits {
 
 impl Splits {
     /// A function of the shapes only, so that a plan always computes the same bits.
-    fn of(variant: Variant, out: Shape) -> Self {
+    fn of(variant: Variant, out: Shape, g: Window) -> Self {
+        let lanes = Lanes::of(variant, g);
         // At least 64 pixels a split, or the sum of the splits costs more than they do.
-        let wanted = filling(variant).div_ceil(out.quads()).min(out.pixels().div_ceil(64));
-        let lines = out.n() * out.w().div_ceil(columns(out.w()));
+        let wanted = filling(variant).div_ceil(lanes.parts(out.quads())).min(out.pixels().div_ceil(64));
+        let columns = lanes.columns(g, out.w());
+        let lines = out.n() * out.w().div_ceil(columns);
         let band = out.h().div_ceil(wanted.div_ceil(lines).min(out.h()));
         let strips = lines * out.h().div_ceil(band);
         let strips_per_split = strips.div_ceil(wanted);
-        Self { band, strips, strips_per_split, count: strips.div_ceil(strips_per_split) }
+        Self { columns, band, strips, strips_per_split, count: strips.div_ceil(strips_per_split) }
     }
 }
 
 /// How many partial sums [`weight_grad`] leaves, for [`super::sum_partials`] to add up.
-pub fn weight_grad_splits(variant: Variant, out: Shape) -> usize {
-    Splits::of(variant, out).count
+pub fn weight_grad_splits(variant: Variant, out: Shape, g: Window) -> usize {
+    Splits::of(variant, out, g).count
 }
 
 /// The gradient of a convolution from `x` to `out`, with respect to its weights: `splits` partial sums, one after the
 /// other.
 pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Window) -> Dispatch {
-    let splits = Splits::of(variant, out);
+    let (lanes, splits) = (Lanes::of(variant, g), Splits::of(variant, out, g));
     let params = WeightGradParams {
         in_h: x.h() as i32,
         in_w: x.w() as i32,
@@ -326,18 +418,20 @@ pub fn weight_grad(variant: Variant, x: Shape, out: Shape, g: Window) -> Dispatc
         stride_w: g.stride[1] as u32,
         pad_top: g.padding[0] as i32,
         pad_left: g.padding[1] as i32,
+        strip_w: splits.columns as u32,
         band: splits.band as u32,
         strips: splits.strips as u32,
         strips_per_split: splits.strips_per_split as u32,
     };
-    let groups = linear_groups(splits.count * x.quads());
-    windowed(Dispatch::new(&WEIGHT_GRAD, params, groups), g, columns(out.w()))
+    let groups = linear_groups(splits.count * lanes.parts(x.quads()));
+    let kernel = lanes.of_kernels([&WEIGHT_GRAD, &WEIGHT_GRAD_TWO, &WEIGHT_GRAD_ONE]);
+    windowed(Dispatch::new(kernel, params, groups), g, splits.columns)
 }
 
 fn weight_grad_reference(args: Args<'_>) {
     let (p, [x, dy, partials]) = args.unpack::<WeightGradParams, 3>();
     let (channels, taps) = (p.quads as usize * 4, (p.kernel_h * p.kernel_w) as usize);
-    let columns = columns(p.out_w as usize) as u32;
+    let columns = p.strip_w;
     let (tiles, bands) = (p.out_w.div_ceil(columns), p.out_h.div_ceil(p.band));
     partials[..p.strips.div_ceil(p.strips_per_split) as usize * taps * channels].fill(0.0);
     for strip in 0..p.strips {

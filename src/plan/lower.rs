@@ -260,7 +260,7 @@ impl Lowering<'_> {
                         (grouped::weight_grad_splits(x, dy, g, groups), grouped::weight_grad(x, dy, g, groups))
                     }
                     Groups::Depthwise => (
-                        depthwise::weight_grad_splits(self.variant, dy),
+                        depthwise::weight_grad_splits(self.variant, dy, g),
                         depthwise::weight_grad(self.variant, x, dy, g),
                     ),
                 };
