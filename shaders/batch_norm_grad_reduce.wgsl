@@ -1,5 +1,4 @@
-// Σ g·x̂ and Σ g over each chunk of a domain's pixels, g being dz behind the activation. One invocation: four channels of one
-// chunk.
+// Σ g·x̂ and Σ g over each chunk of a domain's pixels, g being dz behind the activation.
 
 struct Params {
     domain: u32,
@@ -19,21 +18,17 @@ struct Params {
 @group(0) @binding(5) var<storage, read> mask: array<u32>;
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(invocations)
 fn batch_norm_grad_reduce(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let index = linear_index(group, groups, local);
-    let partial = index / p.quads;
-    let quad = index % p.quads;
-    if partial >= p.chunks * p.domains {
-        return;
-    }
-    let domain = partial % p.domains;
+    let place = place_of(group, groups, local, p.chunks * p.domains, p.quads);
+    let quad = place.quad;
+    let domain = place.part % p.domains;
     let start = domain * p.domain;
-    let first = start + partial / p.domains * p.chunk;
+    let first = start + place.part / p.domains * p.chunk;
     let end = min(first + p.chunk, start + p.domain);
     let row = domain * 2u * p.quads + quad;
     let mean = moments[row];
@@ -46,15 +41,13 @@ fn batch_norm_grad_reduce(
     }
     var products = vec4<f32>();
     var sum = vec4<f32>();
-    var pixel = first;
-    while pixel < end {
-        let tile = pixel / 8u;
-        let stop = min(end, (tile + 1u) * 8u);
+    // By words of the mask, each of which is of eight pixels.
+    for (var tile = first / 8u + place.lane; tile * 8u < end; tile += lanes) {
         var word = 0xffffffffu;
         if p.act != 0u && !is_smooth {
             word = mask[tile * p.quads + quad];
         }
-        for (; pixel < stop; pixel++) {
+        for (var pixel = max(tile * 8u, first); pixel < min(tile * 8u + 8u, end); pixel++) {
             let at = pixel * p.quads + quad;
             let centred = x[at] - mean;
             var g = masked(dz[at], word, pixel % 8u);
@@ -65,7 +58,11 @@ fn batch_norm_grad_reduce(
             sum += g;
         }
     }
-    let at = partial * 2u * p.quads + quad;
-    partials[at] = products * r;
-    partials[at + p.quads] = sum;
+    let all_products = sum_of_lanes(local, products);
+    let all = sum_of_lanes(local, sum);
+    if place.inside && place.lane == 0u {
+        let at = place.part * 2u * p.quads + quad;
+        partials[at] = all_products * r;
+        partials[at + p.quads] = all;
+    }
 }

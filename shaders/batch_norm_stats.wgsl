@@ -1,4 +1,4 @@
-// Mean and sum of squared differences of each chunk of a domain's pixels. One invocation: four channels of one chunk.
+// Mean and sum of squared differences of each chunk of a domain's pixels.
 
 struct Params {
     domain: u32,
@@ -12,39 +12,42 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> partials: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(invocations)
 fn batch_norm_stats(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let index = linear_index(group, groups, local);
-    let partial = index / p.quads;
-    let quad = index % p.quads;
-    if partial >= p.chunks * p.domains {
-        return;
-    }
-    let start = partial % p.domains * p.domain;
-    let first = start + partial / p.domains * p.chunk;
-    let end = min(first + p.chunk, start + p.domain);
-    let count = f32(end - first);
-    let offset = x[first * p.quads + quad];
+    let place = place_of(group, groups, local, p.chunks * p.domains, p.quads);
+    let start = place.part % p.domains * p.domain;
+    let chunk = start + place.part / p.domains * p.chunk;
+    let end = min(chunk + p.chunk, start + p.domain);
+    // What is added up are differences from the first pixel, which are small.
+    let offset = x[chunk * p.quads + place.quad];
+    let first = chunk + place.lane;
+    let count = f32((max(end, first) - first + lanes - 1u) / lanes);
+    // A lane may have no pixels.
+    let divisor = max(count, 1.0);
     var sum = vec4<f32>();
-    for (var pixel = first; pixel < end; pixel++) {
-        sum += x[pixel * p.quads + quad] - offset;
+    for (var pixel = first; pixel < end; pixel += lanes) {
+        sum += x[pixel * p.quads + place.quad] - offset;
     }
-    let mean = offset + sum / count;
+    let mean = sum / divisor;
     // The differences from the rounded mean do not quite add up to 0: what is left corrects both moments.
     var rest = vec4<f32>();
     var squares = vec4<f32>();
-    for (var pixel = first; pixel < end; pixel++) {
-        let difference = x[pixel * p.quads + quad] - mean;
+    for (var again = first; again < end; again += lanes) {
+        let difference = x[again * p.quads + place.quad] - offset - mean;
         rest += difference;
         squares += difference * difference;
     }
-    let at = partial * 2u * p.quads + quad;
-    partials[at] = mean + rest / count;
+    let corrected = squares - rest * rest / divisor;
     // `max` would be free to drop a NaN.
-    let corrected = squares - rest * rest / count;
-    partials[at + p.quads] = select(max(corrected, vec4<f32>()), corrected, are_nan(corrected));
+    let positive = select(max(corrected, vec4<f32>()), corrected, are_nan(corrected));
+    let all = moments_of_lanes(local, Moments(count, mean + rest / divisor, positive));
+    if place.inside && place.lane == 0u {
+        let at = place.part * 2u * p.quads + place.quad;
+        partials[at] = offset + all.mean;
+        partials[at + p.quads] = all.squares;
+    }
 }

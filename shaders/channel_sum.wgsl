@@ -1,4 +1,4 @@
-// Σ dy over each chunk of pixels. One invocation: four channels of one chunk.
+// Σ dy over each chunk of pixels.
 
 struct Params {
     pixels: u32,
@@ -11,23 +11,20 @@ struct Params {
 @group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> partials: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(invocations)
 fn channel_sum(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let index = linear_index(group, groups, local);
-    let chunk = index / p.quads;
-    let quad = index % p.quads;
-    if chunk >= p.chunks {
-        return;
-    }
-    let first = chunk * p.chunk;
-    let end = min(first + p.chunk, p.pixels);
+    let place = place_of(group, groups, local, p.chunks, p.quads);
+    let end = min(place.part * p.chunk + p.chunk, p.pixels);
     var sum = vec4<f32>();
-    for (var pixel = first; pixel < end; pixel++) {
-        sum += dy[pixel * p.quads + quad];
+    for (var pixel = place.part * p.chunk + place.lane; pixel < end; pixel += lanes) {
+        sum += dy[pixel * p.quads + place.quad];
     }
-    partials[index] = sum;
+    let all = sum_of_lanes(local, sum);
+    if place.inside && place.lane == 0u {
+        partials[place.part * p.quads + place.quad] = all;
+    }
 }

@@ -1,4 +1,4 @@
-// out = Σ of the partials, in their order. One invocation: four values.
+// out = Σ of the partials.
 
 struct Params {
     quads: u32,
@@ -9,19 +9,19 @@ struct Params {
 @group(0) @binding(1) var<storage, read> partials: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(invocations)
 fn sum_partials(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let index = linear_index(group, groups, local);
-    if index >= p.quads {
-        return;
-    }
+    let place = place_of(group, groups, local, 1u, p.quads);
     var sum = vec4<f32>();
-    for (var partial = 0u; partial < p.count; partial++) {
-        sum += partials[partial * p.quads + index];
+    for (var partial = place.lane; partial < p.count; partial += lanes) {
+        sum += partials[partial * p.quads + place.quad];
     }
-    out[index] = sum;
+    let all = sum_of_lanes(local, sum);
+    if place.inside && place.lane == 0u {
+        out[place.quad] = all;
+    }
 }

@@ -1,9 +1,10 @@
 //! Batch norms: statistics, normalisation, gradients, running statistics, and folding into a convolution's weights.
 
 use super::case::{Case, on_host};
-use super::values::{EPS, Random, shapes, table_buffer, untouched, when};
+use super::values::{EPS, FORMS, Random, shapes, table_buffer, untouched, when};
 use crate::act::Act;
 use crate::kernels::batch_norm_update::Layer;
+use crate::kernels::conv2d::Variant;
 use crate::kernels::{
     TILE, batch_norm_apply, batch_norm_blend, batch_norm_grad, batch_norm_renorm, batch_norm_stats, batch_norm_update,
     fold_batch_norm,
@@ -26,13 +27,17 @@ pub(super) fn batch_norm() -> Vec<Case> {
         let moments = Shape::rows(2 * domains, x.c());
         let offset = rng.between(-20.0, 20.0);
         let values = rng.tensor_between(x, offset - 1.0, offset + 1.0);
-        let partials = batch_norm_stats::partials_len(x, domains);
-        let merged = vec![values.clone(), untouched(partials)];
-        let dispatch = batch_norm_stats::partial(x, domains);
-        cases.push(Case::new(&what, dispatch.clone(), merged.clone(), 1e-5));
-        let partials = on_host(&dispatch, merged).swap_remove(1);
-        let buffers = vec![partials, untouched(moments.stored_len())];
-        cases.push(Case::new(&what, batch_norm_stats::merge(x, domains), buffers, 1e-5).padded("moments", moments));
+        for variant in FORMS {
+            let what = format!("{what}, {variant:?}");
+            let partials = batch_norm_stats::partials_len(variant, x, domains);
+            let merged = vec![values.clone(), untouched(partials)];
+            let dispatch = batch_norm_stats::partial(variant, x, domains);
+            cases.push(Case::new(&what, dispatch.clone(), merged.clone(), 1e-5));
+            let partials = on_host(&dispatch, merged).swap_remove(1);
+            let buffers = vec![partials, untouched(moments.stored_len())];
+            let dispatch = batch_norm_stats::merge(variant, x, domains);
+            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("moments", moments));
+        }
 
         let words = x.pixels().div_ceil(TILE) * x.quads();
         for (act, residual, mask) in [
@@ -63,12 +68,15 @@ pub(super) fn batch_norm() -> Vec<Case> {
             let bits = when(matches!(act, Act::Relu | Act::Relu6), || rng.mask(x));
             let by = |values: &[f32]| when(act.is_smooth(), || values.to_vec());
             let len = batch_norm_grad::reduce_partials_len(x, domains);
-            let count = batch_norm_grad::reduce_partials_count(x, domains);
-            let dispatch = batch_norm_grad::reduce(x, domains, EPS, act);
-            let partials = untouched(len * count);
-            let buffers = vec![dz.clone(), values.clone(), own.clone(), by(&affine), bits.clone(), partials];
-            let rows = Shape::rows(2 * domains * count, x.c());
-            cases.push(Case::new(&what, dispatch, buffers, 1e-5).padded("partials", rows));
+            for variant in FORMS {
+                let count = batch_norm_grad::reduce_partials_count(variant, x, domains);
+                let dispatch = batch_norm_grad::reduce(variant, x, domains, EPS, act);
+                let partials = untouched(len * count);
+                let buffers = vec![dz.clone(), values.clone(), own.clone(), by(&affine), bits.clone(), partials];
+                let rows = Shape::rows(2 * domains * count, x.c());
+                let what = format!("{what}, {variant:?}");
+                cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("partials", rows));
+            }
 
             let dx = untouched(x.stored_len());
             let dispatch = batch_norm_grad::running(x, EPS, act);
@@ -150,10 +158,14 @@ pub(super) fn folding() -> Vec<Case> {
 
 /// Values whose variance is 10⁻⁸ of the squared mean: E[x²] − E[x]² would have no digit right.
 fn far_from_zero() -> Vec<Case> {
+    FORMS.into_iter().flat_map(far_from_zero_by).collect()
+}
+
+fn far_from_zero_by(variant: Variant) -> Vec<Case> {
     let x = Shape::nhwc(2, 97, 101, 3);
     let values = Random::new(3).tensor_between(x, 999.9, 1000.1);
-    let partials = untouched(batch_norm_stats::partials_len(x, 1));
-    let (partial, merge) = (batch_norm_stats::partial(x, 1), batch_norm_stats::merge(x, 1));
+    let partials = untouched(batch_norm_stats::partials_len(variant, x, 1));
+    let (partial, merge) = (batch_norm_stats::partial(variant, x, 1), batch_norm_stats::merge(variant, x, 1));
     let buffers = vec![values.clone(), partials];
     let merged = vec![on_host(&partial, buffers.clone()).swap_remove(1), untouched(8)];
     let exact: [[f64; 2]; 3] = [0, 1, 2].map(|c| {
@@ -171,16 +183,16 @@ fn far_from_zero() -> Vec<Case> {
         }
         Ok(())
     };
-    let what = "values far from zero";
+    let what = format!("values far from zero, {variant:?}");
     let of_partials = {
         let merge = merge.clone();
         move |found: &[Vec<f32>]| {
-            let partials = found[1][..batch_norm_stats::partials_len(x, 1)].to_vec();
+            let partials = found[1][..batch_norm_stats::partials_len(variant, x, 1)].to_vec();
             right(&on_host(&merge, vec![partials, untouched(8)])[1])
         }
     };
     vec![
-        Case::new(what, partial, buffers, 1e-5).claims(of_partials),
+        Case::new(&what, partial, buffers, 1e-5).claims(of_partials),
         Case::new(what, merge, merged, 1e-5).claims(move |found| right(&found[1])),
     ]
 }

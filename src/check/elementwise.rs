@@ -1,7 +1,7 @@
 //! Activations, additions, dropout, scaling, and sums over images.
 
 use super::case::Case;
-use super::values::{Random, STEP, shapes, step_buffer, untouched, when};
+use super::values::{FORMS, Random, STEP, shapes, step_buffer, untouched, when};
 use crate::act::Act;
 use crate::kernels::{TILE, activation, add, dropout, image_sum, scale};
 use crate::tensor::Shape;
@@ -58,10 +58,13 @@ pub(super) fn elementwise() -> Vec<Case> {
                 vec![rng.tensor(x), rng.tensor(rows), when(mean, || rng.tensor(rows)), untouched(x.stored_len())];
             cases.push(Case::new(x, scale::forward(x, mean), buffers, 1e-6).padded("z", x));
         }
-        let partials = Shape([image_sum::partials_count(x), 1, x.n(), x.c()]);
-        for (dispatch, product) in [(image_sum::mean(x), false), (image_sum::products(x), true)] {
-            let buffers = vec![rng.tensor(x), when(product, || rng.tensor(x)), untouched(partials.stored_len())];
-            cases.push(Case::new(x, dispatch, buffers, 1e-5).padded("partials", partials));
+        for variant in FORMS {
+            let partials = Shape([image_sum::partials_count(variant, x), 1, x.n(), x.c()]);
+            for (dispatch, product) in [(image_sum::mean(variant, x), false), (image_sum::products(variant, x), true)] {
+                let buffers = vec![rng.tensor(x), when(product, || rng.tensor(x)), untouched(partials.stored_len())];
+                cases
+                    .push(Case::new(format!("{x}, {variant:?}"), dispatch, buffers, 1e-5).padded("partials", partials));
+            }
         }
     }
     cases.extend(special_values());

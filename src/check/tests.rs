@@ -5,12 +5,16 @@ use super::values::{EPS, Random, STEP, step_buffer, untouched, unused, when, win
 use super::{Checker, FAMILIES, Family, KernelResult};
 use crate::act::Act;
 use crate::gpu::{DeviceOptions, Limits};
+use crate::kernels::conv2d::Variant;
 use crate::kernels::{
     Dispatch, KERNELS, Kernel, StepScalars, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
     batch_norm_renorm, batch_norm_stats, fold_batch_norm, pool, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 use std::collections::BTreeSet;
+
+/// A host runs either form of a reduction by the same reference.
+const VARIANT: Variant = Variant::Direct;
 
 #[test]
 fn every_kernel_has_cases() {
@@ -114,9 +118,9 @@ fn host(dispatch: Dispatch, buffers: Vec<Vec<f32>>, result: usize) -> Vec<f32> {
 }
 
 fn batch_moments(x: Shape, domains: usize, values: &[f32]) -> Vec<f32> {
-    let partials = vec![0.0; batch_norm_stats::partials_len(x, domains)];
-    let partials = host(batch_norm_stats::partial(x, domains), vec![values.to_vec(), partials], 1);
-    host(batch_norm_stats::merge(x, domains), vec![partials, vec![0.0; domains * 2 * x.stored_c()]], 1)
+    let partials = vec![0.0; batch_norm_stats::partials_len(VARIANT, x, domains)];
+    let partials = host(batch_norm_stats::partial(VARIANT, x, domains), vec![values.to_vec(), partials], 1);
+    host(batch_norm_stats::merge(VARIANT, x, domains), vec![partials, vec![0.0; domains * 2 * x.stored_c()]], 1)
 }
 
 fn normalised(x: Shape, act: Act, values: &[f32], moments: &[f32], affine: &[f32]) -> Vec<f32> {
@@ -177,11 +181,11 @@ fn batch_norm_gradients_are_slopes() {
         };
         let own = moments(&values);
         let len = batch_norm_grad::reduce_partials_len(x, domains);
-        let count = batch_norm_grad::reduce_partials_count(x, domains);
+        let count = batch_norm_grad::reduce_partials_count(VARIANT, x, domains);
         let buffers = vec![dz.clone(), values.clone(), own.clone(), by(&affine), unused(), vec![0.0; len * count]];
-        let partials = host(batch_norm_grad::reduce(x, domains, EPS, act), buffers, 5);
-        let sums = host(sum_partials::forward(len, count), vec![partials, vec![0.0; len]], 1);
-        let total = host(sum_partials::forward(len / domains, domains), vec![sums.clone(), vec![0.0; len]], 1);
+        let partials = host(batch_norm_grad::reduce(VARIANT, x, domains, EPS, act), buffers, 5);
+        let sums = host(sum_partials::forward(VARIANT, len, count), vec![partials, vec![0.0; len]], 1);
+        let total = host(sum_partials::forward(VARIANT, len / domains, domains), vec![sums.clone(), vec![0.0; len]], 1);
         assert_gradient(rng, Shape::rows(2, c), &affine, &total, |affine| {
             dot(&dz, &normalised(x, act, &values, &own[..rows.stored_len()], affine))
         });

@@ -1,7 +1,7 @@
 //! What only training takes, and what feeds it: input, sums, loss and optimisers.
 
 use super::case::{Case, same_bits};
-use super::values::{Random, STEP, shapes, step_buffer, table_buffer, untouched, unused, when};
+use super::values::{FORMS, Random, STEP, shapes, step_buffer, table_buffer, untouched, unused, when};
 use crate::kernels::segments::Part;
 use crate::kernels::{
     StepScalars, accumulate, adamw, channel_sum, input_normalize, sgd, softmax_cross_entropy, sum_partials,
@@ -25,14 +25,20 @@ pub(super) fn sums() -> Vec<Case> {
     let rng = &mut Random::new(5);
     let mut cases = vec![];
     for x in shapes(rng) {
-        let (len, count) = (channel_sum::partials_len(x), channel_sum::partials_count(x));
-        let buffers = vec![rng.tensor(x), untouched(len * count)];
-        let dispatch = channel_sum::partial(x);
-        cases.push(Case::new(x, dispatch, buffers, 1e-5).padded("partials", Shape::rows(count, x.c())));
+        for variant in FORMS {
+            let (len, count) = (channel_sum::partials_len(x), channel_sum::partials_count(variant, x));
+            let buffers = vec![rng.tensor(x), untouched(len * count)];
+            let what = format!("{x}, {variant:?}");
+            let dispatch = channel_sum::partial(variant, x);
+            cases.push(Case::new(what, dispatch, buffers, 1e-5).padded("partials", Shape::rows(count, x.c())));
+        }
     }
-    for (len, count) in [(4, 1), (4, 257), (260, 3), (1028, 12)] {
-        let buffers = vec![rng.tensor(Shape::rows(count, len)), untouched(len)];
-        cases.push(Case::new(format!("{count} × {len}"), sum_partials::forward(len, count), buffers, 0.0));
+    for (variant, tolerance) in FORMS.into_iter().zip([0.0, 1e-5]) {
+        for (len, count) in [(4, 1), (4, 257), (260, 3), (1028, 12)] {
+            let buffers = vec![rng.tensor(Shape::rows(count, len)), untouched(len)];
+            let dispatch = sum_partials::forward(variant, len, count);
+            cases.push(Case::new(format!("{count} × {len}, {variant:?}"), dispatch, buffers, tolerance));
+        }
     }
     cases
 }

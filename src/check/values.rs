@@ -1,5 +1,6 @@
 //! Shapes and random values.
 
+use crate::kernels::conv2d::Variant;
 use crate::kernels::segments::Table;
 use crate::kernels::{StepScalars, Window};
 use crate::rng::Rng;
@@ -100,6 +101,9 @@ impl Random {
         mask.into_iter().map(f32::from_bits).collect()
     }
 }
+
+/// The two forms of a reduction: by an invocation for each part, and by a workgroup.
+pub(super) const FORMS: [Variant; 2] = [Variant::Direct, Variant::Workgroup];
 
 /// One channel, one pixel, no multiples of four or eight, several chunks, and more pixels than the most chunks hold at
 /// their smallest; then some at random.

@@ -552,7 +552,8 @@ fn measure_kernels(device: &Device, convolution: Convolution, repeat: usize) -> 
     let input_grad_ms = device.time(&input_grad, &[output, weights, input], repeat)?;
     let mut weight_grad_ms = device.time(&weight_grad, &[input, output, weights * splits], repeat)?;
     if splits > 1 {
-        weight_grad_ms += device.time(&sum_partials::forward(weights, splits), &[weights * splits, weights], repeat)?;
+        weight_grad_ms +=
+            device.time(&sum_partials::forward(variant, weights, splits), &[weights * splits, weights], repeat)?;
     }
     Ok(Speeds { forward: speed(forward_ms), input_grad: speed(input_grad_ms), weight_grad: speed(weight_grad_ms) })
 }

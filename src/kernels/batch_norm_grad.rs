@@ -13,6 +13,7 @@
 //! sums.
 
 use super::chunks::{self, Chunks};
+use super::conv2d::Variant;
 use super::{Args, Dispatch, Kernel, LINEAR, TILE, linear_groups, mask, params, read, shader, write};
 use crate::act::Act;
 use crate::tensor::Shape;
@@ -54,7 +55,7 @@ params! {
 /// domain, and so on.
 pub static REDUCE: Kernel = Kernel {
     name: "batch_norm_grad_reduce",
-    source: shader!("batch_norm_grad_reduce", "act", "index", "mask"),
+    source: shader!("batch_norm_grad_reduce", "reduce", "act", "index", "mask"),
     entry: "batch_norm_grad_reduce",
     workgroup: [LINEAR, 1, 1],
     params: ReduceParams::FIELDS,
@@ -96,14 +97,14 @@ pub fn reduce_partials_len(x: Shape, domains: usize) -> usize {
 }
 
 /// How many partials [`reduce`] leaves, for [`super::sum_partials`] to add up.
-pub fn reduce_partials_count(x: Shape, domains: usize) -> usize {
-    Chunks::of(x.pixels() / domains).count
+pub fn reduce_partials_count(variant: Variant, x: Shape, domains: usize) -> usize {
+    Chunks::for_variant(variant, x.pixels() / domains, domains, x.quads()).count
 }
 
 /// Reduces the chunks of a tensor of shape `x`, whose images are `domains` equal parts.
-pub fn reduce(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
+pub fn reduce(variant: Variant, x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
     let domain = x.pixels() / domains;
-    let chunks = Chunks::of(domain);
+    let chunks = Chunks::for_variant(variant, domain, domains, x.quads());
     let quads = x.quads();
     let params = ReduceParams {
         domain: domain as u32,
@@ -114,7 +115,7 @@ pub fn reduce(x: Shape, domains: usize, eps: f32, act: Act) -> Dispatch {
         eps,
         act: act.code(),
     };
-    Dispatch::new(&REDUCE, params, linear_groups(domains * chunks.count * quads)).activating(act)
+    chunks::reduction(variant, &REDUCE, params, domains * chunks.count, quads).activating(act)
 }
 
 /// The gradient of a tensor of shape `x`, with `act` behind its batch norm, under its domains' own moments. `sums` are what [`reduce`] gives.

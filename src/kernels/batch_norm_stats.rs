@@ -13,7 +13,8 @@
 //! Never E\[x²\] − E\[x\]², which cancels where the mean is large.
 
 use super::chunks::{self, Chunks};
-use super::{Args, Dispatch, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::conv2d::Variant;
+use super::{Args, Dispatch, Kernel, LINEAR, params, read, shader, write};
 use crate::tensor::Shape;
 
 params! {
@@ -31,7 +32,7 @@ params! {
 /// second of every domain, and so on.
 pub static PARTIAL: Kernel = Kernel {
     name: "batch_norm_stats",
-    source: shader!("batch_norm_stats", "index", "nan"),
+    source: shader!("batch_norm_stats", "reduce", "moments", "index", "nan"),
     entry: "batch_norm_stats",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -44,7 +45,7 @@ pub static PARTIAL: Kernel = Kernel {
 /// The chunks' moments merged: for each domain a row of means and a row of biased variances.
 pub static MERGE: Kernel = Kernel {
     name: "batch_norm_stats_merge",
-    source: shader!("batch_norm_stats_merge", "index"),
+    source: shader!("batch_norm_stats_merge", "reduce", "moments", "index"),
     entry: "batch_norm_stats_merge",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -55,26 +56,24 @@ pub static MERGE: Kernel = Kernel {
 };
 
 /// Words of the buffer between [`partial`] and [`merge`].
-pub fn partials_len(x: Shape, domains: usize) -> usize {
-    Chunks::of(x.pixels() / domains).count * domains * 2 * x.stored_c()
+pub fn partials_len(variant: Variant, x: Shape, domains: usize) -> usize {
+    params(variant, x, domains).chunks as usize * domains * 2 * x.stored_c()
 }
 
 /// Reduces the chunks of a tensor of shape `x`, whose images are `domains` equal parts.
-pub fn partial(x: Shape, domains: usize) -> Dispatch {
-    let params = params(x, domains);
-    let partials = params.chunks as usize * domains;
-    Dispatch::new(&PARTIAL, params, linear_groups(partials * params.quads as usize))
+pub fn partial(variant: Variant, x: Shape, domains: usize) -> Dispatch {
+    let params = params(variant, x, domains);
+    chunks::reduction(variant, &PARTIAL, params, params.chunks as usize * domains, x.quads())
 }
 
 /// Merges the chunks of a tensor of shape `x`.
-pub fn merge(x: Shape, domains: usize) -> Dispatch {
-    let params = params(x, domains);
-    Dispatch::new(&MERGE, params, linear_groups(domains * params.quads as usize))
+pub fn merge(variant: Variant, x: Shape, domains: usize) -> Dispatch {
+    chunks::reduction(variant, &MERGE, params(variant, x, domains), domains, x.quads())
 }
 
-fn params(x: Shape, domains: usize) -> Params {
+fn params(variant: Variant, x: Shape, domains: usize) -> Params {
     let domain = x.pixels() / domains;
-    let chunks = Chunks::of(domain);
+    let chunks = Chunks::for_variant(variant, domain, domains, x.quads());
     Params {
         domain: domain as u32,
         domains: domains as u32,

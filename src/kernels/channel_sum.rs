@@ -1,7 +1,8 @@
 //! Sums over pixels: the gradient of a bias.
 
 use super::chunks::{self, Chunks};
-use super::{Args, Dispatch, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::conv2d::Variant;
+use super::{Args, Dispatch, Kernel, LINEAR, params, read, shader, write};
 use crate::tensor::Shape;
 
 params! {
@@ -16,7 +17,7 @@ params! {
 /// For each chunk of pixels a row of Σ dy.
 pub static PARTIAL: Kernel = Kernel {
     name: "channel_sum",
-    source: shader!("channel_sum", "index"),
+    source: shader!("channel_sum", "reduce", "index"),
     entry: "channel_sum",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -32,13 +33,13 @@ pub fn partials_len(dy: Shape) -> usize {
 }
 
 /// How many partials [`partial`] leaves, for [`super::sum_partials`] to add up.
-pub fn partials_count(dy: Shape) -> usize {
-    Chunks::of(dy.pixels()).count
+pub fn partials_count(variant: Variant, dy: Shape) -> usize {
+    Chunks::for_variant(variant, dy.pixels(), 1, dy.quads()).count
 }
 
 /// Reduces the chunks of a tensor of shape `dy`.
-pub fn partial(dy: Shape) -> Dispatch {
-    let chunks = Chunks::of(dy.pixels());
+pub fn partial(variant: Variant, dy: Shape) -> Dispatch {
+    let chunks = Chunks::for_variant(variant, dy.pixels(), 1, dy.quads());
     let quads = dy.quads();
     let params = Params {
         pixels: dy.pixels() as u32,
@@ -46,7 +47,7 @@ pub fn partial(dy: Shape) -> Dispatch {
         chunk: chunks.rows as u32,
         chunks: chunks.count as u32,
     };
-    Dispatch::new(&PARTIAL, params, linear_groups(chunks.count * quads))
+    chunks::reduction(variant, &PARTIAL, params, chunks.count, quads)
 }
 
 fn reference(args: Args<'_>) {

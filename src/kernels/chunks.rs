@@ -1,7 +1,16 @@
-//! How a reduction over rows is cut: a function of the number of rows alone, so that sums come out the same everywhere.
+//! How a reduction over rows is cut and dispatched: a function of variant and shape alone, so that sums come out the same
+//! everywhere.
 
-use super::TILE;
+use super::conv2d::Variant;
+use super::{Dispatch, Kernel, TILE, linear_groups, rows_of_groups};
 use std::ops::Range;
+
+/// Quads and lanes of a workgroup on a GPU: the constants of `shaders/lib/reduce.wgsl`.
+const ACROSS: usize = 16;
+const LANES: usize = 16;
+
+/// Workgroups that keep a GPU's memory busy.
+const BUSY: usize = 256;
 
 /// The fewest rows that are worth an invocation of their own.
 const MIN_ROWS: usize = 32;
@@ -20,6 +29,33 @@ impl Chunks {
         let rows = total.div_ceil(MAX_COUNT).max(MIN_ROWS).next_multiple_of(TILE);
         Self { rows, count: total.div_ceil(rows) }
     }
+
+    /// Of each of `domains` of `total` rows of so many quads.
+    pub(super) fn for_variant(variant: Variant, total: usize, domains: usize, quads: usize) -> Self {
+        if variant != Variant::Workgroup {
+            return Self::of(total);
+        }
+        let wanted = BUSY.div_ceil(domains * quads.div_ceil(ACROSS));
+        // A word of a mask for each lane, at least.
+        let rows = total.div_ceil(wanted).max(LANES * TILE).next_multiple_of(TILE);
+        Self { rows, count: total.div_ceil(rows) }
+    }
+}
+
+/// A call that reduces `parts` parts of so many quads: on a GPU by workgroups whose lanes share a part.
+pub(super) fn reduction<P: bytemuck::NoUninit>(
+    variant: Variant,
+    kernel: &'static Kernel,
+    params: P,
+    parts: usize,
+    quads: usize,
+) -> Dispatch {
+    if variant != Variant::Workgroup {
+        return Dispatch::new(kernel, params, linear_groups(parts * quads));
+    }
+    let mut dispatch = Dispatch::new(kernel, params, rows_of_groups(parts * quads.div_ceil(ACROSS)));
+    dispatch.constants.extend([("across", ACROSS as f64), ("lanes", LANES as f64)]);
+    dispatch
 }
 
 /// The rows of a partial result where a reduction has several domains of `total` rows: partials are the first chunk of

@@ -1,7 +1,8 @@
 //! Sums over the pixels of each image: the squeeze of squeeze-and-excitation, and the gradient of its gate.
 
 use super::chunks::{self, Chunks};
-use super::{Args, Dispatch, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::conv2d::Variant;
+use super::{Args, Dispatch, Kernel, LINEAR, params, read, shader, write};
 use crate::tensor::Shape;
 
 params! {
@@ -21,7 +22,7 @@ params! {
 /// second of every image, and so on.
 pub static PARTIAL: Kernel = Kernel {
     name: "image_sum",
-    source: shader!("image_sum", "index"),
+    source: shader!("image_sum", "reduce", "index"),
     entry: "image_sum",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -37,23 +38,23 @@ pub fn partials_len(x: Shape) -> usize {
 }
 
 /// How many partials [`mean`] and [`products`] leave, for [`super::sum_partials`] to add up.
-pub fn partials_count(x: Shape) -> usize {
-    Chunks::of(x.pixels() / x.n()).count
+pub fn partials_count(variant: Variant, x: Shape) -> usize {
+    Chunks::for_variant(variant, x.pixels() / x.n(), x.n(), x.quads()).count
 }
 
 /// The mean over the pixels of each image of a tensor of shape `x`.
-pub fn mean(x: Shape) -> Dispatch {
-    partial(x, false, 1.0 / (x.pixels() / x.n()) as f32)
+pub fn mean(variant: Variant, x: Shape) -> Dispatch {
+    partial(variant, x, false, 1.0 / (x.pixels() / x.n()) as f32)
 }
 
 /// Σ x·y over the pixels of each image, for two tensors of shape `x`.
-pub fn products(x: Shape) -> Dispatch {
-    partial(x, true, 1.0)
+pub fn products(variant: Variant, x: Shape) -> Dispatch {
+    partial(variant, x, true, 1.0)
 }
 
-fn partial(x: Shape, product: bool, factor: f32) -> Dispatch {
+fn partial(variant: Variant, x: Shape, product: bool, factor: f32) -> Dispatch {
     let pixels = x.pixels() / x.n();
-    let chunks = Chunks::of(pixels);
+    let chunks = Chunks::for_variant(variant, pixels, x.n(), x.quads());
     let quads = x.quads();
     let params = Params {
         images: x.n() as u32,
@@ -64,7 +65,7 @@ fn partial(x: Shape, product: bool, factor: f32) -> Dispatch {
         product: product.into(),
         factor,
     };
-    Dispatch::new(&PARTIAL, params, linear_groups(x.n() * chunks.count * quads))
+    chunks::reduction(variant, &PARTIAL, params, x.n() * chunks.count, quads)
 }
 
 fn reference(args: Args<'_>) {

@@ -197,7 +197,12 @@ impl Dispatch {
 /// Workgroups for `invocations` of a one-dimensional kernel, folded into rows where one row is not enough; the
 /// shader's `linear_index` unfolds them.
 pub(crate) fn linear_groups(invocations: usize) -> [u32; 3] {
-    let groups = invocations.div_ceil(LINEAR as usize).max(1) as u32;
+    rows_of_groups(invocations.div_ceil(LINEAR as usize))
+}
+
+/// So many workgroups of a one-dimensional kernel, or a few more, folded into rows where one row is not enough.
+pub(crate) fn rows_of_groups(groups: usize) -> [u32; 3] {
+    let groups = groups.max(1) as u32;
     let rows = groups.div_ceil(MAX_GROUPS);
     [groups.div_ceil(rows), rows, 1]
 }

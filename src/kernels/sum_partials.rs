@@ -1,6 +1,7 @@
 //! The second pass of every reduction that is a plain sum.
 
-use super::{Args, Dispatch, Kernel, LINEAR, linear_groups, params, read, shader, write};
+use super::conv2d::Variant;
+use super::{Args, Dispatch, FILLING, Kernel, LINEAR, chunks, linear_groups, params, read, shader, write};
 
 params! {
     pub struct Params {
@@ -9,10 +10,10 @@ params! {
     }
 }
 
-/// `out[i] = Σₖ partials[k·len + i]`, in the order of k.
+/// `out[i] = Σₖ partials[k·len + i]`.
 pub static FORWARD: Kernel = Kernel {
     name: "sum_partials",
-    source: shader!("sum_partials", "index"),
+    source: shader!("sum_partials", "reduce", "index"),
     entry: "sum_partials",
     workgroup: [LINEAR, 1, 1],
     params: Params::FIELDS,
@@ -23,9 +24,14 @@ pub static FORWARD: Kernel = Kernel {
 };
 
 /// Adds up `count` partials of `len` words, a multiple of four.
-pub fn forward(len: usize, count: usize) -> Dispatch {
+pub fn forward(variant: Variant, len: usize, count: usize) -> Dispatch {
     let quads = len / 4;
-    Dispatch::new(&FORWARD, Params { quads: quads as u32, count: count as u32 }, linear_groups(quads))
+    let params = Params { quads: quads as u32, count: count as u32 };
+    // Where there are sums enough to fill the device, lanes that share one have nothing to win.
+    if count < 8 || quads >= FILLING {
+        return Dispatch::new(&FORWARD, params, linear_groups(quads));
+    }
+    chunks::reduction(variant, &FORWARD, params, 1, quads)
 }
 
 fn reference(args: Args<'_>) {

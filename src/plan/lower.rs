@@ -185,9 +185,13 @@ impl Lowering<'_> {
             Op::BatchNormStats { domains } => {
                 let x = shape(0);
                 let bindings = vec![value(0)];
-                let partials = self.value(batch_norm_stats::partials_len(x, domains), None, id);
-                self.call(id, batch_norm_stats::partial(x, domains), [bindings, vec![Some(partials)]].concat());
-                self.call(id, batch_norm_stats::merge(x, domains), vec![Some(partials), out]);
+                let partials = self.value(batch_norm_stats::partials_len(self.variant, x, domains), None, id);
+                self.call(
+                    id,
+                    batch_norm_stats::partial(self.variant, x, domains),
+                    [bindings, vec![Some(partials)]].concat(),
+                );
+                self.call(id, batch_norm_stats::merge(self.variant, x, domains), vec![Some(partials), out]);
             }
             Op::BatchNormBlend { alpha } => {
                 let dispatch = batch_norm_blend::forward(node.shape.c(), domains(node.shape), alpha);
@@ -231,7 +235,13 @@ impl Lowering<'_> {
             }
             Op::AvgPool { .. } if takes_mean(self.graph, id) => {
                 let x = shape(0);
-                self.reduce(id, node.shape, image_sum::partials_count(x), image_sum::mean(x), vec![value(0), None]);
+                self.reduce(
+                    id,
+                    node.shape,
+                    image_sum::partials_count(self.variant, x),
+                    image_sum::mean(self.variant, x),
+                    vec![value(0), None],
+                );
             }
             Op::AvgPool { window } => {
                 self.call(id, pool::avg_forward(shape(0), node.shape, window), vec![value(0), out]);
@@ -267,11 +277,17 @@ impl Lowering<'_> {
                 self.reduce(id, node.shape, splits, dispatch, vec![value(0), value(1)]);
             }
             Op::ChannelSum => {
-                let dispatch = channel_sum::partial(shape(0));
-                self.reduce(id, node.shape, channel_sum::partials_count(shape(0)), dispatch, vec![value(0)]);
+                let dispatch = channel_sum::partial(self.variant, shape(0));
+                self.reduce(
+                    id,
+                    node.shape,
+                    channel_sum::partials_count(self.variant, shape(0)),
+                    dispatch,
+                    vec![value(0)],
+                );
             }
             Op::DomainSum => {
-                let dispatch = sum_partials::forward(node.shape.stored_len(), domains(shape(0)));
+                let dispatch = sum_partials::forward(self.variant, node.shape.stored_len(), domains(shape(0)));
                 self.call(id, dispatch, vec![value(0), out]);
             }
             Op::ActivationGrad { act } => {
@@ -280,14 +296,26 @@ impl Lowering<'_> {
             }
             Op::ScaleGateGrad => {
                 let (dy, operands) = (shape(0), vec![value(0), value(1)]);
-                self.reduce(id, node.shape, image_sum::partials_count(dy), image_sum::products(dy), operands);
+                self.reduce(
+                    id,
+                    node.shape,
+                    image_sum::partials_count(self.variant, dy),
+                    image_sum::products(self.variant, dy),
+                    operands,
+                );
             }
             Op::BatchNormGradReduce { eps, act } => {
                 let (x, domains) = (shape(1), domains(node.shape));
                 let (affine, mask) = (optional(act.is_smooth(), 3), optional(keeps_bits(act), 3));
                 let operands = vec![value(0), value(1), value(2), affine, mask];
-                let count = batch_norm_grad::reduce_partials_count(x, domains);
-                self.reduce(id, node.shape, count, batch_norm_grad::reduce(x, domains, eps, act), operands);
+                let count = batch_norm_grad::reduce_partials_count(self.variant, x, domains);
+                self.reduce(
+                    id,
+                    node.shape,
+                    count,
+                    batch_norm_grad::reduce(self.variant, x, domains, eps, act),
+                    operands,
+                );
             }
             Op::BatchNormGradBlend { eps, alpha } => {
                 let dispatch = batch_norm_blend::grad(node.shape.c(), domains(node.shape), eps, alpha);
@@ -357,6 +385,6 @@ impl Lowering<'_> {
         }
         let partials = self.value(parts * sum.stored_len(), None, id);
         self.call(id, first, [operands, vec![Some(partials)]].concat());
-        self.call(id, sum_partials::forward(sum.stored_len(), parts), vec![Some(partials), Some(out)]);
+        self.call(id, sum_partials::forward(self.variant, sum.stored_len(), parts), vec![Some(partials), Some(out)]);
     }
 }
