@@ -57,7 +57,7 @@ fn depthwise_forward(
             }
         }
     }
-    var offset = Lanes();
+    var offset = Lanes(0.0);
     if p.has_bias != 0u {
         offset = bias[part];
     }
@@ -80,7 +80,7 @@ fn depthwise_forward(
                                 let ix = left + i32(i);
                                 let value = x[(row + u32(clamp(ix, 0, p.in_w - 1))) * parts + part];
                                 let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
-                                values[j][i] = select(Lanes(), value, inside);
+                                values[j][i] = select(Lanes(0.0), value, inside);
                             }
                         }
                         for (var b = 0u; b < 7u; b++) {

@@ -75,7 +75,7 @@ fn depthwise_input_grad(
                         let ox = left + i32(i);
                         let value = dy[(begin + u32(clamp(ox, 0, p.out_w - 1))) * parts + part];
                         let inside = ox >= 0 && ox < p.out_w;
-                        values[i] = select(Lanes(), value, inside);
+                        values[i] = select(Lanes(0.0), value, inside);
                     }
                 }
                 for (var ky = 0u; ky < 7u; ky++) {

@@ -75,7 +75,7 @@ fn depthwise_weight_grad(
                 let oy = min(below, behind - 1u);
                 let ox = min(first + i, p.out_w - 1u);
                 let value = dy[((image * p.out_h + oy) * p.out_w + ox) * parts + part];
-                row[i] = select(Lanes(), value, below < behind && first + i < p.out_w);
+                row[i] = select(Lanes(0.0), value, below < behind && first + i < p.out_w);
             }
         }
         rows = array(row, rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]);
@@ -89,7 +89,7 @@ fn depthwise_weight_grad(
                         let ix = left + i32(i);
                         let value = x[(begin + u32(clamp(ix, 0, p.in_w - 1))) * parts + part];
                         let inside = iy >= 0 && iy < p.in_h && ix >= 0 && ix < p.in_w;
-                        values[j][i] = select(Lanes(), value, inside);
+                        values[j][i] = select(Lanes(0.0), value, inside);
                     }
                 }
                 for (var b = 0u; b < 7u; b++) {
