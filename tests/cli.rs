@@ -169,6 +169,7 @@ fn floats(state: &StateDict, name: &str) -> Vec<f32> {
 fn every_command_explains_itself() {
     let commands = [
         "devices",
+        "models",
         "inspect",
         "plan",
         "finetune",
@@ -254,6 +255,18 @@ fn devices_are_checked_by_kernel() {
     fails(&["devices", "--check", "--device", "no such device"], "no device matches `no such device`");
     refused(&["devices", "--check", "--kernel", "sgd_stepp"], "'sgd_step'");
     refused(&["devices", "--device", "0"], "--check");
+}
+
+#[test]
+fn models_lists_networks_by_a_part_of_their_names() {
+    let list = json(&["models", "REGNET_Y", "--json"]);
+    let names: Vec<&str> = list.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"regnet_y_400mf") && names.iter().all(|name| name.starts_with("regnet_y_")), "{names:?}");
+    assert_eq!((&list[0]["library"], &list[0]["size"]["width"]), (&"torchvision".into(), &224.into()));
+    // As torchvision's documentation says.
+    assert_eq!(list[0]["parameters"], 4_344_144);
+    assert!(stdout(&["models"]).contains("keras_resnet50"));
+    fails(&["models", "vgg"], "`vgg`");
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn parse(text: &str) -> Result<GraphFile, String> {
 
 #[test]
 fn every_model_comes_back_from_its_file() {
-    for spec in MODELS {
+    for spec in MODELS.iter() {
         let file = spec.describe(spec.size(), 10).unwrap();
         let again = parse(&file.json()).unwrap();
         assert_eq!(again, file, "{}", spec.name);

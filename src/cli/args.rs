@@ -89,8 +89,8 @@ pub fn side(pixels: usize) -> Result<u32> {
 /// `--model`, `--weights`, `--offline`, `--classes`, `--seed`.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name prints
-    /// the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default:
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (`thawline models`
+    /// lists all), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default:
     /// what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,

@@ -182,6 +182,9 @@ fn start(args: &Args) -> Result<Run> {
     let policy = in_words(&policy);
     let mut settings = training.settings(None, model.origin()?, &images, &model.spec, size, policy, drop_last)?;
     settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
+    if training.lr.is_none() {
+        settings.schedule.lr = settings.optimizer.default_lr(stages.iter().any(Graph::trains_convolutions));
+    }
     let network = &stages[0];
     let device = args.training.device.open()?;
     let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));

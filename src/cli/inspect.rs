@@ -99,7 +99,7 @@ pub fn run(args: Args) -> Result<()> {
         weights::from_state_with(&graph, state, 0, Head::Optional)?;
     }
     let layers = layers(&graph);
-    let parameters: usize = layers.iter().map(|l| l.parameters).sum();
+    let parameters = parameters(&graph);
     if args.json {
         let mut report = json!({
             "model": name,
@@ -176,6 +176,11 @@ fn as_json(preprocessing: &Traced) -> Result<serde_json::Value> {
     value["bgr"] = preprocessing.value.bgr.into();
     value["from"] = preprocessing.origins().collect::<BTreeMap<_, _>>().into_iter().collect();
     Ok(value)
+}
+
+/// How many values of a network training may change.
+pub fn parameters(graph: &Graph) -> usize {
+    layers(graph).iter().map(|layer| layer.parameters).sum()
 }
 
 fn layers(graph: &Graph) -> Vec<LayerRow> {

@@ -16,6 +16,7 @@ mod inputs;
 mod inspect;
 mod lr_find;
 mod man;
+mod models;
 pub mod output;
 mod plan;
 mod predict;
@@ -83,6 +84,7 @@ impl Color {
 #[derive(Subcommand)]
 enum Command {
     Devices(devices::Args),
+    Models(models::Args),
     Inspect(inspect::Args),
     Plan(plan::Args),
     Finetune(finetune::Args),
@@ -212,6 +214,7 @@ impl Cli {
         self.color.choose();
         match self.command {
             Command::Devices(args) => devices::run(args),
+            Command::Models(args) => models::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Finetune(args) => finetune::run(args),

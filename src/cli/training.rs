@@ -32,8 +32,8 @@ pub struct DataArgs {
 /// Where weights come from, how images are shown, and how training goes.
 #[derive(clap::Args)]
 pub struct TrainingArgs {
-    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (an unknown name prints
-    /// the full list), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default:
+    /// The network, such as resnet18, efficientnet_b0, tf_efficientnet_b0 or keras_efficientnet_b0 (`thawline models`
+    /// lists all), or a graph file as `inspect --graph` prints it; from an ONNX file, only the graph is used [default:
     /// what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
@@ -77,7 +77,7 @@ pub struct TrainingArgs {
     optimizer: Option<OptimizerName>,
     /// Learning rate. `auto` looks for it: finetune by a range test, as lr-find does; compare for each policy apart, by short
     /// runs on the training images alone. For compare, several rates with commas between are those to choose from [default:
-    /// for finetune 0.01 with sgd and 0.003 with adamw; for compare auto]
+    /// for finetune 0.01 with sgd; with adamw 0.003, or 0.02 where no convolution trains; for compare auto]
     #[arg(long, value_name = "X|auto")]
     pub lr: Option<LrChoice>,
     /// Momentum of sgd [default: 0.9]
@@ -424,14 +424,10 @@ impl TrainingArgs {
         drop_last: bool,
     ) -> Result<Settings> {
         let optimizer = self.optimizer(saved.map(|s| s.optimizer))?;
-        let lr = match optimizer {
-            OptimizerSettings::Sgd { .. } => 0.01,
-            OptimizerSettings::AdamW { .. } => 3e-3,
-        };
-        // A search puts what it finds in its place.
+        // A search puts what it finds in its place, and `finetune` the default for its policy.
         let lr = match &self.lr {
-            Some(LrChoice::Rates(rates)) => rates.first().copied().unwrap_or(lr),
-            Some(LrChoice::Auto) | None => saved.map_or(lr, |s| s.schedule.lr),
+            Some(LrChoice::Rates(rates)) if !rates.is_empty() => rates[0],
+            _ => saved.map_or(optimizer.default_lr(true), |s| s.schedule.lr),
         };
         let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
         let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;

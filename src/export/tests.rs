@@ -165,7 +165,7 @@ fn what_folds_and_what_stays() {
     assert_eq!(facts(&folding.graph), facts(&zoo().unwrap()));
 
     // Every model folds whole, and what is folded has nothing left to fold.
-    for spec in models::MODELS {
+    for spec in models::MODELS.iter() {
         let network = spec.build(1, (32, 32), 10).unwrap();
         let norms = network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn).count();
         let folding = Folding::of(&network).unwrap();

@@ -444,6 +444,12 @@ impl Graph {
         self.layers.iter().rposition(is_product).map(LayerId::new)
     }
 
+    /// Whether weights of a convolution train that is not the [head](Self::head).
+    pub fn trains_convolutions(&self) -> bool {
+        let body = self.layers.iter().enumerate().filter(|(index, _)| self.head() != Some(LayerId::new(*index)));
+        body.map(|(_, layer)| layer).any(|layer| layer.kind == LayerKind::Conv && layer.setting.weights)
+    }
+
     /// The names of the blocks, in the order of their first layers: the list that `block:` selectors count in.
     pub fn blocks(&self) -> Vec<&str> {
         let mut blocks = Vec::new();

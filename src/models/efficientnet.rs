@@ -32,6 +32,26 @@ const STAGES_V2_S: &[Stage] = &[
     stage(6, 3, 2, 256, 15),
 ];
 
+const STAGES_V2_M: &[Stage] = &[
+    fused(1, 1, 24, 3),
+    fused(4, 2, 48, 5),
+    fused(4, 2, 80, 5),
+    stage(4, 3, 2, 160, 7),
+    stage(6, 3, 1, 176, 14),
+    stage(6, 3, 2, 304, 18),
+    stage(6, 3, 1, 512, 5),
+];
+
+const STAGES_V2_L: &[Stage] = &[
+    fused(1, 1, 32, 4),
+    fused(4, 2, 64, 7),
+    fused(4, 2, 96, 7),
+    stage(4, 3, 2, 192, 10),
+    stage(6, 3, 1, 224, 19),
+    stage(6, 3, 2, 384, 25),
+    stage(6, 3, 1, 640, 7),
+];
+
 const fn layout(width: f64, depth: f64, dropout: f32) -> Layout {
     Layout {
         stem: 32,
@@ -56,6 +76,9 @@ pub(super) const B5: Layout = layout(1.6, 2.2, 0.4);
 pub(super) const B6: Layout = layout(1.8, 2.6, 0.5);
 pub(super) const B7: Layout = layout(2.0, 3.1, 0.5);
 pub(super) const V2_S: Layout = Layout { stem: 24, stages: STAGES_V2_S, ..layout(1.0, 1.0, 0.2) };
+
+pub(super) const V2_M: Layout = Layout { stem: 24, stages: STAGES_V2_M, ..layout(1.0, 1.0, 0.3) };
+pub(super) const V2_L: Layout = Layout { stem: 32, stages: STAGES_V2_L, ..layout(1.0, 1.0, 0.4) };
 
 pub(super) const TORCHVISION: Variant = Variant {
     naming: Naming::TorchvisionStages,

@@ -1,4 +1,4 @@
-//! MobileNetV2 (Sandler et al. 2018) and MobileNetV3-Large (Howard et al. 2019) in the variants of torchvision, timm and
+//! MobileNetV2 (Sandler et al. 2018) and MobileNetV3 (Howard et al. 2019) in the variants of torchvision, timm and
 //! Keras.
 
 use super::BatchNorms;
@@ -50,6 +50,19 @@ pub(super) const V3_LARGE: Layout = Layout {
     head: 960,
     hidden: Some(1280),
     ..V2
+};
+
+pub(super) const V3_SMALL: Layout = Layout {
+    stages: &[
+        v3(3, 2, 16, &[16], true, Act::Relu),
+        v3(3, 2, 24, &[72, 88], false, Act::Relu),
+        v3(5, 2, 40, &[96, 240, 240], true, Act::HardSwish),
+        v3(5, 1, 48, &[120, 144], true, Act::HardSwish),
+        v3(5, 2, 96, &[288, 576, 576], true, Act::HardSwish),
+    ],
+    head: 576,
+    hidden: Some(1024),
+    ..V3_LARGE
 };
 
 pub(super) const TORCHVISION_V2: Variant = Variant {

@@ -7,6 +7,7 @@ pub mod keras;
 mod look_alikes;
 mod mobilenet;
 mod resnet;
+mod shipped;
 pub mod torchvision;
 
 pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
@@ -55,10 +56,15 @@ enum Network {
     ResNet(&'static resnet::Config),
     Inverted(&'static inverted::Layout, &'static inverted::Variant),
     File(Arc<GraphFile>),
+    Shipped(Arc<shipped::Shipped>),
 }
 
 use Interpolation::{Bicubic, Bilinear};
 use Network::{Inverted, ResNet};
+
+/// Where a preprocessing comes from.
+const TIMMS: &str = "timm's default for this network";
+const KERASS: &str = "Keras's default for this network";
 
 /// Mean and deviation of ImageNet, and what maps values from 0 to 1 to −1 to 1.
 const IMAGENET: [[f32; 3]; 2] = [IMAGENET_MEAN, IMAGENET_STD];
@@ -77,7 +83,10 @@ const fn squash(values: [[f32; 3]; 2]) -> Preprocessing {
 }
 
 /// Every network, in the order in which lists show them.
-pub static MODELS: &[Spec] = &[
+pub static MODELS: LazyLock<Vec<Spec>> = LazyLock::new(|| FAMILIES.iter().cloned().chain(shipped::specs()).collect());
+
+/// Networks that are built by rules.
+static FAMILIES: &[Spec] = &[
     // The preprocessing is that of the set IMAGENET1K_V1; `torchvision` knows the others.
     Spec::torchvision("resnet18", 224, 256, Bilinear, ResNet(&resnet::RESNET18)),
     Spec::torchvision("resnet34", 224, 256, Bilinear, ResNet(&resnet::RESNET34)),
@@ -85,7 +94,10 @@ pub static MODELS: &[Spec] = &[
     Spec::torchvision("resnet101", 224, 256, Bilinear, ResNet(&resnet::RESNET101)),
     Spec::torchvision("resnet152", 224, 256, Bilinear, ResNet(&resnet::RESNET152)),
     Spec::torchvision("wide_resnet50_2", 224, 256, Bilinear, ResNet(&resnet::WIDE_RESNET50_2)),
+    Spec::torchvision("wide_resnet101_2", 224, 256, Bilinear, ResNet(&resnet::WIDE_RESNET101_2)),
     Spec::torchvision("resnext50_32x4d", 224, 256, Bilinear, ResNet(&resnet::RESNEXT50_32X4D)),
+    Spec::torchvision("resnext101_32x8d", 224, 256, Bilinear, ResNet(&resnet::RESNEXT101_32X8D)),
+    Spec::torchvision("resnext101_64x4d", 224, 232, Bilinear, ResNet(&resnet::RESNEXT101_64X4D)),
     // Made for drawn images, whose colours use the whole range.
     Spec {
         name: Cow::Borrowed("resnet_tiny"),
@@ -128,6 +140,21 @@ pub static MODELS: &[Spec] = &[
         Bilinear,
         Inverted(&efficientnet::V2_S, &efficientnet::TORCHVISION_V2),
     ),
+    Spec::torchvision(
+        "efficientnet_v2_m",
+        480,
+        480,
+        Bilinear,
+        Inverted(&efficientnet::V2_M, &efficientnet::TORCHVISION_V2),
+    ),
+    Spec {
+        name: Cow::Borrowed("efficientnet_v2_l"),
+        default_size: 480,
+        preprocessing: Traced::known(centre(1.0, HALF), torchvision::DEFAULT),
+        default_classes: 1000,
+        augmentation: Vec::new(),
+        network: Inverted(&efficientnet::V2_L, &efficientnet::TORCHVISION_V2),
+    },
     Spec::torchvision("mobilenet_v2", 224, 256, Bilinear, Inverted(&mobilenet::V2, &mobilenet::TORCHVISION_V2)),
     Spec::torchvision(
         "mobilenet_v3_large",
@@ -135,6 +162,13 @@ pub static MODELS: &[Spec] = &[
         256,
         Bilinear,
         Inverted(&mobilenet::V3_LARGE, &mobilenet::TORCHVISION_V3),
+    ),
+    Spec::torchvision(
+        "mobilenet_v3_small",
+        224,
+        256,
+        Bilinear,
+        Inverted(&mobilenet::V3_SMALL, &mobilenet::TORCHVISION_V3),
     ),
     // Size, preprocessing and constants of the weights that timm takes by default.
     Spec::timm("timm_efficientnet_b0", 224, centre(0.875, IMAGENET), Inverted(&efficientnet::B0, &efficientnet::TIMM)),
@@ -198,10 +232,10 @@ pub const MAX_CLASSES: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(
-        "unknown model `{}`{}; the models are {}",
+        "unknown model `{}`{}; `thawline models` lists the {} that there are",
         printable(name),
         suggestion(name, names()),
-        names().collect::<Vec<_>>().join(", ")
+        MODELS.len()
     )]
     Unknown { name: String },
     #[error("{model} cannot have {classes} classes: it takes 1 to {MAX_CLASSES}")]
@@ -242,7 +276,7 @@ impl Spec {
 
     /// The preprocessing is that of timm's `default_cfg`.
     const fn timm(name: &'static str, default_size: usize, preprocessing: Preprocessing, network: Network) -> Self {
-        let preprocessing = Traced::known(preprocessing, "timm's default for this network");
+        let preprocessing = Traced::known(preprocessing, TIMMS);
         Self {
             name: Cow::Borrowed(name),
             default_size,
@@ -261,7 +295,7 @@ impl Spec {
         bgr: bool,
         network: Network,
     ) -> Self {
-        let preprocessing = Traced::known(Preprocessing::keras(mean, std, bgr), "Keras's default for this network");
+        let preprocessing = Traced::known(Preprocessing::keras(mean, std, bgr), KERASS);
         Self {
             name: Cow::Borrowed(name),
             default_size,
@@ -296,11 +330,21 @@ impl Spec {
         Self { augmentation, ..self }
     }
 
+    /// The framework that has the network, and calls it so but for a prefix: `torchvision`, `timm` or `Keras`. None of others.
+    pub fn library(&self) -> Option<&'static str> {
+        match self.preprocessing.origins().next() {
+            Some((_, torchvision::DEFAULT)) => Some("torchvision"),
+            Some((_, TIMMS)) => Some("timm"),
+            Some((_, KERASS)) => Some("Keras"),
+            _ => None,
+        }
+    }
+
     /// The file that describes the network, if it is none of [`MODELS`].
     pub fn file(&self) -> Option<&GraphFile> {
         match &self.network {
             Network::File(file) => Some(file),
-            ResNet(_) | Inverted(..) => None,
+            ResNet(_) | Inverted(..) | Network::Shipped(_) => None,
         }
     }
 
@@ -347,6 +391,7 @@ impl Network {
         let mut images = || b.input(batch, size.0, size.1, 3);
         let logits = match self {
             Self::File(file) => return file.build(batch, size, classes),
+            Self::Shipped(shipped) => return shipped.build(batch, size, classes),
             ResNet(config) => {
                 let images = images()?;
                 config.network(&mut b, images, classes)?

@@ -45,8 +45,11 @@ pub(super) const RESNET50: Config = bottleneck(&[3, 4, 6, 3], 1, 1);
 pub(super) const RESNET101: Config = bottleneck(&[3, 4, 23, 3], 1, 1);
 pub(super) const RESNET152: Config = bottleneck(&[3, 8, 36, 3], 1, 1);
 pub(super) const WIDE_RESNET50_2: Config = bottleneck(&[3, 4, 6, 3], 2, 1);
+pub(super) const WIDE_RESNET101_2: Config = bottleneck(&[3, 4, 23, 3], 2, 1);
 /// Xie et al. 2017.
 pub(super) const RESNEXT50_32X4D: Config = bottleneck(&[3, 4, 6, 3], 2, 32);
+pub(super) const RESNEXT101_32X8D: Config = bottleneck(&[3, 4, 23, 3], 4, 32);
+pub(super) const RESNEXT101_64X4D: Config = bottleneck(&[3, 4, 23, 3], 4, 64);
 pub(super) const RESNET_TINY: Config =
     Config { stem: Stem::Whole, block: Block::Basic, channels: 16, ..basic(&[2, 2, 2]) };
 pub(super) const KERAS_RESNET50: Config = Config { variant: Variant::Keras, ..RESNET50 };

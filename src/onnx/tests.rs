@@ -99,7 +99,7 @@ fn assert_comes_back(name: &str, network: &Graph, tensors: &[HostTensor]) {
 
 #[test]
 fn every_model_comes_back_from_onnx() {
-    for spec in MODELS {
+    for spec in MODELS.iter() {
         let network = spec.build(2, (64, 64), 7).unwrap();
         let values: usize = network.params().iter().map(|param| param.shape.stored_len()).sum();
         // The largest differ from others of their family in numbers of layers and channels alone.

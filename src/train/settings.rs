@@ -231,6 +231,16 @@ impl OptimizerSettings {
             Self::AdamW { .. } => "adamw",
         }
     }
+
+    /// The learning rate of a run that is given none: one that is good on several networks and sets of images, as
+    /// `scripts/defaults.sh` measures it. AdamW's is larger where convolutions hold still, since heads and batch norms bear it.
+    pub const fn default_lr(&self, trains_convolutions: bool) -> f64 {
+        match self {
+            Self::Sgd { .. } => 0.01,
+            Self::AdamW { .. } if trains_convolutions => 0.003,
+            Self::AdamW { .. } => 0.02,
+        }
+    }
 }
 
 /// The longest `run.toml`, in bytes: it may hold a graph file and thousands of class names.

@@ -5,6 +5,8 @@ README.md says what is in the files, and how to read them. Arrays are NumPy's, o
 
 import fnmatch
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +15,13 @@ PROJECTIONS = 4
 ALLOWED, STATE_FLOOR, GRAD_FLOOR = 5.0, 2e-5, 5e-5
 # What an f32 run that stands in for a foreign implementation may use up of that.
 FOREIGN = 0.6
+
+
+def shipped(library):
+    """The names, in `torchvision` or `timm`, of the networks whose graphs are part of Thawline."""
+    with zipfile.ZipFile(Path(__file__).parents[2] / "assets" / "graphs.zip") as archive:
+        index = json.loads(archive.read("index.json"))
+    return [entry["name"].removeprefix("timm_") for entry in index if entry["library"] == library]
 
 
 # ---- Values that both sides compute ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 import PIL  # noqa: E402
 from PIL import Image  # noqa: E402
 from common import splitmix  # noqa: E402
+from state_dicts import TIMM, TORCHVISION  # noqa: E402
 
 # TensorFlow and PyTorch do not always get along in one process.
 if sys.argv[1:] == ["torch"]:
@@ -42,11 +43,6 @@ IMAGES = [(1, 1), (7, 2), (3, 5), (16, 16), (17, 31), (64, 48), (67, 65), (37, 1
           (375, 500)]
 MEAN, STD = [0.5, 0.25, 0.125], [0.5, 0.25, 0.125]
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic"]
-
-TORCHVISION = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d",
-               *(f"efficientnet_b{n}" for n in range(8)), "efficientnet_v2_s", "mobilenet_v2", "mobilenet_v3_large"]
-TIMM = [*(f"efficientnet_b{n}" for n in range(8)), *(f"tf_efficientnet_b{n}" for n in range(8)), "tf_efficientnetv2_s",
-        "mobilenetv2_100", "mobilenetv3_large_100", "tf_mobilenetv3_large_100"]
 
 
 def picture(height, width):
@@ -100,6 +96,8 @@ def networks():
     for name in TORCHVISION:
         for weights in torchvision.models.get_model_weights(name):
             by = weights.transforms()
+            if "SWAG" in weights.name:
+                continue
             assert by.antialias and len(by.crop_size) == len(by.resize_size) == 1
             yield {"name": name, "set": weights.name, "file": weights.url.rsplit("/")[-1], "size": by.crop_size[0],
                    "resize": "crop", "before": by.resize_size[0], "interpolation": by.interpolation.value,
@@ -108,7 +106,7 @@ def networks():
     for name in TIMM:
         by = timm.models.get_pretrained_cfg(name)
         assert by.input_size[1] == by.input_size[2]
-        here = name if name in ("mobilenetv2_100", "mobilenetv3_large_100") or name.startswith("tf_") else f"timm_{name}"
+        here = f"timm_{name}" if name in TORCHVISION else name
         yield {"name": here, "size": by.input_size[1], "resize": modes[by.crop_mode], "crop": by.crop_pct,
                "interpolation": by.interpolation, "mean": by.mean, "std": by.std}
 

@@ -61,7 +61,7 @@ def before_head(library, name):
     for n, t in model.state_dict().items():
         if t.is_floating_point():
             t.copy_(values(n, t.shape))
-    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    head = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))][-1]
     seen = []
     head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     images = torch.rand((2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1)) * 4 - 2

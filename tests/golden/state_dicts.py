@@ -12,10 +12,14 @@ convolutions the stride.
 import math
 import sys
 
+from common import shipped
+
 TORCHVISION = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d",
-               *(f"efficientnet_b{i}" for i in range(8)), "efficientnet_v2_s", "mobilenet_v2", "mobilenet_v3_large"]
+               "wide_resnet101_2", "resnext101_32x8d", "resnext101_64x4d", *(f"efficientnet_b{i}" for i in range(8)),
+               *(f"efficientnet_v2_{size}" for size in "sml"), "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
+               *shipped("torchvision")]
 TIMM = [*(f"efficientnet_b{i}" for i in range(8)), *(f"tf_efficientnet_b{i}" for i in range(8)), "tf_efficientnetv2_s",
-        "mobilenetv2_100", "mobilenetv3_large_100", "tf_mobilenetv3_large_100"]
+        "mobilenetv2_100", "mobilenetv3_large_100", "tf_mobilenetv3_large_100", *shipped("timm")]
 KERAS = {**{f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}, "efficientnet_v2_s": "EfficientNetV2S",
          "mobilenet_v2": "MobileNetV2", "mobilenet_v3_large": "MobileNetV3Large",
          **{f"resnet{n}": f"ResNet{n}" for n in (50, 101, 152)}}
@@ -58,7 +62,7 @@ def torch_network(name, model, size):
         if tensors:
             layers[path] = (tensors, module.stride[0] if isinstance(module, nn.Conv2d) else None)
     show(name, sum(p.numel() for p in model.parameters()), size, [m.eps for m in norms],
-         [1 - m.momentum for m in norms], [m.p for m in model.modules() if isinstance(m, nn.Dropout)], depth, layers)
+         [1 - m.momentum for m in norms], [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0], depth, layers)
 
 
 def torchvision():
