@@ -266,7 +266,7 @@ fn models_lists_networks_by_a_part_of_their_names() {
     // As torchvision's documentation says.
     assert_eq!(list[0]["parameters"], 4_344_144);
     assert!(stdout(&["models"]).contains("keras_resnet50"));
-    fails(&["models", "vgg"], "`vgg`");
+    fails(&["models", "densenet"], "`densenet`");
 }
 
 #[test]

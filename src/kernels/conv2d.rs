@@ -173,10 +173,9 @@ impl Tile {
     fn cheapest(tiles: &[Self], rows: usize, channels: usize, layers: usize) -> Self {
         let cost = |tile: &&Self| {
             let [tile_rows, tile_channels] = tile.size();
-            let workgroups = rows.div_ceil(tile_rows) * channels.div_ceil(tile_channels) * layers;
-            let values = (workgroups * tile_rows * tile_channels) as f64;
-            let busy = (workgroups * tile.invocations()) as f64 / super::FILLING as f64;
-            values * tile.cost_of_slab() / busy.min(1.0)
+            let workgroups = rows.div_ceil(tile_rows) as f64 * channels.div_ceil(tile_channels) as f64 * layers as f64;
+            let busy = workgroups * tile.invocations() as f64 / super::FILLING as f64;
+            workgroups * (tile_rows * tile_channels) as f64 * tile.cost_of_slab() / busy.min(1.0)
         };
         *tiles.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("there are tiles")
     }
