@@ -544,7 +544,7 @@ pub(super) mod tests {
     use super::*;
     use crate::data::{Augment, Exif};
     use crate::models;
-    use crate::policy::{Policy, resolve};
+    use crate::policy::{Policy, resolve, resolve_stages};
     use crate::preprocessing::Preprocessing;
     use crate::train::Decay;
 
@@ -581,6 +581,25 @@ pub(super) mod tests {
             schedule: Schedule { lr: 0.1, warmup: 2, decay: Decay::Cosine { end: 0.0 } },
             decode: DecodeOptions { exif: Exif::Ignore, max_pixels: 12_345 },
             transform: Transform::new(16, 24, Augment::CropFlip, Preprocessing::normalised([0.485; 3], [0.229; 3])),
+        }
+    }
+
+    #[test]
+    fn default_rates_follow_what_trains() {
+        let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let sgd = OptimizerSettings::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+        // Of the last one, the head is a convolution.
+        for (model, policy, rate) in [
+            ("resnet_tiny", "head", 0.02),
+            ("resnet_tiny", "bn-only", 0.02),
+            ("resnet_tiny", "keras-guide", 0.003),
+            ("resnet_tiny", "full", 0.003),
+            ("keras_mobilenet_v3_large", "head", 0.02),
+        ] {
+            let graph = models::build(model, 8, (32, 32), 10).unwrap();
+            let stages = resolve_stages(&Policy::recipe(policy).unwrap(), &graph).unwrap();
+            let trains = stages.iter().any(|(_, stage)| stage.graph.trains_convolutions());
+            assert_eq!((adamw.default_lr(trains), sgd.default_lr(trains)), (rate, 0.01), "{model}, {policy}");
         }
     }
 
