@@ -67,6 +67,11 @@ impl Case {
         self.dispatch.kernel
     }
 
+    /// Invocations of a workgroup.
+    pub fn invocations(&self) -> u32 {
+        self.dispatch.workgroup.iter().product()
+    }
+
     /// The constants that the call's pipeline is compiled with.
     pub fn constants(&self) -> &[(&'static str, f64)] {
         &self.dispatch.constants

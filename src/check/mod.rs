@@ -70,7 +70,8 @@ pub struct KernelResult {
     /// Cases that there are.
     pub cases: usize,
     pub passed: usize,
-    /// Cases that were not tried: the device does not support the kernel, or reported an error before them.
+    /// Cases that were not tried: the device does not support the kernel, or not its large workgroups, which no plan for it has
+    /// then; or it reported an error before them.
     pub skipped: usize,
     /// The largest difference from the reference, relative to the larger of the value and the root mean square of its
     /// buffer; of finite values.
@@ -193,10 +194,12 @@ impl Checker {
         while !cases.is_empty() {
             observe([count - cases.len(), count]);
             let together: Vec<Case> = cases.drain(..TOGETHER.min(cases.len())).collect();
-            let runs = |kernel: &Kernel| !refused.contains(&kernel.name) && self.unsupported(kernel).is_none();
+            let most = self.info().limits.max_compute_invocations_per_workgroup;
             let run = |case: Case| {
                 let kernel = case.kernel();
-                (kernel, runs(kernel).then(|| case.run(&self.checked, &self.trusted)))
+                let runs =
+                    !refused.contains(&kernel.name) && self.unsupported(kernel).is_none() && case.invocations() <= most;
+                (kernel, runs.then(|| case.run(&self.checked, &self.trusted)))
             };
             let outcomes: Vec<(&Kernel, Option<Outcome>)> = together.into_par_iter().map(run).collect();
             for (kernel, outcome) in outcomes {
@@ -224,7 +227,11 @@ impl Checker {
         if [&self.checked, &self.trusted].iter().all(|device| device.supports(kernel)) {
             return None;
         }
-        let [least, most] = self.info().limits.subgroup_sizes;
+        let limits = &self.info().limits;
+        if let Some((limit, found, needed)) = limits.lacks(kernel) {
+            return Some(format!("needs a {limit} of {needed}; this device allows {found}"));
+        }
+        let [least, most] = limits.subgroup_sizes;
         Some(match [least, most] == [SUBGROUP; 2] {
             true => "needs subgroup operations, which this driver does not offer to shaders".into(),
             false => format!("needs subgroups of exactly {SUBGROUP} invocations; this device has {least} to {most}"),

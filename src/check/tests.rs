@@ -4,7 +4,7 @@ use super::case::{Case, on_host};
 use super::values::{EPS, Random, STEP, step_buffer, untouched, unused, when, windows};
 use super::{Checker, FAMILIES, Family, KernelResult};
 use crate::act::Act;
-use crate::gpu::{DeviceOptions, Limits};
+use crate::gpu::{DeviceLimits, DeviceOptions, Limits};
 use crate::kernels::conv2d::Variant;
 use crate::kernels::{
     Dispatch, KERNELS, Kernel, StepScalars, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
@@ -24,6 +24,22 @@ fn every_kernel_has_cases() {
     }
     let all: BTreeSet<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
     assert_eq!(covered, all);
+}
+
+#[test]
+fn large_workgroups_are_left_out_where_a_device_has_none() {
+    let mut limits = DeviceLimits::NONE;
+    limits.max_compute_invocations_per_workgroup = 128;
+    let options = DeviceOptions { limits: Limits::AtMost(limits), ..Default::default() };
+    let checker = Checker::open(&options).expect("these tests need a Vulkan, Metal or DX12 driver");
+    let wanted = ["channel_sum", "conv2d_weight_grad_workgroup"];
+    let results = checker.run(|kernel| wanted.contains(&kernel.name), |_| ());
+    let [sums, tiles] = &results[..] else { panic!("{results:?}") };
+    assert!(!sums.is_wrong() && sums.unsupported.is_none(), "{sums:?}");
+    assert!(sums.passed > 0 && sums.skipped > 0 && sums.passed + sums.skipped == sums.cases, "{sums:?}");
+    assert!(!tiles.is_wrong() && tiles.skipped == tiles.cases, "{tiles:?}");
+    let reason = tiles.unsupported.as_deref().unwrap_or_default();
+    assert_eq!(reason, "needs a max_compute_invocations_per_workgroup of at least 256; this device allows 128");
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl DeviceLimits {
     }
 
     /// The first limit that does not allow what a kernel needs: its name, its value, and what is needed.
-    pub(super) fn lacks(&self, kernel: &Kernel) -> Option<(&'static str, u64, Needed)> {
+    pub(crate) fn lacks(&self, kernel: &Kernel) -> Option<(&'static str, u64, Needed)> {
         /// The most workgroup memory that a kernel uses; `tests/shaders.rs` holds them to it.
         const WORKGROUP_MEMORY: u64 = 16 << 10;
         let textures = kernel.bindings.iter().filter(|b| b.access == Access::Texture).count();

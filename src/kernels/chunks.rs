@@ -54,6 +54,7 @@ pub(super) fn reduction<P: bytemuck::NoUninit>(
         return Dispatch::new(kernel, params, linear_groups(parts * quads));
     }
     let mut dispatch = Dispatch::new(kernel, params, rows_of_groups(parts * quads.div_ceil(ACROSS)));
+    dispatch.workgroup = [(ACROSS * LANES) as u32, 1, 1];
     dispatch.constants.extend([("across", ACROSS as f64), ("lanes", LANES as f64)]);
     dispatch
 }

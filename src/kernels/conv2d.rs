@@ -128,6 +128,7 @@ impl Tiling {
         let grid = [channels.div_ceil(tile_channels) as u32, rows.div_ceil(tile_rows) as u32, layers as u32];
         let mut dispatch = Dispatch::new(kernel, params(grid), grid).folded();
         if let Self::Workgroup(Tile { rows, columns, width }) = self {
+            dispatch.workgroup = [columns, rows, 1];
             let constants = [("rows", rows), ("columns", columns), ("width", width)];
             dispatch.constants.extend(constants.map(|(name, value)| (name, f64::from(value))));
         }

@@ -151,12 +151,15 @@ pub struct Dispatch {
     pub params: Vec<u8>,
     /// Values of `override` constants that are not the kernel's: the dispatch has a pipeline of its own.
     pub constants: Vec<(&'static str, f64)>,
+    /// The size of a workgroup, which the constants may have changed.
+    pub workgroup: [u32; 3],
     pub workgroups: [u32; 3],
 }
 
 impl Dispatch {
     pub(crate) fn new<P: bytemuck::NoUninit>(kernel: &'static Kernel, params: P, workgroups: [u32; 3]) -> Self {
-        Self { kernel, params: bytemuck::bytes_of(&params).to_vec(), constants: Vec::new(), workgroups }
+        let params = bytemuck::bytes_of(&params).to_vec();
+        Self { kernel, params, constants: Vec::new(), workgroup: kernel.workgroup, workgroups }
     }
 
     /// With a grid that every adapter dispatches: one that is too large in a dimension is folded.

@@ -63,8 +63,8 @@ use Interpolation::{Bicubic, Bilinear};
 use Network::{Inverted, ResNet};
 
 /// Where a preprocessing comes from.
-const TIMMS: &str = "timm's default for this network";
-const KERASS: &str = "Keras's default for this network";
+const BY_TIMM: &str = "timm's default for this network";
+const BY_KERAS: &str = "Keras's default for this network";
 
 /// Mean and deviation of ImageNet, and what maps values from 0 to 1 to −1 to 1.
 const IMAGENET: [[f32; 3]; 2] = [IMAGENET_MEAN, IMAGENET_STD];
@@ -276,7 +276,7 @@ impl Spec {
 
     /// The preprocessing is that of timm's `default_cfg`.
     const fn timm(name: &'static str, default_size: usize, preprocessing: Preprocessing, network: Network) -> Self {
-        let preprocessing = Traced::known(preprocessing, TIMMS);
+        let preprocessing = Traced::known(preprocessing, BY_TIMM);
         Self {
             name: Cow::Borrowed(name),
             default_size,
@@ -295,7 +295,7 @@ impl Spec {
         bgr: bool,
         network: Network,
     ) -> Self {
-        let preprocessing = Traced::known(Preprocessing::keras(mean, std, bgr), KERASS);
+        let preprocessing = Traced::known(Preprocessing::keras(mean, std, bgr), BY_KERAS);
         Self {
             name: Cow::Borrowed(name),
             default_size,
@@ -334,8 +334,8 @@ impl Spec {
     pub fn library(&self) -> Option<&'static str> {
         match self.preprocessing.origins().next() {
             Some((_, torchvision::DEFAULT)) => Some("torchvision"),
-            Some((_, TIMMS)) => Some("timm"),
-            Some((_, KERASS)) => Some("Keras"),
+            Some((_, BY_TIMM)) => Some("timm"),
+            Some((_, BY_KERAS)) => Some("Keras"),
             _ => None,
         }
     }

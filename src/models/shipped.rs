@@ -1,7 +1,7 @@
 //! Networks whose graph files are part of the library: traced from torchvision and timm by `scripts/graphs/generate.py`, which says
 //! more.
 
-use super::{GraphFile, Network, Spec, TIMMS, torchvision};
+use super::{BY_TIMM, GraphFile, Network, Spec, torchvision};
 use crate::graph::{Graph, GraphError};
 use crate::preprocessing::{Preprocessing, Traced};
 use std::borrow::Cow;
@@ -42,7 +42,7 @@ pub(super) fn specs() -> impl Iterator<Item = Spec> {
     entries.into_iter().map(|Entry { name, library, size, preprocessing }| {
         let origin = match library {
             Library::Torchvision => torchvision::DEFAULT,
-            Library::Timm => TIMMS,
+            Library::Timm => BY_TIMM,
         };
         Spec {
             name: Cow::Owned(name.clone()),
