@@ -13,7 +13,10 @@ struct Params {
     stride_w: i32,
     pad_top: i32,
     pad_left: i32,
-    argmax: u32,
+    counted_top: i32,
+    counted_left: i32,
+    counted_bottom: i32,
+    counted_right: i32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -42,5 +45,7 @@ fn avg_pool(
             sum += x[u32((image * p.in_h + iy) * p.in_w + ix) * p.quads + quad];
         }
     }
-    z[index] = sum / f32(p.kernel_h * p.kernel_w);
+    let rows = counted(row % p.out_h, p.kernel_h, p.stride_h, p.pad_top, p.counted_top, p.in_h + p.counted_bottom);
+    let columns = counted(i32(pixel) % p.out_w, p.kernel_w, p.stride_w, p.pad_left, p.counted_left, p.in_w + p.counted_right);
+    z[index] = sum / f32(rows * columns);
 }

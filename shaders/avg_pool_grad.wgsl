@@ -14,7 +14,10 @@ struct Params {
     stride_w: i32,
     pad_top: i32,
     pad_left: i32,
-    argmax: u32,
+    counted_top: i32,
+    counted_left: i32,
+    counted_bottom: i32,
+    counted_right: i32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -41,9 +44,11 @@ fn avg_pool_grad(
     let oxs = covering(x, p.kernel_w, p.stride_w, p.pad_left, p.out_w);
     var sum = vec4<f32>();
     for (var oy = oys.x; oy < oys.y; oy++) {
+        let rows = counted(oy, p.kernel_h, p.stride_h, p.pad_top, p.counted_top, p.in_h + p.counted_bottom);
         for (var ox = oxs.x; ox < oxs.y; ox++) {
-            sum += dy[u32((image * p.out_h + oy) * p.out_w + ox) * p.quads + quad];
+            let columns = counted(ox, p.kernel_w, p.stride_w, p.pad_left, p.counted_left, p.in_w + p.counted_right);
+            sum += dy[u32((image * p.out_h + oy) * p.out_w + ox) * p.quads + quad] / f32(rows * columns);
         }
     }
-    x_grad[index] = sum / f32(p.kernel_h * p.kernel_w);
+    x_grad[index] = sum;
 }

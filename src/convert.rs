@@ -217,11 +217,17 @@ impl<'a> Place<'a> {
 #[derive(PartialEq, Eq, Hash)]
 enum Signature {
     Images(usize),
-    Product { kernel: [usize; 2], groups: usize, channels: [usize; 2] },
+    Product {
+        kernel: [usize; 2],
+        groups: usize,
+        channels: [usize; 2],
+    },
     MaxPool([usize; 2]),
     AvgPool([usize; 2]),
     GlobalAvgPool,
     Activation(Act),
+    /// An operation and its numbers.
+    Exact(String),
     Other(&'static str),
 }
 
@@ -235,11 +241,12 @@ impl Signature {
                 Self::Product { kernel: conv.window.kernel, groups: conv.groups.count(channels[1]), channels }
             }
             Op::MaxPool { window, .. } => Self::MaxPool(window.kernel),
-            Op::AvgPool { window } => match graph.node(node.inputs[0]).shape.0 {
+            Op::AvgPool { window, .. } => match graph.node(node.inputs[0]).shape.0 {
                 [_, h, w, _] if window.kernel == [h, w] => Self::GlobalAvgPool,
                 _ => Self::AvgPool(window.kernel),
             },
             Op::Activation { act, .. } => Self::Activation(act),
+            op @ (Op::Slice { .. } | Op::Shuffle { .. } | Op::Pad { .. }) => Self::Exact(format!("{op:?}")),
             op => Self::Other(op.name()),
         }
     }
@@ -324,7 +331,7 @@ impl Account {
     fn windows(&mut self, old: Place, new: Place) {
         let window = |place: Place| match *place.op {
             Op::Conv2d(conv) => Some(conv.window),
-            Op::MaxPool { window, .. } | Op::AvgPool { window } => Some(window),
+            Op::MaxPool { window, .. } | Op::AvgPool { window, .. } => Some(window),
             _ => None,
         };
         let (Some(old), Some(Window { stride, padding, .. })) = (window(old), window(new)) else { return };

@@ -28,6 +28,38 @@ impl Window {
         Self { kernel, stride, padding: [rows[0], columns[0], rows[1], columns[1]] }
     }
 
+    /// The padding of the same window where a last one counts that begins in the image, or in the padding before it, but does
+    /// not end there: PyTorch's `ceil_mode`. The stride is positive.
+    pub fn ceil(mut self, size: [usize; 2]) -> Self {
+        for (i, size) in size.into_iter().enumerate() {
+            let [before, after] = [self.padding[i], self.padding[i + 2]];
+            let padded = size + before + after;
+            let last = padded.saturating_sub(self.kernel[i]).div_ceil(self.stride[i]) * self.stride[i];
+            // One that begins in the padding behind the image does not count.
+            if last < size + before {
+                self.padding[i + 2] += (last + self.kernel[i]).saturating_sub(padded);
+            }
+        }
+        self
+    }
+
+    /// Whether each window covers a pixel of the image, or one of the `counted` border.
+    pub(crate) fn divides(&self, counted: [usize; 4], size: [usize; 2]) -> Result<(), String> {
+        let [oh, ow] = self.output(size[0], size[1])?;
+        let empty = |i: usize, outputs: usize| {
+            let first = self.kernel[i] + counted[i] <= self.padding[i];
+            let last = (outputs - 1) * self.stride[i] >= size[i] + self.padding[i] + counted[i + 2];
+            first || last
+        };
+        match (empty(0, oh) || empty(1, ow)) || (0..4).any(|side| counted[side] > self.padding[side]) {
+            true => Err(format!(
+                "padding {:?} is too large for a {}×{} window",
+                self.padding, self.kernel[0], self.kernel[1]
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Output height and width for an input of `h` × `w` pixels.
     pub(crate) fn output(&self, h: usize, w: usize) -> Result<[usize; 2], String> {
         let [top, left, bottom, right] = self.padding;

@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 use thawline::compile::{self, Optimizer, Options};
 use thawline::graph::{
-    Act, Affine, Builder, Domain, Graph, Groups, Op, Output, ParamId, Phase, Role, Sgd, Stats, Window,
+    Act, Affine, Builder, Domain, Factor, Graph, Groups, LayerKind, Op, Output, ParamId, Phase, Role, Sgd, Stats,
+    Taken, Window,
 };
 use thawline::kernels::StepScalars;
 use thawline::kernels::conv2d::Variant;
@@ -45,7 +46,7 @@ fn network() -> Graph {
     let z = b.conv2d("b.down", x, 9, down, false).expect("conv");
     let z = b.batch_norm("b.down.bn", z, 1e-5).expect("bn");
     let x = b.add("b.add", y, z).expect("add");
-    let x = b.avg_pool("avg", x, Window::square(2, 1, 0)).expect("pool");
+    let x = b.avg_pool("avg", x, Window::square(2, 1, 0), [0; 4]).expect("pool");
     let x = b.global_avg_pool("global", x).expect("pool");
     let logits = b.linear("fc", x, CLASSES).expect("fc");
     b.finish(logits).expect("a network")
@@ -115,6 +116,81 @@ fn two_gates() -> Graph {
     let x = b.activation("act", x, Act::Silu).expect("act");
     let x = b.global_avg_pool("pool", x).expect("pool");
     let logits = b.conv2d("head", x, CLASSES, Window::square(1, 1, 0), true).expect("conv");
+    b.finish(logits).expect("a network")
+}
+
+/// Dense blocks: concatenations that begin with earlier ones, of channels that are no multiples of four, read by batch norms and
+/// convolutions; slices of all and of parts, a shuffle, a product, and pooling with every kind of padding.
+fn dense() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(BATCH, 10, 9, 3).expect("an input");
+    let mut parts = vec![b.conv2d("stem", x, 5, Window::square(3, 1, 1), false).expect("conv")];
+    for layer in ["a", "b", "c"] {
+        let name = |part: &str| format!("{layer}.{part}");
+        let x = match parts.len() {
+            1 => parts[0],
+            _ => b.concat(&name("concat"), &parts).expect("concat"),
+        };
+        let x = b.batch_norm(&name("bn"), x, 1e-3).expect("bn");
+        let x = b.activation(&name("act"), x, if layer == "b" { Act::Mish } else { Act::Relu }).expect("act");
+        parts.push(b.conv2d(&name("conv"), x, 3, Window::square(3, 1, 1), layer == "b").expect("conv"));
+    }
+    let x = b.concat("concat", &parts).expect("concat");
+    let x = b.batch_norm("bn", x, 1e-3).expect("bn");
+    let x = b.activation("act", x, leaky(0.1)).expect("act");
+    let ceil = Window::square(3, 2, 1).ceil([10, 9]);
+    let x = b.avg_pool("counted", x, ceil, [1; 4]).expect("pool");
+    let x = b.shuffle("shuffle", x, 7).expect("shuffle");
+    let [one, two] = [(0, 6), (6, 8)].map(|(begin, channels)| b.slice(&format!("slice{begin}"), x, begin, channels));
+    let (one, two) = (one.expect("slice"), two.expect("slice"));
+    let one = b.conv2d("one", one, 6, Window::square(1, 1, 0), true).expect("conv");
+    let one = b.activation("one.act", one, Act::Elu).expect("act");
+    let two = b.avg_pool("uncounted", two, Window::square(3, 1, 1), [0; 4]).expect("pool");
+    // Read twice, and one slice lies across both.
+    let x = b.concat("again", &[two, one, two]).expect("concat");
+    let middle = b.slice("middle", x, 5, 10).expect("slice");
+    let first = b.slice("first", x, 0, 10).expect("slice");
+    let x = b.multiply("multiply", middle, first).expect("multiply");
+    let x = b.pad("pad", x, [1, 0, 2, 1]).expect("pad");
+    let x = b.max_pool("max", x, Window::square(2, 2, 0).ceil([9, 6])).expect("pool");
+    let x = b.conv2d("last", x, 6, Window::square(1, 1, 0), false).expect("conv");
+    let x = b.global_max_pool("pool", x).expect("pool");
+    let logits = b.linear("fc", x, CLASSES).expect("fc");
+    b.finish(logits).expect("a network")
+}
+
+/// A leaky ReLU.
+fn leaky(slope: f32) -> Act {
+    Act::LeakyRelu(Factor::new(slope).expect("a slope"))
+}
+
+/// What modern networks have in place of batch norms: layer norms, linear layers on pixels, layer scale of both forms, the
+/// smooth activations; and a flattened image in front of the head. One batch norm is there, too.
+fn modern() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(BATCH, 8, 8, 3).expect("an input");
+    let x = b.conv2d("stem", x, 10, Window::square(2, 2, 0), true).expect("conv");
+    let mut x = b.layer_norm("stem.norm", x, 1e-6).expect("norm");
+    for (layer, act) in [("a", Act::Gelu), ("b", Act::GeluTanh)] {
+        let name = |part: &str| format!("{layer}.{part}");
+        let y = b.grouped_conv2d(&name("conv"), x, 10, Window::square(3, 1, 1), 10, true).expect("conv");
+        let y = b.layer_norm(&name("norm"), y, 1e-6).expect("norm");
+        let y = b.linear_of(&name("fc1"), y, 18, Taken::EachPixel, true).expect("linear");
+        let y = b.activation(&name("act"), y, act).expect("act");
+        let y = b.linear_of(&name("fc2"), y, 10, Taken::EachPixel, true).expect("linear");
+        let y = b.layer_scale(&name("gamma"), y, if layer == "a" { 1 } else { 3 }).expect("scale");
+        let y = b.activation(&name("half"), y, Act::ScaleBy(Factor::new(0.4).expect("a factor"))).expect("act");
+        x = b.add(&name("add"), y, x).expect("add");
+    }
+    let x = b.conv2d("down", x, 7, Window::square(3, 2, 1), false).expect("conv");
+    let x = b.batch_norm("down.bn", x, 1e-3).expect("bn");
+    let x = b.activation("down.act", x, Act::Gelu).expect("act");
+    let x = b.linear_of("flat", x, 9, Taken::Image([2, 2]), false).expect("linear");
+    let x = b.activation("flat.act", x, Act::Tanh).expect("act");
+    let x = b.linear("hidden", x, 9).expect("linear");
+    let x = b.activation("hidden.act", x, Act::Softplus).expect("act");
+    let x = b.layer_norm("norm", x, 1e-6).expect("norm");
+    let logits = b.linear("fc", x, CLASSES).expect("fc");
     b.finish(logits).expect("a network")
 }
 
@@ -216,7 +292,7 @@ fn loss(
             }
             Op::Scale { .. } => {
                 let ((x, shape), (gate, gates)) = (input(0), input(1));
-                for_each(shape, |[n, _, _, c], at| z[at] = x[at] * gate[index(gates, n, 0, 0, c)]);
+                for_each(shape, |[n, _, _, c], at| z[at] = x[at] * gate[index(gates, n % gates.n(), 0, 0, c)]);
             }
             Op::Dropout { rate, whole, stream, .. } => {
                 let ((x, shape), setting) = (input(0), graph.layers()[node.layer.expect("a layer").index()].setting);
@@ -240,13 +316,52 @@ fn loss(
                     z[at] = max;
                 });
             }
-            Op::AvgPool { window } => {
+            Op::AvgPool { window, counted } => {
                 let (x, xs) = input(0);
+                // An image with the border that counts around it.
+                let [top, left, bottom, right] = counted;
+                let bordered = Shape::nhwc(xs.n(), xs.h() + top + bottom, xs.w() + left + right, xs.c());
+                let inner = window.padding;
+                let within = Window { padding: [inner[0] - top, inner[1] - left, inner[2], inner[3]], ..window };
                 for_each(out, |[n, oy, ox, c], at| {
-                    let mut sum = 0.0;
+                    let (mut sum, mut count) = (0.0, 0.0);
                     each_tap(window, xs, oy, ox, |_, _, iy, ix| sum += x[index(xs, n, iy, ix, c)]);
-                    z[at] = sum / (window.kernel[0] * window.kernel[1]) as f64;
+                    each_tap(within, bordered, oy, ox, |_, _, _, _| count += 1.0);
+                    z[at] = sum / count;
                 });
+            }
+            Op::Concat => {
+                let mut begin = 0;
+                for (x, xs) in (0..node.inputs.len()).map(input) {
+                    for_each(xs, |[n, iy, ix, c], at| z[index(out, n, iy, ix, begin + c)] = x[at]);
+                    begin += xs.c();
+                }
+            }
+            Op::Slice { begin, .. } => {
+                let (x, xs) = input(0);
+                for_each(out, |[n, iy, ix, c], at| z[at] = x[index(xs, n, iy, ix, begin + c)]);
+            }
+            Op::Shuffle { groups } => {
+                let (x, xs) = input(0);
+                let each = xs.c() / groups;
+                for_each(xs, |[n, iy, ix, c], at| z[index(xs, n, iy, ix, c % each * groups + c / each)] = x[at]);
+            }
+            Op::Multiply => z = input(0).0.iter().zip(input(1).0).map(|(a, b)| a * b).collect(),
+            Op::Pad { padding: [top, left, ..] } => {
+                let (x, xs) = input(0);
+                for_each(xs, |[n, iy, ix, c], at| z[index(out, n, iy + top, ix + left, c)] = x[at]);
+            }
+            Op::LayerNorm { eps, .. } => {
+                let ((x, xs), (affine, _)) = (input(0), input(1));
+                let (c, stored) = (xs.c(), xs.stored_c());
+                for (x, z) in x.chunks(stored).zip(z.chunks_mut(stored)) {
+                    let mean = x[..c].iter().sum::<f64>() / c as f64;
+                    let variance = x[..c].iter().map(|v| (v - mean).powi(2)).sum::<f64>() / c as f64;
+                    for channel in 0..c {
+                        let normalised = (x[channel] - mean) / (variance + f64::from(eps)).sqrt();
+                        z[channel] = affine[channel] * normalised + affine[stored + channel];
+                    }
+                }
             }
             op => panic!("a network has no {}", op.name()),
         }
@@ -274,6 +389,26 @@ fn activate(act: Act, y: f64) -> f64 {
         Act::HardSwish => y * (y + 3.0).clamp(0.0, 6.0) / 6.0,
         Act::HardSigmoid => (y + 3.0).clamp(0.0, 6.0) / 6.0,
         Act::Sigmoid => sigmoid,
+        Act::Elu => {
+            if y > 0.0 {
+                y
+            } else {
+                y.exp_m1()
+            }
+        }
+        Act::Gelu => y * libm::erfc(-y / 2f64.sqrt()) / 2.0,
+        Act::GeluTanh => y * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y.powi(3))).tanh()) / 2.0,
+        Act::Mish => y * y.exp().ln_1p().tanh(),
+        Act::Tanh => y.tanh(),
+        Act::Softplus => y.exp().ln_1p(),
+        Act::LeakyRelu(slope) => {
+            if y > 0.0 {
+                y
+            } else {
+                y * f64::from(slope.value())
+            }
+        }
+        Act::ScaleBy(factor) => y * f64::from(factor.value()),
     }
 }
 
@@ -439,9 +574,10 @@ fn trained_rows(graph: &Graph, index: usize) -> Option<std::ops::Range<usize>> {
     let param = &graph.params()[index];
     let setting = graph.layers()[param.layer.index()].setting;
     match param.role {
-        Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight | Role::Bias => {
+        Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight | Role::Bias | Role::Scale | Role::ImageScale => {
             setting.weights.then_some(0..param.shape.pixels())
         }
+        Role::Affine if graph.layers()[param.layer.index()].kind != LayerKind::Bn => setting.weights.then_some(0..2),
         Role::Affine => match setting.batch_norm?.affine {
             Affine::None => None,
             Affine::Gamma => Some(0..1),
@@ -515,6 +651,39 @@ fn gates_that_share_a_mean_train() {
         check_on(two_gates(), recipe, &[]);
     }
     check_on(two_gates(), "full", &["name:one.* -> weights=frozen"]);
+}
+
+#[test]
+fn dense_networks_train() {
+    for recipe in ["full", "full-frozen-bn", "keras-guide", "bn-only", "bn-affine", "head", "full-renorm"] {
+        let step = check_on(dense(), recipe, &[]);
+        // Of the block's concatenations the longest is kept; the others are taken out of it.
+        let backward = |op: fn(&Op) -> bool| {
+            let nodes = step.nodes().filter(|(_, node)| node.phase == Phase::Backward);
+            nodes.filter(|(_, node)| node.inputs.iter().any(|&input| op(&step.node(input).op))).count()
+        };
+        if recipe == "full" {
+            let is_recovered = |op: &Op| matches!(op, Op::Slice { begin: 0, channels: 8 | 11, accumulate: false });
+            assert!(backward(is_recovered) > 0);
+            let read: std::collections::BTreeSet<_> = step
+                .nodes()
+                .filter(|(_, node)| node.phase == Phase::Backward)
+                .flat_map(|(_, node)| node.inputs.iter().copied().filter(|&input| step.node(input).op == Op::Concat))
+                .collect();
+            assert!(read.iter().all(|&id| ![8, 11].contains(&step.node(id).shape.c())), "{read:?}");
+        }
+    }
+    check_on(dense(), "head", &["name:a.conv -> weights=train", "name:c.bn -> affine=both"]);
+    check_on(dense(), "head", &["name:one -> weights=train"]);
+}
+
+#[test]
+fn modern_networks_train() {
+    for recipe in ["full", "full-frozen-bn", "bn-only", "head"] {
+        check_on(modern(), recipe, &[]);
+    }
+    check_on(modern(), "head", &["name:a.gamma -> weights=train", "name:b.norm -> weights=train"]);
+    check_on(modern(), "full", &["kind:layer_norm -> weights=frozen", "kind:layer_scale -> weights=frozen"]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn everything((h, w): (usize, usize)) -> Result<Graph, GraphError> {
     b.block(None);
     b.position(&[]);
     x = b.max_pool("max", x, Window::square(3, 2, 1))?;
-    x = b.avg_pool("avg", x, Window { kernel: [2, 1], stride: [1, 2], padding: [0; 4] })?;
+    x = b.avg_pool("avg", x, Window { kernel: [2, 1], stride: [1, 2], padding: [0; 4] }, [0; 4])?;
     x = b.global_avg_pool("pool", x)?;
     x = b.dropout("dropout", x, 0.1)?;
     let logits = b.linear("fc", x, 5)?;

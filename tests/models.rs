@@ -11,10 +11,13 @@ fn state_dict(graph: &Graph) -> Vec<(String, Vec<usize>)> {
         let layer = &graph.layers()[param.layer.index()].name;
         let [kh, kw, _, cout] = param.shape.0;
         let c = param.channels;
-        let mut push = |tensor: &str, shape: &[usize]| tensors.push((format!("{layer}.{tensor}"), shape.to_vec()));
+        let full = |tensor: &str| format!("{layer}.{tensor}");
+        let mut push = |tensor: &str, shape: &[usize]| tensors.push((full(tensor), shape.to_vec()));
         match param.role {
             Role::ConvWeight | Role::DepthwiseWeight => push("weight", &[cout, c, kh, kw]),
-            Role::LinearWeight => push("weight", &[cout, c]),
+            Role::LinearWeight => push("weight", &[cout, c * kh * kw]),
+            Role::Scale => tensors.push((layer.clone(), vec![c])),
+            Role::ImageScale => tensors.push((layer.clone(), vec![c, 1, 1])),
             Role::Bias => push("bias", &[cout]),
             Role::Affine => ["weight", "bias"].iter().for_each(|tensor| push(tensor, &[c])),
             Role::Moments => {
@@ -78,7 +81,8 @@ fn keras_lines(graph: &Graph) -> Vec<String> {
             Role::DepthwiseWeight => push("kernel", &[kh, kw, cout, 1]),
             // MobileNetV3's classifier is a convolution.
             Role::LinearWeight if layer == "logits" => push("kernel", &[1, 1, c, cout]),
-            Role::LinearWeight => push("kernel", &[c, cout]),
+            Role::LinearWeight => push("kernel", &[kh * kw * c, cout]),
+            Role::Scale | Role::ImageScale => push("gamma", &[c]),
             Role::Bias => push("bias", &[cout]),
             Role::Affine => ["gamma", "beta"].iter().for_each(|tensor| push(tensor, &[c])),
             Role::Moments => ["moving_mean", "moving_variance"].iter().for_each(|tensor| push(tensor, &[c])),

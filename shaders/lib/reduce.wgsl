@@ -31,6 +31,11 @@ fn place_of(group: vec3<u32>, groups: vec3<u32>, local: u32, parts: u32, quads: 
     return Place(min(part, parts - 1u), min(quad, quads - 1u), local / across, inside);
 }
 
+// Where a workgroup reduces `across` rows of all their quads: the row, and the lane, which takes every `lanes`th quad.
+fn row_of(group: vec3<u32>, groups: vec3<u32>, local: u32) -> vec2<u32> {
+    return vec2<u32>((group.y * groups.x + group.x) * across + local % across, local / across);
+}
+
 var<workgroup> shared_sums: array<vec4<f32>, invocations>;
 
 // The sum over the lanes, which the first of them gets.
@@ -47,4 +52,14 @@ fn sum_of_lanes(local: u32, own: vec4<f32>) -> vec4<f32> {
         }
     }
     return shared_sums[local];
+}
+
+// The same, which all lanes get.
+fn total_of_lanes(local: u32, own: vec4<f32>) -> vec4<f32> {
+    let sum = sum_of_lanes(local, own);
+    if lanes == 1u {
+        return sum;
+    }
+    workgroupBarrier();
+    return shared_sums[local % across];
 }

@@ -1,9 +1,9 @@
 //! Activations, additions, dropout, scaling, and sums over images.
 
 use super::case::Case;
-use super::values::{FORMS, Random, STEP, shapes, step_buffer, untouched, when};
+use super::values::{FORMS, Random, STEP, shapes, step_buffer, untouched, unused, when};
 use crate::act::Act;
-use crate::kernels::{TILE, activation, add, dropout, image_sum, scale};
+use crate::kernels::{TILE, activation, add, dropout, image_sum, multiply, scale};
 use crate::tensor::Shape;
 
 /// Every activation, and with the mask that a backward pass wants of those that keep one.
@@ -20,24 +20,29 @@ pub(super) fn elementwise() -> Vec<Case> {
             let what = format!("{x}, {act:?}, mask {mask}");
             let words = x.pixels().div_ceil(TILE) * x.quads();
             // An exponential is allowed to be a few units in the last place off.
-            let tolerance = if act.is_smooth() { 1e-5 } else { 0.0 };
+            // Far below zero the normal distribution is a small difference of large numbers, here as in PyTorch.
+            let (tolerance, low) = match act {
+                _ if act.is_rare() => (1e-4, -3.0),
+                _ if act.is_smooth() => (1e-5, -8.0),
+                _ => (0.0, -8.0),
+            };
             let dispatch = activation::forward(x, act, mask);
-            let values = rng.tensor_between(x, -8.0, 8.0);
+            let values = rng.tensor_between(x, low, 8.0);
             let buffers = vec![values, untouched(x.stored_len()), when(mask, || untouched(words))];
             cases.push(Case::new(&what, dispatch, buffers, tolerance).padded("z", x));
             if act == Act::Identity {
                 continue;
             }
             let smooth = act.is_smooth();
-            let (bits, y) = (when(!smooth, || rng.mask(x)), when(smooth, || rng.tensor_between(x, -8.0, 8.0)));
+            let (bits, y) = (when(!smooth, || rng.mask(x)), when(smooth, || rng.tensor_between(x, low, 8.0)));
             let buffers = vec![bits, y, rng.tensor(x)];
             cases.push(Case::new(&what, activation::grad(x, act), buffers, tolerance).padded("dz", x));
             // Their value at 0 is not 0, so they are not fused where that would show in the padding.
-            if [Act::Sigmoid, Act::HardSigmoid].contains(&act) {
+            if act.apply(0.0) != 0.0 {
                 continue;
             }
             let dispatch = add::forward(x, act, mask);
-            let (a, b) = (rng.tensor_between(x, -4.0, 4.0), rng.tensor_between(x, -4.0, 4.0));
+            let (a, b) = (rng.tensor_between(x, low / 2.0, 4.0), rng.tensor_between(x, low / 2.0, 4.0));
             let buffers = vec![a, b, untouched(x.stored_len()), when(mask, || untouched(words))];
             cases.push(Case::new(&what, dispatch, buffers, tolerance).padded("z", x));
         }
@@ -56,8 +61,14 @@ pub(super) fn elementwise() -> Vec<Case> {
         for mean in [false, true] {
             let buffers =
                 vec![rng.tensor(x), rng.tensor(rows), when(mean, || rng.tensor(rows)), untouched(x.stored_len())];
-            cases.push(Case::new(x, scale::forward(x, mean), buffers, 1e-6).padded("z", x));
+            cases.push(Case::new(x, scale::forward(x, rows, mean), buffers, 1e-6).padded("z", x));
         }
+        let (row, mean) = (Shape::rows(1, x.c()), false);
+        let buffers = vec![rng.tensor(x), rng.tensor(row), unused(), untouched(x.stored_len())];
+        let what = format!("{x} by one row");
+        cases.push(Case::new(what, scale::forward(x, row, mean), buffers, 1e-6).padded("z", x));
+        let buffers = vec![rng.tensor(x), rng.tensor(x), untouched(x.stored_len())];
+        cases.push(Case::new(x, multiply::forward(x), buffers, 0.0).padded("z", x));
         for variant in FORMS {
             let partials = Shape([image_sum::partials_count(variant, x), 1, x.n(), x.c()]);
             for (dispatch, product) in [(image_sum::mean(variant, x), false), (image_sum::products(variant, x), true)] {
@@ -76,8 +87,9 @@ fn special_values() -> impl Iterator<Item = Case> {
     let x = Shape::nhwc(1, 1, 1, 4);
     Act::ALL.into_iter().map(move |act| {
         let mask = matches!(act, Act::Relu | Act::Relu6);
-        // −∞·σ(−∞) is no number on the host; on a device the exponential is bounded.
-        let low = if act == Act::Silu { -1.0 } else { f32::NEG_INFINITY };
+        // −∞ times 0 is no number on the host; on a device the exponential is bounded.
+        let times = [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Mish].contains(&act);
+        let low = if times { -1.0 } else { f32::NEG_INFINITY };
         let buffers = vec![vec![f32::NAN, f32::INFINITY, low, -0.0], untouched(4), when(mask, || untouched(1))];
         let case = Case::new(format!("NaN, {act:?}"), activation::forward(x, act, mask), buffers, 1e-6);
         case.claims(|found| match found[1][0].is_nan() {

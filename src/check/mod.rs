@@ -18,6 +18,7 @@
 
 mod batch_norm;
 mod case;
+mod channels;
 mod convolution;
 mod elementwise;
 mod nan;
@@ -53,6 +54,9 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "folded batch norm", cases: batch_norm::folding },
     Family { name: "sums", cases: training::sums },
     Family { name: "pooling", cases: pooling::pooling },
+    Family { name: "channels", cases: channels::channels },
+    Family { name: "padding", cases: channels::padding },
+    Family { name: "layer norm", cases: channels::layer_norm },
     Family { name: "loss", cases: training::loss },
     Family { name: "optimisers", cases: training::optimisers },
     Family { name: "input", cases: training::input },

@@ -23,10 +23,18 @@ pub(super) fn pooling() -> Vec<Case> {
             }
             cases.push(Case::new(&what, dispatch, buffers, 0.0).padded("z", out));
         }
-        let buffers = vec![rng.tensor(x), untouched(out.stored_len())];
-        cases.push(Case::new(&what, pool::avg_forward(x, out, g), buffers, 1e-5).padded("z", out));
-        let buffers = vec![rng.tensor(out), untouched(x.stored_len())];
-        cases.push(Case::new(&what, pool::avg_grad(x, out, g), buffers, 1e-5).padded("x_grad", x));
+        // Padding that counts, that does not, and that counts in part.
+        let part = g.padding.map(|side| rng.below(side + 1));
+        let mut counts = vec![g.padding, [0; 4], part];
+        counts.retain(|&counted| g.divides(counted, [x.h(), x.w()]).is_ok());
+        counts.dedup();
+        for counted in counts {
+            let what = format!("{what}, {counted:?} counted");
+            let buffers = vec![rng.tensor(x), untouched(out.stored_len())];
+            cases.push(Case::new(&what, pool::avg_forward(x, out, g, counted), buffers, 1e-5).padded("z", out));
+            let buffers = vec![rng.tensor(out), untouched(x.stored_len())];
+            cases.push(Case::new(&what, pool::avg_grad(x, out, g, counted), buffers, 1e-5).padded("x_grad", x));
+        }
     }
     cases.push(special_values());
     cases

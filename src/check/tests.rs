@@ -272,9 +272,12 @@ fn pooling_gradients_are_slopes() {
         let dx = host(pool::max_grad(x, out, g), dx, 2);
         assert_gradient(rng, x, &values, &dx, |values| dot(&dy, &pooled(values)[1]));
 
-        let dx = host(pool::avg_grad(x, out, g), vec![dy.clone(), vec![0.0; x.stored_len()]], 1);
+        let dx = host(pool::avg_grad(x, out, g, g.padding), vec![dy.clone(), vec![0.0; x.stored_len()]], 1);
         assert_gradient(rng, x, &values, &dx, |values| {
-            dot(&dy, &host(pool::avg_forward(x, out, g), vec![values.to_vec(), vec![0.0; out.stored_len()]], 1))
+            dot(
+                &dy,
+                &host(pool::avg_forward(x, out, g, g.padding), vec![values.to_vec(), vec![0.0; out.stored_len()]], 1),
+            )
         });
     }
 }

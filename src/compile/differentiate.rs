@@ -12,7 +12,7 @@
 use super::{Optimizer, Options};
 use crate::graph::{
     Act, BatchNormApply, Conv2d, Graph, GraphError, LayerId, Node, NodeId, Op, Output, ParamId, Phase, StateKind,
-    domains, keeps_bits, takes_mean,
+    domains, keeps_bits, places, takes_mean,
 };
 
 pub(super) fn differentiate(graph: Graph, options: &Options) -> Result<Graph, GraphError> {
@@ -103,7 +103,7 @@ impl Walk<'_> {
                 let dx = self.push(Op::MaxPoolGrad { window, input }, vec![gradient, argmax], layer)?;
                 self.contribute(inputs[0], dx)
             }
-            Op::AvgPool { window } => {
+            Op::AvgPool { window, counted } => {
                 let x = inputs[0];
                 if let Some(waiting) = self.gated.iter().position(|gated| gated.x == x)
                     && takes_mean(&self.graph, id)
@@ -113,8 +113,48 @@ impl Walk<'_> {
                     return self.contribute(x, dx);
                 }
                 let input = self.graph.node(x).shape;
-                let dx = self.push(Op::AvgPoolGrad { window, input }, vec![gradient], layer)?;
+                let dx = self.push(Op::AvgPoolGrad { window, counted, input }, vec![gradient], layer)?;
                 self.contribute(x, dx)
+            }
+            Op::Concat => self.concatenation(inputs, gradient, layer),
+            Op::Slice { begin, .. } => {
+                let input = self.graph.node(inputs[0]).shape;
+                self.contribute_part(inputs[0], gradient, layer, |accumulate| Op::SliceGrad {
+                    begin,
+                    input,
+                    accumulate,
+                })
+            }
+            Op::Shuffle { groups } => {
+                let groups = node.shape.c() / groups;
+                let dx = self.push(Op::Shuffle { groups }, vec![gradient], layer)?;
+                self.contribute(inputs[0], dx)
+            }
+            Op::Multiply => {
+                for (operand, other) in [(inputs[0], inputs[1]), (inputs[1], inputs[0])] {
+                    if self.needs(operand) {
+                        let dx = self.push(Op::Multiply, vec![gradient, other], layer)?;
+                        self.contribute(operand, dx)?;
+                    }
+                }
+                Ok(())
+            }
+            Op::Pad { padding } => {
+                let dx = self.push(Op::PadGrad { padding }, vec![gradient], layer)?;
+                self.contribute(inputs[0], dx)
+            }
+            Op::LayerNorm { .. } => {
+                let [x, affine] = [inputs[0], inputs[1]];
+                let moments = self.side_output(id)?;
+                if self.needs(affine) {
+                    let sums = self.push(Op::LayerNormGradReduce, vec![gradient, x, moments], layer)?;
+                    self.contribute(affine, sums)?;
+                }
+                if self.needs(x) {
+                    let dx = self.push(Op::LayerNormGrad, vec![gradient, x, affine, moments], layer)?;
+                    self.contribute(x, dx)?;
+                }
+                Ok(())
             }
             op => Err(GraphError { node: self.graph.label(id), reason: format!("{} has no gradient", op.name()) }),
         }
@@ -140,6 +180,39 @@ impl Walk<'_> {
             self.input_gradient(inputs[0], inputs[1], g, conv, layer)?;
         }
         Ok(())
+    }
+
+    /// What the gradient of a concatenation gives its operands: each its own channels.
+    fn concatenation(&mut self, inputs: &[NodeId], gradient: NodeId, layer: Option<LayerId>) -> Result<(), GraphError> {
+        let channels: Vec<usize> = inputs.iter().map(|&input| self.graph.node(input).shape.c()).collect();
+        for ((begin, &channels), &x) in places(channels.iter().copied()).zip(&channels).zip(inputs) {
+            self.contribute_part(x, gradient, layer, |accumulate| Op::Slice { begin, channels, accumulate })?;
+        }
+        Ok(())
+    }
+
+    /// Adds to the gradient of `x` what `op` makes of `gradient`, in its own kernel where possible.
+    fn contribute_part(
+        &mut self,
+        x: NodeId,
+        gradient: NodeId,
+        layer: Option<LayerId>,
+        op: impl Fn(bool) -> Op,
+    ) -> Result<(), GraphError> {
+        if !self.needs(x) {
+            return Ok(());
+        }
+        let (sum, into) = self.accumulator(x, gradient);
+        let dx = self.push(op(into.is_some()), [gradient].into_iter().chain(into).collect(), layer)?;
+        self.gradients[x.index()] = if into.is_some() { None } else { sum };
+        self.contribute(x, dx)
+    }
+
+    /// Takes the gradient of `x` so far, and says whether a kernel that reads `gradient` may add to it in place: nobody else
+    /// may wait for it, nor may it be what the kernel reads.
+    fn accumulator(&mut self, x: NodeId, gradient: NodeId) -> (Option<NodeId>, Option<NodeId>) {
+        let sum = self.gradients[x.index()].take();
+        (sum, sum.filter(|&sum| !self.waited_for(sum) && sum != gradient))
     }
 
     /// What the gradient of folded weights gives the weights, gamma and beta.
@@ -236,7 +309,10 @@ impl Walk<'_> {
         let (layer, inputs) = (node.layer, &node.inputs);
         let [x, gate] = [inputs[0], inputs[1]];
         if self.needs(gate) {
-            let d_gate = self.push(Op::ScaleGateGrad, vec![gradient, x], layer)?;
+            let mut d_gate = self.push(Op::ScaleGateGrad, vec![gradient, x], layer)?;
+            if self.graph.node(gate).shape != self.graph.node(d_gate).shape {
+                d_gate = self.push(Op::ChannelSum, vec![d_gate], layer)?;
+            }
             self.contribute(gate, d_gate)?;
         }
         // Squeeze-and-excitation gates what it takes the mean of: one pass gives the gradients of both. The mean waits
@@ -266,6 +342,7 @@ impl Walk<'_> {
             Op::BatchNormApply(apply) => apply.mask = true,
             Op::Activation { mask, .. } | Op::Add { mask, .. } => *mask = true,
             Op::MaxPool { argmax, .. } => *argmax = true,
+            Op::LayerNorm { moments, .. } => *moments = true,
             _ => {}
         }
         let layer = self.graph.node(id).layer;
@@ -314,6 +391,9 @@ impl Walk<'_> {
 
     /// Whether the forward node `to` follows from `from`.
     fn leads_to(&self, from: NodeId, to: NodeId) -> bool {
+        if to < from {
+            return false;
+        }
         let mut follows = vec![false; to.index() + 1];
         follows[from.index()] = true;
         for index in from.index() + 1..=to.index() {
@@ -353,9 +433,7 @@ impl Walk<'_> {
         layer: Option<LayerId>,
     ) -> Result<(), GraphError> {
         let input = self.graph.node(x).shape;
-        let sum = self.gradients[x.index()].take();
-        // The kernel overwrites what it adds to; nobody else may wait for it, nor may it be the gradient it reads.
-        let into = sum.filter(|&sum| !self.waited_for(sum) && sum != g);
+        let (sum, into) = self.accumulator(x, g);
         let op = Op::Conv2dInputGrad { window, groups, input, accumulate: into.is_some() };
         let dx = self.push(op, [g, weight].into_iter().chain(into).collect(), layer)?;
         self.gradients[x.index()] = if into.is_some() { None } else { sum };

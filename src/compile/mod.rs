@@ -4,6 +4,7 @@
 //! one the graph is [verified](Graph::verify), and an error names the pass. The graph that comes out is what the plan
 //! lowers call by call: nothing later looks at a policy again.
 
+mod concat;
 mod differentiate;
 mod eliminate;
 mod fold;
@@ -14,8 +15,8 @@ mod split;
 pub use split::{Split, changing, split};
 
 use crate::graph::{
-    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, LayerId, LayerKind, NodeId, Op, Output, Phase, Role,
-    Setting, Sgd, StateKind, Stats, StatsUpdate, Update, Variance,
+    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, Layer, LayerId, LayerKind, NodeId, Op, Output, Phase,
+    Role, Setting, Sgd, StateKind, Stats, StatsUpdate, Update, Variance,
 };
 use crate::tensor::Shape;
 
@@ -71,7 +72,9 @@ enum Pass {
     Loss,
     Fold,
     Fuse,
+    Nest,
     Differentiate,
+    Recover,
     Update,
     Observe,
     Eliminate,
@@ -80,13 +83,15 @@ enum Pass {
 
 impl Pass {
     /// Those of a training step, in order.
-    const TRAINING: [Self; 9] = [
+    const TRAINING: [Self; 11] = [
         Self::Resolve,
         Self::Drop,
         Self::Loss,
         Self::Fold,
         Self::Fuse,
+        Self::Nest,
         Self::Differentiate,
+        Self::Recover,
         Self::Update,
         Self::Eliminate,
         Self::Hoist,
@@ -99,7 +104,9 @@ impl Pass {
             Self::Loss => "loss",
             Self::Fold => "fold",
             Self::Fuse => "fuse",
+            Self::Nest => "nest",
             Self::Differentiate => "differentiate",
+            Self::Recover => "recover",
             Self::Update => "update",
             Self::Observe => "observe",
             Self::Eliminate => "eliminate",
@@ -114,7 +121,9 @@ impl Pass {
             Self::Loss => loss(graph, options),
             Self::Fold => fold::fold(graph),
             Self::Fuse => fuse::fuse(graph),
+            Self::Nest => concat::nest(graph),
             Self::Differentiate => differentiate::differentiate(graph, options),
+            Self::Recover => concat::recover(graph),
             Self::Update => update(graph, options),
             Self::Observe => Ok(observe(graph)),
             Self::Eliminate => Ok(eliminate::eliminate(graph)),
@@ -230,12 +239,13 @@ fn run(mut graph: Graph, passes: impl IntoIterator<Item = Pass>, options: &Optio
 /// norms.
 fn resolve(mut graph: Graph) -> Graph {
     for param in &mut graph.params {
-        let setting = graph.layers[param.layer.index()].setting;
+        let Layer { kind, setting, .. } = graph.layers[param.layer.index()];
         let rows = match param.role {
             Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight => {
                 setting.weights.then_some([0, param.shape.pixels()])
             }
-            Role::Bias => setting.weights.then_some([0, 1]),
+            Role::Bias | Role::Scale | Role::ImageScale => setting.weights.then_some([0, 1]),
+            Role::Affine if kind != LayerKind::Bn => setting.weights.then_some([0, 2]),
             Role::Affine => match setting.batch_norm.map_or(Affine::None, |mode| mode.affine) {
                 Affine::None => None,
                 Affine::Gamma => Some([0, 1]),

@@ -102,5 +102,11 @@ fn is_imagewise(op: &Op) -> bool {
             | Op::Scale { mean: false }
             | Op::MaxPool { .. }
             | Op::AvgPool { .. }
+            | Op::Concat
+            | Op::Slice { .. }
+            | Op::Shuffle { .. }
+            | Op::Multiply
+            | Op::Pad { .. }
+            | Op::LayerNorm { moments: false, .. }
     )
 }

@@ -9,7 +9,7 @@
 //! Computed in f64 and rounded once.
 
 use super::{ExportError, layer, logits, unsupported};
-use crate::graph::{Act, Builder, Conv2d, Graph, LayerKind, NodeId, Op, ParamId};
+use crate::graph::{Act, Builder, Conv2d, Graph, LayerKind, NodeId, Op, ParamId, Role, Taken};
 use crate::tensor::HostTensor;
 use std::collections::HashMap;
 use std::fmt;
@@ -136,7 +136,10 @@ impl Folding {
                         }
                     }
                     match layer.kind {
-                        LayerKind::Linear => b.linear(name, operand(0), node.shape.c())?,
+                        LayerKind::Linear => {
+                            let taken = Taken::of(window, network.node(node.inputs[0]).shape);
+                            b.linear_of(name, operand(0), node.shape.c(), taken, bias || norm.is_some())?
+                        }
                         _ => b.grouped_conv2d(
                             name,
                             operand(0),
@@ -156,12 +159,29 @@ impl Folding {
                     }
                 },
                 Op::Activation { act, mask: false } => b.activation(name, operand(0), act)?,
+                Op::Scale { mean: false } if layer.kind == LayerKind::LayerScale => {
+                    sources.extend(same());
+                    let dims = if network.param(layer.params[0]).role == Role::ImageScale { 3 } else { 1 };
+                    b.layer_scale(name, operand(0), dims)?
+                }
                 Op::Scale { mean: false } => b.scale(name, operand(0), operand(1))?,
+                Op::LayerNorm { eps, .. } => {
+                    sources.extend(same());
+                    b.layer_norm(name, operand(0), eps)?
+                }
+                Op::Concat => {
+                    let operands: Vec<NodeId> = (0..node.inputs.len()).map(operand).collect();
+                    b.concat(name, &operands)?
+                }
+                Op::Slice { begin, channels, .. } => b.slice(name, operand(0), begin, channels)?,
+                Op::Shuffle { groups } => b.shuffle(name, operand(0), groups)?,
+                Op::Multiply => b.multiply(name, operand(0), operand(1))?,
+                Op::Pad { padding } => b.pad(name, operand(0), padding)?,
                 Op::Dropout { rate, whole: false, residual: false, .. } => b.dropout(name, operand(0), rate)?,
                 Op::Dropout { rate, whole: true, residual: false, .. } => b.stochastic_depth(name, operand(0), rate)?,
                 Op::Add { act: Act::Identity, mask: false } => b.add(name, operand(0), operand(1))?,
                 Op::MaxPool { window, argmax: false } => b.max_pool(name, operand(0), window)?,
-                Op::AvgPool { window } => b.avg_pool(name, operand(0), window)?,
+                Op::AvgPool { window, counted } => b.avg_pool(name, operand(0), window, counted)?,
                 _ => return Err(unsupported(network, id)),
             };
             // An absorbed batch norm added no layer.

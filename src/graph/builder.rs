@@ -9,6 +9,28 @@ use crate::tensor::{Shape, pad4};
 /// Far above every network, and small enough that no size computed from it overflows.
 const MAX_CHANNELS: usize = 1 << 24;
 
+/// What a linear layer takes of an image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// Its only pixel.
+    Pixel,
+    /// Each pixel by itself.
+    EachPixel,
+    /// All, flattened, of an image of so many rows and columns.
+    Image([usize; 2]),
+}
+
+impl Taken {
+    /// What a linear layer takes whose product has a window over an input of shape `x`.
+    pub(crate) fn of(window: Window, x: Shape) -> Self {
+        match window.kernel {
+            [1, 1] if [x.h(), x.w()] == [1, 1] => Self::Pixel,
+            [1, 1] => Self::EachPixel,
+            image => Self::Image(image),
+        }
+    }
+}
+
 /// Builds a [`Graph`]. Every method that adds a layer takes the layer's name, and returns the layer's output.
 ///
 /// # Example
@@ -152,14 +174,40 @@ impl Builder {
     /// # Errors
     /// The input still has pixels, or the name is taken.
     pub fn linear(&mut self, name: &str, x: NodeId, features: usize) -> Result<NodeId, GraphError> {
+        self.linear_of(name, x, features, Taken::Pixel, true)
+    }
+
+    /// A linear layer on what `taken` says, with or without a bias.
+    ///
+    /// # Errors
+    /// The input has another size, or the name is taken.
+    pub fn linear_of(
+        &mut self,
+        name: &str,
+        x: NodeId,
+        features: usize,
+        taken: Taken,
+        bias: bool,
+    ) -> Result<NodeId, GraphError> {
         let shape = self.graph.node(x).shape;
-        if shape.h() != 1 || shape.w() != 1 {
-            return Err(GraphError {
-                node: name.into(),
-                reason: format!("a linear layer takes [N, 1, 1, C]; pool the input {shape} first"),
-            });
-        }
-        self.product(name, LayerKind::Linear, x, features, Window::square(1, 1, 0), Groups::One, true)
+        let wrong = |reason: String| Err(GraphError { node: name.into(), reason });
+        let kernel = match taken {
+            Taken::Pixel if [shape.h(), shape.w()] != [1, 1] => {
+                return wrong(format!("a linear layer takes [N, 1, 1, C]; pool the input {shape} first"));
+            }
+            Taken::Image([h, w]) if [shape.h(), shape.w()] != [h, w] => {
+                return wrong(format!(
+                    "the linear layer takes a flattened image of {h}×{w} pixels, but gets {}×{}: the network is for one size \
+                     of image only",
+                    shape.h(),
+                    shape.w()
+                ));
+            }
+            Taken::Pixel | Taken::EachPixel => [1; 2],
+            Taken::Image(kernel) => kernel,
+        };
+        let window = Window { kernel, stride: [1; 2], padding: [0; 4] };
+        self.product(name, LayerKind::Linear, x, features, window, Groups::One, bias)
     }
 
     #[expect(clippy::too_many_arguments, reason = "all that tells one product from another")]
@@ -201,9 +249,7 @@ impl Builder {
     /// `eps` is not a positive number, or the name is taken.
     pub fn batch_norm(&mut self, name: &str, x: NodeId, eps: f32) -> Result<NodeId, GraphError> {
         let layer = self.layer(name, LayerKind::Bn)?;
-        if !(eps > 0.0 && eps.is_finite()) {
-            return Err(GraphError { node: name.into(), reason: format!("eps must be positive, not {eps}") });
-        }
+        check_eps(name, eps)?;
         let c = self.graph.node(x).shape.c();
         let affine = self.param(layer, Role::Affine, Shape::rows(2, c), c)?;
         let moments = self.param(layer, Role::Moments, Shape::rows(MOMENT_ROWS, c), c)?;
@@ -233,6 +279,83 @@ impl Builder {
     pub fn scale(&mut self, name: &str, x: NodeId, gate: NodeId) -> Result<NodeId, GraphError> {
         let layer = self.layer(name, LayerKind::Scale)?;
         self.node(Op::Scale { mean: false }, vec![x, gate], layer)
+    }
+
+    /// Each channel times a factor that trains (Touvron et al. 2021): the parameter that a file has under the layer's own name,
+    /// as `[C]` or with `dims` 3 as `[C, 1, 1]`.
+    ///
+    /// # Errors
+    /// `dims` is neither 1 nor 3, or the name is taken.
+    pub fn layer_scale(&mut self, name: &str, x: NodeId, dims: usize) -> Result<NodeId, GraphError> {
+        let role = match dims {
+            1 => Role::Scale,
+            3 => Role::ImageScale,
+            _ => return Err(GraphError { node: name.into(), reason: format!("`dims` is 1 or 3, not {dims}") }),
+        };
+        let layer = self.layer(name, LayerKind::LayerScale)?;
+        let c = self.graph.node(x).shape.c();
+        let factors = self.param(layer, role, Shape::rows(1, c), c)?;
+        self.node(Op::Scale { mean: false }, vec![x, factors], layer)
+    }
+
+    /// A layer norm over the channels of each pixel.
+    ///
+    /// # Errors
+    /// `eps` is not a positive number, or the name is taken.
+    pub fn layer_norm(&mut self, name: &str, x: NodeId, eps: f32) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::LayerNorm)?;
+        check_eps(name, eps)?;
+        let c = self.graph.node(x).shape.c();
+        let affine = self.param(layer, Role::Affine, Shape::rows(2, c), c)?;
+        self.node(Op::LayerNorm { eps, moments: false }, vec![x, affine], layer)
+    }
+
+    /// The channels of several images of one size, side by side.
+    ///
+    /// # Errors
+    /// There are fewer than two, their sizes differ, or the name is taken.
+    pub fn concat(&mut self, name: &str, x: &[NodeId]) -> Result<NodeId, GraphError> {
+        if x.len() < 2 {
+            return Err(GraphError { node: name.into(), reason: "a concatenation takes two inputs or more".into() });
+        }
+        let layer = self.layer(name, LayerKind::Concat)?;
+        self.node(Op::Concat, x.to_vec(), layer)
+    }
+
+    /// `channels` channels from `begin` on.
+    ///
+    /// # Errors
+    /// There are not so many, or the name is taken.
+    pub fn slice(&mut self, name: &str, x: NodeId, begin: usize, channels: usize) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Slice)?;
+        self.node(Op::Slice { begin, channels, accumulate: false }, vec![x], layer)
+    }
+
+    /// The channel shuffle (Zhang et al. 2018): channel `j·groups + i` is channel `i·(C/groups) + j` of x.
+    ///
+    /// # Errors
+    /// The channels cannot be cut so, or the name is taken.
+    pub fn shuffle(&mut self, name: &str, x: NodeId, groups: usize) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Shuffle)?;
+        self.node(Op::Shuffle { groups }, vec![x], layer)
+    }
+
+    /// The product of two tensors of one shape, value by value.
+    ///
+    /// # Errors
+    /// The shapes differ, or the name is taken.
+    pub fn multiply(&mut self, name: &str, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Multiply)?;
+        self.node(Op::Multiply, vec![a, b], layer)
+    }
+
+    /// Zeros around each image: at the top, left, bottom and right.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn pad(&mut self, name: &str, x: NodeId, padding: [usize; 4]) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Pad)?;
+        self.node(Op::Pad { padding }, vec![x], layer)
     }
 
     /// Drops a share `rate` of the values in training, where the policy lets it, and scales the others up.
@@ -279,13 +402,20 @@ impl Builder {
         self.node(Op::MaxPool { window, argmax: false }, vec![x], layer)
     }
 
-    /// Average pooling without padding.
+    /// Average pooling. Of the padding at the top, left, bottom and right the `counted` pixels next to the image count as zeros,
+    /// and the others not at all.
     ///
     /// # Errors
-    /// The window does not fit the image or is padded, or the name is taken.
-    pub fn avg_pool(&mut self, name: &str, x: NodeId, window: Window) -> Result<NodeId, GraphError> {
+    /// The window does not fit the image, or somewhere covers nothing that counts; or the name is taken.
+    pub fn avg_pool(
+        &mut self,
+        name: &str,
+        x: NodeId,
+        window: Window,
+        counted: [usize; 4],
+    ) -> Result<NodeId, GraphError> {
         let layer = self.layer(name, LayerKind::AvgPool)?;
-        self.node(Op::AvgPool { window }, vec![x], layer)
+        self.node(Op::AvgPool { window, counted }, vec![x], layer)
     }
 
     /// The mean over all pixels, `[N, 1, 1, C]`.
@@ -295,7 +425,16 @@ impl Builder {
     pub fn global_avg_pool(&mut self, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
         let shape = self.graph.node(x).shape;
         let window = Window { kernel: [shape.h(), shape.w()], stride: [1, 1], padding: [0; 4] };
-        self.avg_pool(name, x, window)
+        self.avg_pool(name, x, window, [0; 4])
+    }
+
+    /// The maximum over all pixels, `[N, 1, 1, C]`.
+    ///
+    /// # Errors
+    /// There are more than 256 pixels, or the name is taken.
+    pub fn global_max_pool(&mut self, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+        let shape = self.graph.node(x).shape;
+        self.max_pool(name, x, Window { kernel: [shape.h(), shape.w()], stride: [1, 1], padding: [0; 4] })
     }
 
     /// The shape of a node built so far.
@@ -360,6 +499,13 @@ impl Builder {
         }
         self.graph.layers[layer.index()].shape = shape;
         Ok(id)
+    }
+}
+
+fn check_eps(name: &str, eps: f32) -> Result<(), GraphError> {
+    match eps > 0.0 && eps.is_finite() {
+        true => Ok(()),
+        false => Err(GraphError { node: name.into(), reason: format!("eps must be positive, not {eps}") }),
     }
 }
 

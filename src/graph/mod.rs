@@ -9,11 +9,11 @@ mod dump;
 mod op;
 mod verify;
 
-pub use crate::act::Act;
+pub use crate::act::{Act, Factor};
 pub use crate::window::Window;
-pub use builder::Builder;
+pub use builder::{Builder, Taken};
 pub use op::{AdamW, BatchNormApply, Conv2d, Groups, MOMENT_ROWS, Op, Sgd, Update, mask_shape};
-pub(crate) use op::{domains, keeps_bits, takes_mean};
+pub(crate) use op::{domains, keeps_bits, places, takes_mean};
 
 use crate::tensor::Shape;
 
@@ -61,26 +61,54 @@ pub enum LayerKind {
     StochasticDepth,
     MaxPool,
     AvgPool,
+    Concat,
+    Slice,
+    Shuffle,
+    Multiply,
+    Pad,
+    LayerNorm,
+    LayerScale,
 }
 
 impl LayerKind {
-    pub const ALL: [Self; 15] = [
+    /// One of each name.
+    pub const ALL: [Self; 30] = [
         Self::Conv,
         Self::Bn,
         Self::Linear,
-        Self::Activation(Act::Relu),
-        Self::Activation(Act::Relu6),
-        Self::Activation(Act::Silu),
-        Self::Activation(Act::HardSwish),
-        Self::Activation(Act::HardSigmoid),
-        Self::Activation(Act::Sigmoid),
+        Self::Activation(Act::ALL[1]),
+        Self::Activation(Act::ALL[2]),
+        Self::Activation(Act::ALL[3]),
+        Self::Activation(Act::ALL[4]),
+        Self::Activation(Act::ALL[5]),
+        Self::Activation(Act::ALL[6]),
+        Self::Activation(Act::ALL[7]),
+        Self::Activation(Act::ALL[8]),
+        Self::Activation(Act::ALL[9]),
+        Self::Activation(Act::ALL[10]),
+        Self::Activation(Act::ALL[11]),
+        Self::Activation(Act::ALL[12]),
+        Self::Activation(Act::ALL[13]),
+        Self::Activation(Act::ALL[14]),
         Self::Add,
         Self::Scale,
         Self::Dropout,
         Self::StochasticDepth,
         Self::MaxPool,
         Self::AvgPool,
+        Self::Concat,
+        Self::Slice,
+        Self::Shuffle,
+        Self::Multiply,
+        Self::Pad,
+        Self::LayerNorm,
+        Self::LayerScale,
     ];
+
+    /// Whether a layer of this kind is meant by the name of the other's.
+    pub fn is(self, other: Self) -> bool {
+        self.name() == other.name()
+    }
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -94,6 +122,13 @@ impl LayerKind {
             Self::StochasticDepth => "stochastic_depth",
             Self::MaxPool => "max_pool",
             Self::AvgPool => "avg_pool",
+            Self::Concat => "concat",
+            Self::Slice => "slice",
+            Self::Shuffle => "shuffle",
+            Self::Multiply => "multiply",
+            Self::Pad => "pad",
+            Self::LayerNorm => "layer_norm",
+            Self::LayerScale => "layer_scale",
         }
     }
 }
@@ -272,12 +307,16 @@ pub enum Role {
     ConvWeight,
     /// `[KH][KW][1][C]`, in a PyTorch file `[C, 1, KH, KW]`.
     DepthwiseWeight,
-    /// `[1][1][Cin padded][Cout]`, in a PyTorch file `[Cout, Cin]`.
+    /// `[H][W][Cin padded][Cout]` for images of so many pixels, in a PyTorch file `[Cout, Cin·H·W]`.
     LinearWeight,
     /// One row.
     Bias,
     /// Gamma and beta, two rows.
     Affine,
+    /// One row of factors, in a file `[C]` under the layer's own name.
+    Scale,
+    /// The same, in a file `[C, 1, 1]`.
+    ImageScale,
     /// Running mean, running variance, and the number of updates so far, [`MOMENT_ROWS`] rows.
     Moments,
 }

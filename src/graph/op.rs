@@ -151,7 +151,7 @@ pub enum Op {
         act: Act,
         mask: bool,
     },
-    /// `[x, gate, mean?]` → `x·gate + mean/HW`, the gate and the mean being `[N, 1, 1, C]`
+    /// `[x, gate, mean?]` → `x·gate + mean/HW`, the gate and the mean being `[N, 1, 1, C]`; a gate of one row is of all images
     Scale {
         mean: bool,
     },
@@ -168,9 +168,35 @@ pub enum Op {
         window: Window,
         argmax: bool,
     },
-    /// `[x]`; the window is not padded.
+    /// `[x]`; each sum is divided by the pixels of its window that lie in the image or, of its top, left, bottom and right
+    /// border, in the `counted` pixels next to it.
     AvgPool {
         window: Window,
+        counted: [usize; 4],
+    },
+    /// `[x, …]` → the channels of all, side by side.
+    Concat,
+    /// `[x, accumulator?]` → `channels` channels from `begin` on, added in place to the accumulator.
+    Slice {
+        begin: usize,
+        channels: usize,
+        accumulate: bool,
+    },
+    /// `[x]` → channel `j·groups + i` is channel `i·(C/groups) + j` of x (Zhang et al. 2018).
+    Shuffle {
+        groups: usize,
+    },
+    /// `[a, b]` → their product.
+    Multiply,
+    /// `[x]` → with zeros at the top, left, bottom and right.
+    Pad {
+        padding: [usize; 4],
+    },
+    /// `[x, affine]` → γ(x−μ)/√(v + ε) + β, the moments being those of each pixel's channels (Ba, Kiros & Hinton 2016). With
+    /// `moments` the side output holds μ and 1/√(v + ε) of each pixel.
+    LayerNorm {
+        eps: f32,
+        moments: bool,
     },
     /// `[logits, labels, class weights?]` → a row a sample: loss, 1 if top-1, 1 if top-5, 0.
     SoftmaxCrossEntropy {
@@ -248,8 +274,24 @@ pub enum Op {
     /// `[dy]`
     AvgPoolGrad {
         window: Window,
+        counted: [usize; 4],
         input: Shape,
     },
+    /// `[dy, accumulator?]` → the gradient of what was sliced, zero in the other channels, or added in place to the
+    /// accumulator.
+    SliceGrad {
+        begin: usize,
+        input: Shape,
+        accumulate: bool,
+    },
+    /// `[dy]` → without the border.
+    PadGrad {
+        padding: [usize; 4],
+    },
+    /// `[dy, x, side output]` → gradients of gamma (row 0) and beta (row 1).
+    LayerNormGradReduce,
+    /// `[dy, x, affine, side output]` → `dx`
+    LayerNormGrad,
     /// `[logits, labels, class weights?]` → gradient of the mean loss.
     SoftmaxCrossEntropyGrad {
         smoothing: f32,
@@ -277,9 +319,9 @@ pub enum Op {
 /// Whether a node takes the mean over all pixels of each image.
 pub(crate) fn takes_mean(graph: &super::Graph, id: super::NodeId) -> bool {
     let node = graph.node(id);
-    matches!(node.op, Op::AvgPool { window } if {
+    matches!(node.op, Op::AvgPool { window, .. } if {
         let x = graph.node(node.inputs[0]).shape;
-        window.kernel == [x.h(), x.w()]
+        window.kernel == [x.h(), x.w()] && window.padding == [0; 4]
     })
 }
 
@@ -299,6 +341,20 @@ pub(crate) fn domains(moments: Shape) -> usize {
 /// Words that hold one sign bit a value: one for each four channels of each eight consecutive pixels.
 pub fn mask_shape(x: Shape) -> Shape {
     Shape([1, 1, x.pixels().div_ceil(8), x.quads()])
+}
+
+/// A mean and the inverse of a deviation for each pixel.
+pub(crate) fn pixel_moments(x: Shape) -> Shape {
+    Shape([1, 1, 1, 2 * x.pixels()])
+}
+
+/// The place of each of several operands that are concatenated: its first channel.
+pub(crate) fn places(channels: impl IntoIterator<Item = usize>) -> impl Iterator<Item = usize> {
+    channels.into_iter().scan(0, |begin, channels| {
+        let place = *begin;
+        *begin += channels;
+        Some(place)
+    })
 }
 
 impl Op {
@@ -324,6 +380,12 @@ impl Op {
             Self::Add { .. } => "add",
             Self::MaxPool { .. } => "max_pool",
             Self::AvgPool { .. } => "avg_pool",
+            Self::Concat => "concat",
+            Self::Slice { .. } => "slice",
+            Self::Shuffle { .. } => "shuffle",
+            Self::Multiply => "multiply",
+            Self::Pad { .. } => "pad",
+            Self::LayerNorm { .. } => "layer_norm",
             Self::SoftmaxCrossEntropy { .. } => "softmax_cross_entropy",
             Self::SideOutput => "side_output",
             Self::Conv2dInputGrad { .. } => "conv2d_input_grad",
@@ -341,6 +403,10 @@ impl Op {
             Self::FoldAffineGrad { .. } => "fold_affine_grad",
             Self::MaxPoolGrad { .. } => "max_pool_grad",
             Self::AvgPoolGrad { .. } => "avg_pool_grad",
+            Self::SliceGrad { .. } => "slice_grad",
+            Self::PadGrad { .. } => "pad_grad",
+            Self::LayerNormGradReduce => "layer_norm_grad_reduce",
+            Self::LayerNormGrad => "layer_norm_grad",
             Self::SoftmaxCrossEntropyGrad { .. } => "softmax_cross_entropy_grad",
             Self::Accumulate => "accumulate",
             Self::SgdStep(..) => "sgd_step",
@@ -353,6 +419,7 @@ impl Op {
     pub fn in_place(&self) -> Option<usize> {
         match self {
             Self::Conv2dInputGrad { accumulate: true, .. } => Some(2),
+            Self::Slice { accumulate: true, .. } | Self::SliceGrad { accumulate: true, .. } => Some(1),
             Self::ActivationGrad { .. } | Self::Accumulate => Some(0),
             _ => None,
         }
@@ -386,6 +453,7 @@ impl Op {
             | Self::Add { mask: true, .. } => Some(mask_shape(out)),
             Self::MaxPool { argmax: true, .. } => Some(Shape([out.n(), out.h(), out.w(), out.quads()])),
             Self::FoldBatchNorm { .. } => Some(Shape::rows(1, out.c())),
+            Self::LayerNorm { moments: true, .. } => Some(pixel_moments(out)),
             _ => None,
         }
     }
@@ -483,7 +551,9 @@ impl Op {
             Self::Scale { mean } => {
                 arity(2 + usize::from(mean))?;
                 let rows = Shape::nhwc(x[0].n(), 1, 1, x[0].c());
-                is(1, rows, "gate")?;
+                if x[1] != Shape::rows(1, x[0].c()) || mean {
+                    is(1, rows, "gate")?;
+                }
                 if mean {
                     is(2, rows, "mean")?;
                 }
@@ -514,13 +584,50 @@ impl Op {
                 let [oh, ow] = window.output(x[0].h(), x[0].w())?;
                 Ok(Shape::nhwc(x[0].n(), oh, ow, x[0].c()))
             }
-            Self::AvgPool { window } => {
+            Self::AvgPool { window, counted } => {
                 arity(1)?;
-                if window.padding != [0; 4] {
-                    return Err("average pooling takes no padding".into());
-                }
                 let [oh, ow] = window.output(x[0].h(), x[0].w())?;
+                window.divides(counted, [x[0].h(), x[0].w()])?;
                 Ok(Shape::nhwc(x[0].n(), oh, ow, x[0].c()))
+            }
+            Self::Concat => {
+                let [n, h, w] = [x[0].n(), x[0].h(), x[0].w()];
+                if let Some(other) = x.iter().find(|other| [other.n(), other.h(), other.w()] != [n, h, w]) {
+                    return Err(format!("operands of {} and {other} cannot stand side by side", x[0]));
+                }
+                Ok(Shape::nhwc(n, h, w, x.iter().map(|x| x.c()).sum()))
+            }
+            Self::Slice { begin, channels, accumulate } => {
+                arity(1 + usize::from(accumulate))?;
+                if channels == 0 || begin.checked_add(channels).is_none_or(|end| end > x[0].c()) {
+                    return Err(format!("there are no {channels} channels from {begin} on in {}", x[0]));
+                }
+                let out = Shape::nhwc(x[0].n(), x[0].h(), x[0].w(), channels);
+                if accumulate {
+                    is(1, out, "accumulator")?;
+                }
+                Ok(out)
+            }
+            Self::Shuffle { groups } => {
+                arity(1)?;
+                match groups > 0 && x[0].c().is_multiple_of(groups) {
+                    true => Ok(x[0]),
+                    false => Err(format!("{} channels cannot be cut into {groups} groups", x[0].c())),
+                }
+            }
+            Self::Multiply => {
+                arity(2)?;
+                same(0, 1)?;
+                Ok(x[0])
+            }
+            Self::Pad { padding: [top, left, bottom, right] } => {
+                arity(1)?;
+                Ok(Shape::nhwc(x[0].n(), x[0].h() + top + bottom, x[0].w() + left + right, x[0].c()))
+            }
+            Self::LayerNorm { .. } => {
+                arity(2)?;
+                is(1, Shape::rows(2, x[0].c()), "gamma and beta")?;
+                Ok(x[0])
             }
             Self::SoftmaxCrossEntropy { weighted, .. } | Self::SoftmaxCrossEntropyGrad { weighted, .. } => {
                 arity(2 + usize::from(weighted))?;
@@ -591,6 +698,33 @@ impl Op {
             }
             Self::MaxPoolGrad { input, .. } => arity(2).map(|()| input),
             Self::AvgPoolGrad { input, .. } => arity(1).map(|()| input),
+            Self::SliceGrad { input, accumulate, .. } => {
+                arity(1 + usize::from(accumulate))?;
+                if accumulate {
+                    is(1, input, "accumulator")?;
+                }
+                Ok(input)
+            }
+            Self::PadGrad { padding: [top, left, bottom, right] } => {
+                arity(1)?;
+                match (x[0].h().checked_sub(top + bottom), x[0].w().checked_sub(left + right)) {
+                    (Some(h), Some(w)) if h > 0 && w > 0 => Ok(Shape::nhwc(x[0].n(), h, w, x[0].c())),
+                    _ => Err(format!("{} is no larger than its border", x[0])),
+                }
+            }
+            Self::LayerNormGradReduce => {
+                arity(3)?;
+                same(0, 1)?;
+                is(2, pixel_moments(x[0]), "moments")?;
+                Ok(Shape::rows(2, x[0].c()))
+            }
+            Self::LayerNormGrad => {
+                arity(4)?;
+                same(0, 1)?;
+                is(2, Shape::rows(2, x[0].c()), "gamma and beta")?;
+                is(3, pixel_moments(x[0]), "moments")?;
+                Ok(x[0])
+            }
             Self::Accumulate => {
                 arity(2)?;
                 same(0, 1)?;

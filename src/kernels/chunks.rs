@@ -59,6 +59,17 @@ pub(super) fn reduction<P: bytemuck::NoUninit>(
     dispatch
 }
 
+/// A call whose workgroups each reduce rows of all their quads: on a GPU sixteen rows by sixteen lanes.
+pub(super) fn rows<P: bytemuck::NoUninit>(
+    variant: Variant,
+    kernel: &'static Kernel,
+    params: P,
+    rows: usize,
+) -> Dispatch {
+    // What is cut into workgroups are rows here, where it is quads there.
+    reduction(variant, kernel, params, 1, rows)
+}
+
 /// The rows of a partial result where a reduction has several domains of `total` rows: partials are the first chunk of
 /// every domain, then the second of every domain, and so on.
 pub(super) fn of_domain(partial: usize, rows: u32, total: u32, domains: u32) -> Range<usize> {

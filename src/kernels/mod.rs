@@ -20,6 +20,7 @@ pub mod batch_norm_renorm;
 pub mod batch_norm_stats;
 pub mod batch_norm_update;
 pub mod channel_sum;
+pub mod channels;
 mod chunks;
 pub mod conv2d;
 pub mod depthwise;
@@ -28,7 +29,10 @@ pub mod fold_batch_norm;
 pub mod grouped;
 pub mod image_sum;
 pub mod input_normalize;
+pub mod layer_norm;
 mod mask;
+pub mod multiply;
+pub mod pad;
 pub mod pool;
 pub mod scale;
 pub mod segments;
@@ -185,7 +189,7 @@ impl Dispatch {
 
     /// With what `shaders/lib/act.wgsl` needs for `act`.
     pub(crate) fn activating(self, act: Act) -> Self {
-        self.with(act.is_smooth(), "is_smooth")
+        self.with(act.is_smooth(), "is_smooth").with(act.is_rare(), "is_rare")
     }
 
     /// With an `override` constant that is on, if it is `wanted`.
@@ -286,6 +290,7 @@ pub static KERNELS: &[&Kernel] = &[
     &batch_norm_stats::PARTIAL,
     &batch_norm_update::UPDATE,
     &channel_sum::PARTIAL,
+    &channels::COPY,
     &conv2d::FORWARD,
     &conv2d::FORWARD_WORKGROUP,
     &conv2d::FORWARD_SUBGROUP,
@@ -314,6 +319,11 @@ pub static KERNELS: &[&Kernel] = &[
     &grouped::WEIGHT_GRAD,
     &image_sum::PARTIAL,
     &input_normalize::FORWARD,
+    &layer_norm::FORWARD,
+    &layer_norm::GRAD,
+    &layer_norm::REDUCE,
+    &multiply::FORWARD,
+    &pad::FORWARD,
     &pool::AVG_FORWARD,
     &pool::AVG_GRAD,
     &pool::MAX_FORWARD,

@@ -25,6 +25,28 @@ params! {
     }
 }
 
+params! {
+    /// As [`Params`], with the pixels of the border on each side that count.
+    pub struct AvgParams {
+        pixels: u32,
+        quads: u32,
+        in_h: i32,
+        in_w: i32,
+        out_h: i32,
+        out_w: i32,
+        kernel_h: i32,
+        kernel_w: i32,
+        stride_h: i32,
+        stride_w: i32,
+        pad_top: i32,
+        pad_left: i32,
+        counted_top: i32,
+        counted_left: i32,
+        counted_bottom: i32,
+        counted_right: i32,
+    }
+}
+
 /// The greatest value in each window; padding never wins. Of equal values the first in row-major order wins, and a NaN
 /// wins over all numbers, as in PyTorch. When a backward pass wants it, word `pixel · quads + quad` of `argmax` gets
 /// the winners' places in the window, kh·KW + kw, a byte a channel.
@@ -53,13 +75,13 @@ pub static MAX_GRAD: Kernel = Kernel {
     reference: max_grad_reference,
 };
 
-/// The mean of each window, padding counted as zeros.
+/// The sum of each window over the pixels of it that count: those of the image, and of the border as many as are said to.
 pub static AVG_FORWARD: Kernel = Kernel {
     name: "avg_pool",
     source: shader!("avg_pool", "index", "window"),
     entry: "avg_pool",
     workgroup: [LINEAR, 1, 1],
-    params: Params::FIELDS,
+    params: AvgParams::FIELDS,
     bindings: &[read("x"), write("z")],
     overrides: &[],
     subgroups: false,
@@ -72,7 +94,7 @@ pub static AVG_GRAD: Kernel = Kernel {
     source: shader!("avg_pool_grad", "index", "window"),
     entry: "avg_pool_grad",
     workgroup: [LINEAR, 1, 1],
-    params: Params::FIELDS,
+    params: AvgParams::FIELDS,
     bindings: &[read("dy"), write("x_grad")],
     overrides: &[],
     subgroups: false,
@@ -91,14 +113,52 @@ pub fn max_grad(input: Shape, out: Shape, g: Window) -> Dispatch {
     Dispatch::new(&MAX_GRAD, params(input, out, input, g), groups(input))
 }
 
-/// Pools a tensor of shape `x` to one of shape `out`.
-pub fn avg_forward(x: Shape, out: Shape, g: Window) -> Dispatch {
-    Dispatch::new(&AVG_FORWARD, params(x, out, out, g), groups(out))
+/// Pools a tensor of shape `x` to one of shape `out`; `counted` says how much of the border at the top, left, bottom and right
+/// counts as zeros. Every window covers something that counts.
+pub fn avg_forward(x: Shape, out: Shape, g: Window, counted: [usize; 4]) -> Dispatch {
+    Dispatch::new(&AVG_FORWARD, avg_params(x, out, out, g, counted), groups(out))
 }
 
 /// The gradient of an input of shape `input` whose pooled shape is `out`.
-pub fn avg_grad(input: Shape, out: Shape, g: Window) -> Dispatch {
-    Dispatch::new(&AVG_GRAD, params(input, out, input, g), groups(input))
+pub fn avg_grad(input: Shape, out: Shape, g: Window, counted: [usize; 4]) -> Dispatch {
+    Dispatch::new(&AVG_GRAD, avg_params(input, out, input, g, counted), groups(input))
+}
+
+fn avg_params(input: Shape, out: Shape, written: Shape, g: Window, counted: [usize; 4]) -> AvgParams {
+    let [counted_top, counted_left, counted_bottom, counted_right] = counted.map(|side| side as i32);
+    let Params {
+        pixels,
+        quads,
+        in_h,
+        in_w,
+        out_h,
+        out_w,
+        kernel_h,
+        kernel_w,
+        stride_h,
+        stride_w,
+        pad_top,
+        pad_left,
+        ..
+    } = params(input, out, written, g);
+    AvgParams {
+        pixels,
+        quads,
+        in_h,
+        in_w,
+        out_h,
+        out_w,
+        kernel_h,
+        kernel_w,
+        stride_h,
+        stride_w,
+        pad_top,
+        pad_left,
+        counted_top,
+        counted_left,
+        counted_bottom,
+        counted_right,
+    }
 }
 
 fn params(input: Shape, out: Shape, written: Shape, g: Window) -> Params {
@@ -138,6 +198,20 @@ fn covering(i: i32, kernel: i32, stride: i32, padding: i32, outputs: i32) -> imp
 fn locate(pixel: u32, h: i32, w: i32) -> [i32; 3] {
     let pixel = pixel as i32;
     [pixel / (h * w), pixel / w % h, pixel % w]
+}
+
+impl AvgParams {
+    /// How many pixels of the window of an output count.
+    fn counted(&self, oy: i32, ox: i32) -> f32 {
+        let side = |o: i32, kernel: i32, stride: i32, padding: i32, before: i32, end: i32| {
+            let first = o * stride - padding;
+            (first + kernel).min(end) - first.max(-before)
+        };
+        let (bottom, right) = (self.in_h + self.counted_bottom, self.in_w + self.counted_right);
+        let rows = side(oy, self.kernel_h, self.stride_h, self.pad_top, self.counted_top, bottom);
+        let columns = side(ox, self.kernel_w, self.stride_w, self.pad_left, self.counted_left, right);
+        (rows * columns) as f32
+    }
 }
 
 fn max_forward_reference(args: Args<'_>) {
@@ -193,7 +267,7 @@ fn max_grad_reference(args: Args<'_>) {
 }
 
 fn avg_forward_reference(args: Args<'_>) {
-    let (p, [x, z]) = args.unpack::<Params, 2>();
+    let (p, [x, z]) = args.unpack::<AvgParams, 2>();
     let channels = p.quads as usize * 4;
     for pixel in 0..p.pixels {
         let [image, oy, ox] = locate(pixel, p.out_h, p.out_w);
@@ -204,13 +278,13 @@ fn avg_forward_reference(args: Args<'_>) {
                     sum += x[((image * p.in_h + y) * p.in_w + x_) as usize * channels + c];
                 }
             }
-            z[pixel as usize * channels + c] = sum / (p.kernel_h * p.kernel_w) as f32;
+            z[pixel as usize * channels + c] = sum / p.counted(oy, ox);
         }
     }
 }
 
 fn avg_grad_reference(args: Args<'_>) {
-    let (p, [dy, x_grad]) = args.unpack::<Params, 2>();
+    let (p, [dy, x_grad]) = args.unpack::<AvgParams, 2>();
     let channels = p.quads as usize * 4;
     for pixel in 0..p.pixels {
         let [image, y, x] = locate(pixel, p.in_h, p.in_w);
@@ -218,10 +292,10 @@ fn avg_grad_reference(args: Args<'_>) {
             let mut sum = 0.0;
             for oy in covering(y, p.kernel_h, p.stride_h, p.pad_top, p.out_h) {
                 for ox in covering(x, p.kernel_w, p.stride_w, p.pad_left, p.out_w) {
-                    sum += dy[((image * p.out_h + oy) * p.out_w + ox) as usize * channels + c];
+                    sum += dy[((image * p.out_h + oy) * p.out_w + ox) as usize * channels + c] / p.counted(oy, ox);
                 }
             }
-            x_grad[pixel as usize * channels + c] = sum / (p.kernel_h * p.kernel_w) as f32;
+            x_grad[pixel as usize * channels + c] = sum;
         }
     }
 }

@@ -7,7 +7,7 @@ params! {
     pub struct Params {
         pixels: u32,
         quads: u32,
-        /// Pixels of an image.
+        /// Pixels of an image, or of all images where one row is of all.
         image: u32,
         mean: u32,
     }
@@ -27,10 +27,10 @@ pub static FORWARD: Kernel = Kernel {
     reference,
 };
 
-/// Gates a tensor of shape `x`; the gate and the mean are `[N, 1, 1, C]`.
-pub fn forward(x: Shape, mean: bool) -> Dispatch {
+/// Gates a tensor of shape `x`; the gate and the mean are `[N, 1, 1, C]`, or the gate is one row for all images.
+pub fn forward(x: Shape, gate: Shape, mean: bool) -> Dispatch {
     let quads = x.quads();
-    let image = (x.pixels() / x.n()) as u32;
+    let image = (x.pixels() / gate.n()) as u32;
     let params = Params { pixels: x.pixels() as u32, quads: quads as u32, image, mean: mean.into() };
     Dispatch::new(&FORWARD, params, linear_groups(x.pixels().div_ceil(TILE) * quads))
 }

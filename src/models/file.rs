@@ -3,13 +3,15 @@
 
 use crate::files::read_text;
 use crate::graph::{
-    Act, Affine, Averaging, Builder, Graph, GraphError, LayerKind, Model, NodeId, Op, Variance, Window,
+    Act, Affine, Averaging, Builder, Factor, Graph, GraphError, LayerKind, Model, NodeId, Op, Role, Taken, Variance,
+    Window,
 };
 use crate::nearest::suggestion;
 use crate::preprocessing::Preprocessing;
 use crate::tensor::{Shape, pad4};
 use crate::text::printable;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::ser::Formatter;
 use serde_json::{Map, Value};
@@ -117,13 +119,38 @@ pub enum LayerOp {
     },
     Linear {
         channels: usize,
+        #[serde(skip_serializing_if = "is_true")]
+        bias: bool,
+        #[serde(flatten, serialize_with = "taken_fields")]
+        taken: Taken,
     },
     Activation {
-        #[serde(serialize_with = "act_name")]
+        #[serde(flatten, serialize_with = "act_fields")]
         act: Act,
     },
     Add {},
+    Multiply {},
     Scale {},
+    /// See [`Builder::layer_scale`].
+    LayerScale {
+        #[serde(skip_serializing_if = "is_one")]
+        dims: usize,
+    },
+    LayerNorm {
+        eps: f32,
+    },
+    Concat {},
+    Slice {
+        begin: usize,
+        channels: usize,
+    },
+    Shuffle {
+        groups: usize,
+    },
+    Pad {
+        /// Top, left, bottom, right.
+        padding: [usize; 4],
+    },
     Dropout {
         rate: f32,
     },
@@ -134,12 +161,22 @@ pub enum LayerOp {
         kernel: [usize; 2],
         stride: [usize; 2],
         padding: Padding,
+        #[serde(skip_serializing_if = "is_false")]
+        ceil: bool,
     },
     AvgPool {
         kernel: [usize; 2],
         stride: [usize; 2],
+        #[serde(skip_serializing_if = "Padding::is_none")]
+        padding: Padding,
+        #[serde(skip_serializing_if = "is_false")]
+        ceil: bool,
+        /// Whether the padding counts as zeros; what `ceil` and `same` add never does.
+        #[serde(skip_serializing_if = "is_true")]
+        count_padding: bool,
     },
     GlobalAvgPool {},
+    GlobalMaxPool {},
 }
 
 /// What is added around an image.
@@ -318,9 +355,10 @@ impl GraphFile {
             let Entry { name, op, inputs, .. } = &self.layers[at];
             let before = match op {
                 LayerOp::Linear { .. } | LayerOp::Conv { groups: 1, .. } => return Ok(at),
-                LayerOp::Conv { .. } | LayerOp::Bn { .. } | LayerOp::Add {} | LayerOp::Scale {} => None,
                 LayerOp::Activation { .. } | LayerOp::Dropout { .. } | LayerOp::StochasticDepth { .. } => Some(()),
-                LayerOp::MaxPool { .. } | LayerOp::AvgPool { .. } | LayerOp::GlobalAvgPool {} => Some(()),
+                LayerOp::MaxPool { .. } | LayerOp::AvgPool { .. } => Some(()),
+                LayerOp::GlobalAvgPool {} | LayerOp::GlobalMaxPool {} => Some(()),
+                _ => None,
             };
             let input = before.and_then(|()| self.layers.iter().position(|layer| layer.name == inputs[0]));
             at = input.ok_or_else(|| {
@@ -406,8 +444,10 @@ impl Assembly {
         if name == IMAGES {
             return Err(wrong(format!("`{IMAGES}` is what the images are called; give the layer another name")));
         }
-        if inputs.len() != op.arity() {
-            return Err(wrong(format!("`{}` takes {} inputs, not {}", op.name(), op.arity(), inputs.len())));
+        let fits = if let LayerOp::Concat {} = op { inputs.len() >= 2 } else { inputs.len() == op.arity() };
+        if !fits {
+            let more = if let LayerOp::Concat {} = op { " or more" } else { "" };
+            return Err(wrong(format!("`{}` takes {}{more} inputs, not {}", op.name(), op.arity(), inputs.len())));
         }
         let mut x = Vec::new();
         for input in inputs {
@@ -434,15 +474,30 @@ impl Assembly {
                 b.affine(affine);
                 b.batch_norm(name, x[0], eps)
             }
-            LayerOp::Linear { channels } => b.linear(name, x[0], channels),
+            LayerOp::Linear { channels, bias, taken } => b.linear_of(name, x[0], channels, taken, bias),
             LayerOp::Activation { act } => b.activation(name, x[0], act),
             LayerOp::Add {} => b.add(name, x[0], x[1]),
+            LayerOp::Multiply {} => b.multiply(name, x[0], x[1]),
             LayerOp::Scale {} => b.scale(name, x[0], x[1]),
+            LayerOp::LayerScale { dims } => b.layer_scale(name, x[0], dims),
+            LayerOp::LayerNorm { eps } => b.layer_norm(name, x[0], eps),
+            LayerOp::Concat {} => b.concat(name, &x),
+            LayerOp::Slice { begin, channels } => b.slice(name, x[0], begin, channels),
+            LayerOp::Shuffle { groups } => b.shuffle(name, x[0], groups),
+            LayerOp::Pad { padding } => b.pad(name, x[0], padding),
             LayerOp::Dropout { rate } => b.dropout(name, x[0], rate),
             LayerOp::StochasticDepth { rate } => b.stochastic_depth(name, x[0], rate),
-            LayerOp::MaxPool { kernel, stride, padding } => b.max_pool(name, x[0], window(kernel, stride, padding)),
-            LayerOp::AvgPool { kernel, stride } => b.avg_pool(name, x[0], Window { kernel, stride, padding: [0; 4] }),
+            LayerOp::MaxPool { kernel, stride, padding, ceil } => {
+                let window = window(kernel, stride, padding);
+                b.max_pool(name, x[0], if ceil { window.ceil([shape.h(), shape.w()]) } else { window })
+            }
+            LayerOp::AvgPool { kernel, stride, padding, ceil, count_padding } => {
+                let window = window(kernel, stride, padding);
+                let counted = if count_padding && padding != Padding::Same { window.padding } else { [0; 4] };
+                b.avg_pool(name, x[0], if ceil { window.ceil([shape.h(), shape.w()]) } else { window }, counted)
+            }
             LayerOp::GlobalAvgPool {} => b.global_avg_pool(name, x[0]),
+            LayerOp::GlobalMaxPool {} => b.global_max_pool(name, x[0]),
         }?;
         for input in inputs {
             if let Some((_, read)) = self.values.get_mut(input) {
@@ -459,7 +514,10 @@ impl Assembly {
 
     /// Refuses windows and weights of a size with which nothing can be computed.
     fn hold(&mut self, op: &LayerOp, x: Shape) -> Result<(), String> {
-        let (kernel, stride, padding) = op.window().unwrap_or(([1; 2], [1; 2], Padding::Same));
+        let (kernel, stride, padding) = match *op {
+            LayerOp::Pad { padding } => ([1; 2], [1; 2], Padding::Pixels(padding)),
+            _ => op.window().unwrap_or(([1; 2], [1; 2], Padding::Same)),
+        };
         let padding = if let Padding::Pixels(padding) = padding { padding } else { [0; 4] };
         if kernel.iter().chain(&stride).any(|&side| !(1..=MAX_WINDOW).contains(&side)) {
             return Err(format!("`kernel` and `stride` are from 1 to {MAX_WINDOW}, not {kernel:?} and {stride:?}"));
@@ -467,14 +525,23 @@ impl Assembly {
         if padding.iter().any(|&side| side > MAX_WINDOW) {
             return Err(format!("`padding` is at most {MAX_WINDOW}, not {padding:?}"));
         }
+        if let LayerOp::Linear { taken: Taken::Image(image), .. } = op
+            && image.iter().any(|side| !(1..=MAX_WINDOW).contains(side))
+        {
+            return Err(format!("`flatten` is from 1 to {MAX_WINDOW} pixels a side, not {image:?}"));
+        }
         let values = match *op {
             LayerOp::Conv { channels, groups, .. } => {
                 let rows = pad4(x.c().div_ceil(groups.max(1)));
                 (kernel[0] * kernel[1]).checked_mul(rows).and_then(|taps| taps.checked_mul(channels.saturating_add(4)))
             }
-            LayerOp::Linear { channels } => pad4(x.c()).checked_mul(channels.saturating_add(4)),
+            LayerOp::Linear { channels, taken, .. } => {
+                let [h, w] = if let Taken::Image(image) = taken { image } else { [1; 2] };
+                (h * w).checked_mul(pad4(x.c())).and_then(|values| values.checked_mul(channels.saturating_add(4)))
+            }
             // γ, β, mean, variance and the count.
             LayerOp::Bn { .. } => pad4(x.c()).checked_mul(5),
+            LayerOp::LayerNorm { .. } | LayerOp::LayerScale { .. } => pad4(x.c()).checked_mul(2),
             _ => Some(0),
         };
         match values.and_then(|values| self.held.checked_add(values)).filter(|&held| held <= MAX_VALUES) {
@@ -510,12 +577,20 @@ impl LayerOp {
             Self::Linear { .. } => "linear",
             Self::Activation { .. } => "activation",
             Self::Add {} => "add",
+            Self::Multiply {} => "multiply",
             Self::Scale {} => "scale",
+            Self::LayerScale { .. } => "layer_scale",
+            Self::LayerNorm { .. } => "layer_norm",
+            Self::Concat {} => "concat",
+            Self::Slice { .. } => "slice",
+            Self::Shuffle { .. } => "shuffle",
+            Self::Pad { .. } => "pad",
             Self::Dropout { .. } => "dropout",
             Self::StochasticDepth { .. } => "stochastic_depth",
             Self::MaxPool { .. } => "max_pool",
             Self::AvgPool { .. } => "avg_pool",
             Self::GlobalAvgPool {} => "global_avg_pool",
+            Self::GlobalMaxPool {} => "global_max_pool",
         }
     }
 
@@ -525,28 +600,31 @@ impl LayerOp {
             Self::Conv { kernel, stride, padding, groups, bias, .. } => {
                 Self::Conv { channels, kernel, stride, padding, groups, bias }
             }
-            Self::Linear { .. } => Self::Linear { channels },
+            Self::Linear { bias, taken, .. } => Self::Linear { channels, bias, taken },
             _ => self.clone(),
         }
     }
 
     fn arity(&self) -> usize {
-        if matches!(self, Self::Add {} | Self::Scale {}) { 2 } else { 1 }
+        if matches!(self, Self::Add {} | Self::Multiply {} | Self::Scale {} | Self::Concat {}) { 2 } else { 1 }
     }
 
     /// Kernel, stride and padding.
     fn window(&self) -> Option<([usize; 2], [usize; 2], Padding)> {
         match *self {
-            Self::Conv { kernel, stride, padding, .. } | Self::MaxPool { kernel, stride, padding } => {
-                Some((kernel, stride, padding))
-            }
-            Self::AvgPool { kernel, stride } => Some((kernel, stride, Padding::Pixels([0; 4]))),
+            Self::Conv { kernel, stride, padding, .. }
+            | Self::MaxPool { kernel, stride, padding, .. }
+            | Self::AvgPool { kernel, stride, padding, .. } => Some((kernel, stride, padding)),
             _ => None,
         }
     }
 }
 
 impl Padding {
+    fn is_none(&self) -> bool {
+        *self == Self::Pixels([0; 4])
+    }
+
     /// Top, left, bottom and right, for an input `x`.
     fn of(self, kernel: [usize; 2], stride: [usize; 2], x: Shape) -> [usize; 4] {
         match self {
@@ -628,8 +706,38 @@ fn var(var: Variance) -> &'static str {
     }
 }
 
-fn act_name<S: Serializer>(act: &Act, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(act.name())
+fn act_fields<S: Serializer>(act: &Act, to: S) -> Result<S::Ok, S::Error> {
+    let mut map = to.serialize_map(None)?;
+    map.serialize_entry("act", act.name())?;
+    if let Some((name, factor)) = act.factor() {
+        map.serialize_entry(name, &factor.value())?;
+    }
+    map.end()
+}
+
+fn taken_fields<S: Serializer>(taken: &Taken, to: S) -> Result<S::Ok, S::Error> {
+    let mut map = to.serialize_map(None)?;
+    match taken {
+        Taken::Pixel => {}
+        Taken::EachPixel => map.serialize_entry("each_pixel", &true)?,
+        Taken::Image(image) => map.serialize_entry("flatten", image)?,
+    }
+    map.end()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_true(flag: &bool) -> bool {
+    *flag
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_one(dims: &usize) -> bool {
+    *dims == 1
 }
 
 fn affine_name<S: Serializer>(affine: &Affine, to: S) -> Result<S::Ok, S::Error> {
@@ -643,7 +751,7 @@ fn is_both(affine: &Affine) -> bool {
 fn window_of(op: &Op) -> Option<Window> {
     match op {
         Op::Conv2d(conv) => Some(conv.window),
-        Op::MaxPool { window, .. } | Op::AvgPool { window } => Some(*window),
+        Op::MaxPool { window, .. } | Op::AvgPool { window, .. } => Some(*window),
         _ => None,
     }
 }
@@ -677,9 +785,29 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
                 Err(wrong("its padding follows from the image's size in a way that a graph file cannot tell"))
             }
         };
+        // Of a pooling, and whether it has `ceil`: then the least padding of all sizes is what is said.
+        let pool_padding = || {
+            let window = |(op, x)| Some((window_of(op)?, x));
+            let windows = || forms().filter_map(window);
+            let least = [0, 1, 2, 3].map(|side| windows().map(|(w, _)| w.padding[side]).min().unwrap_or(0));
+            let by_ceil = |(w, x): (Window, Shape)| Window { padding: least, ..w }.ceil([x.h(), x.w()]) == w;
+            match window_of(&node.op).map(padding) {
+                Some(Ok(padding)) => Ok((padding, false)),
+                _ if windows().all(by_ceil) => Ok((Padding::Pixels(least), true)),
+                Some(Err(error)) => Err(error),
+                None => Err(wrong("it has no window")),
+            }
+        };
+        let whole = |window: Window| {
+            let whole = |(op, x): (&Op, Shape)| window_of(op).is_some_and(|w| w.kernel == [x.h(), x.w()]);
+            window.stride == [1; 2] && window.padding == [0; 4] && forms().all(whole)
+        };
         let op = match node.op {
             Op::Param(_) => continue,
-            Op::Conv2d(_) if layer.kind == LayerKind::Linear => LayerOp::Linear { channels: node.shape.c() },
+            Op::Conv2d(conv) if layer.kind == LayerKind::Linear => {
+                let taken = Taken::of(conv.window, graph.node(node.inputs[0]).shape);
+                LayerOp::Linear { channels: node.shape.c(), bias: conv.bias, taken }
+            }
             Op::Conv2d(conv) => LayerOp::Conv {
                 channels: node.shape.c(),
                 kernel: conv.window.kernel,
@@ -694,18 +822,32 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
             }
             Op::Activation { act, .. } => LayerOp::Activation { act },
             Op::Add { .. } => LayerOp::Add {},
+            Op::Multiply => LayerOp::Multiply {},
+            Op::Scale { .. } if layer.kind == LayerKind::LayerScale => {
+                let of_image = layer.params.iter().any(|&param| graph.param(param).role == Role::ImageScale);
+                LayerOp::LayerScale { dims: if of_image { 3 } else { 1 } }
+            }
             Op::Scale { .. } => LayerOp::Scale {},
+            Op::LayerNorm { eps, .. } => LayerOp::LayerNorm { eps },
+            Op::Concat => LayerOp::Concat {},
+            Op::Slice { begin, channels, .. } => LayerOp::Slice { begin, channels },
+            Op::Shuffle { groups } => LayerOp::Shuffle { groups },
+            Op::Pad { padding } => LayerOp::Pad { padding },
             Op::Dropout { rate, whole: false, .. } => LayerOp::Dropout { rate },
             Op::Dropout { rate, whole: true, .. } => LayerOp::StochasticDepth { rate },
-            Op::MaxPool { window, .. } => {
-                LayerOp::MaxPool { kernel: window.kernel, stride: window.stride, padding: padding(window)? }
+            Op::MaxPool { window, .. } if whole(window) => LayerOp::GlobalMaxPool {},
+            Op::MaxPool { window: Window { kernel, stride, .. }, .. } => {
+                let (padding, ceil) = pool_padding()?;
+                LayerOp::MaxPool { kernel, stride, padding, ceil }
             }
-            Op::AvgPool { window } => {
-                let whole = |(op, x): (&Op, Shape)| window_of(op).is_some_and(|w| w.kernel == [x.h(), x.w()]);
-                match forms().all(whole) && window.stride == [1; 2] {
-                    true => LayerOp::GlobalAvgPool {},
-                    false => LayerOp::AvgPool { kernel: window.kernel, stride: window.stride },
+            Op::AvgPool { window, .. } if whole(window) => LayerOp::GlobalAvgPool {},
+            Op::AvgPool { window: Window { kernel, stride, .. }, counted } => {
+                let (padding, ceil) = pool_padding()?;
+                let count_padding = counted != [0; 4] || padding == Padding::Pixels([0; 4]);
+                if count_padding && padding != Padding::Pixels(counted) {
+                    return Err(wrong("a graph file counts all of its padding or nothing of it"));
                 }
+                LayerOp::AvgPool { kernel, stride, padding, ceil, count_padding }
             }
             _ => return Err(wrong("the graph is compiled; describe a network as a model or the builder gives it")),
         };
@@ -828,18 +970,26 @@ impl<'de> Deserialize<'de> for Unique {
 
 fn entry(index: usize, value: Value) -> Result<Entry, String> {
     /// What the file may call a layer's operation.
-    const OPS: [&str; 11] = [
+    const OPS: [&str; 19] = [
         "conv",
         "bn",
         "linear",
         "activation",
         "add",
+        "multiply",
         "scale",
+        "layer_scale",
+        "layer_norm",
+        "concat",
+        "slice",
+        "shuffle",
+        "pad",
         "dropout",
         "stochastic_depth",
         "max_pool",
         "avg_pool",
         "global_avg_pool",
+        "global_max_pool",
     ];
     let mut fields = Fields::of(value, format!("layer {index}"))?;
     let name: String = fields.take("name", "a text")?;
@@ -861,22 +1011,40 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
             var: fields.var()?,
             affine: fields.affine()?,
         },
-        "linear" => LayerOp::Linear { channels: fields.take("channels", "a number")? },
+        "linear" => LayerOp::Linear {
+            channels: fields.take("channels", "a number")?,
+            bias: fields.take_or("bias", "true or false", || true)?,
+            taken: fields.taken()?,
+        },
         "activation" => LayerOp::Activation { act: fields.act()? },
         "add" => LayerOp::Add {},
+        "multiply" => LayerOp::Multiply {},
         "scale" => LayerOp::Scale {},
+        "layer_scale" => LayerOp::LayerScale { dims: fields.take_or("dims", "1 or 3", || 1)? },
+        "layer_norm" => LayerOp::LayerNorm { eps: fields.take("eps", "a number")? },
+        "concat" => LayerOp::Concat {},
+        "slice" => {
+            LayerOp::Slice { begin: fields.take("begin", "a number")?, channels: fields.take("channels", "a number")? }
+        }
+        "shuffle" => LayerOp::Shuffle { groups: fields.take("groups", "a number")? },
+        "pad" => LayerOp::Pad { padding: fields.take("padding", "[top, left, bottom, right] in pixels")? },
         "dropout" => LayerOp::Dropout { rate: fields.take("rate", "a number")? },
         "stochastic_depth" => LayerOp::StochasticDepth { rate: fields.take("rate", "a number")? },
         "max_pool" => LayerOp::MaxPool {
             kernel: fields.take("kernel", kernel)?,
             stride: fields.take_or("stride", kernel, stride)?,
             padding: fields.padding()?,
+            ceil: fields.take_or("ceil", "true or false", || false)?,
         },
         "avg_pool" => LayerOp::AvgPool {
             kernel: fields.take("kernel", kernel)?,
             stride: fields.take_or("stride", kernel, stride)?,
+            padding: fields.padding()?,
+            ceil: fields.take_or("ceil", "true or false", || false)?,
+            count_padding: fields.take_or("count_padding", "true or false", || true)?,
         },
         "global_avg_pool" => LayerOp::GlobalAvgPool {},
+        "global_max_pool" => LayerOp::GlobalMaxPool {},
         other => {
             let (of, near, ops) = (&fields.of, suggestion(other, OPS), OPS.join(", "));
             return Err(format!("{of}: `op` is `{}`{near}; the operations are {ops}", printable(other)));
@@ -949,11 +1117,27 @@ impl Fields {
     fn act(&mut self) -> Result<Act, String> {
         let name: String = self.take("act", "a text")?;
         let acts = || Act::ALL.into_iter().filter(|act| *act != Act::Identity);
-        acts().find(|act| act.name() == name).ok_or_else(|| {
+        let act = acts().find(|act| act.name() == name).ok_or_else(|| {
             let names: Vec<&str> = acts().map(Act::name).collect();
             let near = suggestion(&name, names.iter().copied());
             format!("{}: `act` is `{}`{near}; the activations are {}", self.of, printable(&name), names.join(", "))
-        })
+        })?;
+        let Some((field, _)) = act.factor() else { return Ok(act) };
+        let value: f32 = self.take(field, "a positive number")?;
+        match Factor::new(value) {
+            Some(factor) => Ok(act.with_factor(factor)),
+            None => Err(format!("{}: `{field}` must be a positive number, not {value}", self.of)),
+        }
+    }
+
+    fn taken(&mut self) -> Result<Taken, String> {
+        let each_pixel = self.take_or("each_pixel", "true or false", || false)?;
+        match self.optional("flatten", "[height, width] in pixels")? {
+            Some(_) if each_pixel => Err(format!("{}: it takes `each_pixel`, or is to `flatten`, not both", self.of)),
+            Some(image) => Ok(Taken::Image(image)),
+            None if each_pixel => Ok(Taken::EachPixel),
+            None => Ok(Taken::Pixel),
+        }
     }
 
     fn affine(&mut self) -> Result<Affine, String> {

@@ -566,8 +566,8 @@ fn weights_of(spec: &Spec) -> Option<Vec<Weight>> {
         let layer = &graph.layers()[param.layer.index()].name;
         let shape = match param.role {
             Role::ConvWeight | Role::DepthwiseWeight => vec![cout, param.channels, kh, kw],
-            Role::LinearWeight => vec![cout, param.channels],
-            Role::Bias | Role::Affine | Role::Moments => return None,
+            Role::LinearWeight => vec![cout, param.channels * kh * kw],
+            Role::Bias | Role::Affine | Role::Scale | Role::ImageScale | Role::Moments => return None,
         };
         let head = (graph.head() == Some(param.layer)).then(|| layer.clone());
         Some(Weight { name: format!("{layer}.weight"), shape, head })

@@ -24,7 +24,7 @@ use super::proto::{
 };
 use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD};
 use crate::export::{ExportError, layer, logits, unsupported};
-use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Window};
+use crate::graph::{Act, Conv2d, Graph, LayerKind, Op, Taken, Window};
 use crate::preprocessing::{PREPROCESSING, Preprocessing};
 use crate::tensor::HostTensor;
 use crate::weights::{self, ExpectedKind, TensorData, write_atomically};
@@ -204,9 +204,21 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
             // An initialiser.
             Op::Param(_) => continue,
             Op::Conv2d(Conv2d { window, groups, bias, residual: false, act: Act::Identity, mask: false }) => {
-                let linear = layer.kind == LayerKind::Linear;
+                let taken = Taken::of(window, network.node(node.inputs[0]).shape);
+                let linear = layer.kind == LayerKind::Linear && taken != Taken::EachPixel;
                 let x = if linear { flatten(&mut nodes, operand(0)) } else { image()? };
                 let mut inputs = vec![x, param("weight")];
+                if layer.kind == LayerKind::Linear && !linear {
+                    // The matrix, as the weights of a convolution.
+                    let [_, _, _, out] = network.param(layer.params[0]).shape.0;
+                    let shape = format!("{}.shape", layer.name);
+                    inputs[1] = format!("{}.kernel", layer.name);
+                    nodes.push(constant(
+                        &shape,
+                        ints("value_ints", &[out, network.param(layer.params[0]).channels, 1, 1]),
+                    ));
+                    nodes.push(operation("Reshape", &inputs[1], vec![param("weight"), shape], &inputs[1], vec![]));
+                }
                 inputs.extend(bias.then(|| param("bias")));
                 match linear {
                     true => ("Gemm", inputs, vec![int("transB", 1)], true),
@@ -238,10 +250,102 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
                         nodes.push(operation("Sigmoid", &gate, vec![name.clone()], &gate, vec![]));
                         ("Mul", vec![name, gate], vec![])
                     }
+                    Act::Elu => ("Elu", vec![name], vec![]),
+                    Act::Tanh => ("Tanh", vec![name], vec![]),
+                    Act::Softplus => ("Softplus", vec![name], vec![]),
+                    Act::LeakyRelu(slope) => ("LeakyRelu", vec![name], vec![float("alpha", slope.value())]),
+                    Act::ScaleBy(factor) => {
+                        let by = format!("{}.factor", layer.name);
+                        nodes.push(constant(&by, float("value_float", factor.value())));
+                        ("Mul", vec![name, by], vec![])
+                    }
+                    Act::Mish => {
+                        let mut parts = Parts { nodes: &mut nodes, layer: &layer.name };
+                        let softplus = parts.of("Softplus", &[&name]);
+                        let gate = parts.of("Tanh", &[&softplus]);
+                        ("Mul", vec![name, gate], vec![])
+                    }
+                    // Operator set 17 has no GELU.
+                    Act::Gelu | Act::GeluTanh => {
+                        let mut parts = Parts { nodes: &mut nodes, layer: &layer.name };
+                        let bent = match act {
+                            Act::Gelu => {
+                                let scaled = parts.times(&name, std::f32::consts::FRAC_1_SQRT_2);
+                                parts.of("Erf", &[&scaled])
+                            }
+                            _ => {
+                                let square = parts.of("Mul", &[&name, &name]);
+                                let cube = parts.of("Mul", &[&square, &name]);
+                                let bend = parts.times(&cube, 0.044_715);
+                                let sum = parts.of("Add", &[&name, &bend]);
+                                let scaled = parts.times(&sum, 0.797_884_6);
+                                parts.of("Tanh", &[&scaled])
+                            }
+                        };
+                        let one = parts.number(1.0);
+                        let gate = parts.of("Add", &[&bent, &one]);
+                        let half = parts.times(&name, 0.5);
+                        ("Mul", vec![half, gate], vec![])
+                    }
                 };
                 (op, inputs, attributes, flat)
             }
-            Op::Add { act: Act::Identity, mask: false } | Op::Scale { mean: false } => {
+            Op::Scale { mean: false } if layer.kind == LayerKind::LayerScale => {
+                let Value { name, flat } = operand(0);
+                let by = format!("{}.factors", layer.name);
+                let shape = format!("{}.shape", layer.name);
+                let sizes = [1, node.shape.c(), 1, 1];
+                nodes.push(constant(&shape, ints("value_ints", if flat { &sizes[..2] } else { &sizes })));
+                nodes.push(operation("Reshape", &by, vec![layer.name.clone(), shape], &by, vec![]));
+                ("Mul", vec![name, by], vec![], flat)
+            }
+            Op::Concat => {
+                let operands: Vec<Value> = (0..node.inputs.len()).map(operand).collect();
+                let flat = operands.iter().any(|value| value.flat);
+                let names = operands.into_iter().map(|x| if flat { flatten(&mut nodes, x) } else { x.name }).collect();
+                ("Concat", names, vec![int("axis", 1)], flat)
+            }
+            Op::Slice { begin, channels, accumulate: false } => {
+                let Value { name, flat } = operand(0);
+                let bounds = [("begin", begin), ("end", begin + channels), ("axis", 1)].map(|(part, number)| {
+                    let bound = format!("{}.{part}", layer.name);
+                    nodes.push(constant(&bound, ints("value_ints", &[number])));
+                    bound
+                });
+                ("Slice", [&[name], &bounds[..]].concat(), vec![], flat)
+            }
+            Op::Shuffle { groups } => {
+                let Value { name, flat } = operand(0);
+                let c = node.shape.c();
+                let mut parts = Parts { nodes: &mut nodes, layer: &layer.name };
+                let cut = parts.reshaped(&name, &[0, groups, c / groups, node.shape.h() * node.shape.w()]);
+                let turned = parts.with("Transpose", &[&cut], vec![ints("perm", &[0, 2, 1, 3])]);
+                let sizes = [0, c, node.shape.h(), node.shape.w()];
+                let shape = parts.shape(if flat { &sizes[..2] } else { &sizes });
+                ("Reshape", vec![turned, shape], vec![], flat)
+            }
+            Op::Pad { padding: [top, left, bottom, right] } => {
+                let pads = format!("{}.pads", layer.name);
+                nodes.push(constant(&pads, ints("value_ints", &[0, 0, top, left, 0, 0, bottom, right])));
+                ("Pad", vec![image()?, pads], vec![], false)
+            }
+            Op::LayerNorm { eps, moments: false } => {
+                let Value { name, flat } = operand(0);
+                let mut parts = Parts { nodes: &mut nodes, layer: &layer.name };
+                let last =
+                    if flat { name } else { parts.with("Transpose", &[&name], vec![ints("perm", &[0, 2, 3, 1])]) };
+                let attributes = vec![int("axis", -1), float("epsilon", eps)];
+                match flat {
+                    true => ("LayerNormalization", vec![last, param("weight"), param("bias")], attributes, true),
+                    false => {
+                        let (gamma, beta) = (param("weight"), param("bias"));
+                        let inputs = [last.as_str(), &gamma, &beta];
+                        let normalised = parts.with("LayerNormalization", &inputs, attributes);
+                        ("Transpose", vec![normalised], vec![ints("perm", &[0, 3, 1, 2])], false)
+                    }
+                }
+            }
+            Op::Add { act: Act::Identity, mask: false } | Op::Scale { mean: false } | Op::Multiply => {
                 let (a, b) = (operand(0), operand(1));
                 // [N, C] and [N, C, 1, 1] would be broadcast against each other.
                 let flat = a.flat || b.flat;
@@ -256,11 +360,21 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
             Op::MaxPool { window, argmax: false } => {
                 ("MaxPool", vec![image()?], window_attributes(window).into(), false)
             }
-            Op::AvgPool { window } => {
+            Op::AvgPool { window, counted } => {
                 let x = network.node(node.inputs[0]).shape;
-                match window.kernel == [x.h(), x.w()] {
+                let of_counted = Window { padding: counted, ..window };
+                let mut attributes = Vec::from(window_attributes(window));
+                if counted == window.padding {
+                    attributes.extend((counted != [0; 4]).then(|| int("count_include_pad", 1)));
+                } else if counted != [0; 4] && of_counted.ceil([x.h(), x.w()]) == window {
+                    attributes = window_attributes(of_counted).into();
+                    attributes.extend([int("count_include_pad", 1), int("ceil_mode", 1)]);
+                } else if counted != [0; 4] {
+                    return Err(unsupported(network, id));
+                }
+                match window.kernel == [x.h(), x.w()] && window.padding == [0; 4] {
                     true => ("GlobalAveragePool", vec![image()?], vec![], false),
-                    false => ("AveragePool", vec![image()?], window_attributes(window).into(), false),
+                    false => ("AveragePool", vec![image()?], attributes, false),
                 }
             }
             _ => return Err(unsupported(network, id)),
@@ -277,6 +391,55 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
         }
     }
     Ok(nodes)
+}
+
+/// Nodes that a layer is put together of, besides its last.
+struct Parts<'a> {
+    nodes: &'a mut Vec<NodeProto>,
+    layer: &'a str,
+}
+
+impl Parts<'_> {
+    fn name(&self, op: &str) -> String {
+        format!("{}.{}{}", self.layer, op.to_lowercase(), self.nodes.len())
+    }
+
+    fn with(&mut self, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
+        let name = self.name(op);
+        let inputs = inputs.iter().map(|&input| input.to_owned()).collect();
+        self.nodes.push(operation(op, &name, inputs, &name, attributes));
+        name
+    }
+
+    fn of(&mut self, op: &str, inputs: &[&str]) -> String {
+        self.with(op, inputs, Vec::new())
+    }
+
+    fn number(&mut self, value: f32) -> String {
+        let name = self.name("Constant");
+        self.nodes.push(constant(&name, float("value_float", value)));
+        name
+    }
+
+    fn times(&mut self, x: &str, factor: f32) -> String {
+        let factor = self.number(factor);
+        self.of("Mul", &[x, &factor])
+    }
+
+    fn shape(&mut self, sizes: &[usize]) -> String {
+        let name = self.name("Constant");
+        self.nodes.push(constant(&name, ints("value_ints", sizes)));
+        name
+    }
+
+    fn reshaped(&mut self, x: &str, sizes: &[usize]) -> String {
+        let shape = self.shape(sizes);
+        self.of("Reshape", &[x, &shape])
+    }
+}
+
+fn constant(name: &str, value: AttributeProto) -> NodeProto {
+    operation("Constant", name, Vec::new(), name, vec![value])
 }
 
 /// The name of `value` as `[N, C]`.

@@ -9,7 +9,7 @@ use super::names::{clean, parents, plain, scope};
 use super::proto::tensor_proto::DataType;
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use super::tensor;
-use crate::graph::{Act, Affine, Averaging};
+use crate::graph::{Act, Affine, Averaging, Taken};
 use crate::models::{Assembly, Entry, IMAGES, LayerOp, MAX_LAYERS, Padding};
 use crate::tensor::Shape;
 use crate::weights::FileTensor;
@@ -642,7 +642,7 @@ impl<'a> Reader<'a> {
             true => (Output { pad: [0; 4], ..x.clone() }, around(padding, &x)?),
             false => (self.image(node, 0)?, padding),
         };
-        self.pointwise(node, LayerOp::MaxPool { kernel, stride, padding }, &x)
+        self.pointwise(node, LayerOp::MaxPool { kernel, stride, padding, ceil: false }, &x)
     }
 
     /// Whether `x` comes from a layer that gives nothing below zero.
@@ -661,7 +661,11 @@ impl<'a> Reader<'a> {
             return Err("padding is not supported here".into());
         }
         let whole = kernel == x.shape[1..] && stride == [1, 1];
-        let op = if whole { LayerOp::GlobalAvgPool {} } else { LayerOp::AvgPool { kernel, stride } };
+        let op = if whole {
+            LayerOp::GlobalAvgPool {}
+        } else {
+            LayerOp::AvgPool { kernel, stride, padding: Padding::Pixels([0; 4]), ceil: false, count_padding: true }
+        };
         self.pointwise(node, op, &x)
     }
 
@@ -737,7 +741,7 @@ impl<'a> Reader<'a> {
         let weights: Vec<&TensorProto> = std::iter::once(weight).chain(bias).collect();
         let name = self.weighted(node, &weights);
         let (op, shape) = match x.is_pixel() {
-            true => (LayerOp::Linear { channels: out }, vec![out, c]),
+            true => (LayerOp::Linear { channels: out, bias: true, taken: Taken::Pixel }, vec![out, c]),
             false => {
                 let padding = Padding::Pixels([0; 4]);
                 let op =

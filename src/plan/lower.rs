@@ -3,11 +3,11 @@
 use super::batch::{Batch, Kind};
 use super::layout::ParamLayout;
 use super::{Input, Storage};
-use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, domains, keeps_bits, takes_mean};
+use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, domains, keeps_bits, places, takes_mean};
 use crate::kernels::{
     Dispatch, StepScalars, accumulate, activation, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
-    batch_norm_renorm, batch_norm_stats, channel_sum, conv2d, depthwise, dropout, fold_batch_norm, grouped, image_sum,
-    input_normalize, pool, scale, softmax_cross_entropy, sum_partials,
+    batch_norm_renorm, batch_norm_stats, channel_sum, channels, conv2d, depthwise, dropout, fold_batch_norm, grouped,
+    image_sum, input_normalize, layer_norm, multiply, pad, pool, scale, softmax_cross_entropy, sum_partials,
 };
 use crate::tensor::Shape;
 
@@ -221,7 +221,7 @@ impl Lowering<'_> {
             }
             Op::Scale { mean } => {
                 let bindings = vec![value(0), value(1), optional(mean, 2), out];
-                self.call(id, scale::forward(shape(0), mean), bindings);
+                self.call(id, scale::forward(shape(0), shape(1), mean), bindings);
             }
             Op::Dropout { rate, whole, stream, residual } => {
                 let operands = [value(0), optional(residual, 1)];
@@ -243,8 +243,28 @@ impl Lowering<'_> {
                     vec![value(0), None],
                 );
             }
-            Op::AvgPool { window } => {
-                self.call(id, pool::avg_forward(shape(0), node.shape, window), vec![value(0), out]);
+            Op::AvgPool { window, counted } => {
+                self.call(id, pool::avg_forward(shape(0), node.shape, window, counted), vec![value(0), out]);
+            }
+            Op::Concat => {
+                let channels: Vec<usize> = (0..node.inputs.len()).map(|operand| shape(operand).c()).collect();
+                for (operand, begin) in places(channels).enumerate() {
+                    let dispatch = channels::place(shape(operand), node.shape, begin);
+                    let operand = Some(self.out.value(node.inputs[operand]));
+                    self.call(id, dispatch, vec![operand, out]);
+                }
+            }
+            Op::Slice { begin, accumulate, .. } => {
+                self.call(id, channels::slice(shape(0), node.shape, begin, accumulate), vec![value(0), out]);
+            }
+            Op::Shuffle { groups } => self.call(id, channels::shuffle(node.shape, groups), vec![value(0), out]),
+            Op::Multiply => self.call(id, multiply::forward(node.shape), vec![value(0), value(1), out]),
+            Op::Pad { padding: [top, left, ..] } => {
+                self.call(id, pad::forward(shape(0), node.shape, [top as i32, left as i32]), vec![value(0), out]);
+            }
+            Op::LayerNorm { eps, moments } => {
+                let dispatch = layer_norm::forward(self.variant, node.shape, eps, moments);
+                self.call(id, dispatch, vec![value(0), value(1), out, self.side(id)]);
             }
             Op::SoftmaxCrossEntropy { smoothing, weighted } => {
                 let bindings = vec![value(0), value(1), optional(weighted, 2), out];
@@ -351,8 +371,28 @@ impl Lowering<'_> {
                 let dispatch = pool::max_grad(input, shape(0), window);
                 self.call(id, dispatch, vec![value(0), value(1), out]);
             }
-            Op::AvgPoolGrad { window, input } => {
-                self.call(id, pool::avg_grad(input, shape(0), window), vec![value(0), out]);
+            Op::AvgPoolGrad { window, counted, input } => {
+                self.call(id, pool::avg_grad(input, shape(0), window, counted), vec![value(0), out]);
+            }
+            Op::SliceGrad { begin, input, accumulate } => {
+                let dispatch = match accumulate {
+                    true => channels::add(shape(0), input, begin),
+                    false => channels::embed(shape(0), input, begin),
+                };
+                self.call(id, dispatch, vec![value(0), out]);
+            }
+            Op::PadGrad { padding: [top, left, ..] } => {
+                self.call(id, pad::forward(shape(0), node.shape, [-(top as i32), -(left as i32)]), vec![value(0), out]);
+            }
+            Op::LayerNormGradReduce => {
+                let x = shape(1);
+                let count = layer_norm::reduce_partials_count(self.variant, x);
+                let operands = vec![value(0), value(1), value(2)];
+                self.reduce(id, node.shape, count, layer_norm::reduce(self.variant, x), operands);
+            }
+            Op::LayerNormGrad => {
+                let dispatch = layer_norm::grad(self.variant, node.shape);
+                self.call(id, dispatch, vec![value(0), value(1), value(2), value(3), out]);
             }
             Op::SoftmaxCrossEntropyGrad { smoothing, weighted } => {
                 let operands = [value(0), value(1), optional(weighted, 2)];

@@ -164,7 +164,7 @@ pub fn select(selector: &str, kind: LayerKind, graph: &Graph) -> Result<Vec<Laye
     check_length("selector", selector).map_err(fail)?;
     let selected = Selector::parse(selector.trim()).and_then(|s| s.select(graph)).map_err(fail)?;
     let layers = (0..).map(LayerId).zip(graph.layers()).zip(selected);
-    let of_kind = |((_, layer), selected): &((LayerId, &Layer), bool)| *selected && layer.kind == kind;
+    let of_kind = |((_, layer), selected): &((LayerId, &Layer), bool)| *selected && layer.kind.is(kind);
     let layers: Vec<LayerId> = layers.filter(of_kind).map(|((id, _), _)| id).collect();
     match layers.is_empty() {
         true => Err(fail(format!("none of the layers that it selects is of kind {}", kind.name()))),

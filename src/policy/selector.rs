@@ -168,7 +168,7 @@ impl Test {
     fn find(&self, graph: &Graph) -> Result<Vec<bool>, String> {
         let layers = graph.layers();
         let range = match self {
-            Self::Kind { kind, .. } => return Ok(layers.iter().map(|l| l.kind == *kind).collect()),
+            Self::Kind { kind, .. } => return Ok(layers.iter().map(|l| l.kind.is(*kind)).collect()),
             Self::Name(glob) => return matching(graph, glob, names).map_err(|reason| format!("`{self}`: {reason}")),
             Self::Index(model, range) => {
                 let scope = Scope::of(graph, model.as_deref()).map_err(|reason| format!("`{self}`: {reason}"))?;
@@ -181,7 +181,7 @@ impl Test {
                 Some(head) => head.index()..head.index() + 1,
                 None => 0..0,
             },
-            Self::Last(kind) => match layers.iter().rposition(|l| l.kind == *kind) {
+            Self::Last(kind) => match layers.iter().rposition(|l| l.kind.is(*kind)) {
                 Some(last) => last..last + 1,
                 None => 0..0,
             },

@@ -189,7 +189,8 @@ pub fn trained_values(network: &Graph) -> Trained {
                 Role::ConvWeight | Role::DepthwiseWeight | Role::LinearWeight => {
                     (kh * kw * param.channels * out, layer.setting.weights)
                 }
-                Role::Bias => (out, layer.setting.weights),
+                Role::Bias | Role::Scale | Role::ImageScale => (out, layer.setting.weights),
+                Role::Affine if batch_norm.is_none() => (2 * out, layer.setting.weights),
                 Role::Affine => {
                     here += vectors * out;
                     (2 * out, false)

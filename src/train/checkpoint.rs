@@ -136,6 +136,7 @@ fn optimizer_name(network: &Graph, kind: StateKind, param: ParamId) -> String {
         Role::Bias => "bias",
         Role::Affine => "affine",
         Role::Moments => "moments",
+        Role::Scale | Role::ImageScale => "scale",
     };
     format!("{OPTIMIZER}{kind}.{}.{role}", network.layers()[param.layer.index()].name)
 }

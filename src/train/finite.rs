@@ -44,6 +44,7 @@ fn fault(network: &Graph, param: ParamId, tensor: &HostTensor) -> Option<(String
         (Role::Moments, 0) => "running_mean",
         (Role::Moments, 1) => "running_var",
         (Role::Moments, _) => "num_batches_tracked",
+        (Role::Scale | Role::ImageScale, _) => return Some((layer.clone(), value)),
     };
     Some((format!("{layer}.{part}"), value))
 }

@@ -22,7 +22,9 @@ fn parts(graph: &Graph, param: &Param) -> Vec<Expected> {
     let [kh, kw, _, out] = param.shape.0;
     match param.role {
         Role::ConvWeight | Role::DepthwiseWeight => vec![float("weight", vec![out, param.channels, kh, kw])],
-        Role::LinearWeight => vec![float("weight", vec![out, param.channels])],
+        Role::LinearWeight => vec![float("weight", vec![out, param.channels * kh * kw])],
+        Role::Scale => vec![Expected { name: layer.clone(), shape: vec![out], kind: ExpectedKind::Float }],
+        Role::ImageScale => vec![Expected { name: layer.clone(), shape: vec![out, 1, 1], kind: ExpectedKind::Float }],
         Role::Bias => vec![float("bias", vec![out])],
         Role::Affine => vec![float("weight", vec![out]), float("bias", vec![out])],
         Role::Moments => vec![
@@ -46,7 +48,10 @@ fn initialise_param(graph: &Graph, index: usize, seed: u64) -> HostTensor {
     let mut tensor = HostTensor::zeros(param.shape);
     let [kh, kw, _, out] = param.shape.0;
     let c = param.shape.stored_c();
-    let fan_in = |g: &Graph| g.layers()[param.layer.index()].params.first().map_or(1, |&p| g.param(p).channels);
+    let fan_in = |g: &Graph| {
+        let weight = g.layers()[param.layer.index()].params.first().map(|&weight| g.param(weight));
+        weight.map_or(1, |weight| weight.channels * weight.shape.0[0] * weight.shape.0[1])
+    };
     match param.role {
         Role::ConvWeight | Role::DepthwiseWeight => {
             let fan_out = out / graph.groups(param.layer) * kh * kw;
@@ -62,15 +67,16 @@ fn initialise_param(graph: &Graph, index: usize, seed: u64) -> HostTensor {
             };
         }
         Role::LinearWeight => {
-            let bound = 1.0 / (param.channels as f64).sqrt();
-            let file: Vec<f32> = (0..out * param.channels).map(|_| rng.range(-bound, bound) as f32).collect();
-            tensor.data = layout::linear_to_device(&file, [out, param.channels]);
+            let inputs = param.channels * kh * kw;
+            let bound = 1.0 / (inputs as f64).sqrt();
+            let file: Vec<f32> = (0..out * inputs).map(|_| rng.range(-bound, bound) as f32).collect();
+            tensor.data = layout::conv_to_device(&file, [out, param.channels, kh, kw]);
         }
         Role::Bias => {
             let bound = 1.0 / (fan_in(graph) as f64).sqrt();
             tensor.data[..out].fill_with(|| rng.range(-bound, bound) as f32);
         }
-        Role::Affine => tensor.data[..out].fill(1.0),
+        Role::Affine | Role::Scale | Role::ImageScale => tensor.data[..out].fill(1.0),
         Role::Moments => tensor.data[c..c + out].fill(1.0),
     }
     tensor
@@ -125,11 +131,10 @@ fn to_device(param: &Param, files: Vec<FileTensor>) -> HostTensor {
     let mut data = Vec::with_capacity(param.shape.stored_len());
     for file in files {
         match (param.role, file.data) {
-            (Role::ConvWeight, TensorData::F32(v)) => {
+            (Role::ConvWeight | Role::LinearWeight, TensorData::F32(v)) => {
                 data = layout::conv_to_device(&v, [out, param.channels, kh, kw]);
             }
             (Role::DepthwiseWeight, TensorData::F32(v)) => data = layout::depthwise_to_device(&v, [out, kh, kw]),
-            (Role::LinearWeight, TensorData::F32(v)) => data = layout::linear_to_device(&v, [out, param.channels]),
             (_, TensorData::F32(v)) => data.extend(layout::vector_to_device(&v)),
             (_, TensorData::I64(count)) => {
                 let count = count.first().copied().unwrap_or(0).clamp(0, MAX_COUNT);
@@ -162,14 +167,11 @@ pub fn to_file(graph: &Graph, param: &Param, data: &[f32]) -> Vec<(String, FileT
         .enumerate()
         .map(|(row, part)| {
             let tensor = match (param.role, part.kind) {
-                (Role::ConvWeight, _) => {
+                (Role::ConvWeight | Role::LinearWeight, _) => {
                     FileTensor::f32(part.shape, layout::conv_to_file(data, [out, param.channels, kh, kw]))
                 }
                 (Role::DepthwiseWeight, _) => {
                     FileTensor::f32(part.shape, layout::depthwise_to_file(data, [out, kh, kw]))
-                }
-                (Role::LinearWeight, _) => {
-                    FileTensor::f32(part.shape, layout::linear_to_file(data, [out, param.channels]))
                 }
                 (_, ExpectedKind::Counter) => FileTensor::i64(part.shape, vec![data[row * c] as i64]),
                 _ => FileTensor::f32(part.shape, layout::vector_to_file(&data[row * c..][..c], out)),

@@ -4,7 +4,7 @@ use super::augmentation::{self, Augmentation};
 use super::config::{Layer, flatten, operation};
 use super::rescaling::{Rescaling, reversed};
 use super::{Form, From, Importer, KerasError, SUPPORTED, Tensor};
-use crate::graph::{Act, Affine, Averaging, Variance};
+use crate::graph::{Act, Affine, Averaging, Taken, Variance};
 use crate::models::file::{LayerOp, Padding};
 use crate::preprocessing::{Interpolation, Resize};
 use serde_json::Value;
@@ -76,7 +76,18 @@ impl Importer<'_> {
                 let x = self.plain(layer, x)?;
                 layer.only("padding", &["valid".into()])?;
                 let (kernel, stride) = pool(layer)?;
-                self.push(layer, layer.path, LayerOp::AvgPool { kernel, stride }, &[x])
+                self.push(
+                    layer,
+                    layer.path,
+                    LayerOp::AvgPool {
+                        kernel,
+                        stride,
+                        padding: Padding::Pixels([0; 4]),
+                        ceil: false,
+                        count_padding: true,
+                    },
+                    &[x],
+                )
             }
             "Flatten" if x.pooled => Ok(x),
             "Reshape" if x.pooled => {
@@ -287,7 +298,7 @@ impl Importer<'_> {
         }
         let channels = layer.count("units")?;
         let op = match layer.is_on("use_bias", true) {
-            true => LayerOp::Linear { channels },
+            true => LayerOp::Linear { channels, bias: true, taken: Taken::Pixel },
             // A linear layer has a bias here.
             false => LayerOp::Conv {
                 channels,
@@ -343,7 +354,7 @@ impl Importer<'_> {
             return Err(layer.error("the zeros around its input could be the maximum, since no ReLU comes before them"));
         }
         let padding = padding(layer, x, kernel, stride)?;
-        let out = self.push(layer, layer.path, LayerOp::MaxPool { kernel, stride, padding }, &[x])?;
+        let out = self.push(layer, layer.path, LayerOp::MaxPool { kernel, stride, padding, ceil: false }, &[x])?;
         Ok(Tensor { padding: [0; 4], ..out })
     }
 
