@@ -3,7 +3,8 @@
 
 THAWLINE is the program. Without names, every network of torchvision and timm that `thawline models` lists, smallest first. Each gets
 random weights and running statistics in the framework, which are saved as safetensors and must be recognised without --model where
-only one network has such tensors. Two steps of SGD under `full`, without dropout, on eight images of 64×64 pixels. The loss before
+only one network has such tensors. Two steps of SGD under `full`, without dropout, on eight images of 64×64 pixels, or what the
+network takes. The loss before
 the first must be PyTorch's in 64 bits to 1e-5, and what the first step changes of it to 5 %, or to twice what PyTorch's
 32 bits are apart: one value that rounds to the other side
 of a ReLU moves that by one or two percent, in PyTorch's 32 bits, too, while a wrong gradient moves it more. Prints a table, and how
@@ -23,7 +24,23 @@ import torchvision
 from safetensors.torch import save_file
 
 SIZE, IMAGES, LR = 64, 8, 0.001
+# Networks that take no images of 64 pixels, by what their names contain.
+SIZES = {"alexnet": 224, "vgg1": 224, "inception": 96}
 LOSS, CHANGE = 1e-5, 0.05
+
+
+def built(name, library):
+    """The framework's network, without classifiers that are for training only."""
+    if library == "timm":
+        return timm.create_model(name.removeprefix("timm_"), drop_rate=0.0)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, **options)
+    if options:
+        model.aux_logits = False
+        for part in ("AuxLogits", "aux1", "aux2"):
+            if hasattr(model, part):
+                setattr(model, part, None)
+    return model
 
 
 def prepared(model):
@@ -41,6 +58,9 @@ def prepared(model):
             torch.nn.init.uniform_(module.bias, -0.1, 0.1, generator=generator)
         if type(module).__name__ in ("Dropout", "DropPath", "StochasticDepth"):
             module.p = module.drop_prob = 0.0
+    for name, parameter in model.named_parameters():
+        if name.rsplit(".", 1)[-1] in ("layer_scale", "gamma"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
     return model
 
 
@@ -82,12 +102,10 @@ def main(program, names):
     print("| network | losses in 64 bits | ours apart: loss, change | PyTorch's 32 bits apart | recognised |\n|---|---|---|---|---|", flush=True)
     for one in sorted(listed, key=lambda one: one["parameters"]):
         name, library = one["name"], one["library"]
-        if library == "torchvision":
-            model = torchvision.models.get_model(name)
-        else:
-            model = timm.create_model(name.removeprefix("timm_"), drop_rate=0.0)
+        model = built(name, library)
+        size = next((size for part, size in SIZES.items() if part in name), SIZE)
         torch.manual_seed(0)
-        images, labels = torch.randn(IMAGES, 3, SIZE, SIZE), torch.randint(1000, (IMAGES,))
+        images, labels = torch.randn(IMAGES, 3, size, size), torch.randint(1000, (IMAGES,))
         prepared(model)
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)

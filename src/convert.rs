@@ -246,7 +246,9 @@ impl Signature {
                 _ => Self::AvgPool(window.kernel),
             },
             Op::Activation { act, .. } => Self::Activation(act),
-            op @ (Op::Slice { .. } | Op::Shuffle { .. } | Op::Pad { .. }) => Self::Exact(format!("{op:?}")),
+            op @ (Op::Slice { .. } | Op::GroupNorm { .. } | Op::Shuffle { .. } | Op::Pad { .. }) => {
+                Self::Exact(format!("{op:?}"))
+            }
             op => Self::Other(op.name()),
         }
     }

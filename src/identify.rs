@@ -4,6 +4,8 @@
 //! leave open is an error where it is a question of numbers, and a note in [`StateDict::notes`] where one answer is by far the
 //! likeliest.
 
+mod lukemelas;
+
 use crate::graph::{Graph, LayerId, Role};
 use crate::models::{self, LookAlike, ModelError, Recognised, Spec};
 use crate::text::{printable, quantity};
@@ -55,6 +57,8 @@ pub struct Identified {
     pub spec: Spec,
     /// Of the file's head; none if it has none that is a single layer.
     pub classes: Option<usize>,
+    /// Whether the file's head has one output for two classes, as [`Spec::with_one_output`] has.
+    pub one_output: bool,
 }
 
 /// What is known of a file's network from elsewhere.
@@ -79,22 +83,38 @@ pub struct Known<'a> {
 /// No network fits; several do that compute different things; what the file, its folder and the user say contradicts itself; the
 /// head has several layers.
 pub fn identify(state: &mut StateDict, known: Known<'_>) -> Result<Identified, IdentifyError> {
+    rename_dense_layers(state);
     let described = known.named.or(known.described).filter(|spec| spec.file().is_some());
     let spec = match described {
         // Names and shapes would only tell which named network it is like.
         Some(spec) => spec.clone(),
-        None => by_tensors(state, known)?,
+        // From here on the file is one of timm's.
+        None => match lukemelas::renamed(state) {
+            Some(spec) if known.named.is_none_or(|named| named.name == spec.name) => spec.clone(),
+            _ => by_tensors(state, known)?,
+        },
     };
     let graph = spec.build(1, spec.size(), spec.default_classes)?;
     take_prefix(state, &graph)?;
+    drop_auxiliary(state, &graph);
     take_head(state, &spec, &graph, known)?;
     let head = graph.head().map(|head| format!("{}.weight", graph.layers()[head.index()].name));
-    let classes = head.and_then(|head| state.tensors.get(&head)?.shape.first().copied());
-    Ok(Identified { spec, classes })
+    let outputs = head.and_then(|head| state.tensors.get(&head)?.shape.first().copied());
+    let one_output = outputs == Some(1);
+    if one_output {
+        state.notes.push("its head has one output: the logit of the second of two classes".into());
+    }
+    Ok(Identified { spec, classes: if one_output { Some(2) } else { outputs }, one_output })
 }
 
 fn file_of(state: &StateDict) -> String {
     state.origin.as_ref().map_or_else(|| "the weights file".to_owned(), |path| path.display().to_string())
+}
+
+/// Whether the names and shapes of the tensors tell what network they may be for.
+pub fn is_known(state: &StateDict) -> bool {
+    let has_dense_layers = || state.tensors.keys().any(|name| name.contains(".denselayer"));
+    lukemelas::has_names(state) || has_dense_layers() || recognise(state).is_some()
 }
 
 /// The networks whose weights `state` may hold.
@@ -236,6 +256,42 @@ fn take_prefix(state: &mut StateDict, graph: &Graph) -> Result<(), IdentifyError
     let Some(&(most, _)) = prefixes.iter().max_by_key(|(count, _)| *count) else { return Ok(()) };
     let best = prefixes.into_iter().filter(|(count, _)| *count == most).map(|(_, prefix)| prefix);
     drop_prefix(state, best.collect())
+}
+
+/// Gives the layers of a DenseNet the names that torchvision has had for them since 0.3: `norm1` in place of `norm.1`, which
+/// its downloads still have.
+fn rename_dense_layers(state: &mut StateDict) {
+    let renamed = |name: &str| {
+        let (before, numbered) = ["norm", "conv"].iter().find_map(|part| {
+            name.split_once(&format!(".{part}.")).map(|(before, after)| (before, format!("{part}{after}")))
+        })?;
+        let is_numbered = numbered[4..].starts_with(['1', '2']);
+        let layer = before.rsplit('.').next()?;
+        (is_numbered && layer.starts_with("denselayer")).then(|| format!("{before}.{numbered}"))
+    };
+    let names: Vec<(String, String)> =
+        state.tensors.keys().filter_map(|name| Some((name.clone(), renamed(name)?))).collect();
+    for (old, new) in names {
+        if let Some(tensor) = state.tensors.remove(&old) {
+            state.tensors.insert(new, tensor);
+        }
+    }
+}
+
+/// Leaves out classifiers beside the last one, which the network has not.
+fn drop_auxiliary(state: &mut StateDict, graph: &Graph) {
+    let expected = weights::expected(graph);
+    let known = |name: &str| expected.iter().any(|wanted| wanted.name == name);
+    let before = state.tensors.len();
+    state.tensors.retain(|name, _| !models::is_auxiliary(name) || known(name));
+    let dropped = before - state.tensors.len();
+    if dropped > 0 {
+        state.notes.push(format!(
+            "{} of its auxiliary classifiers are left out: training has one loss here, that of the last classifier, and what is \
+             saved does not hold them",
+            quantity(dropped, "tensor")
+        ));
+    }
 }
 
 /// Keeps the tensors whose names begin with the one of the `prefixes` that is meant, without it.

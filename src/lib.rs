@@ -46,7 +46,8 @@
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
 //! [`onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns
-//! weights over to another framework's variant of a network, [`check::Checker`] tells which kernels are right on a device.
+//! weights over to another framework's variant of a network, [`model::Model`] is a file with its network as one,
+//! [`check::Checker`] tells which kernels are right on a device.
 //! [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
 //! The feature `cli`, on by default, is for the binary, and `hub`, on by default, for fetching weights by name; a library
@@ -68,6 +69,7 @@ pub mod hub;
 pub mod identify;
 pub mod kernels;
 pub mod lab;
+pub mod model;
 pub mod models;
 mod nearest;
 pub mod onnx;

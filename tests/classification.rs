@@ -1,7 +1,7 @@
 //! Figures of classification against scikit-learn's, to 1e-12.
 
 use serde::Deserialize;
-use thawline::train::{ConfusionMatrix, Means};
+use thawline::train::{ConfusionMatrix, Means, Ranking};
 
 #[path = "common/golden.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
@@ -10,6 +10,16 @@ mod golden;
 #[derive(Deserialize)]
 struct Golden {
     cases: Vec<Case>,
+    rankings: Vec<Ranked>,
+}
+
+#[derive(Deserialize)]
+struct Ranked {
+    name: String,
+    truth: Vec<bool>,
+    scores: Vec<f64>,
+    auroc: f64,
+    average_precision: f64,
 }
 
 /// `tests/golden/README.md` says what is what.
@@ -64,4 +74,28 @@ fn figures_are_scikit_learns() {
         same("balanced accuracy", matrix.balanced_accuracy(), case.balanced_accuracy);
         assert_eq!(matrix.images(), case.truth.len() as u64);
     }
+}
+
+#[test]
+fn rankings_are_scikit_learns() {
+    for case in golden::load::<Golden>("classification").rankings {
+        let mut ranking = Ranking::default();
+        case.scores.iter().zip(&case.truth).for_each(|(&score, &truth)| ranking.add(score, truth));
+        let same = |what: &str, ours: Option<f64>, theirs: f64| {
+            let ours = ours.expect("both classes have images");
+            assert!((ours - theirs).abs() <= 1e-12, "{}, {what}: {ours}, not {theirs}", case.name);
+        };
+        same("AUROC", ranking.auroc(), case.auroc);
+        same("average precision", ranking.average_precision(), case.average_precision);
+    }
+}
+
+#[test]
+fn one_class_has_no_ranking() {
+    let mut ranking = Ranking::default();
+    assert_eq!((ranking.auroc(), ranking.average_precision()), (None, None));
+    ranking.add(0.5, true);
+    assert_eq!(ranking.auroc(), None);
+    ranking.add(f64::NAN, false);
+    assert_eq!(ranking.average_precision(), None);
 }

@@ -266,7 +266,7 @@ fn models_lists_networks_by_a_part_of_their_names() {
     // As torchvision's documentation says.
     assert_eq!(list[0]["parameters"], 4_344_144);
     assert!(stdout(&["models"]).contains("keras_resnet50"));
-    fails(&["models", "densenet"], "`densenet`");
+    fails(&["models", "swin"], "`swin`");
 }
 
 #[test]
@@ -507,6 +507,8 @@ fn predict_and_eval_agree() {
     assert_eq!(
         keys(&eval),
         [
+            "auroc",
+            "average_precision",
             "balanced_accuracy",
             "classes",
             "confusion",
@@ -1824,26 +1826,43 @@ fn a_head_in_a_sequential_opens_if_it_is_one_layer() {
 }
 
 #[test]
-fn one_output_is_refused_until_it_has_two() {
+fn one_output_is_of_two_classes() {
     let outputs = Outputs::new();
     let file = rewritten(&outputs, "one.safetensors", |state| {
         state.tensors.insert("fc.weight".into(), FileTensor::f32([1, 64], vec![0.1; 64]));
         state.tensors.insert("fc.bias".into(), FileTensor::f32([1], vec![0.1]));
+        state.metadata.remove("classes");
     });
-    let expected = "resnet_tiny with one output is not supported";
-    for command in [
-        &["inspect", &file][..],
-        &["predict", "--weights", &file, &data()],
-        &["eval", "--weights", &file, "--data", &data()],
-        &["doctor", "--weights", &file, "--data", &data()],
-        &["recalibrate", "--weights", &file, "--data", &data(), "--out", &outputs.text("r.safetensors")],
-        &["fold", "--weights", &file, "--out", &outputs.text("f.onnx")],
-        &["convert", &file, "--out", &outputs.text("c.safetensors")],
-        &["plan", "--model", "resnet_tiny", "--classes", "1"],
-    ] {
-        fails(command, expected);
+    let facts = json(&["inspect", &file, "--json"]);
+    assert_eq!(facts["classes"], 2);
+    assert!(notes(&["inspect", &file]).contains("the logit of the second of two classes"));
+    fails(&["plan", "--model", "resnet_tiny", "--classes", "1"], "resnet_tiny with one output is not supported");
+    let output = thawline(&["eval", "--weights", &file, "--data", &data()]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("the network tells 2 apart"), "{stderr}");
+
+    // Two classes are trained with the one output that there is, and ranked.
+    let two = outputs.path("two");
+    for class in ["disk", "ring"] {
+        for part in ["train", "val"] {
+            let from = Path::new(&data()).join(part).join(class);
+            let to = two.join(part).join(class);
+            fs::create_dir_all(&to).unwrap();
+            for image in fs::read_dir(from).unwrap().map(Result::unwrap) {
+                fs::copy(image.path(), to.join(image.file_name())).unwrap();
+            }
+        }
     }
-    let run = outputs.text("run");
+    let (two, run) = (two.to_str().unwrap().to_owned(), outputs.text("run"));
+    stdout(&["finetune", "--weights", &file, "--data", &two, "--out", &run, "--epochs", "1", "--batch", "4"]);
+    let last = Path::new(&run).join("last.safetensors");
+    let last = last.to_str().unwrap();
+    assert_eq!(StateDict::load(last).unwrap().tensors["fc.weight"].shape, [1, 64]);
+    let eval = json(&["eval", "--weights", last, "--data", &two, "--json"]);
+    assert!(eval["auroc"].as_f64().is_some_and(|area| (0.0..=1.0).contains(&area)), "{eval}");
+    assert!(stdout(&["eval", "--weights", last, "--data", &two]).contains("ranked by ring: AUROC "));
+    // Of other classes there is one output each.
+    let run = outputs.text("all");
     let train = ["finetune", "--weights", &file, "--data", &data(), "--out", &run, "--epochs", "1", "--batch", "8"];
     assert!(stdout(&train).contains("has 1 class and") && Path::new(&run).join("last.safetensors").exists());
 }

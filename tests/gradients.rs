@@ -159,6 +159,19 @@ fn dense() -> Graph {
     b.finish(logits).expect("a network")
 }
 
+/// Two classes from one output.
+fn binary() -> Graph {
+    let mut b = Builder::new();
+    let x = b.input(BATCH, 6, 5, 3).expect("an input");
+    let x = b.conv2d("conv", x, 5, Window::square(3, 1, 1), false).expect("conv");
+    let x = b.batch_norm("bn", x, 1e-3).expect("bn");
+    let x = b.relu("relu", x).expect("relu");
+    let x = b.global_avg_pool("pool", x).expect("pool");
+    let x = b.linear("fc", x, 1).expect("fc");
+    let logits = b.binary("binary", x).expect("binary");
+    b.finish(logits).expect("a network")
+}
+
 /// A leaky ReLU.
 fn leaky(slope: f32) -> Act {
     Act::LeakyRelu(Factor::new(slope).expect("a slope"))
@@ -182,6 +195,7 @@ fn modern() -> Graph {
         let y = b.activation(&name("half"), y, Act::ScaleBy(Factor::new(0.4).expect("a factor"))).expect("act");
         x = b.add(&name("add"), y, x).expect("add");
     }
+    let x = b.group_norm("group", x, 5, 1e-3).expect("norm");
     let x = b.conv2d("down", x, 7, Window::square(3, 2, 1), false).expect("conv");
     let x = b.batch_norm("down.bn", x, 1e-3).expect("bn");
     let x = b.activation("down.act", x, Act::Gelu).expect("act");
@@ -346,10 +360,33 @@ fn loss(
                 let each = xs.c() / groups;
                 for_each(xs, |[n, iy, ix, c], at| z[index(xs, n, iy, ix, c % each * groups + c / each)] = x[at]);
             }
+            Op::Binary => {
+                let (x, xs) = input(0);
+                for_each(xs, |[n, ..], at| z[index(out, n, 0, 0, 1)] = x[at]);
+            }
             Op::Multiply => z = input(0).0.iter().zip(input(1).0).map(|(a, b)| a * b).collect(),
             Op::Pad { padding: [top, left, ..] } => {
                 let (x, xs) = input(0);
                 for_each(xs, |[n, iy, ix, c], at| z[index(out, n, iy + top, ix + left, c)] = x[at]);
+            }
+            Op::GroupNorm { eps, groups, .. } => {
+                let ((x, xs), (affine, _)) = (input(0), input(1));
+                let each = xs.c() / groups;
+                for (image, group) in (0..xs.n()).flat_map(|image| (0..groups).map(move |group| (image, group))) {
+                    let mut of_group = Vec::new();
+                    for_each(xs, |[n, _, _, c], at| {
+                        if n == image && c / each == group {
+                            of_group.push((c, at));
+                        }
+                    });
+                    let count = of_group.len() as f64;
+                    let mean = of_group.iter().map(|&(_, at)| x[at]).sum::<f64>() / count;
+                    let variance = of_group.iter().map(|&(_, at)| (x[at] - mean).powi(2)).sum::<f64>() / count;
+                    for (c, at) in of_group {
+                        let normalised = (x[at] - mean) / (variance + f64::from(eps)).sqrt();
+                        z[at] = affine[c] * normalised + affine[xs.stored_c() + c];
+                    }
+                }
             }
             Op::LayerNorm { eps, .. } => {
                 let ((x, xs), (affine, _)) = (input(0), input(1));
@@ -368,15 +405,16 @@ fn loss(
         values.push(z);
     }
     let logits = values.last().expect("logits");
+    let classes = graph.logits_shape().expect("logits");
     let smoothing = f64::from(SMOOTHING);
     let row = |(row, &label): (&[f64], &u32)| {
-        let row = &row[..CLASSES];
+        let row = &row[..classes.c()];
         let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let log_sum = max + row.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
-        let mean: f64 = row.iter().map(|v| log_sum - v).sum::<f64>() / CLASSES as f64;
+        let mean: f64 = row.iter().map(|v| log_sum - v).sum::<f64>() / row.len() as f64;
         (1.0 - smoothing) * (log_sum - row[label as usize]) + smoothing * mean
     };
-    (logits.chunks(8).zip(labels).map(row).sum::<f64>() / labels.len() as f64, corrections)
+    (logits.chunks(classes.stored_c()).zip(labels).map(row).sum::<f64>() / labels.len() as f64, corrections)
 }
 
 fn activate(act: Act, y: f64) -> f64 {
@@ -508,7 +546,8 @@ fn check_on(network: Graph, policy: &str, rules: &[&str]) -> Graph {
     let input = network.input_shape().expect("images");
     let mut images = vec![0.0; input.stored_len()];
     for_each(input, |_, at| images[at] = rng.range(-1.0, 1.0) as f32);
-    let labels = [4, 0, 2, 1];
+    let classes = network.logits_shape().expect("logits").c() as u32;
+    let labels = [4, 0, 2, 1].map(|label: u32| label % classes);
 
     let mut executor = Executor::new(&plan);
     for (index, slot) in plan.slots.iter().enumerate() {
@@ -683,7 +722,22 @@ fn modern_networks_train() {
         check_on(modern(), recipe, &[]);
     }
     check_on(modern(), "head", &["name:a.gamma -> weights=train", "name:b.norm -> weights=train"]);
-    check_on(modern(), "full", &["kind:layer_norm -> weights=frozen", "kind:layer_scale -> weights=frozen"]);
+    check_on(
+        modern(),
+        "full",
+        &[
+            "kind:layer_norm -> weights=frozen",
+            "kind:group_norm -> weights=frozen",
+            "kind:layer_scale -> weights=frozen",
+        ],
+    );
+}
+
+#[test]
+fn one_output_for_two_classes_trains() {
+    for recipe in ["full", "keras-guide", "head"] {
+        check_on(binary(), recipe, &[]);
+    }
 }
 
 #[test]

@@ -62,8 +62,10 @@ fn every_model_comes_back_from_its_file() {
         // Another batch, sizes that are odd at every depth, and other classes.
         let (h, w) = spec.size();
         for (batch, size, classes) in [(1, spec.size(), 10), (3, (h + 1, w + 7), 4), (2, (h - 3, w + 30), 10)] {
-            let expected = spec.build(batch, size, classes).unwrap();
-            assert_eq!(custom.build(batch, size, classes).unwrap(), expected, "{} at {size:?}", spec.name);
+            let [ours, expected] = [&custom, spec].map(|spec| spec.build(batch, size, classes).ok());
+            assert_eq!(ours, expected, "{} at {size:?}", spec.name);
+            // Few take images of one size, or of even sides only.
+            assert!(expected.is_some() || size != spec.size(), "{} at {size:?}", spec.name);
         }
     }
 }

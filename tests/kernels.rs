@@ -51,6 +51,7 @@ families! {
     channels: "channels",
     padding: "padding",
     layer_norm: "layer norm",
+    group_norm: "group norm",
     loss: "loss",
     optimisers: "optimisers",
     input: "input",

@@ -52,6 +52,24 @@ const LAYERS: &[(&str, &[&str])] = &[
             "weights",
         ],
     ),
+    // What a file of any format and its network are together; see `Model`.
+    (
+        "model",
+        &[
+            "data",
+            "export",
+            "graph",
+            "identify",
+            "models",
+            "onnx",
+            "plan",
+            "preprocessing",
+            "tensor",
+            "text",
+            "train",
+            "weights",
+        ],
+    ),
     (
         "report",
         &["compile", "data", "files", "graph", "kernels", "plan", "policy", "tensor", "text", "train", "weights"],

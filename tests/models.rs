@@ -129,7 +129,7 @@ fn check(golden: &str, name_here: impl Fn(&str) -> String, lines: impl Fn(&Graph
         let trains = |role| !matches!(role, Role::Moments);
         let values = graph.params().iter().filter(|param| trains(param.role)).map(|param| match param.role {
             Role::Affine => 2 * param.channels,
-            Role::Bias => param.shape.0[3],
+            Role::Bias | Role::Scale | Role::ImageScale => param.shape.0[3],
             _ => param.shape.0[0] * param.shape.0[1] * param.channels * param.shape.0[3],
         });
         assert_eq!(values.sum::<usize>().to_string(), parameters, "{name}");
@@ -263,7 +263,7 @@ fn recognises_every_model_by_its_own_tensors() {
             tensors.iter().map(|(name, shape)| (format!("net.module.{name}"), shape.clone())).collect();
         assert_eq!(recognise(&prefixed), found(Some(37), "net.module."), "{}", spec.name);
         // A file without its head has no number of classes.
-        let head = format!("{}.weight", graph.layers().last().unwrap().name);
+        let head = format!("{}.weight", graph.layers()[graph.head().unwrap().index()].name);
         tensors.retain(|(name, _)| *name != head);
         assert_eq!(recognise(&tensors), found(None, ""), "{}", spec.name);
     }
@@ -325,7 +325,7 @@ fn errors_say_what_to_do() {
             MODELS.len()
         )
     );
-    assert!(error("vgg", 1, (64, 64), 10).starts_with("unknown model `vgg`; `thawline models` lists "));
+    assert!(error("transformer", 1, (64, 64), 10).starts_with("unknown model `transformer`; `thawline models` lists "));
     assert_eq!(error("resnet18", 1, (64, 64), 0), "resnet18 cannot have 0 classes: it takes 1 to 1048576");
     assert_eq!(
         error("resnet18", 1, (64, 64), usize::MAX),

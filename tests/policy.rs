@@ -231,7 +231,8 @@ fn malformed_rules_are_explained() {
             "kind:linaer -> lr=1",
             "unknown kind `linaer` (did you mean `linear`?); the kinds are conv, bn, linear, relu, relu6, silu, \
              hard_swish, hard_sigmoid, sigmoid, elu, gelu, gelu_tanh, mish, tanh, softplus, leaky_relu, scale_by, add, scale, \
-             dropout, stochastic_depth, max_pool, avg_pool, concat, slice, shuffle, multiply, pad, layer_norm, layer_scale"
+             dropout, stochastic_depth, max_pool, avg_pool, concat, slice, shuffle, multiply, pad, layer_norm, group_norm, \
+             layer_scale, binary"
                 .into(),
         ),
         ("name:[a -> lr=1", "bad pattern `[a`: unclosed character class; missing ']'".into()),

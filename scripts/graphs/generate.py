@@ -4,9 +4,9 @@
     python scripts/graphs/generate.py                # all of LISTS, needs torchvision and timm
     python scripts/graphs/generate.py --try NAME…    # says of each network (timm/NAME or torchvision/NAME) what stands in its way
 
-A network is traced by torch.fx, module by module, so that every layer has the name that its tensors have in a state dict. What a
-graph file cannot say is refused, never approximated. Beside the graph stand the size and the preprocessing of the framework's default
-weights.
+A network is traced by torch.fx, module by module, so that every layer has the name that its tensors have in a state dict. It is traced
+in `eval()`, at its own size and without values. What a graph file cannot say is refused, never approximated. Beside the graph stand the
+size and the preprocessing of the framework's default weights.
 """
 
 import inspect
@@ -34,6 +34,7 @@ densenet121 densenet161 densenet169 densenet201 googlenet inception_v3
 shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0
 convnext_tiny convnext_small convnext_base convnext_large
 """.split()
+# Without those that torchvision has with the same tensors, and that compute the same: DenseNet, Inception-v3.
 TIMM = """
 resnet26 seresnet18 seresnet34 seresnet50 seresnet101 seresnet152 seresnext50_32x4d seresnext101_32x4d
 resnetv2_50 resnetv2_101 resnetv2_152
@@ -59,7 +60,7 @@ seresnet152d seresnext26d_32x4d seresnext26t_32x4d seresnext26ts seresnext101_32
 res2net50_14w_8s res2net50_26w_4s res2net50_26w_6s res2net50_26w_8s res2net50_48w_2s res2net50d
 res2net101_26w_4s res2net101d res2next50
 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn
-densenet121 densenet161 densenet169 densenet201 inception_v3 inception_v4 inception_resnet_v2
+inception_v4 inception_resnet_v2
 dpn68 dpn68b dpn98 dpn107 dpn131
 dla34 dla46_c dla60 dla60x dla60_res2net dla60_res2next dla102 dla102x dla102x2 dla169
 cspresnet50 cspresnext50 cspdarknet53 darknet53 cs3darknet_m cs3darknet_l cs3darknet_x
@@ -179,8 +180,8 @@ CALLS = {
 LEAVES = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Upsample, nn.AvgPool2d)
 # Operations whose layers have tensors in a state dict.
 TRAINABLE = {"conv", "bn", "linear", "layer_norm", "group_norm", "layer_scale"}
-# Modules that cut an image and put the parts together again: as one layer to who freezes a network.
-PARTED = {"MixedConv2d"}
+# Modules that concatenate on behalf of the block that they stand in.
+PARTS_OF_BLOCKS = {"MixedConv2d", "SequentialAppendList"}
 
 
 class Refused(Exception):
@@ -394,7 +395,9 @@ class Converter:
                 raise Refused(f"the constant `{node.target}`")
             self.values[node] = Parameter(node.target)
         elif self.of_module:
-            self.module(node, self.modules[node.target], *node.args)
+            if len(node.args) != 1 or node.kwargs:
+                raise Refused("a module with other than one operand")
+            self.module(node, self.modules[node.target], node.args[0])
         else:
             self.call(node)
 
@@ -425,6 +428,7 @@ class Converter:
         handler(node, *node.args, **node.kwargs)
 
     def nothing(self, node, x, *_):
+        """What gives its operand in inference."""
         self.values[node] = self.values[x]
 
     def conv(self, node, x, module):
@@ -525,6 +529,7 @@ class Converter:
             self.nothing(node, x)
 
     def dropout_function(self, node, x, p=0.5, training=True, inplace=False):
+        # The network is in `eval()`, so what acts now always does.
         if p and training:
             raise Refused("dropout that acts in inference, too")
         self.dropout(node, x, p)
@@ -551,10 +556,10 @@ class Converter:
     # ---- Pooling and padding --------------------------------------------------------------------------------------------
 
     def max_pool(self, node, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
-        if pair(dilation) != [1, 1] or return_indices:
-            raise Refused("max pooling with dilation or indices")
+        if pair(dilation) != [1, 1] or return_indices or (ceil_mode and padding == "same"):
+            raise Refused("max pooling with dilation or indices, or with ceil_mode and TensorFlow's padding")
         padding = padding if padding == "same" else pair(padding) * 2
-        fields = {"ceil": True} if ceil_mode and padding != "same" else {}
+        fields = {"ceil": True} if ceil_mode else {}
         window = dict(kernel=pair(kernel_size), stride=pair(stride or kernel_size), padding=padding)
         self.add(node, "max_pool", [self.image(x)], "maxpool", **window, **fields)
 
@@ -577,14 +582,14 @@ class Converter:
 
     def select_pool(self, node, x, pool_type):
         if pool_type:
-            self.global_pool(node, x, pool_type)
+            self.global_pool(node, self.image(x), pool_type)
         else:
             self.reshape(node, x)
 
     def adaptive_avg_pool(self, node, x, output_size):
         if pair(output_size) == [1, 1]:
-            self.global_pool(node, x, "avg")
-        elif pair(output_size) == self.sides(x):
+            self.global_pool(node, self.image(x), "avg")
+        elif pair(output_size) == self.sides(x) and self.image(x):
             self.nothing(node, x)
         else:
             raise Refused(f"adaptive average pooling of {self.sides(x)} to {pair(output_size)} pixels")
@@ -592,18 +597,18 @@ class Converter:
     def adaptive_max_pool(self, node, x, output_size):
         if pair(output_size) != [1, 1]:
             raise Refused(f"adaptive max pooling to {pair(output_size)} pixels")
-        self.global_pool(node, x, "max")
+        self.global_pool(node, self.image(x), "max")
 
     def mean(self, node, x, dim=None, keepdim=False):
         axes = self.value(x).axes
         if dim is None or {axes[axis] for axis in (dim if isinstance(dim, (tuple, list)) else [dim])} != {"H", "W"}:
             raise Refused(f"a mean of {axes} over {dim}")
-        self.global_pool(node, x, "avg")
+        self.global_pool(node, self.value(x), "avg")
 
-    def global_pool(self, node, x, pool):
+    def global_pool(self, node, value, pool):
         if pool not in ("avg", "max"):
             raise Refused(f"pooling by {pool}")
-        self.add(node, f"global_{pool}_pool", [self.value(x)], f"{pool}pool")
+        self.add(node, f"global_{pool}_pool", [value], f"{pool}pool")
 
     def pad(self, node, x, pad, mode="constant", value=None):
         left, right, top, bottom = [*pad, 0, 0, 0, 0][:4]
@@ -617,8 +622,8 @@ class Converter:
     # ---- Several values -------------------------------------------------------------------------------------------------
 
     def addition(self, node, a, b):
-        if 0 in (a, b):
-            return self.nothing(node, a or b)  # A sum begins so.
+        if 0 in (a, b):  # A sum begins so.
+            return self.nothing(node, a or b)
         x, y = self.value(a), self.value(b)
         if self.shape(a) != self.shape(b) or x._replace(layer="") != y._replace(layer=""):
             raise Refused(f"an addition of {self.shape(a)} and {self.shape(b)}")
@@ -628,7 +633,7 @@ class Converter:
         if isinstance(a, (int, float)) or isinstance(self.values[a], Parameter):
             a, b = b, a
         if isinstance(b, (int, float)):
-            return self.activation(node, a, "scale_by", factor=float(b))
+            return self.nothing(node, a) if b == 1 else self.activation(node, a, "scale_by", factor=float(b))
         if isinstance(self.values[b], Parameter):
             return self.layer_scale(node, a, b)
         if self.pooled(a) and not self.pooled(b):
@@ -649,7 +654,7 @@ class Converter:
         whole = list(self.parameters[name].shape)
         if [1] * (len(wanted) - len(shape)) + shape != wanted or whole not in ([self.channels(x)], [self.channels(x), 1, 1]):
             raise Refused(f"a product of {value.axes} and the parameter `{name}` of shape {whole}")
-        self.add(node, "layer_scale", [value], name=name)
+        self.add(node, "layer_scale", [value], name=name, **({"dims": 3} if len(whole) == 3 else {}))
 
     def concat(self, node, tensors, dim=0):
         values = [self.value(x) for x in tensors]
@@ -700,33 +705,30 @@ class Converter:
             self.shuffle(node, x)
         elif isinstance(value, Parameter) or before == after:
             self.nothing(node, x)
-        elif self.pooled(x) and after in (before[:2], before + [1, 1], [before[0], self.channels(x)]):
-            self.values[node] = Value(value.layer, "NC" if len(after) == 2 else "NCHW")
+        elif self.pooled(x) and after[:2] == [before[0], self.channels(x)] and after[2:] in ([], [1, 1]):
+            self.values[node] = Value(value.layer, "NCHW" if after[2:] else "NC")
         elif value.axes == "NCHW" and after == [before[0], math.prod(before[1:])]:
             self.values[node] = Value(value.layer, "NC", image=tuple(before[2:]))
         elif value.axes == "NCHW" and len(after) == 5 and before == [after[0], after[1] * after[2], *after[3:]]:
             self.values[node] = value._replace(cut=after[1])
         else:
-            raise Refused(f"{before} seen as {after}")
+            raise Refused(f"a value of {before} seen as one of {after}")
 
     def shuffle(self, node, x):
         """The end of a channel shuffle: groups that were cut apart, and turned, become channels again."""
         n, *cut, h, w = self.shape(x)
         if self.shape(node) != [n, math.prod(cut), h, w]:
-            raise Refused(f"{self.shape(x)} seen as {self.shape(node)}")
-        groups, turned = self.values[x].cut, self.values[x].turned
-        self.values[x] = self.values[x]._replace(cut=None, turned=False)
-        if turned:
-            self.add(node, "shuffle", [self.values[x]], groups=groups)
-        else:
-            self.nothing(node, x)
+            raise Refused(f"a value of {self.shape(x)} seen as one of {self.shape(node)}")
+        value = self.values[x]
+        self.values[node] = value._replace(cut=None, turned=False)
+        if value.turned:
+            self.add(node, "shuffle", [self.values[node]], groups=value.cut)
 
     def permute(self, node, x, *order):
         order = list(order[0]) if isinstance(order[0], (tuple, list)) else list(order)
-        if self.values[x].cut:
-            if order != [0, 2, 1, 3, 4] or self.values[x].turned:
-                raise Refused(f"five axes in the order {order}")
-            self.values[node] = self.values[x]._replace(turned=True)
+        value = self.values[x]
+        if isinstance(value, Value) and value.cut and order == [0, 2, 1, 3, 4] and not value.turned:
+            self.values[node] = value._replace(turned=True)
             return
         value = self.value(x)
         axes = "".join(value.axes[axis] for axis in order)
@@ -752,27 +754,29 @@ class Converter:
             raise Refused("the last layer gives no classes")
 
     def blocks(self):
-        """What to freeze as one: modules that end in an addition, the outermost; and elsewhere those of a class that concatenates."""
+        """What one freezes as a whole: modules that add, the outermost, and those of a class that concatenates."""
         within = lambda name, modules: any(name.startswith(f"{module}.") for module in modules)
-        joins = lambda op: {name for name, _, _ in (e["name"].rpartition(".") for e in self.layers if e["op"] == op) if name}
         kind = lambda name: type(self.modules[name]).__name__
-        adding = joins("add")
+        adding = self.modules_with("add")
         adding = {name for name in adding if not within(name, adding)}
-        joining = {name for name in joins("concat") if kind(name) not in PARTED and name not in adding and not within(name, adding)}
-        # A dense block is no block beside its layers, the first of which has nothing to concatenate.
-        joining = {name for name in joining if not any(within(other, [name]) for other in joining)}
-        kinds = {kind(name) for name in joining}
-        return adding, {name for name in self.modules if kind(name) in kinds and name not in adding and not within(name, adding)}
+        joining = {name.rpartition(".")[0] if kind(name) in PARTS_OF_BLOCKS else name for name in self.modules_with("concat")}
+        # A dense block is none, but its layers are, though the first of them has nothing to concatenate.
+        kinds = {kind(name) for name in joining if not any(within(other, [name]) for other in joining | adding)}
+        return adding | {name for name in self.modules if kind(name) in kinds and not within(name, adding)}
+
+    def modules_with(self, op):
+        """The modules that call an operation themselves."""
+        names = (entry["name"].rpartition(".")[0] for entry in self.layers if entry["op"] == op)
+        return {name for name in names if name}
 
     def described(self):
         """The layers, with the blocks that they belong to."""
         self.check_end()
-        adding, joining = self.blocks()
+        blocks = self.blocks()
         for entry in self.layers:
-            for blocks in (joining, adding):
-                inside = [block for block in blocks if entry["name"].startswith(f"{block}.")]
-                if inside:
-                    entry["block"] = max(inside, key=len)
+            inside = [block for block in blocks if entry["name"].startswith(f"{block}.")]
+            if inside:
+                entry["block"] = max(inside, key=len)
         return self.layers
 
 
@@ -783,6 +787,7 @@ def graph(name, network, preprocessing):
     return {"thawline_graph": 1, "name": name, "size": size, **preprocessing, "layers": layers}
 
 
+# Their weights are for values from -1 to 1, which the networks make of torchvision's own by `transform_input`.
 TRANSFORMED = ("googlenet", "inception_v3")
 
 
@@ -795,7 +800,6 @@ def of_torchvision(name):
         mean=transforms.mean, std=transforms.std,
     )
     if name in TRANSFORMED:
-        # The weights are for values from -1 to 1, which `transform_input` makes of torchvision's own.
         preprocessing.update(mean=[0.5] * 3, std=[0.5] * 3)
     options = {"init_weights": False} if name in TRANSFORMED else {}
     return graph(name, torchvision.models.get_model(name, **options), preprocessing)

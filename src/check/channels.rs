@@ -2,7 +2,7 @@
 
 use super::case::{Case, on_host};
 use super::values::{EPS, FORMS, Random, shapes, untouched, when};
-use crate::kernels::{channels, layer_norm, pad};
+use crate::kernels::{channels, group_norm, layer_norm, pad};
 use crate::tensor::Shape;
 
 /// Concatenations, slices, shuffles and their gradients, at places that are and that are not multiples of four.
@@ -51,6 +51,27 @@ pub(super) fn padding() -> Vec<Case> {
             let back = pad::forward(padded, x, shift.map(|by| -by));
             cases.push(Case::new(&what, back, buffers, 0.0).padded("z", x));
         }
+    }
+    cases
+}
+
+pub(super) fn group_norm() -> Vec<Case> {
+    let rng = &mut Random::new(29);
+    let mut cases = vec![];
+    for x in shapes(rng) {
+        let rows = Shape::rows(2 * x.n(), x.c());
+        let affine = rng.tensor(Shape::rows(2, x.c()));
+        for groups in (1..=x.c()).filter(|groups| x.c().is_multiple_of(*groups)) {
+            let what = format!("{x} in {groups} groups");
+            let buffers = vec![rng.domains(x.c(), x.n()), untouched(rows.stored_len())];
+            cases.push(Case::new(&what, group_norm::moments(x, groups), buffers, 1e-5).padded("z", rows));
+            let buffers = vec![rng.tensor(rows), affine.clone(), untouched(rows.stored_len())];
+            cases.push(Case::new(&what, group_norm::sums(x, groups), buffers, 1e-5).padded("z", rows));
+        }
+        let sums = rng.tensor(rows);
+        let inputs = vec![rng.tensor(x), rng.tensor(x), rng.domains(x.c(), x.n()), affine, sums];
+        let buffers = [inputs, vec![untouched(x.stored_len())]].concat();
+        cases.push(Case::new(x, group_norm::grad(x, EPS), buffers, 1e-5).padded("x_grad", x));
     }
     cases
 }

@@ -57,6 +57,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "channels", cases: channels::channels },
     Family { name: "padding", cases: channels::padding },
     Family { name: "layer norm", cases: channels::layer_norm },
+    Family { name: "group norm", cases: channels::group_norm },
     Family { name: "loss", cases: training::loss },
     Family { name: "optimisers", cases: training::optimisers },
     Family { name: "input", cases: training::input },

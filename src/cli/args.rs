@@ -2,67 +2,23 @@
 
 use super::output;
 use super::source::{self, SourceArgs};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::decode::MAX_SIDE;
 use thawline::data::{Augment, DecodeOptions, Exif, ImageFolder, Sample, Transform};
-use thawline::export::{self, Folding};
 use thawline::gpu::{Backend, Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
-use thawline::identify::{Identified, Known, identify};
 use thawline::kernels::conv2d::Variant;
-use thawline::models::keras::{KerasConfig, KerasError, Prepared};
-use thawline::models::{self, GRAPH, GraphAbout, GraphFile, Spec, Told};
-use thawline::onnx::{self, Imported};
+pub use thawline::model::Size;
+use thawline::model::{self, Model};
+use thawline::models::Spec;
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
-use thawline::preprocessing::{PREPROCESSING, Parts, Traced};
-use thawline::tensor::HostTensor;
-use thawline::train::PADDING;
-use thawline::weights::keras::{Copied, Description};
-use thawline::weights::{self, Config, Head, StateDict};
-
-/// Height and width of images, in pixels: `N` or `HxW`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Size {
-    pub height: usize,
-    pub width: usize,
-}
-
-impl Size {
-    /// In the order in which [`models::build`] takes it.
-    pub fn pair(self) -> (usize, usize) {
-        (self.height, self.width)
-    }
-}
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (height, width) = text.split_once(['x', '×']).unwrap_or((text, text));
-        match (height.parse(), width.parse()) {
-            (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok(Self { height, width }),
-            _ => Err("expected pixels per side such as 224, or height and width such as 192x256".into()),
-        }
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.height == self.width {
-            true => write!(f, "{}", self.height),
-            false => write!(f, "{}x{}", self.height, self.width),
-        }
-    }
-}
+use thawline::preprocessing::Parts;
+use thawline::weights::{Head, StateDict};
 
 /// For counts of which there must be at least one.
 pub fn positive(text: &str) -> Result<usize, String> {
@@ -72,13 +28,6 @@ pub fn positive(text: &str) -> Result<usize, String> {
 pub fn learning_rate(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|lr: &f64| *lr > 0.0 && lr.is_finite());
     value.ok_or_else(|| "expected a number above 0, such as 0.001".into())
-}
-
-/// `a, b, c, …`
-pub fn few(names: &[String]) -> String {
-    const SHOWN: usize = 3;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
 /// Pixels a side, as images are transformed to.
@@ -407,26 +356,6 @@ impl Split {
     }
 }
 
-/// The network that the arguments choose, and its weights file if there is one.
-pub struct Model {
-    pub spec: Spec,
-    /// `--classes`, else the file's, else the model's.
-    pub classes: usize,
-    /// The size that the file's run was trained at, if the file tells.
-    pub trained_size: Option<Size>,
-    /// The names of the classes in the order of their labels, if the file tells and the number of classes is its own.
-    pub class_names: Option<Vec<String>>,
-    /// Height and width of larger images that the weights are tested with, too, if what is beside the file tells.
-    pub test_size: Option<Size>,
-    /// Whether the file's batch norms were folded into the convolutions.
-    pub folded: bool,
-    /// The file's content.
-    pub state: Option<StateDict>,
-    /// Whether the file needs a head.
-    pub head: Head,
-    pub seed: u64,
-}
-
 impl ModelArgs {
     /// Reads the weights file, if there is one, and recognises the model by it, if none is named.
     pub fn read(&self) -> Result<Model> {
@@ -450,124 +379,40 @@ impl ModelArgs {
     /// As [`read_for`](Self::read_for), with the weights file's content, which may lack a head if `head` says so. Prints what
     /// the user should know of the file.
     pub fn of(&self, state: Option<StateDict>, head: Head, asked: Parts, size: Option<Size>) -> Result<Model> {
-        let named = self.model.as_deref().map(spec).transpose()?;
-        let Some(mut state) = state else {
+        let options = model::Options {
+            spec: self.model.as_deref().map(spec).transpose()?,
+            classes: self.classes,
+            preprocessing: asked,
+            size,
+            head,
+            seed: self.seed,
+        };
+        let Some(state) = state else {
             if let Some(set) = &self.source.weights_set {
                 bail!("--weights-set {set}: there is no weights file to choose from");
             }
-            let Some(mut spec) = named else { bail!("name a model with --model, or a file with --weights") };
-            let classes = self.classes.unwrap_or(spec.default_classes);
-            models::check_classes(&spec.name, classes)?;
-            spec.preprocessing = spec.preprocessing.with(&asked, "the command line");
-            let (trained_size, test_size, class_names, state) = (None, None, None, None);
-            let (folded, seed) = (false, self.seed);
-            return Ok(Model { spec, classes, trained_size, test_size, class_names, folded, state, head, seed });
-        };
-        let config = state.origin.as_deref().map(Config::beside).transpose()?.flatten().unwrap_or_default();
-        // A network that only takes other images than the one of its name is still meant by that name.
-        let named = match named {
-            Some(named) if named.file().is_none() => {
-                of_metadata(&state)?.filter(|told| told.name == named.name).or(Some(named))
+            if options.spec.is_none() {
+                bail!("name a model with --model, or a file with --weights");
             }
-            named => named,
+            return Ok(Model::anew(options)?);
         };
-        let described = match &named {
-            Some(_) => None,
-            None => described(&state)?,
-        };
-        let known = Known {
-            named: named.as_ref(),
-            described: described.as_ref(),
-            config: Some(&config),
-            classes: self.classes,
-            new_head: head == Head::Optional,
-        };
-        let Identified { mut spec, classes: in_file } = identify(&mut state, known)?;
-        print_notes(&state);
-        let classes = self.classes.or(in_file).unwrap_or(spec.default_classes);
-        models::check_classes(&spec.name, classes)?;
-        let told_size = state.metadata.get("size").and_then(|size| size.parse().ok());
-        let in_config = |size: Option<(usize, usize)>| size.map(|(height, width)| Size { height, width });
-        let trained_size = told_size.or(in_config(config.size));
-        let pixels = size.or(trained_size).map_or(spec.size(), Size::pair);
-        spec.preprocessing = prepared(&spec, &state, &config, asked, pixels)?;
-        let test_size = in_config(config.test_size.filter(|_| spec.file().is_none()));
-        let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
-        if let (Some(names), Some(outputs)) = (&names, in_file)
-            && names.len() != outputs
-        {
-            let file = state.origin.as_deref().unwrap_or(Path::new("the weights file")).display();
-            let named = output::quantity(names.len(), "class");
-            output::warning(format_args!(
-                "{file}: its names are of {named}, and its head has {outputs}: they are left out"
-            ));
-        }
-        Ok(Model {
-            spec,
-            classes,
-            trained_size,
-            test_size,
-            class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
-            folded: export::is_folded(&state),
-            state: Some(state),
-            head,
-            seed: self.seed,
-        })
-    }
-}
-
-/// How images of `size` are prepared for the weights `state`.
-fn prepared(spec: &Spec, state: &StateDict, config: &Config, asked: Parts, size: (usize, usize)) -> Result<Traced> {
-    let path = state.origin.as_deref().unwrap_or(Path::new("the weights file"));
-    // A graph says it itself.
-    let config = match spec.file() {
-        Some(_) => Parts::default(),
-        None => config
-            .parts(size, &asked)
-            .map_err(|reason| anyhow!("{}: {reason}", path.with_file_name("config.json").display()))?,
-    };
-    let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
-    let told = Told {
-        file_name: path.file_name().and_then(OsStr::to_str).unwrap_or_default(),
-        config,
-        normalization: in_keras.as_deref().and_then(|all| if let [one] = all { Some(*one) } else { None }),
-        metadata: state.metadata.get(PREPROCESSING).map(String::as_str),
-        asked,
-    };
-    spec.prepared(&told).map_err(|reason| anyhow!("{}: {reason}", path.display()))
-}
-
-/// The content of a weights file, of the set of weights called `set`; [`source::load`] takes names, too. Of an ONNX file the
-/// graph is in the metadata, as it is in what is saved from one.
-pub fn read_weights(path: &Path, set: Option<&str>) -> Result<StateDict> {
-    if !has_ending(path, "onnx") {
-        return Ok(StateDict::load_set(path, set)?);
-    }
-    if set.is_some() {
-        bail!("--weights-set: {} is an ONNX file, which holds one set of weights; leave it out", path.display());
-    }
-    let Imported { mut state, notes, .. } = onnx::load(path)?;
-    state.notes = notes;
-    Ok(state)
-}
-
-/// Tells on standard error what the user should know of how a weights file was read.
-pub fn print_notes(state: &StateDict) {
-    let file = state.origin.as_deref().unwrap_or(Path::new("the weights file")).display();
-    for note in &state.notes {
-        output::note(format_args!("note: {file}: {note}"));
+        let origin = state.origin.clone();
+        let model = Model::of(state, options)?;
+        print_notes(origin.as_deref(), &model.notes);
+        Ok(model)
     }
 }
 
 /// The network that `--model` asks for.
-pub fn spec(model: &str) -> Result<Spec> {
-    let path = Path::new(model);
-    if has_ending(path, "json") {
-        Ok(Spec::of_file(GraphFile::read(path)?))
-    } else if has_ending(path, "onnx") {
-        Ok(Spec::of_file(onnx::load(path)?.file))
-    } else {
-        Ok(models::spec(model)?.clone())
+pub fn spec(name: &str) -> Result<Spec> {
+    Ok(model::spec(name)?)
+}
+
+/// Tells on standard error what the user should know of how a weights file was read.
+pub fn print_notes(file: Option<&Path>, notes: &[String]) {
+    let file = file.unwrap_or(Path::new("the weights file")).display();
+    for note in notes {
+        output::note(format_args!("note: {file}: {note}"));
     }
 }
 
@@ -580,144 +425,6 @@ pub fn input(spec: &Spec) -> Input {
 pub fn transform(spec: &Spec, size: Size) -> Result<Transform> {
     let (height, width) = (side(size.height)?, side(size.width)?);
     Ok(Transform::new(height, width, Augment::None, spec.preprocessing.value))
-}
-
-fn has_ending(path: &Path, ending: &str) -> bool {
-    path.extension().is_some_and(|extension| extension == ending)
-}
-
-/// Whether a weights file describes its network.
-pub fn describes(state: &StateDict) -> bool {
-    state.metadata.contains_key(GRAPH) || state.keras.as_ref().is_some_and(|keras| keras.config.is_some())
-}
-
-/// The network that the metadata of a weights file describes.
-fn of_metadata(state: &StateDict) -> Result<Option<Spec>> {
-    let Some(text) = state.metadata.get(GRAPH) else { return Ok(None) };
-    let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
-    let graph = GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?;
-    let preprocessing = Traced::new(graph.preprocessing(), "the file");
-    Ok(Some(Spec::of_file(graph).with_preprocessing(preprocessing)))
-}
-
-/// The network that a weights file describes, if it is none that has a name.
-fn described(state: &StateDict) -> Result<Option<Spec>> {
-    if let Some(told) = of_metadata(state)? {
-        return Ok(Some(told));
-    }
-    let file = state.origin.as_deref().unwrap_or(Path::new("the Keras file")).display();
-    let imported = state.keras.as_deref().map(import).transpose();
-    let Some(imported) = imported.map(Option::flatten).with_context(|| format!("{file} cannot be read"))? else {
-        return Ok(None);
-    };
-    for note in imported.notes {
-        log::info!("{file}: {note}");
-    }
-    match imported.images {
-        Prepared::ByModel => {}
-        Prepared::AsApplication(name) => log::warn!(
-            "{file}: the model does not prepare its images, so that is done as the preprocess_input of {name} does; if it \
-             was trained on others, say so by --mean and --std, or, if red comes first, by `bgr` in the graph file that inspect \
-             --graph prints"
-        ),
-        Prepared::Unknown => log::warn!(
-            "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
-             save it with a Rescaling layer at the beginning"
-        ),
-    }
-    let spec = Spec::of_file(imported.graph).with_preprocessing(imported.preprocessing);
-    Ok(Some(spec.with_augmentation(imported.augmentation)))
-}
-
-/// The network that a Keras file describes, if it does.
-fn import(keras: &Description) -> Result<Option<models::keras::Imported>, KerasError> {
-    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
-    let config = keras.config.as_ref();
-    let model = config.map(|config| KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization });
-    model.map(models::keras::import).transpose()
-}
-
-impl Model {
-    /// The image size: `asked`, else the file's, else the model's.
-    pub fn size(&self, asked: Option<Size>) -> Size {
-        let (height, width) = self.spec.size();
-        asked.or(self.trained_size).unwrap_or(Size { height, width })
-    }
-
-    /// The graph file of the network for images of `size`.
-    pub fn describe(&self, size: Size) -> Result<GraphFile> {
-        if !self.folded {
-            return Ok(self.spec.describe(size.pair(), self.classes)?);
-        }
-        let Spec { name, preprocessing, .. } = &self.spec;
-        let about = GraphAbout { name: name.to_string(), size: size.pair(), preprocessing: preprocessing.value };
-        GraphFile::of(about, |(height, width)| self.network(1, Size { height, width }))
-    }
-
-    /// What a weights file of this network says of itself: what the one that it came from said, how images are prepared,
-    /// and the graph if the network has no name.
-    pub fn metadata(&self, size: Size) -> Result<BTreeMap<String, String>> {
-        let mut metadata = self.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
-        for key in [GRAPH, PREPROCESSING] {
-            metadata.remove(key);
-        }
-        // A graph says how images are prepared, too.
-        match self.spec.file() {
-            Some(_) => metadata.insert(GRAPH.into(), self.spec.describe(size.pair(), self.classes)?.json()),
-            None => metadata.insert(PREPROCESSING.into(), self.spec.preprocessing.value.json()),
-        };
-        Ok(metadata)
-    }
-
-    /// The network for batches of `batch` images, every layer frozen; without its batch norms if the file is folded.
-    pub fn network(&self, batch: usize, size: Size) -> Result<Graph> {
-        let network = self.spec.build(batch, size.pair(), self.classes)?;
-        Ok(if self.folded { Folding::of(&network)?.graph } else { network })
-    }
-
-    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by
-    /// order.
-    pub fn labels(&self, folder: &ImageFolder, dir: &Path) -> Result<Vec<u32>> {
-        let Some(names) = &self.class_names else {
-            if folder.classes.len() != self.classes {
-                bail!(
-                    "{} has folders for {}, but the network tells {} apart, and the weights file does not name \
-                     them: add a folder for each of the others, in the order of the labels; it may be empty",
-                    dir.display(),
-                    output::quantity(folder.classes.len(), "class"),
-                    self.classes
-                );
-            }
-            return Ok((0..self.classes as u32).collect());
-        };
-        let used = |index: usize| folder.train.iter().chain(&folder.val).any(|sample| sample.label as usize == index);
-        let label = |(index, class): (usize, &String)| match names.iter().position(|name| name == class) {
-            Some(label) => Ok(label as u32),
-            // Of no image.
-            None if !used(index) => Ok(PADDING),
-            None => bail!(
-                "{} has a class `{class}`, but the network's classes are {}: rename or remove the folder, or give weights \
-                 that were trained on these classes",
-                dir.display(),
-                few(names)
-            ),
-        };
-        folder.classes.iter().enumerate().map(label).collect()
-    }
-
-    /// The file that the weights came from, in the hub's cache if they came by name; none if they are random.
-    pub fn origin(&self) -> Result<Option<PathBuf>> {
-        let origin = self.state.as_ref().and_then(|state| state.origin.as_ref());
-        Ok(origin.map(std::path::absolute).transpose()?)
-    }
-
-    /// The parameters of `graph`, a network of this model: the file's, which are taken out of `self`, or random ones.
-    pub fn tensors(&mut self, graph: &Graph) -> Result<Vec<HostTensor>> {
-        match self.state.take() {
-            Some(state) => Ok(weights::from_state_with(graph, state, self.seed, self.head)?.tensors),
-            None => Ok(weights::initialise(graph, self.seed)),
-        }
-    }
 }
 
 /// `--force`.
@@ -744,51 +451,13 @@ pub fn check_output(path: &Path, ForceArgs { force }: ForceArgs) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to save weights as a Keras file that they do not come from or do not fit, before there is anything to save;
-/// `state` has the network's names and shapes.
-pub fn check_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
-    let Some(form) = keras_form(out) else { return Ok(()) };
-    match source.filter(|source| keras_form(source) == Some(form)) {
-        Some(source) => keras_copy(state, source).map(drop),
-        None => bail!(
-            "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name \
-             that ends in .safetensors",
-            out.display()
-        ),
-    }
-}
-
-/// Which of Keras's files a name stands for. A whole model and weights alone are both HDF5, which Keras tells apart by the
-/// name.
-pub fn keras_form(path: &Path) -> Option<&'static str> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let forms = [(".keras", ".keras"), (".weights.h5", ".weights.h5"), (".h5", ".h5"), (".hdf5", ".h5")];
-    forms.into_iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, form)| form)
-}
-
 /// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
 /// else as safetensors.
 pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
-    match source.filter(|_| keras_form(out).is_some()) {
-        Some(source) => {
-            let copied = keras_copy(state, source)?;
-            copied.write(out)?;
-            for note in copied.notes {
-                output::note(format_args!("note: {}: {note}", out.display()));
-            }
-        }
-        None => state.save(out)?,
+    for note in model::save(state, source, out)? {
+        output::note(format_args!("note: {}: {note}", out.display()));
     }
     Ok(())
-}
-
-/// A copy of the Keras file `source` that has these weights and can be read again.
-fn keras_copy(state: &StateDict, source: &Path) -> Result<Copied> {
-    let copied = Copied::of(state, source)?;
-    if let Some(other) = &copied.other {
-        import(other).with_context(|| format!("{} cannot be written with other classes", source.display()))?;
-    }
-    Ok(copied)
 }
 
 /// Refuses two options, each with its file, that name the same one. Neither file need exist.

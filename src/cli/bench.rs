@@ -137,7 +137,7 @@ fn policies(args: Args) -> Result<()> {
         policies: policies.iter().map(|policy| Policy::load(policy)).collect::<Result<_, _>>()?,
         thaw: thaw.into_iter().map(|layer| (layer != NO_THAW).then_some(layer)).collect(),
         rules: args.rules,
-        networks: batches.iter().map(|&batch| model.network(batch, size)).collect::<Result<_>>()?,
+        networks: batches.iter().map(|&batch| Ok(model.network(batch, size)?)).collect::<Result<_>>()?,
         options,
         repeat: args.repeat,
         limit: args.time_limit.map(|seconds| Duration::from_secs(seconds as u64)),

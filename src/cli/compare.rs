@@ -204,7 +204,7 @@ fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device)
     let network = model.spec.build(args.training.batch(None), size.pair(), images.folder.classes.len())?;
     let drop_last = lab::drop_last(&arms, &network)?;
     let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first, drop_last)?;
-    let input = args::input(&model.spec);
+    let input = model.input();
     let (data, folder) = (images.data.clone(), &images.folder);
     let bench = Bench { device, network, input, images: folder, data, weights: model.state };
     let all = match settings.optimizer {

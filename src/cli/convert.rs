@@ -1,4 +1,4 @@
-use super::args::{self, DeviceArgs, ForceArgs, Model, ModelArgs, SizeArgs};
+use super::args::{self, DeviceArgs, ForceArgs, ModelArgs, SizeArgs};
 use super::progress::Progress;
 use super::source::{self, SourceArgs};
 use super::{fold, output};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use thawline::convert::{Converted, Remark, Variant, convert};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::model::{self, Model};
 use thawline::models::{GRAPH, Spec};
 use thawline::plan::Input;
 use thawline::preprocessing::{PREPROCESSING, Preprocessing};
@@ -69,7 +70,7 @@ impl Format {
     fn of(path: &Path) -> Result<Self> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors),
-            _ if args::keras_form(path).is_some() => Ok(Self::Keras),
+            _ if model::keras_form(path).is_some() => Ok(Self::Keras),
             Some("pth" | "pt") => bail!(
                 "--out {}: PyTorch's own files are read, not written; write .safetensors, which \
                  safetensors.torch.load_file reads",
@@ -105,7 +106,7 @@ pub fn run(args: Args) -> Result<()> {
             to
         }
         (Some(name), None) => read(Some(name.clone()), None, Some(from.classes), source(None))?,
-        (None, None) => Model { spec: from.spec.clone(), class_names: None, state: None, ..from },
+        (None, None) => from.without_weights(),
     };
     if to.classes != from.classes {
         let (name, classes) = (&to.spec.name, to.classes);
@@ -114,7 +115,8 @@ pub fn run(args: Args) -> Result<()> {
             output::quantity(from.classes, "class")
         );
     }
-    let to = Model { folded: from.folded, ..to };
+    let mut to = to;
+    to.folded = from.folded;
     let size = from.size(args.size.size);
     let [before, after] = [from.network(IMAGES, size)?, to.network(IMAGES, size)?];
     let from_keras = from.state.as_ref().is_some_and(|state| state.keras.is_some());
@@ -134,7 +136,6 @@ pub fn run(args: Args) -> Result<()> {
     }
 
     // The weights still expect the images that they were trained on; only the order of the channels is converted.
-    let mut to = to;
     let Preprocessing { bgr, .. } = to.spec.preprocessing.value;
     to.spec.preprocessing.value = Preprocessing { bgr, ..from.spec.preprocessing.value };
     let mut state = weights::to_state(&after, &converted.tensors);
@@ -164,7 +165,7 @@ fn template(args: &Args) -> Result<PathBuf> {
 }
 
 fn check_template(template: Option<&Path>, out: &Path) -> Result<()> {
-    if template.and_then(args::keras_form) != args::keras_form(out) {
+    if template.and_then(model::keras_form) != model::keras_form(out) {
         bail!(
             "--out {}: such a file is written as a copy of one that Keras wrote; name one with the same ending as --to",
             out.display()

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 use thawline::data::{ImageFolder, Loader, LoaderOptions, Mode, Sample};
 use thawline::report::{Evaluated, class_name, evaluation_page};
-use thawline::train::{self, ClassFigures, Evaluation, Evaluator, UNEVEN, imbalance};
+use thawline::train::{self, ClassFigures, Evaluation, Evaluator, Ranking, UNEVEN, imbalance};
 use thawline::weights::write_atomically;
 
 /// Measure loss and accuracy of a network on a folder of images, and recall, precision and F1 of each class.
@@ -79,8 +79,8 @@ pub fn run(args: Args) -> Result<()> {
     let mut model = args.model.read_for(args.preprocess.parts(), args.size.size)?;
     let folder = match args.split {
         // With nothing set aside, a folder without train/ and val/ is all in one.
-        Split::All => ImageFolder::open_for_inference(&args.data.data, 0.0, model.seed)?,
-        _ => args.data.open(model.seed)?,
+        Split::All => ImageFolder::open_for_inference(&args.data.data, 0.0, model.options.seed)?,
+        _ => args.data.open(model.options.seed)?,
     };
     let labels = model.labels(&folder, &args.data.data)?;
     let samples = args.split.of(&folder);
@@ -98,11 +98,11 @@ pub fn run(args: Args) -> Result<()> {
     let options = LoaderOptions {
         skip_broken: args.data.skip_broken,
         decode: args.data.decode.options(None),
-        ..LoaderOptions::new(Mode::Eval, batch, model.seed)
+        ..LoaderOptions::new(Mode::Eval, batch, model.options.seed)
     };
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
-    let input = args::input(&model.spec);
+    let input = model.input();
     let mut evaluator = Evaluator::new(&device, &graph, &tensors, input)?;
 
     let of = loader.samples().len() as u64;
@@ -142,7 +142,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         return events::result(&as_json(&evaluation, names, &model.spec.name, &device.info().name, images_per_s));
     }
-    print(&evaluation, images_per_s)?;
+    print(&evaluation, names, images_per_s)?;
     if args.per_class {
         class_table(&evaluation, names)?;
     }
@@ -153,7 +153,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn as_json(evaluation: &Evaluation, names: &[String], model: &str, device: &str, images_per_s: f64) -> Value {
-    let Evaluation { totals, confusion, skipped, .. } = evaluation;
+    let Evaluation { totals, confusion, ranking, skipped, .. } = evaluation;
     let class = |figures: &ClassFigures| {
         let ClassFigures { class, support, predicted, precision, recall, f1 } = *figures;
         let name = names.get(class as usize);
@@ -177,6 +177,8 @@ fn as_json(evaluation: &Evaluation, names: &[String], model: &str, device: &str,
         "top1": totals.accuracy(),
         "top5": totals.top5_accuracy(),
         "balanced_accuracy": confusion.balanced_accuracy(),
+        "auroc": ranking.as_ref().and_then(Ranking::auroc),
+        "average_precision": ranking.as_ref().and_then(Ranking::average_precision),
         "macro": confusion.macro_means(),
         "weighted": confusion.weighted_means(),
         "classes": confusion.figures().iter().map(class).collect::<Vec<_>>(),
@@ -186,7 +188,7 @@ fn as_json(evaluation: &Evaluation, names: &[String], model: &str, device: &str,
 }
 
 /// The figures of all images in a line, and how many images are missing from it.
-fn print(evaluation: &Evaluation, images_per_s: f64) -> Result<()> {
+fn print(evaluation: &Evaluation, names: &[String], images_per_s: f64) -> Result<()> {
     let Evaluation { totals, confusion, skipped, .. } = evaluation;
     let balanced = match imbalance(confusion.support()) >= UNEVEN {
         true => format!(", balanced accuracy {}", percent(confusion.balanced_accuracy())),
@@ -199,6 +201,11 @@ fn print(evaluation: &Evaluation, images_per_s: f64) -> Result<()> {
         percent(totals.accuracy()),
         percent(totals.top5_accuracy())
     ))?;
+    let ranked = evaluation.ranking.as_ref().and_then(|ranking| Some([ranking.auroc()?, ranking.average_precision()?]));
+    if let Some([auroc, precision]) = ranked {
+        let class = class_name(names, 1);
+        output::prose(format_args!("ranked by {class}: AUROC {auroc:.4}, average precision {precision:.4}"))?;
+    }
     if *skipped > 0 {
         output::line(format_args!("skipped: {}", output::quantity(*skipped, "broken image")))?;
     }

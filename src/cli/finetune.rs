@@ -18,6 +18,7 @@ use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::identify::{Known, identify};
 use thawline::lab::{in_words, of_words};
+use thawline::model;
 use thawline::models::Spec;
 use thawline::policy::{self, Policy, Rule};
 use thawline::report::{LrFinding, METRICS_FILE, RunLog, Trained, trained_values};
@@ -263,7 +264,7 @@ fn check_keras(
 ) -> Result<()> {
     let Some((source, form)) = keras_source(settings) else { return Ok(()) };
     let file = with_form(&out.join(LAST_FILE), form);
-    args::check_weights(&weights::to_state(network, tensors), Some(source), &file)?;
+    model::check(&weights::to_state(network, tensors), Some(source), &file)?;
     training.preprocess.warn_of_keras(&file);
     Ok(())
 }
@@ -312,7 +313,7 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
         if let Some(state) = &mut state {
             let classes = Some(settings.classes.len());
             identify(state, Known { named: Some(&spec), classes, new_head: true, ..Known::default() })?;
-            args::print_notes(state);
+            args::print_notes(state.origin.as_deref(), &state.notes);
         }
         settings.weights =
             state.as_ref().and_then(|state| state.origin.clone()).map(std::path::absolute).transpose()?;
@@ -501,7 +502,7 @@ pub fn percent(share: f64) -> String {
 /// The Keras file that a run's weights came from, if they came from one, and its form.
 fn keras_source(settings: &Settings) -> Option<(&Path, &'static str)> {
     let source = settings.weights.as_deref()?;
-    Some((source, args::keras_form(source)?))
+    Some((source, model::keras_form(source)?))
 }
 
 /// A file's name with the ending of one of Keras's.

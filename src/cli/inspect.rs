@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use thawline::graph::{Graph, LayerId, Model};
 use thawline::identify;
+use thawline::model;
 use thawline::models::GRAPH;
 use thawline::preprocessing::{PREPROCESSING, Traced};
 use thawline::text::printable;
@@ -76,13 +77,13 @@ pub fn run(args: Args) -> Result<()> {
     let file = state.as_ref().map(FileFacts::of);
     // A file of an unknown network is still worth showing.
     if let (Some(state), Some(file), None) = (&state, &file, &args.model)
-        && identify::recognise(state).is_none()
-        && !args::describes(state)
+        && !identify::is_known(state)
+        && !model::describes(state)
     {
         if args.graph {
             bail!("{}: no network that is known has these weights", file.path);
         }
-        args::print_notes(state);
+        args::print_notes(state.origin.as_deref(), &state.notes);
         return unknown(state, file, args.json);
     }
     let model =

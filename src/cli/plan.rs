@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<()> {
     let options = args.optimizer.options(0.9)?;
     let model = args.model.read_for_training(Parts::default(), None)?;
     let network = model.network(args.batch, model.size(args.size.size))?;
-    let input = args::input(&model.spec);
+    let input = model.input();
     let mut stages = Vec::new();
     for (from, resolved) in args.policy.resolve_stages(&network)? {
         stages.push((from, price(&resolved, &options, input)?));

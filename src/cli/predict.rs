@@ -131,7 +131,7 @@ fn classify(args: Args) -> Result<()> {
     let samples = paths.into_iter().map(|path| Sample { path, label: 0 }).collect();
     let loader = Loader::new(samples, transform, options)?;
     let device = args.device.open()?;
-    let input = args::input(&model.spec);
+    let input = model.input();
     let mut evaluator = Evaluator::new(&device, &graph, &tensors, input)?;
 
     let names = model.class_names.unwrap_or_default();

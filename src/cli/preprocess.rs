@@ -1,7 +1,8 @@
 //! How images are prepared, where the command line says so.
 
-use super::{args, output};
+use super::output;
 use std::path::Path;
+use thawline::model;
 use thawline::preprocessing::{Interpolation, Parts, Resize};
 
 /// `--resize`, `--crop`, `--interpolation`, `--mean`, `--std`.
@@ -42,7 +43,7 @@ impl PreprocessArgs {
     pub fn warn_of_keras(&self, out: &Path) {
         let given: Vec<String> =
             self.given().into_iter().filter_map(|(name, value)| Some(format!("--{name} {}", value?))).collect();
-        if !given.is_empty() && args::keras_form(out).is_some() {
+        if !given.is_empty() && model::keras_form(out).is_some() {
             output::warning(format_args!(
                 "{} has no place for {}: give that to whatever reads the file, too",
                 out.display(),

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::path::PathBuf;
 use thawline::data::Loader;
 use thawline::graph::{LayerKind, Variance};
+use thawline::model;
 use thawline::policy;
 use thawline::tensor::HostTensor;
 use thawline::train::{self, Method, Recalibration, Totals, TrainError, drifts};
@@ -89,7 +90,7 @@ struct State {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    if args.out.extension().is_none_or(|extension| extension != "safetensors") && args::keras_form(&args.out).is_none()
+    if args.out.extension().is_none_or(|extension| extension != "safetensors") && model::keras_form(&args.out).is_none()
     {
         bail!("--out {}: the name must end in .safetensors, or as that of a Keras file", args.out.display());
     }
@@ -99,7 +100,7 @@ pub fn run(args: Args) -> Result<()> {
     events::begin(args.json, "recalibrate")?;
     let progress = Progress::new("reading weights and images");
     let mut subject = args.subject.open()?;
-    args::check_weights(&subject.file, subject.file.origin.as_deref(), &args.out)?;
+    model::check(&subject.file, subject.file.origin.as_deref(), &args.out)?;
     args.subject.preprocess.warn_of_keras(&args.out);
     if !args::has_batch_norms(&subject.network) {
         bail!(

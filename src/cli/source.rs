@@ -1,8 +1,8 @@
 //! Where weights come from: a file, or a hub by name.
 
-use super::args;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
+use thawline::model;
 use thawline::models;
 use thawline::weights::StateDict;
 
@@ -23,10 +23,10 @@ pub struct SourceArgs {
 pub fn load(name: &Path, source: &SourceArgs) -> Result<StateDict> {
     let set = source.weights_set.as_deref();
     match reference(name) {
-        Some(reference) => args::read_weights(&fetched(reference, source.offline)?, set),
+        Some(reference) => Ok(model::read(&fetched(reference, source.offline)?, set)?),
         None => match hint(name) {
             Some(hint) => bail!("cannot read {}: there is no such file; {hint}", name.display()),
-            None => args::read_weights(name, set),
+            None => Ok(model::read(name, set)?),
         },
     }
 }
@@ -43,7 +43,7 @@ fn hint(name: &Path) -> Option<String> {
     let is_plain =
         |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     let (owner, rest) = text.split_once('/')?;
-    let is_file = args::keras_form(name).is_some()
+    let is_file = model::keras_form(name).is_some()
         || name
             .extension()
             .is_some_and(|ending| ["safetensors", "pth", "pt", "onnx"].iter().any(|known| ending == *known));

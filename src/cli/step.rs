@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
 use thawline::graph::Role;
+use thawline::model;
 use thawline::plan::Input;
 use thawline::preprocessing::Parts;
 use thawline::train::{self, Images, Session};
@@ -72,7 +73,7 @@ pub fn run(args: Args) -> Result<()> {
     resolved.check_training(options.accumulate)?;
     let (metadata, origin) = (model.metadata(Size { height, width })?, model.origin()?);
     let tensors = model.tensors(&resolved.graph)?;
-    args::check_weights(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;
+    model::check(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;
 
     let progress = Progress::new("opening the device");
     let device = args.device.open()?;

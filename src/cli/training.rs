@@ -1,6 +1,6 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{self, DecodeArgs, DeviceArgs, Model, ModelArgs, Size, SizeArgs, few, positive};
+use super::args::{self, DecodeArgs, DeviceArgs, ModelArgs, Size, SizeArgs, positive};
 use super::output;
 use super::preprocess::PreprocessArgs;
 use super::progress::Progress;
@@ -13,6 +13,7 @@ use std::str::FromStr;
 use thawline::data::{Augment, ImageFolder, Sampler, Transform};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
+use thawline::model::{Model, few};
 use thawline::models::keras::Augmentation;
 use thawline::models::{self, GraphFile, Spec};
 use thawline::preprocessing::Traced;

@@ -139,10 +139,16 @@ impl Walk<'_> {
                 }
                 Ok(())
             }
+            Op::Binary => {
+                let op = Op::Slice { begin: 1, channels: 1, accumulate: false };
+                let dx = self.push(op, vec![gradient], layer)?;
+                self.contribute(inputs[0], dx)
+            }
             Op::Pad { padding } => {
                 let dx = self.push(Op::PadGrad { padding }, vec![gradient], layer)?;
                 self.contribute(inputs[0], dx)
             }
+            Op::GroupNorm { eps, groups, .. } => self.group_norm(id, &node, eps, groups, gradient),
             Op::LayerNorm { .. } => {
                 let [x, affine] = [inputs[0], inputs[1]];
                 let moments = self.side_output(id)?;
@@ -178,6 +184,31 @@ impl Walk<'_> {
         }
         if self.needs(inputs[0]) {
             self.input_gradient(inputs[0], inputs[1], g, conv, layer)?;
+        }
+        Ok(())
+    }
+
+    /// What the gradient of a group norm gives its operands.
+    fn group_norm(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        eps: f32,
+        groups: usize,
+        gradient: NodeId,
+    ) -> Result<(), GraphError> {
+        let (layer, [x, affine]) = (node.layer, [node.inputs[0], node.inputs[1]]);
+        let moments = self.side_output(id)?;
+        let reduce = Op::BatchNormGradReduce { eps, act: Act::Identity };
+        let sums = self.push(reduce, vec![gradient, x, moments], layer)?;
+        if self.needs(affine) {
+            let total = if node.shape.n() == 1 { sums } else { self.push(Op::DomainSum, vec![sums], layer)? };
+            self.contribute(affine, total)?;
+        }
+        if self.needs(x) {
+            let op = Op::GroupNormGrad { eps, groups };
+            let dx = self.push(op, vec![gradient, x, moments, affine, sums], layer)?;
+            self.contribute(x, dx)?;
         }
         Ok(())
     }
@@ -342,7 +373,7 @@ impl Walk<'_> {
             Op::BatchNormApply(apply) => apply.mask = true,
             Op::Activation { mask, .. } | Op::Add { mask, .. } => *mask = true,
             Op::MaxPool { argmax, .. } => *argmax = true,
-            Op::LayerNorm { moments, .. } => *moments = true,
+            Op::LayerNorm { moments, .. } | Op::GroupNorm { moments, .. } => *moments = true,
             _ => {}
         }
         let layer = self.graph.node(id).layer;

@@ -106,7 +106,9 @@ fn is_imagewise(op: &Op) -> bool {
             | Op::Slice { .. }
             | Op::Shuffle { .. }
             | Op::Multiply
+            | Op::Binary
             | Op::Pad { .. }
             | Op::LayerNorm { moments: false, .. }
+            | Op::GroupNorm { moments: false, .. }
     )
 }

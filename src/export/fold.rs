@@ -165,6 +165,10 @@ impl Folding {
                     b.layer_scale(name, operand(0), dims)?
                 }
                 Op::Scale { mean: false } => b.scale(name, operand(0), operand(1))?,
+                Op::GroupNorm { eps, groups, .. } => {
+                    sources.extend(same());
+                    b.group_norm(name, operand(0), groups, eps)?
+                }
                 Op::LayerNorm { eps, .. } => {
                     sources.extend(same());
                     b.layer_norm(name, operand(0), eps)?
@@ -177,6 +181,7 @@ impl Folding {
                 Op::Shuffle { groups } => b.shuffle(name, operand(0), groups)?,
                 Op::Multiply => b.multiply(name, operand(0), operand(1))?,
                 Op::Pad { padding } => b.pad(name, operand(0), padding)?,
+                Op::Binary => b.binary(name, operand(0))?,
                 Op::Dropout { rate, whole: false, residual: false, .. } => b.dropout(name, operand(0), rate)?,
                 Op::Dropout { rate, whole: true, residual: false, .. } => b.stochastic_depth(name, operand(0), rate)?,
                 Op::Add { act: Act::Identity, mask: false } => b.add(name, operand(0), operand(1))?,

@@ -310,6 +310,18 @@ impl Builder {
         self.node(Op::LayerNorm { eps, moments: false }, vec![x, affine], layer)
     }
 
+    /// A group norm: over the pixels of each image and the channels of each of `groups` runs.
+    ///
+    /// # Errors
+    /// `eps` is not a positive number, the channels cannot be cut so, or the name is taken.
+    pub fn group_norm(&mut self, name: &str, x: NodeId, groups: usize, eps: f32) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::GroupNorm)?;
+        check_eps(name, eps)?;
+        let c = self.graph.node(x).shape.c();
+        let affine = self.param(layer, Role::Affine, Shape::rows(2, c), c)?;
+        self.node(Op::GroupNorm { eps, groups, moments: false }, vec![x, affine], layer)
+    }
+
     /// The channels of several images of one size, side by side.
     ///
     /// # Errors
@@ -347,6 +359,15 @@ impl Builder {
     pub fn multiply(&mut self, name: &str, a: NodeId, b: NodeId) -> Result<NodeId, GraphError> {
         let layer = self.layer(name, LayerKind::Multiply)?;
         self.node(Op::Multiply, vec![a, b], layer)
+    }
+
+    /// The logits of two classes from one channel, the logit of the second: binary classification by one sigmoid output.
+    ///
+    /// # Errors
+    /// There is more than one channel, or the name is taken.
+    pub fn binary(&mut self, name: &str, x: NodeId) -> Result<NodeId, GraphError> {
+        let layer = self.layer(name, LayerKind::Binary)?;
+        self.node(Op::Binary, vec![x], layer)
     }
 
     /// Zeros around each image: at the top, left, bottom and right.

@@ -67,12 +67,14 @@ pub enum LayerKind {
     Multiply,
     Pad,
     LayerNorm,
+    GroupNorm,
     LayerScale,
+    Binary,
 }
 
 impl LayerKind {
     /// One of each name.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::Conv,
         Self::Bn,
         Self::Linear,
@@ -102,7 +104,9 @@ impl LayerKind {
         Self::Multiply,
         Self::Pad,
         Self::LayerNorm,
+        Self::GroupNorm,
         Self::LayerScale,
+        Self::Binary,
     ];
 
     /// Whether a layer of this kind is meant by the name of the other's.
@@ -128,7 +132,9 @@ impl LayerKind {
             Self::Multiply => "multiply",
             Self::Pad => "pad",
             Self::LayerNorm => "layer_norm",
+            Self::GroupNorm => "group_norm",
             Self::LayerScale => "layer_scale",
+            Self::Binary => "binary",
         }
     }
 }

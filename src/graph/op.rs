@@ -188,6 +188,8 @@ pub enum Op {
     },
     /// `[a, b]` → their product.
     Multiply,
+    /// `[x]` of one channel → 0 and x: as logits of two classes, they have the softmax 1 − σ(x) and σ(x).
+    Binary,
     /// `[x]` → with zeros at the top, left, bottom and right.
     Pad {
         padding: [usize; 4],
@@ -196,6 +198,13 @@ pub enum Op {
     /// `moments` the side output holds μ and 1/√(v + ε) of each pixel.
     LayerNorm {
         eps: f32,
+        moments: bool,
+    },
+    /// `[x, affine]` → the same with the moments of each image's pixels and a group's channels (Wu & He 2018). With `moments` the
+    /// side output holds mean and biased variance, two rows an image.
+    GroupNorm {
+        eps: f32,
+        groups: usize,
         moments: bool,
     },
     /// `[logits, labels, class weights?]` → a row a sample: loss, 1 if top-1, 1 if top-5, 0.
@@ -292,6 +301,11 @@ pub enum Op {
     LayerNormGradReduce,
     /// `[dy, x, affine, side output]` → `dx`
     LayerNormGrad,
+    /// `[dy, x, moments, affine, sums]` → `dx`, the sums being those of `BatchNormGradReduce` for each image
+    GroupNormGrad {
+        eps: f32,
+        groups: usize,
+    },
     /// `[logits, labels, class weights?]` → gradient of the mean loss.
     SoftmaxCrossEntropyGrad {
         smoothing: f32,
@@ -384,8 +398,10 @@ impl Op {
             Self::Slice { .. } => "slice",
             Self::Shuffle { .. } => "shuffle",
             Self::Multiply => "multiply",
+            Self::Binary => "binary",
             Self::Pad { .. } => "pad",
             Self::LayerNorm { .. } => "layer_norm",
+            Self::GroupNorm { .. } => "group_norm",
             Self::SoftmaxCrossEntropy { .. } => "softmax_cross_entropy",
             Self::SideOutput => "side_output",
             Self::Conv2dInputGrad { .. } => "conv2d_input_grad",
@@ -407,6 +423,7 @@ impl Op {
             Self::PadGrad { .. } => "pad_grad",
             Self::LayerNormGradReduce => "layer_norm_grad_reduce",
             Self::LayerNormGrad => "layer_norm_grad",
+            Self::GroupNormGrad { .. } => "group_norm_grad",
             Self::SoftmaxCrossEntropyGrad { .. } => "softmax_cross_entropy_grad",
             Self::Accumulate => "accumulate",
             Self::SgdStep(..) => "sgd_step",
@@ -454,6 +471,7 @@ impl Op {
             Self::MaxPool { argmax: true, .. } => Some(Shape([out.n(), out.h(), out.w(), out.quads()])),
             Self::FoldBatchNorm { .. } => Some(Shape::rows(1, out.c())),
             Self::LayerNorm { moments: true, .. } => Some(pixel_moments(out)),
+            Self::GroupNorm { moments: true, .. } => Some(Shape::rows(2 * out.n(), out.c())),
             _ => None,
         }
     }
@@ -620,14 +638,26 @@ impl Op {
                 same(0, 1)?;
                 Ok(x[0])
             }
+            Self::Binary => {
+                arity(1)?;
+                match x[0].c() {
+                    1 => Ok(Shape::nhwc(x[0].n(), x[0].h(), x[0].w(), 2)),
+                    channels => Err(format!("two classes follow from one channel, not from {channels}")),
+                }
+            }
             Self::Pad { padding: [top, left, bottom, right] } => {
                 arity(1)?;
                 Ok(Shape::nhwc(x[0].n(), x[0].h() + top + bottom, x[0].w() + left + right, x[0].c()))
             }
-            Self::LayerNorm { .. } => {
+            Self::LayerNorm { .. } | Self::GroupNorm { .. } => {
                 arity(2)?;
                 is(1, Shape::rows(2, x[0].c()), "gamma and beta")?;
-                Ok(x[0])
+                match self {
+                    Self::GroupNorm { groups, .. } if *groups == 0 || !x[0].c().is_multiple_of(*groups) => {
+                        Err(format!("{} channels cannot be cut into {groups} groups", x[0].c()))
+                    }
+                    _ => Ok(x[0]),
+                }
             }
             Self::SoftmaxCrossEntropy { weighted, .. } | Self::SoftmaxCrossEntropyGrad { weighted, .. } => {
                 arity(2 + usize::from(weighted))?;
@@ -717,6 +747,12 @@ impl Op {
                 same(0, 1)?;
                 is(2, pixel_moments(x[0]), "moments")?;
                 Ok(Shape::rows(2, x[0].c()))
+            }
+            Self::GroupNormGrad { .. } => {
+                arity(5)?;
+                same(0, 1)?;
+                same(2, 4)?;
+                Ok(x[0])
             }
             Self::LayerNormGrad => {
                 arity(4)?;

@@ -26,6 +26,7 @@ pub mod conv2d;
 pub mod depthwise;
 pub mod dropout;
 pub mod fold_batch_norm;
+pub mod group_norm;
 pub mod grouped;
 pub mod image_sum;
 pub mod input_normalize;
@@ -314,6 +315,9 @@ pub static KERNELS: &[&Kernel] = &[
     &fold_batch_norm::AFFINE_GRAD_MERGE,
     &fold_batch_norm::FORWARD,
     &fold_batch_norm::WEIGHT_GRAD,
+    &group_norm::GRAD,
+    &group_norm::MOMENTS,
+    &group_norm::SUMS,
     &grouped::FORWARD,
     &grouped::INPUT_GRAD,
     &grouped::WEIGHT_GRAD,

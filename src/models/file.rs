@@ -139,6 +139,10 @@ pub enum LayerOp {
     LayerNorm {
         eps: f32,
     },
+    GroupNorm {
+        groups: usize,
+        eps: f32,
+    },
     Concat {},
     Slice {
         begin: usize,
@@ -147,6 +151,8 @@ pub enum LayerOp {
     Shuffle {
         groups: usize,
     },
+    /// See [`Builder::binary`].
+    Binary {},
     Pad {
         /// Top, left, bottom, right.
         padding: [usize; 4],
@@ -212,7 +218,7 @@ impl GraphFile {
     pub fn nested(about: GraphAbout, models: Vec<Model>, layers: Vec<Entry>) -> Result<Self, GraphError> {
         let mut file = Self { about, models, layers, classes: 0 };
         file.check_about()?;
-        let graph = file.assemble(1, file.size(), None)?;
+        let graph = file.assemble(1, file.size(), &file.layers)?;
         file.classes = graph.logits_shape().map_or(0, Shape::c);
         // What is written must be read again.
         match file.json().len() > MAX_TEXT {
@@ -279,11 +285,7 @@ impl GraphFile {
     /// It does not end in a linear layer or convolution, whose channels are the classes; or it does not take images of
     /// that size.
     pub fn with(&self, size: (usize, usize), classes: usize, preprocessing: Preprocessing) -> Result<Self, GraphError> {
-        let mut layers = self.layers.clone();
-        if classes != self.classes {
-            let head = self.head_index()?;
-            layers[head].op = layers[head].op.with_channels(classes);
-        }
+        let layers = if classes == self.classes { self.layers.clone() } else { self.layers_with(classes)? };
         Self::nested(GraphAbout { size, preprocessing, ..self.about.clone() }, self.models.clone(), layers)
     }
 
@@ -292,8 +294,43 @@ impl GraphFile {
     /// # Errors
     /// Those of [`with`](Self::with), or so many images are more than 32-bit indices can address.
     pub fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
-        let head = if classes == self.classes { None } else { Some((self.head_index()?, classes)) };
-        self.assemble(batch, size, head)
+        match classes == self.classes {
+            true => self.assemble(batch, size, &self.layers),
+            false => self.assemble(batch, size, &self.layers_with(classes)?),
+        }
+    }
+
+    /// The layers of the same network with another number of classes. One output for two classes becomes one a class.
+    fn layers_with(&self, classes: usize) -> Result<Vec<Entry>, GraphError> {
+        let head = self.head_index()?;
+        let mut layers = self.layers.clone();
+        layers[head].op = layers[head].op.with_channels(classes);
+        layers.retain(|layer| layer.op != LayerOp::Binary {});
+        Ok(layers)
+    }
+
+    /// The same network with one output in place of two: the logit of the second class, which a sigmoid makes its probability.
+    ///
+    /// # Errors
+    /// Its classes are not the outputs of one layer.
+    pub fn with_one_output(&self) -> Result<Self, GraphError> {
+        if self.layers.iter().any(|layer| layer.op == LayerOp::Binary {}) {
+            return Ok(self.clone());
+        }
+        let mut layers = self.layers_with(1)?;
+        let last = layers.last().map(|layer| layer.name.clone()).unwrap_or_default();
+        let taken = |name: &str| layers.iter().any(|layer| layer.name == name || layer.alias.as_deref() == Some(name));
+        let name = ["binary", "two_classes"].into_iter().find(|name| !taken(name)).unwrap_or("binary.of_two_classes");
+        let op = LayerOp::Binary {};
+        layers.push(Entry {
+            name: name.into(),
+            op,
+            inputs: vec![last],
+            block: None,
+            alias: None,
+            position: Vec::new(),
+        });
+        Self::nested(self.about.clone(), self.models.clone(), layers)
     }
 
     pub fn name(&self) -> &str {
@@ -357,7 +394,7 @@ impl GraphFile {
                 LayerOp::Linear { .. } | LayerOp::Conv { groups: 1, .. } => return Ok(at),
                 LayerOp::Activation { .. } | LayerOp::Dropout { .. } | LayerOp::StochasticDepth { .. } => Some(()),
                 LayerOp::MaxPool { .. } | LayerOp::AvgPool { .. } => Some(()),
-                LayerOp::GlobalAvgPool {} | LayerOp::GlobalMaxPool {} => Some(()),
+                LayerOp::GlobalAvgPool {} | LayerOp::GlobalMaxPool {} | LayerOp::Binary {} => Some(()),
                 _ => None,
             };
             let input = before.and_then(|()| self.layers.iter().position(|layer| layer.name == inputs[0]));
@@ -372,18 +409,11 @@ impl GraphFile {
         }
     }
 
-    fn assemble(&self, batch: usize, size: (usize, usize), head: Option<(usize, usize)>) -> Result<Graph, GraphError> {
+    fn assemble(&self, batch: usize, size: (usize, usize), layers: &[Entry]) -> Result<Graph, GraphError> {
         let mut assembly = Assembly::new(batch, size)?;
         assembly.builder.models(self.models.clone());
-        for (index, layer) in self.layers.iter().enumerate() {
-            match head {
-                Some((head, channels)) if head == index => {
-                    assembly.add(&Entry { op: layer.op.with_channels(channels), ..layer.clone() })?;
-                }
-                _ => {
-                    assembly.add(layer)?;
-                }
-            }
+        for layer in layers {
+            assembly.add(layer)?;
         }
         assembly.finish()
     }
@@ -480,10 +510,12 @@ impl Assembly {
             LayerOp::Multiply {} => b.multiply(name, x[0], x[1]),
             LayerOp::Scale {} => b.scale(name, x[0], x[1]),
             LayerOp::LayerScale { dims } => b.layer_scale(name, x[0], dims),
+            LayerOp::GroupNorm { groups, eps } => b.group_norm(name, x[0], groups, eps),
             LayerOp::LayerNorm { eps } => b.layer_norm(name, x[0], eps),
             LayerOp::Concat {} => b.concat(name, &x),
             LayerOp::Slice { begin, channels } => b.slice(name, x[0], begin, channels),
             LayerOp::Shuffle { groups } => b.shuffle(name, x[0], groups),
+            LayerOp::Binary {} => b.binary(name, x[0]),
             LayerOp::Pad { padding } => b.pad(name, x[0], padding),
             LayerOp::Dropout { rate } => b.dropout(name, x[0], rate),
             LayerOp::StochasticDepth { rate } => b.stochastic_depth(name, x[0], rate),
@@ -541,7 +573,9 @@ impl Assembly {
             }
             // γ, β, mean, variance and the count.
             LayerOp::Bn { .. } => pad4(x.c()).checked_mul(5),
-            LayerOp::LayerNorm { .. } | LayerOp::LayerScale { .. } => pad4(x.c()).checked_mul(2),
+            LayerOp::LayerNorm { .. } | LayerOp::GroupNorm { .. } | LayerOp::LayerScale { .. } => {
+                pad4(x.c()).checked_mul(2)
+            }
             _ => Some(0),
         };
         match values.and_then(|values| self.held.checked_add(values)).filter(|&held| held <= MAX_VALUES) {
@@ -581,10 +615,12 @@ impl LayerOp {
             Self::Scale {} => "scale",
             Self::LayerScale { .. } => "layer_scale",
             Self::LayerNorm { .. } => "layer_norm",
+            Self::GroupNorm { .. } => "group_norm",
             Self::Concat {} => "concat",
             Self::Slice { .. } => "slice",
             Self::Shuffle { .. } => "shuffle",
             Self::Pad { .. } => "pad",
+            Self::Binary {} => "binary",
             Self::Dropout { .. } => "dropout",
             Self::StochasticDepth { .. } => "stochastic_depth",
             Self::MaxPool { .. } => "max_pool",
@@ -829,10 +865,12 @@ fn entries(graph: &Graph, others: &[Graph]) -> Result<Vec<Entry>, GraphError> {
             }
             Op::Scale { .. } => LayerOp::Scale {},
             Op::LayerNorm { eps, .. } => LayerOp::LayerNorm { eps },
+            Op::GroupNorm { eps, groups, .. } => LayerOp::GroupNorm { groups, eps },
             Op::Concat => LayerOp::Concat {},
             Op::Slice { begin, channels, .. } => LayerOp::Slice { begin, channels },
             Op::Shuffle { groups } => LayerOp::Shuffle { groups },
             Op::Pad { padding } => LayerOp::Pad { padding },
+            Op::Binary => LayerOp::Binary {},
             Op::Dropout { rate, whole: false, .. } => LayerOp::Dropout { rate },
             Op::Dropout { rate, whole: true, .. } => LayerOp::StochasticDepth { rate },
             Op::MaxPool { window, .. } if whole(window) => LayerOp::GlobalMaxPool {},
@@ -970,7 +1008,7 @@ impl<'de> Deserialize<'de> for Unique {
 
 fn entry(index: usize, value: Value) -> Result<Entry, String> {
     /// What the file may call a layer's operation.
-    const OPS: [&str; 19] = [
+    const OPS: [&str; 21] = [
         "conv",
         "bn",
         "linear",
@@ -980,10 +1018,12 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         "scale",
         "layer_scale",
         "layer_norm",
+        "group_norm",
         "concat",
         "slice",
         "shuffle",
         "pad",
+        "binary",
         "dropout",
         "stochastic_depth",
         "max_pool",
@@ -1021,12 +1061,16 @@ fn entry(index: usize, value: Value) -> Result<Entry, String> {
         "multiply" => LayerOp::Multiply {},
         "scale" => LayerOp::Scale {},
         "layer_scale" => LayerOp::LayerScale { dims: fields.take_or("dims", "1 or 3", || 1)? },
+        "group_norm" => {
+            LayerOp::GroupNorm { groups: fields.take("groups", "a number")?, eps: fields.take("eps", "a number")? }
+        }
         "layer_norm" => LayerOp::LayerNorm { eps: fields.take("eps", "a number")? },
         "concat" => LayerOp::Concat {},
         "slice" => {
             LayerOp::Slice { begin: fields.take("begin", "a number")?, channels: fields.take("channels", "a number")? }
         }
         "shuffle" => LayerOp::Shuffle { groups: fields.take("groups", "a number")? },
+        "binary" => LayerOp::Binary {},
         "pad" => LayerOp::Pad { padding: fields.take("padding", "[top, left, bottom, right] in pixels")? },
         "dropout" => LayerOp::Dropout { rate: fields.take("rate", "a number")? },
         "stochastic_depth" => LayerOp::StochasticDepth { rate: fields.take("rate", "a number")? },

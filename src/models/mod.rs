@@ -363,11 +363,23 @@ impl Spec {
         let preprocessing = self.preprocessing.value;
         match &self.network {
             Network::File(file) => file.with(size, classes, preprocessing).map_err(wrong),
+            Network::Shipped(network) => network.file().with(size, classes, preprocessing).map_err(wrong),
             network => {
                 let about = GraphAbout { name: self.name.to_string(), size, preprocessing };
                 GraphFile::of(about, |size| network.build(1, size, classes)).map_err(wrong)
             }
         }
+    }
+
+    /// The same network with [one output](GraphFile::with_one_output) for two classes: a graph file's.
+    ///
+    /// # Errors
+    /// Its classes are not the outputs of one layer.
+    pub fn with_one_output(&self) -> Result<Self, ModelError> {
+        let size = self.size();
+        let file = self.describe(size, 2)?.with_one_output();
+        let wrong = |error| ModelError::Input { model: self.name.to_string(), batch: 1, size, error };
+        Ok(Self { network: Network::File(Arc::new(file.map_err(wrong)?)), default_classes: 2, ..self.clone() })
     }
 
     /// The network for `batch` images of `size` = (height, width) pixels.
@@ -462,7 +474,7 @@ pub fn build(name: &str, batch: usize, size: (usize, usize), classes: usize) -> 
     spec(name)?.build(batch, size, classes)
 }
 
-/// Refuses a network with one output: its softmax is 1 whatever the image shows, and a single sigmoid is not supported.
+/// Refuses one class: its softmax is 1 whatever the image shows. A file with one output is of two classes.
 ///
 /// # Errors
 /// [`ModelError::OneOutput`].
@@ -486,6 +498,11 @@ pub struct Recognised {
     pub prefixes: Vec<String>,
 }
 
+/// Whether a tensor is of a classifier beside the last one, which GoogLeNet and Inception v3 have in training only.
+pub fn is_auxiliary(name: &str) -> bool {
+    name.split('.').any(|part| ["AuxLogits", "aux1", "aux2"].contains(&part))
+}
+
 /// The most prefixes that are tried.
 const MAX_PREFIXES: usize = 16;
 
@@ -493,10 +510,11 @@ const MAX_PREFIXES: usize = 16;
 /// (shapes as PyTorch writes them). A file that lacks a few tensors is still recognised, so that loading it can say
 /// which they are; so is one that lacks the head, and one in which all names begin with the same words, such as `model.`.
 pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<Recognised> {
-    // Weights of convolutions and linear layers have two or more dimensions, all other tensors fewer.
+    // Weights of convolutions and linear layers have two or more dimensions, nearly all other tensors fewer.
+    let tensors: Vec<_> = tensors.into_iter().filter(|(name, _)| !is_auxiliary(name)).collect();
+    let has_statistics = tensors.iter().any(|(name, _)| name.ends_with(".running_mean"));
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
-    static NETWORKS: LazyLock<Vec<(&str, Vec<Weight>)>> =
-        LazyLock::new(|| MODELS.iter().filter_map(|spec| Some((spec.name.as_ref(), weights_of(spec)?))).collect());
+    static NETWORKS: LazyLock<Vec<Candidate>> = LazyLock::new(|| MODELS.iter().filter_map(Candidate::of).collect());
     let networks = &*NETWORKS;
     let mut names: Vec<&str> = file.keys().copied().collect();
     names.sort_unstable();
@@ -511,7 +529,7 @@ pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) 
         let is_other = |name: &str| scored.iter().any(|&(.., other)| other != prefix && name.starts_with(other));
         let part = names[below(prefix)].iter().filter(|name| !is_other(name));
         let part: HashMap<&str, &[usize]> = part.map(|name| (&name[prefix.len()..], file[name])).collect();
-        let fitting = networks.iter().filter_map(|(name, weights)| {
+        let fitting = networks.iter().filter_map(|Candidate { name, weights, .. }| {
             let (differences, classes) = compare(weights, &part)?;
             Some((differences, *name, classes, prefix))
         });
@@ -521,22 +539,24 @@ pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) 
     let &(fewest, .., classes, first) =
         scored.iter().min_by_key(|&&(differences, .., prefix)| (differences, prefix))?;
     let best = || scored.iter().filter(|&&(differences, ..)| differences == fewest);
-    let models = best().filter(|&&(.., prefix)| prefix == first).map(|&(_, name, ..)| name);
+    let mut models: Vec<&str> = best().filter(|&&(.., prefix)| prefix == first).map(|&(_, name, ..)| name).collect();
+    // Group norms have the weights of batch norms, and no statistics.
+    let agrees =
+        |name: &str| networks.iter().any(|network| network.name == name && network.has_statistics == has_statistics);
+    if models.iter().any(|name| agrees(name)) {
+        models.retain(|name| agrees(name));
+    }
     let mut prefixes: Vec<String> = best().map(|&(.., prefix)| prefix.to_owned()).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
-    Some(Recognised { models: models.collect(), classes, prefixes })
+    Some(Recognised { models, classes, prefixes })
 }
 
 /// What may stand before the names of a network's tensors: what stands before the name of some network's first weight, the
 /// longest first.
-fn prefixes<'a>(
-    names: &[&'a str],
-    networks: &[(&str, Vec<Weight>)],
-    below: &impl Fn(&str) -> Range<usize>,
-) -> Vec<&'a str> {
+fn prefixes<'a>(names: &[&'a str], networks: &[Candidate], below: &impl Fn(&str) -> Range<usize>) -> Vec<&'a str> {
     let firsts: BTreeSet<&str> =
-        networks.iter().filter_map(|(_, weights)| Some(weights.first()?.name.as_str())).collect();
+        networks.iter().filter_map(|network| Some(network.weights.first()?.name.as_str())).collect();
     let prefixes: BTreeSet<&str> = names
         .iter()
         .flat_map(|name| firsts.iter().filter_map(|first| name.strip_suffix(first)))
@@ -550,7 +570,7 @@ fn prefixes<'a>(
     prefixes
 }
 
-/// A weight of a convolution or a linear layer.
+/// A weight of two dimensions or more: of a convolution or a linear layer, or factors in the form of an image.
 struct Weight {
     name: String,
     /// As PyTorch has it: outputs first.
@@ -559,20 +579,32 @@ struct Weight {
     head: Option<String>,
 }
 
-fn weights_of(spec: &Spec) -> Option<Vec<Weight>> {
-    let graph = spec.build(1, (spec.default_size, spec.default_size), 1).ok()?;
-    let weights = graph.params().iter().filter_map(|param| {
-        let [kh, kw, _, cout] = param.shape.0;
-        let layer = &graph.layers()[param.layer.index()].name;
-        let shape = match param.role {
-            Role::ConvWeight | Role::DepthwiseWeight => vec![cout, param.channels, kh, kw],
-            Role::LinearWeight => vec![cout, param.channels * kh * kw],
-            Role::Bias | Role::Affine | Role::Scale | Role::ImageScale | Role::Moments => return None,
-        };
-        let head = (graph.head() == Some(param.layer)).then(|| layer.clone());
-        Some(Weight { name: format!("{layer}.weight"), shape, head })
-    });
-    Some(weights.collect())
+/// What files of a network hold.
+struct Candidate {
+    name: &'static str,
+    weights: Vec<Weight>,
+    /// Whether it has batch norms.
+    has_statistics: bool,
+}
+
+impl Candidate {
+    fn of(spec: &'static Spec) -> Option<Self> {
+        let graph = spec.build(1, (spec.default_size, spec.default_size), 1).ok()?;
+        let weights = graph.params().iter().filter_map(|param| {
+            let [kh, kw, _, cout] = param.shape.0;
+            let layer = &graph.layers()[param.layer.index()].name;
+            let shape = match param.role {
+                Role::ConvWeight | Role::DepthwiseWeight => vec![cout, param.channels, kh, kw],
+                Role::LinearWeight => vec![cout, param.channels * kh * kw],
+                Role::ImageScale => return Some(Weight { name: layer.clone(), shape: vec![cout, 1, 1], head: None }),
+                Role::Bias | Role::Affine | Role::Scale | Role::Moments => return None,
+            };
+            let head = (graph.head() == Some(param.layer)).then(|| layer.clone());
+            Some(Weight { name: format!("{layer}.weight"), shape, head })
+        });
+        let has_statistics = graph.params().iter().any(|param| param.role == Role::Moments);
+        Some(Self { name: spec.name.as_ref(), weights: weights.collect(), has_statistics })
+    }
 }
 
 /// The module that a head lies in: of `classifier.1` the Sequential `classifier`, of `fc` itself, since a file's may be one.
@@ -585,7 +617,7 @@ pub fn head_module(head: &str) -> &str {
 
 /// How many weights the file and the network do not share, unless they are too many; and the file's classes.
 fn compare(network: &[Weight], file: &HashMap<&str, &[usize]>) -> Option<(usize, Option<usize>)> {
-    /// One weight in so many may differ.
+    /// One weight in so many may differ, and one in any case.
     const TOLERANCE: usize = 10;
     let mut classes = None;
     let (mut shared, mut weights, mut of_head) = (0, 0, 0);
@@ -610,5 +642,5 @@ fn compare(network: &[Weight], file: &HashMap<&str, &[usize]>) -> Option<(usize,
         weights += 1;
     }
     let differences = (weights - shared) + (file.len() - shared - of_head);
-    (differences * TOLERANCE <= weights).then_some((differences, classes))
+    (differences <= (weights / TOLERANCE).max(1)).then_some((differences, classes))
 }

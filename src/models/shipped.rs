@@ -58,11 +58,14 @@ pub(super) fn specs() -> impl Iterator<Item = Spec> {
 impl Shipped {
     /// The network for `batch` images of `size` = (height, width) pixels.
     pub(super) fn build(&self, batch: usize, size: (usize, usize), classes: usize) -> Result<Graph, GraphError> {
-        let file = self.file.get_or_init(|| {
+        self.file().build(batch, size, classes)
+    }
+
+    pub(super) fn file(&self) -> &GraphFile {
+        self.file.get_or_init(|| {
             let name = format!("{}.json", self.name);
             GraphFile::parse(&text(&name), &name).expect("a graph file of assets/graphs.zip")
-        });
-        file.build(batch, size, classes)
+        })
     }
 }
 

@@ -324,6 +324,12 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
                 let shape = parts.shape(if flat { &sizes[..2] } else { &sizes });
                 ("Reshape", vec![turned, shape], vec![], flat)
             }
+            Op::Binary => {
+                let x = flatten(&mut nodes, operand(0));
+                let pads = format!("{}.pads", layer.name);
+                nodes.push(constant(&pads, ints("value_ints", &[0, 1, 0, 0])));
+                ("Pad", vec![x, pads], vec![], true)
+            }
             Op::Pad { padding: [top, left, bottom, right] } => {
                 let pads = format!("{}.pads", layer.name);
                 nodes.push(constant(&pads, ints("value_ints", &[0, 0, top, left, 0, 0, bottom, right])));

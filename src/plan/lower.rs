@@ -6,8 +6,9 @@ use super::{Input, Storage};
 use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, domains, keeps_bits, places, takes_mean};
 use crate::kernels::{
     Dispatch, StepScalars, accumulate, activation, add, batch_norm_apply, batch_norm_blend, batch_norm_grad,
-    batch_norm_renorm, batch_norm_stats, channel_sum, channels, conv2d, depthwise, dropout, fold_batch_norm, grouped,
-    image_sum, input_normalize, layer_norm, multiply, pad, pool, scale, softmax_cross_entropy, sum_partials,
+    batch_norm_renorm, batch_norm_stats, channel_sum, channels, conv2d, depthwise, dropout, fold_batch_norm,
+    group_norm, grouped, image_sum, input_normalize, layer_norm, multiply, pad, pool, scale, softmax_cross_entropy,
+    sum_partials,
 };
 use crate::tensor::Shape;
 
@@ -258,10 +259,12 @@ impl Lowering<'_> {
                 self.call(id, channels::slice(shape(0), node.shape, begin, accumulate), vec![value(0), out]);
             }
             Op::Shuffle { groups } => self.call(id, channels::shuffle(node.shape, groups), vec![value(0), out]),
+            Op::Binary => self.call(id, channels::embed(shape(0), node.shape, 1), vec![value(0), out]),
             Op::Multiply => self.call(id, multiply::forward(node.shape), vec![value(0), value(1), out]),
             Op::Pad { padding: [top, left, ..] } => {
                 self.call(id, pad::forward(shape(0), node.shape, [top as i32, left as i32]), vec![value(0), out]);
             }
+            Op::GroupNorm { eps, groups, moments } => self.group_norm(id, node, eps, groups, moments),
             Op::LayerNorm { eps, moments } => {
                 let dispatch = layer_norm::forward(self.variant, node.shape, eps, moments);
                 self.call(id, dispatch, vec![value(0), value(1), out, self.side(id)]);
@@ -390,6 +393,13 @@ impl Lowering<'_> {
                 let operands = vec![value(0), value(1), value(2)];
                 self.reduce(id, node.shape, count, layer_norm::reduce(self.variant, x), operands);
             }
+            Op::GroupNormGrad { eps, groups } => {
+                let bindings = [value(0), value(1), value(2), value(3)];
+                let (affine, sums) = (value(3), value(4));
+                let joined = Some(self.value(shape(4).stored_len(), None, id));
+                self.call(id, group_norm::sums(node.shape, groups), vec![sums, affine, joined]);
+                self.call(id, group_norm::grad(node.shape, eps), [&bindings[..], &[joined, out]].concat());
+            }
             Op::LayerNormGrad => {
                 let dispatch = layer_norm::grad(self.variant, node.shape);
                 self.call(id, dispatch, vec![value(0), value(1), value(2), value(3), out]);
@@ -411,6 +421,23 @@ impl Lowering<'_> {
                 self.gather(Kind::Moments, id, self.operands(node));
             }
         }
+    }
+
+    /// Moments of each image's channels, those of their groups, and the normalisation by these, as of batch norms whose domains
+    /// are images.
+    fn group_norm(&mut self, id: NodeId, node: &Node, eps: f32, groups: usize, moments: bool) {
+        let (x, domains) = (node.shape, node.shape.n());
+        let [images, affine] = [0, 1].map(|operand| Some(self.out.value(node.inputs[operand])));
+        let out = Some(self.out.value(id));
+        let rows = Shape::rows(2 * domains, x.c()).stored_len();
+        let partials = Some(self.value(batch_norm_stats::partials_len(self.variant, x, domains), None, id));
+        let of_channels = Some(self.value(rows, None, id));
+        let of_groups = self.side(id).filter(|_| moments).or_else(|| Some(self.value(rows, None, id)));
+        self.call(id, batch_norm_stats::partial(self.variant, x, domains), vec![images, partials]);
+        self.call(id, batch_norm_stats::merge(self.variant, x, domains), vec![partials, of_channels]);
+        self.call(id, group_norm::moments(x, groups), vec![of_channels, of_groups]);
+        let dispatch = batch_norm_apply::forward(x, domains, eps, Act::Identity, false, false);
+        self.call(id, dispatch, vec![images, of_groups, affine, None, out, None]);
     }
 
     fn operands(&self, node: &Node) -> Vec<usize> {

@@ -87,7 +87,10 @@ pub(super) fn join(assignments: &[Assignment]) -> String {
 }
 
 pub(super) fn has_weights(layer: &Layer) -> bool {
-    matches!(layer.kind, LayerKind::Conv | LayerKind::Linear | LayerKind::LayerNorm | LayerKind::LayerScale)
+    matches!(
+        layer.kind,
+        LayerKind::Conv | LayerKind::Linear | LayerKind::LayerNorm | LayerKind::GroupNorm | LayerKind::LayerScale
+    )
 }
 
 fn drops(layer: &Layer) -> bool {

@@ -1,7 +1,7 @@
 //! What a network makes of labelled images, image by image.
 
 use super::probe::greatest;
-use super::{ConfusionMatrix, Evaluator, Images, PADDING, Totals, TrainError};
+use super::{ConfusionMatrix, Evaluator, Images, PADDING, Ranking, Totals, TrainError};
 use crate::data::Batch;
 use std::cmp::Ordering;
 
@@ -10,6 +10,8 @@ use std::cmp::Ordering;
 pub struct Evaluation {
     pub totals: Totals,
     pub confusion: ConfusionMatrix,
+    /// Of two classes, how the network ranks the images.
+    pub ranking: Option<Ranking>,
     /// Broken images that were skipped.
     pub skipped: u64,
     /// The mistakes that the network was surest of, the surest first.
@@ -34,7 +36,8 @@ impl Evaluation {
     /// Of no image yet, for so many classes; keeps the `mistakes` mistakes that the network is surest of.
     pub fn new(classes: usize, mistakes: usize) -> Self {
         let confusion = ConfusionMatrix::new(classes);
-        Self { totals: Totals::default(), confusion, skipped: 0, mistakes: Vec::new(), kept: mistakes }
+        let ranking = (classes == 2).then(Ranking::default);
+        Self { totals: Totals::default(), confusion, ranking, skipped: 0, mistakes: Vec::new(), kept: mistakes }
     }
 
     /// Shows the evaluator a batch, whose images past its valid ones do not count. Of a batch without pixels, those
@@ -58,6 +61,9 @@ impl Evaluation {
             // Of equals the lowest, as the loss counts hits.
             let predicted = greatest(logits) as u32;
             self.confusion.add(truth, predicted);
+            if let (Some(ranking), &[first, second]) = (&mut self.ranking, logits) {
+                ranking.add(f64::from(second) - f64::from(first), truth == 1);
+            }
             if predicted != truth && self.kept > 0 {
                 let confidence = probability(logits, predicted);
                 self.mistakes.push(Mistake { sample, truth, predicted, confidence });

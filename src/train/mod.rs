@@ -19,6 +19,7 @@ mod moments;
 pub(crate) mod number;
 mod probe;
 mod range_test;
+mod ranking;
 mod recalibrate;
 mod run;
 mod schedule;
@@ -39,6 +40,7 @@ pub use measure::{KernelTime, Measurement, Quartiles, measure};
 pub use moments::Moments;
 pub use probe::{Companions, LayerSurvey, Observation, Probe, Survey};
 pub use range_test::{LrEnd, LrPoint, LrRange, RangeTest, suggest};
+pub use ranking::Ranking;
 pub use recalibrate::{Method, Recalibration, drifts, recalibrate};
 pub(crate) use run::claim;
 pub use run::{

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import sklearn
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 
 def drawn(classes, images, right, seed, truths=None, guesses=None):
@@ -39,6 +46,32 @@ CASES = {
     "a hundred classes": drawn(100, 3000, 0.3, 5),
     "one image": (3, np.array([2]), np.array([1])),
 }
+
+
+def ranked(images, share, levels, seed):
+    """Scores of two classes that overlap, of which a few are equal where there are few `levels`."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(images) < share
+    return truth, np.round(rng.normal(size=images) + truth, levels)
+
+
+RANKINGS = {
+    "scores without ties": ranked(200, 0.5, 12, 6),
+    "scores with ties": ranked(300, 0.2, 1, 7),
+    "a rare second class": ranked(500, 0.01, 3, 8),
+    "all scores equal": (np.arange(9) % 3 == 0, np.zeros(9)),
+    "the wrong way round": (np.arange(20) < 5, np.arange(20.0)),
+}
+
+
+def ranking(name, truth, scores):
+    return {
+        "name": name,
+        "truth": truth.tolist(),
+        "scores": scores.tolist(),
+        "auroc": float(roc_auc_score(truth, scores)),
+        "average_precision": float(average_precision_score(truth, scores)),
+    }
 
 
 def case(name, classes, truth, predicted):
@@ -73,7 +106,8 @@ def main():
     text = ",\n".join(json.dumps(case) for case in cases)
     versions = json.dumps({"scikit-learn": sklearn.__version__, "numpy": np.__version__})
     file = Path(__file__).with_name("classification.json")
-    file.write_text(f'{{"versions": {versions}, "cases": [\n{text}\n]}}\n')
+    rankings = ",\n".join(json.dumps(ranking(name, *drawn)) for name, drawn in RANKINGS.items())
+    file.write_text(f'{{"versions": {versions}, "cases": [\n{text}\n], "rankings": [\n{rankings}\n]}}\n')
 
 
 if __name__ == "__main__":

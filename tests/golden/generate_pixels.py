@@ -92,16 +92,21 @@ def by_keras(image):
                     yield "Keras", size, ("crop-first" if first else "stretch", 1.0, ours), made, 1
 
 
+# With weights, these networks bring ImageNet's mean and deviation to a half by themselves (`transform_input`).
+TRANSFORMING, HALF = {"googlenet", "inception_v3"}, [0.5] * 3
+
+
 def networks():
     for name in TORCHVISION:
         for weights in torchvision.models.get_model_weights(name):
             by = weights.transforms()
-            if "SWAG" in weights.name:
+            # Those without a classifier, and those that have another size.
+            if "SWAG" in weights.name or "FEATURES" in weights.name:
                 continue
             assert by.antialias and len(by.crop_size) == len(by.resize_size) == 1
             yield {"name": name, "set": weights.name, "file": weights.url.rsplit("/")[-1], "size": by.crop_size[0],
                    "resize": "crop", "before": by.resize_size[0], "interpolation": by.interpolation.value,
-                   "mean": by.mean, "std": by.std}
+                   "mean": HALF if name in TRANSFORMING else by.mean, "std": HALF if name in TRANSFORMING else by.std}
     modes = {"center": "crop", "squash": "stretch", "border": "pad"}
     for name in TIMM:
         by = timm.models.get_pretrained_cfg(name)

@@ -1,7 +1,7 @@
 """What the frameworks' own networks are: names and shapes of all tensors, strides, constants and rates.
 
-    state_dicts.py torchvision > state_dicts/torchvision.txt    (made with torchvision 0.14)
-    state_dicts.py timm > state_dicts/timm.txt                  (made with timm 1.0.15)
+    state_dicts.py torchvision > state_dicts/torchvision.txt    (made with torchvision 0.29)
+    state_dicts.py timm > state_dicts/timm.txt                  (made with timm 1.0.31)
     state_dicts.py keras > state_dicts/keras.txt                (made with Keras 3.15)
 
 A network is a line with what it is as a whole, a digest of its list (FNV-1a, 64 bits, over the sorted lines, each ended by a
@@ -54,28 +54,47 @@ def torch_network(name, model, size):
     depth = [m.p for m in model.modules() if type(m).__name__ == "StochasticDepth" and m.p > 0]
     # A block whose stride or channels change has the module and does not use it.
     for module in model.modules():
-        if hasattr(module, "stochastic_depth") and not module.use_res_connect and module.stochastic_depth.p > 0:
+        if hasattr(module, "stochastic_depth") and not getattr(module, "use_res_connect", True) and module.stochastic_depth.p > 0:
             depth.remove(module.stochastic_depth.p)
+    # Classifiers that are for training only are left out where a file is read.
+    for path, module in list(model.named_modules()):
+        for part in {"AuxLogits", "aux1", "aux2"} & set(dict(module.named_children())):
+            setattr(module, part, None)
+    drops = [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    if type(model).__name__ in ("GhostNet", "RepGhostNet"):
+        # It calls the function.
+        drops.append(model.drop_rate)
     layers = {}
     for path, module in model.named_modules():
         tensors = {n: tuple(t.shape) for n, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
         if tensors:
             layers[path] = (tensors, module.stride[0] if isinstance(module, nn.Conv2d) else None)
     show(name, sum(p.numel() for p in model.parameters()), size, [m.eps for m in norms],
-         [1 - m.momentum for m in norms], [m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0], depth, layers)
+         [1 - m.momentum for m in norms], drops, depth, layers)
+
+
+def without_values(make, *arguments, **options):
+    """What `make` makes, without the time that initial values take, if it allows that."""
+    import torch
+    try:
+        with torch.device("meta"):
+            return make(*arguments, **options)
+    except (NotImplementedError, RuntimeError):
+        return make(*arguments, **options)
 
 
 def torchvision():
     from torchvision import models
     for name in TORCHVISION:
         size = models.get_model_weights(name).IMAGENET1K_V1.transforms().crop_size[0]
-        torch_network(name, getattr(models, name)(), size)
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        torch_network(name, without_values(getattr(models, name), **options), size)
 
 
 def timm():
     import timm
     for name in TIMM:
-        model = timm.create_model(name)
+        model = without_values(timm.create_model, name)
         torch_network(name, model, model.pretrained_cfg["input_size"][1])
 
 
