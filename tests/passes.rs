@@ -376,3 +376,21 @@ fn dropout_acts_where_the_policy_lets_it() {
     assert_eq!(count(&split.prefix, |op| matches!(op, Op::Dropout { .. })), 0);
     assert_eq!(count(&split.rest, |op| matches!(op, Op::Conv2d(_))), 1);
 }
+
+#[test]
+fn a_dense_block_keeps_one_copy_of_its_values() {
+    let graph = resolved("densenet121", "full", &[]);
+    let written = |graph: &Graph| count(graph, |op| *op == Op::Concat);
+    assert_eq!(written(&graph), 6 + 12 + 24 + 16);
+    let step = compile::training(graph, &options()).expect("a step");
+    // Each begins with the one before it, and so has two operands.
+    let concats = || step.nodes().filter(|(_, node)| node.op == Op::Concat);
+    assert!(concats().all(|(_, node)| node.inputs.len() == 2));
+    let backward = step.nodes().filter(|(_, node)| node.phase == Phase::Backward);
+    let mut kept: Vec<_> = backward.flat_map(|(_, node)| node.inputs.iter().copied()).collect();
+    kept.retain(|&id| step.node(id).op == Op::Concat);
+    kept.sort_unstable();
+    kept.dedup();
+    let channels: Vec<usize> = kept.iter().map(|&id| step.node(id).shape.c()).collect();
+    assert_eq!(channels, [256, 512, 1024, 1024]);
+}

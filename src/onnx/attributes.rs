@@ -2,10 +2,11 @@
 
 use super::proto::attribute_proto::AttributeType;
 use super::proto::{AttributeProto, NodeProto};
+use crate::graph::Window;
 use crate::models::Padding;
 
-/// Stride and padding of a window.
-pub(super) fn window(node: &NodeProto, kernel: [usize; 2]) -> Result<([usize; 2], Padding), String> {
+/// Stride and padding of a window over an image of so many rows and columns.
+pub(super) fn window(node: &NodeProto, kernel: [usize; 2], image: [usize; 2]) -> Result<([usize; 2], Padding), String> {
     let pair = |name: &str| match ints(node, name)?.as_deref() {
         None => Ok(None),
         Some(&[h, w]) => Ok(Some([size(h)?, size(w)?])),
@@ -14,7 +15,8 @@ pub(super) fn window(node: &NodeProto, kernel: [usize; 2]) -> Result<([usize; 2]
     if pair("kernel_shape")?.is_some_and(|given| given != kernel) {
         return Err(format!("its `kernel_shape` is not the {kernel:?} of its weights"));
     }
-    if pair("dilations")?.is_some_and(|dilations| dilations != [1, 1]) {
+    let dilations = pair("dilations")?.unwrap_or([1, 1]);
+    if (0..2).any(|side| kernel[side] > 1 && dilations[side] != 1) {
         return Err("dilation is not supported".into());
     }
     let pads = match ints(node, "pads")?.as_deref() {
@@ -22,28 +24,39 @@ pub(super) fn window(node: &NodeProto, kernel: [usize; 2]) -> Result<([usize; 2]
         Some(&[top, left, bottom, right]) => [size(top)?, size(left)?, size(bottom)?, size(right)?],
         Some(other) => return Err(format!("its `pads` are {other:?}; top, left, bottom and right are wanted")),
     };
+    let stride = pair("strides")?.unwrap_or([1, 1]);
     let padding = match text(node, "auto_pad")?.as_deref() {
         None | Some("NOTSET") => Padding::Pixels(pads),
         Some("VALID") => Padding::Pixels([0; 4]),
         Some("SAME_UPPER") => Padding::Same,
-        Some(other) => return Err(format!("`auto_pad` {other} is not supported; SAME_UPPER is")),
+        Some("SAME_LOWER") if !stride.contains(&0) => {
+            // The odd pixel is at the top and on the left.
+            let [top, left, bottom, right] = Window::same(kernel, stride, image).padding;
+            Padding::Pixels([bottom, right, top, left])
+        }
+        Some(other) => return Err(format!("`auto_pad` {other} is not supported; SAME_UPPER and SAME_LOWER are")),
     };
-    Ok((pair("strides")?.unwrap_or([1, 1]), padding))
+    Ok((stride, padding))
 }
 
-/// Kernel, stride and padding of a pooling that may have `more` attributes.
-pub(super) fn pool_window(node: &NodeProto, more: &[&str]) -> Result<([usize; 2], [usize; 2], Padding), String> {
+/// What a pooling does.
+pub(super) struct Pool {
+    pub(super) kernel: [usize; 2],
+    pub(super) stride: [usize; 2],
+    pub(super) padding: Padding,
+    pub(super) ceil: bool,
+}
+
+/// A pooling, which may have `more` attributes, of an image of so many rows and columns.
+pub(super) fn pool(node: &NodeProto, more: &[&str], image: [usize; 2]) -> Result<Pool, String> {
     let known = ["auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides"];
     attributes(node, &[&known, more].concat())?;
     let kernel = match ints(node, "kernel_shape")?.as_deref() {
         Some(&[h, w]) => [size(h)?, size(w)?],
         _ => return Err("its `kernel_shape` is not height and width".into()),
     };
-    if int(node, "ceil_mode", 0)? != 0 {
-        return Err("`ceil_mode` is not supported".into());
-    }
-    let (stride, padding) = window(node, kernel)?;
-    Ok((kernel, stride, padding))
+    let (stride, padding) = window(node, kernel, image)?;
+    Ok(Pool { kernel, stride, padding, ceil: int(node, "ceil_mode", 0)? != 0 && padding != Padding::Same })
 }
 
 /// Refuses attributes that are not among `known`, or that a function is to give.
@@ -80,6 +93,10 @@ pub(super) fn float(node: &NodeProto, name: &str, default: f32) -> Result<f32, S
 
 pub(super) fn ints(node: &NodeProto, name: &str) -> Result<Option<Vec<i64>>, String> {
     Ok(attribute(node, name, AttributeType::Ints)?.map(|attribute| attribute.ints.clone()))
+}
+
+pub(super) fn floats(node: &NodeProto, name: &str) -> Result<Option<Vec<f32>>, String> {
+    Ok(attribute(node, name, AttributeType::Floats)?.map(|attribute| attribute.floats.clone()))
 }
 
 pub(super) fn text(node: &NodeProto, name: &str) -> Result<Option<String>, String> {

@@ -352,7 +352,12 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
                 }
             }
             Op::Add { act: Act::Identity, mask: false } | Op::Scale { mean: false } | Op::Multiply => {
-                let (a, b) = (operand(0), operand(1));
+                let (a, mut b) = (operand(0), operand(1));
+                if let (Op::Scale { .. }, false, true) = (&node.op, a.flat, b.flat) {
+                    // A gate that a linear layer gives.
+                    let mut parts = Parts { nodes: &mut nodes, layer: &layer.name };
+                    b = Value { name: parts.reshaped(&b.name, &[0, node.shape.c(), 1, 1]), flat: false };
+                }
                 // [N, C] and [N, C, 1, 1] would be broadcast against each other.
                 let flat = a.flat || b.flat;
                 let terms = [a, b].map(|x| if flat { flatten(&mut nodes, x) } else { x.name });

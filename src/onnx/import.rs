@@ -3,11 +3,11 @@
 use super::names::find_blocks;
 use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::{Dimension, dimension};
-use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
-use super::reader::{Reader, Value};
+use super::proto::{GraphProto, ModelProto, TensorProto, ValueInfoProto, type_proto};
+use super::reader::{Named, Node, Reader};
 use super::{BGR, BLOCKS, CLASSES, MEAN, PRODUCER, STD, bounds};
 use crate::graph::GraphError;
-use crate::models::{GRAPH, GraphAbout, GraphFile};
+use crate::models::{Entry, GRAPH, GraphAbout, GraphFile, LayerOp};
 use crate::preprocessing::{Interpolation, PREPROCESSING, Preprocessing};
 use crate::text::{message, printable};
 use crate::weights::{StateDict, WeightsError, map_file};
@@ -95,17 +95,12 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
 
     let nodes = needed(graph, logits.name())?;
     let mut reader = Reader::new(graph, &nodes, images, folder, logits.name())?;
-    for (index, node) in nodes {
-        reader.read(node).map_err(|reason| format!("node {} ({}): {reason}", label(index, node), node.op_type()))?;
+    for node in nodes {
+        reader.read(node)?;
     }
-    match reader.values.get(logits.name()) {
-        Some(Value::Layer(output)) if !output.is_padded() => {}
-        _ => return Err(format!("its output `{}` is not what a layer gives", logits.name())),
-    }
-    let sharing = reader.sharing_note();
-    let Reader { mut layers, weights, notes: found, assembly, .. } = reader;
-    assembly.finish().map_err(graph_error)?;
-    notes.extend(found.into_iter().chain(sharing));
+    let Named { mut layers, weights, notes: found, nameless } = reader.finish()?;
+    notes.extend(found);
+    notes.extend(nameless.and_then(|layer| folded(&layer, model, &layers)));
     match metadata.json::<BTreeMap<String, Vec<String>>>(BLOCKS)? {
         Some(blocks) => {
             let of: HashMap<&str, &String> = blocks
@@ -138,6 +133,28 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
     Ok(Imported { file, state, notes })
 }
 
+/// What to say of a convolution whose bias seems to be what is left of a batch norm.
+fn folded(layer: &str, model: &ModelProto, layers: &[Entry]) -> Option<String> {
+    // What PyTorch calls the biases of modules is known; other programs may have names of their own for them.
+    let of_pytorch = model.producer_name() == "pytorch";
+    let has_norms = layers
+        .iter()
+        .any(|layer| matches!(layer.op, LayerOp::Bn { .. } | LayerOp::LayerNorm { .. } | LayerOp::GroupNorm { .. }));
+    let how = if of_pytorch {
+        "torch.onnx.export keeps them with optimize=False, or with dynamo=False, training=torch.onnx.TrainingMode.PRESERVE and \
+         do_constant_folding=False, of a model in eval()"
+    } else {
+        "export the network again so that it keeps them"
+    };
+    let likely = model.producer_name() != PRODUCER && (of_pytorch || !has_norms);
+    likely.then(|| {
+        format!(
+            "the bias of `{layer}` is no module's: batch norms seem to be folded into convolutions in the file, and cannot be \
+             trained then; {how}"
+        )
+    })
+}
+
 pub(super) fn graph_error(error: GraphError) -> String {
     error.to_string()
 }
@@ -163,10 +180,6 @@ pub(super) fn is_onnx(domain: &str) -> bool {
     domain.is_empty() || domain == "ai.onnx"
 }
 
-fn label(index: usize, node: &NodeProto) -> String {
-    if node.name().is_empty() { index.to_string() } else { format!("`{}`", printable(node.name())) }
-}
-
 /// What a model of ours says of itself; nothing if another program wrote it, whose keys may mean something else.
 struct Metadata<'a>(HashMap<&'a str, &'a str>);
 
@@ -190,6 +203,8 @@ pub(super) struct Images<'a> {
     pub(super) w: usize,
     /// Whether channels come last.
     pub(super) nhwc: bool,
+    /// How many images there are, if the file says that.
+    pub(super) batch: Option<usize>,
 }
 
 fn images(graph: &GraphProto) -> Result<Images<'_>, String> {
@@ -207,7 +222,7 @@ fn images(graph: &GraphProto) -> Result<Images<'_>, String> {
         return Err(wrong("is not of floats; only normalised images are supported"));
     }
     let dims = kind.shape.as_ref().map_or(&[][..], |shape| &shape.dim[..]);
-    let [_, one, two, three] = dims else {
+    let [batch, one, two, three] = dims else {
         return Err(wrong("has not the four dimensions of images"));
     };
     let size = |dim: &Dimension| match &dim.value {
@@ -222,12 +237,12 @@ fn images(graph: &GraphProto) -> Result<Images<'_>, String> {
         return Err(wrong("is not of images with three channels, [N, 3, H, W]"));
     }
     let side = |size: Option<usize>| size.filter(|&size| size > 0).unwrap_or(DEFAULT_SIZE);
-    Ok(Images { name: input.name(), h: side(h), w: side(w), nhwc: one != Some(3) })
+    let batch = size(batch)?.filter(|&batch| batch > 0);
+    Ok(Images { name: input.name(), h: side(h), w: side(w), nhwc: one != Some(3), batch })
 }
 
-/// The nodes that `output` follows from, in order, and their places in the file. Constants come first: they read nothing,
-/// and whoever reads one may have to know it before.
-fn needed<'a>(graph: &'a GraphProto, output: &str) -> Result<Vec<(usize, &'a NodeProto)>, String> {
+/// The nodes that `output` follows from, in order.
+fn needed<'a>(graph: &'a GraphProto, output: &str) -> Result<Vec<Node<'a>>, String> {
     let mut from: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
         for name in node.output.iter().filter(|name| !name.is_empty()) {
@@ -246,7 +261,6 @@ fn needed<'a>(graph: &'a GraphProto, output: &str) -> Result<Vec<(usize, &'a Nod
             names.extend(graph.node[index].input.iter().map(String::as_str));
         }
     }
-    let nodes = || graph.node.iter().enumerate().filter(|&(index, _)| wanted[index]);
-    let is_constant = |node: &NodeProto| node.op_type() == "Constant";
-    Ok(nodes().filter(|(_, node)| is_constant(node)).chain(nodes().filter(|(_, node)| !is_constant(node))).collect())
+    let nodes = graph.node.iter().enumerate().map(|(index, proto)| Node { index, proto });
+    Ok(nodes.filter(|node| wanted[node.index]).collect())
 }

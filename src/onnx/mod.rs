@@ -5,6 +5,8 @@ mod bounds;
 mod export;
 mod import;
 mod names;
+#[cfg(test)]
+mod operator_tests;
 // Written by scripts/onnx-proto from ONNX's own definition.
 #[rustfmt::skip]
 #[allow(dead_code, clippy::enum_variant_names, reason = "generated, and for all of ONNX")]

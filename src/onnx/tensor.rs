@@ -81,27 +81,39 @@ pub(super) fn floats(tensor: &TensorProto, folder: Option<&Path>) -> Result<Vec<
     }
 }
 
-/// The values of a tensor of whole numbers: a shape, or axes.
+/// The values of a tensor of whole numbers or truth values, as many as its dimensions say.
 ///
 /// # Errors
-/// It holds no whole numbers, or more or fewer values than its dimensions say.
-pub(super) fn integers(tensor: &TensorProto) -> Result<Vec<i64>, String> {
+/// It holds others, or more or fewer values.
+pub(super) fn integers(tensor: &TensorProto, folder: Option<&Path>) -> Result<Vec<i64>, String> {
     let wrong = |reason: String| format!("tensor `{}` {reason}", printable(tensor.name()));
     let count: usize = dims(tensor)?.iter().product();
-    let values = match DataType::try_from(tensor.data_type()) {
-        Ok(DataType::Int64) if !tensor.int64_data.is_empty() => tensor.int64_data.clone(),
-        Ok(DataType::Int32) if !tensor.int32_data.is_empty() => {
-            tensor.int32_data.iter().map(|&value| i64::from(value)).collect()
-        }
-        Ok(kind @ (DataType::Int64 | DataType::Int32)) => {
-            let (dtype, size) = if kind == DataType::Int64 { (Dtype::I64, 8) } else { (Dtype::I32, 4) };
-            raw(tensor, None, |bytes| match decode(dtype, &bytes[..bytes.len() / size * size])? {
+    let (dtype, size) = match DataType::try_from(tensor.data_type()) {
+        Ok(DataType::Int64) => (Dtype::I64, 8),
+        Ok(DataType::Int32) => (Dtype::I32, 4),
+        Ok(DataType::Int16) => (Dtype::I16, 2),
+        Ok(DataType::Int8) => (Dtype::I8, 1),
+        Ok(DataType::Uint64) => (Dtype::U64, 8),
+        Ok(DataType::Uint32) => (Dtype::U32, 4),
+        Ok(DataType::Uint16) => (Dtype::U16, 2),
+        Ok(DataType::Uint8 | DataType::Bool) => (Dtype::U8, 1),
+        _ => return Err(wrong("holds no whole numbers".into())),
+    };
+    let values = if !tensor.int64_data.is_empty() {
+        tensor.int64_data.clone()
+    } else if !tensor.uint64_data.is_empty() {
+        tensor.uint64_data.iter().map(|&value| value as i64).collect()
+    } else if !tensor.int32_data.is_empty() {
+        tensor.int32_data.iter().map(|&value| i64::from(value)).collect()
+    } else {
+        let fits = |bytes: &[u8]| match count.checked_mul(size) == Some(bytes.len()) {
+            true => match decode(dtype, bytes)? {
                 TensorData::I64(values) => Ok(values),
                 TensorData::F32(_) => Err("holds no whole numbers".into()),
-            })
-            .map_err(wrong)?
-        }
-        _ => return Err(wrong("holds no whole numbers".into())),
+            },
+            false => Err(format!("has the shape {:?}, but {} bytes", tensor.dims, bytes.len())),
+        };
+        raw(tensor, folder, fits).map_err(wrong)?
     };
     match values.len() == count {
         true => Ok(values),

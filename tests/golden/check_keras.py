@@ -2,8 +2,8 @@
 
     cargo build && python tests/golden/check_keras.py [--large]
 
-Takes the small files beside it, and with --large EfficientNetB0, ResNet50, MobileNetV2 and MobileNetV3Large of keras.applications,
-with random weights, since nothing is downloaded. Needs what generate_keras.py needs, and safetensors.
+Takes the small files beside it, and with --large one network of each kind of keras.applications, with random weights, since
+nothing is downloaded; names behind it take those alone. Needs what generate_keras.py needs, and safetensors.
 """
 
 import json
@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 import keras  # noqa: E402
 import tf_keras  # noqa: E402
+import generate_keras  # noqa: E402
 import generate_pictures  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
@@ -28,8 +29,9 @@ THAWLINE = HERE.parent.parent / "target" / os.environ.get("PROFILE", "debug") / 
 TOLERANCE = 1e-4
 
 
-def thawline(*args):
-    subprocess.run([THAWLINE, *map(str, args)], check=True, stdout=subprocess.DEVNULL)
+def thawline(command, *args):
+    force = [] if command == "finetune" else ["--force"]
+    subprocess.run([THAWLINE, command, *map(str, args), *force], check=True, stdout=subprocess.DEVNULL)
 
 
 def without_softmax(k, model):
@@ -41,7 +43,9 @@ def without_softmax(k, model):
 
 def load_model(k, path, **options):
     """Keras 3 forgets to finish a Normalization inside a nested model that it reads from .h5: it would not normalise."""
-    model = k.models.load_model(path, **options)
+    own = [("inception_resnet_v2", "CustomScaleLayer"), ("convnext", "LayerScale"), ("convnext", "StochasticDepth")]
+    classes = {name: generate_keras.custom(k, module, name) for module, name in own}
+    model = k.models.load_model(path, custom_objects=classes, **options)
 
     def visit(layer):
         for inner in getattr(layer, "layers", []):
@@ -106,16 +110,26 @@ def files():
             yield (tf_keras if "_tf" in path.name else keras), path
 
 
-def applications(folder):
+def applications(folder, names):
     for k in (keras, tf_keras):
-        for name, module, suffix, lr in [
-            ("EfficientNetB0", "efficientnet", ".keras", 1e-4),
-            ("ResNet50", "resnet50", ".h5", 1e-3),
-            ("MobileNetV2", "mobilenet_v2", ".keras", 1e-3),
-            ("MobileNetV3Large", "mobilenet_v3", ".keras", 1e-3),
+        for name, module, suffix, lr, side in [
+            ("EfficientNetB0", "efficientnet", ".keras", 1e-4, 64),
+            ("ResNet50", "resnet50", ".h5", 1e-3, 64),
+            ("MobileNetV2", "mobilenet_v2", ".keras", 1e-3, 64),
+            ("MobileNetV3Large", "mobilenet_v3", ".keras", 1e-3, 64),
+            ("VGG16", "vgg16", ".h5", 1e-2, 32),
+            ("ResNet50V2", "resnet_v2", ".h5", 1e-3, 64),
+            ("DenseNet121", "densenet", ".h5", 1e-3, 64),
+            ("InceptionV3", "inception_v3", ".h5", 1e-3, 80),
+            ("InceptionResNetV2", "inception_resnet_v2", ".keras", 1e-3, 80),
+            ("ConvNeXtTiny", "convnext", ".keras" if k is keras else ".h5", 1e-3, 64),
         ]:
+            if names and name not in names:
+                continue
+            k.backend.clear_session()
             k.utils.set_random_seed(3)
-            model = getattr(k.applications, name)(weights=None, input_shape=(64, 64, 3), classes=5)
+            shape = (side, side, 3)
+            model = getattr(k.applications, name)(weights=None, input_shape=shape, classes=5)
             preprocess = getattr(k.applications, module).preprocess_input
             rng = np.random.default_rng(1)
             norms = [layer for layer in model.layers if layer.__class__.__name__ == "BatchNormalization"]
@@ -125,16 +139,21 @@ def applications(folder):
             kept += [(layer, "rate", layer.rate) for layer in dropouts]
             for layer, what, _ in kept:
                 setattr(layer, what, 0.0)
-            model(preprocess(some_images(32, (64, 64), seed=6)), training=True)
+            model(preprocess(some_images(32, (side, side), seed=6)), training=True)
             for layer, what, value in kept:
                 setattr(layer, what, value)
             for layer in norms:
-                gamma, beta, mean, variance = layer.get_weights()
-                layer.set_weights([gamma, beta, mean + 0.1 * np.sqrt(variance) * rng.normal(0, 1, mean.shape),
+                *affine, mean, variance = layer.get_weights()
+                layer.set_weights([*affine, mean + 0.1 * np.sqrt(variance) * rng.normal(0, 1, mean.shape),
                                    variance * rng.uniform(0.7, 1.3, variance.shape)])
+            # It begins at 1e-6, as which a block is nothing.
+            for layer in model.layers:
+                if layer.__class__.__name__ == "LayerScale":
+                    layer.set_weights([rng.uniform(0.2, 0.6, weight.shape) for weight in layer.weights])
             path = folder / f"{name}_{k.__name__}{suffix}"
             model.save(path)
             yield k, path, lr, preprocess
+            path.unlink()
 
 
 def head(folder):
@@ -150,7 +169,8 @@ def head(folder):
                 image = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
                 image.save(data / split / label / f"{n}.png")
     good = True
-    for k, name in [(keras, "transfer.keras"), (keras, "transfer.h5"), (keras, "resnet.keras"),
+    for k, name in [(keras, "transfer.keras"), (keras, "transfer.h5"), (keras, "resnet.keras"), (keras, "flat.keras"),
+                    (keras, "joined.keras"), (tf_keras, "flat_tf.h5"),
                     (tf_keras, "transfer_tf.keras"), (tf_keras, "resnet_tf.h5"), (tf_keras, "sequential_tf.h5")]:
         run = folder / ("run_" + name)
         path = HERE / "keras" / name
@@ -182,29 +202,37 @@ def from_files(folder):
         theirs = (keras.models.load_model(run / f"{name}.keras").predict(val, verbose=0).argmax(1) == labels).mean()
         for ending in ["keras", "safetensors"]:
             command = [THAWLINE, "eval", "--weights", run / f"{name}.{ending}", "--data", data, "--json"]
-            ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["top1"]
+            report = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            ours = json.loads(report)["top1"]
             print(f"{name}.{ending:20} is right on {100 * ours:.2f} % of {len(labels)} files, in Keras {100 * theirs:.2f} %")
             good &= ours == theirs
     return good
 
 
-def main():
+def small(folder):
     good = True
+    for k, path in files():
+        # Those without batch norms.
+        others = path.stem.startswith(("convnext", "flat", "joined", "separable"))
+        good &= check(k, path, folder, policy="full" if others else "bn-only")
+        # With the optimizer's state, if the file has one.
+        load_model(k, folder / ("stepped" + path.suffix))
+    for name, whole in [("efficient.weights.h5", "efficient.keras"), ("transfer.weights.h5", "transfer.keras"),
+                        ("efficient_tf_weights.h5", "efficient_tf.keras"), ("convnext.weights.h5", "convnext.keras")]:
+        good &= weights_alone(HERE / "keras" / name, HERE / "keras" / whole, folder)
+    good &= head(folder)
+    return good & from_files(folder)
+
+
+def main():
+    names = [argument for argument in sys.argv[1:] if argument != "--large"]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        for k, path in files():
-            # The one without batch norms.
-            good &= check(k, path, folder, policy="full" if path.stem == "separable" else "bn-only")
-            # With the optimizer's state, if the file has one.
-            k.models.load_model(folder / ("stepped" + path.suffix))
-        for name, whole in [("efficient.weights.h5", "efficient.keras"), ("transfer.weights.h5", "transfer.keras"),
-                            ("efficient_tf_weights.h5", "efficient_tf.keras")]:
-            good &= weights_alone(HERE / "keras" / name, HERE / "keras" / whole, folder)
-        good &= head(folder)
-        good &= from_files(folder)
+        good = True if names else small(folder)
         if "--large" in sys.argv:
-            for k, path, lr, preprocess in applications(folder):
-                good &= check(k, path, folder, lr=lr, preprocess=preprocess)
+            for k, path, lr, preprocess in applications(folder, names):
+                policy = "full" if path.stem.startswith(("VGG", "ConvNeXt")) else "bn-only"
+                good &= check(k, path, folder, policy, lr, preprocess)
     sys.exit(0 if good else "Keras and Thawline do not agree")
 
 
@@ -220,7 +248,8 @@ def weights_alone(path, whole, folder):
     save_file({"images": prepared(images, described), "labels": labels}, batch)
     out = folder / path.name
     common = ["--model", graph, "--inputs", batch]
-    thawline("step", "--weights", path, *common, "--policy", "bn-only", "--lr", "0.01", "--out", out)
+    policy = "full" if path.stem.startswith("convnext") else "bn-only"
+    thawline("step", "--weights", path, *common, "--policy", policy, "--lr", "0.01", "--out", out)
     thawline("predict", "--weights", out, *common, "--out", folder / "logits.safetensors")
     ours = load_file(folder / "logits.safetensors")["logits"]
     model = load_model(k, whole, compile=False)

@@ -2,13 +2,14 @@
 
 Needs keras, tf_keras, tensorflow-cpu, h5py and numpy; made with keras 3.15.1, tf_keras 2.21.0 and tensorflow 2.21:
 
-    python tests/golden/generate_keras.py
+    python tests/golden/generate_keras.py [NAME ...]
 
-Nearly every file NAME.keras or NAME.h5 has a NAME.json beside it: images in [0, 255] as [N, H, W, 3], the logits that Keras
+The names of models, such as `flat` or `flat_tf`, make those alone. Nearly every file NAME.keras or NAME.h5 has a NAME.json beside it: images in [0, 255] as [N, H, W, 3], the logits that Keras
 computes, and what `model.layers` says of every layer. Weights and images are drawn from a fixed seed, running statistics
 too, so that nothing is what an untrained network has.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -291,6 +292,89 @@ def sequential(k):
     )
 
 
+def custom(k, module, name):
+    """A class that keras.applications has for itself."""
+    return getattr(importlib.import_module(f"{k.__name__}.src.applications.{module}"), name)
+
+
+def flat(k):
+    """A flattened image, as in VGG, behind a model within the model; a Dense without a bias; a layer norm of features."""
+    L = k.layers
+    base = k.Sequential(
+        [
+            L.Input((SIZE, SIZE, 3)),
+            L.Conv2D(6, 3, padding="same", activation="relu", name="block1_conv1"),
+            L.MaxPooling2D(2, 2, name="block1_pool"),
+            L.Conv2D(6, 3, padding="same", activation="elu", name="block2_conv1"),
+            L.MaxPooling2D(3, 2, padding="same", name="block2_pool"),
+        ],
+        name="base",
+    )
+    return k.Sequential(
+        [
+            L.Input((SIZE, SIZE, 3)),
+            L.Rescaling(1 / 255.0, name="rescaling"),
+            base,
+            L.Flatten(name="flatten"),
+            L.Dropout(0.5, name="dropout"),
+            L.Dense(8, use_bias=False, activation="tanh", name="fc1"),
+            L.LayerNormalization(name="norm"),
+            L.Dense(8, activation="leaky_relu", name="fc2"),
+            L.Dense(CLASSES, activation="softmax", name="predictions"),
+        ],
+        name="flat",
+    )
+
+
+def joined(k):
+    """Concatenations of images and of features, sums of three, products, means with and without zeros, scaled additions."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="image")
+    x = L.Rescaling(1 / 127.5, offset=-1.0, name="rescaling")(image)
+    x = L.Conv2D(6, 3, padding="same", name="stem_conv")(x)
+    x = L.ZeroPadding2D(1, name="pool_pad")(x)
+    x = L.MaxPooling2D(3, strides=2, name="pool")(x)
+    slope = {"negative_slope": 0.1} if k is keras else {"alpha": 0.1}
+    a = L.Conv2D(4, 1, activation=L.LeakyReLU(**slope), name="a_conv")(x)
+    a = L.ReLU(negative_slope=0.25, name="a_relu")(bn(k, "a_bn")(a))
+    b = L.AveragePooling2D(3, 1, padding="same", name="b_mean")(x)
+    b = L.ELU(name="b_elu")(L.Conv2D(6, 1, activation="mish", name="b_conv")(b))
+    c = L.AveragePooling2D(3, 1, name="c_mean")(L.ZeroPadding2D(1, name="c_pad")(x))
+    c = L.LeakyReLU(name="c_leaky")(L.Conv2D(5, 1, activation="softplus", name="c_conv")(c))
+    x = L.Concatenate(axis=3, name="mixed")([a, b, c])
+    x = L.ReLU(name="mixed_relu")(bn(k, "mixed_bn")(x))
+    x = L.AveragePooling2D(3, 2, padding="same", name="mean")(x)
+    up = L.Conv2D(15, 1, name="up_conv")(x)
+    x = custom(k, "inception_resnet_v2", "CustomScaleLayer")(0.17, name="scaled")([x, up])
+    gate = L.Conv2D(15, 1, activation="sigmoid", name="gate_conv")(x)
+    y = L.Multiply(name="product")([L.Conv2D(15, 1, name="gated_conv")(x), gate])
+    x = L.Add(name="sum")([x, y, up * 0.5])
+    x = L.Concatenate(name="features")([L.GlobalAveragePooling2D(name="gap")(x), L.GlobalMaxPooling2D(name="gmp")(x)])
+    x = L.Dense(CLASSES, use_bias=False, activation="softmax", name="predictions")(x)
+    return k.Model(image, x, name="joined")
+
+
+def convnext(k):
+    """Layer norms, Dense on images, and layers of keras.applications' own."""
+    L = k.layers
+    image = L.Input((SIZE, SIZE, 3), name="image")
+    x = L.Normalization(mean=[120.0, 115.0, 100.0], variance=[3600.0, 3500.0, 3400.0], name="prestem")(image)
+    stem = [L.Conv2D(6, 4, strides=4, name="stem_conv"), L.LayerNormalization(epsilon=1e-6, name="stem_norm")]
+    x = k.Sequential([L.Input((SIZE, SIZE, 3)), *stem], name="stem")(x)
+    skip = x
+    x = L.DepthwiseConv2D(3, padding="same", name="stage_0_block_0_depthwise_conv")(x)
+    x = L.LayerNormalization(epsilon=1e-6, name="stage_0_block_0_layernorm")(x)
+    x = L.Dense(10, name="stage_0_block_0_pointwise_conv_1")(x)
+    x = L.Activation("gelu", name="stage_0_block_0_gelu")(x)
+    x = L.Dense(6, name="stage_0_block_0_pointwise_conv_2")(x)
+    x = custom(k, "convnext", "LayerScale")(0.5, 6, name="stage_0_block_0_layer_scale")(x)
+    x = custom(k, "convnext", "StochasticDepth")(0.1, name="stage_0_block_0_stochastic_depth")(x)
+    x = L.Add(name="stage_0_block_0_add")([skip, x])
+    x = L.GlobalAveragePooling2D(name="head_gap")(x)
+    x = L.LayerNormalization(epsilon=1e-6, name="head_layernorm")(x)
+    return k.Model(image, L.Dense(CLASSES, name="head_dense")(x), name="convnext")
+
+
 def randomise(k, model, rng):
     def visit(layer):
         for inner in getattr(layer, "layers", []):
@@ -342,6 +426,8 @@ def listing(model, prefix=""):
 
 
 def save(k, build, stem, suffixes, train=False):
+    if sys.argv[1:] and stem not in sys.argv[1:]:
+        return
     k.utils.set_random_seed(7)
     if k is keras:
         keras.backend.clear_session()
@@ -407,12 +493,19 @@ def main():
     save(tf_keras, mobilenet_1, "mobilenet_1_tf", [".h5"])
     save(tf_keras, slashes, "slashes_tf", [".h5", "_weights.h5"])
     save(keras, separable, "separable", [".keras"])
-    compress("sequential.h5", "compressed.h5")
+    save(keras, flat, "flat", [".keras", ".h5", ".weights.h5"])
+    save(tf_keras, flat, "flat_tf", [".h5"])
+    save(keras, joined, "joined", [".keras"])
+    save(tf_keras, joined, "joined_tf", [".h5"])
+    save(keras, convnext, "convnext", [".keras", ".h5", ".weights.h5"])
+    save(tf_keras, convnext, "convnext_tf", [".keras", ".h5"])
+    if not sys.argv[1:]:
+        compress("sequential.h5", "compressed.h5")
     save(keras, multiplied, "multiplied", [".keras"])
     save(keras, half, "half", [".keras"])
     # Nothing is computed from these.
     for stem in ("multiplied", "half"):
-        (OUT / f"{stem}.json").unlink()
+        (OUT / f"{stem}.json").unlink(missing_ok=True)
     print(sorted((p.name, p.stat().st_size) for p in OUT.iterdir()), file=sys.stderr)
 
 

@@ -7,12 +7,14 @@ use serde_json::Value;
 pub(super) struct Layer<'a> {
     pub(super) path: &'a str,
     pub(super) class: &'a str,
+    /// Where Python finds the class; Keras 2's `.h5` does not say it.
+    pub(super) module: &'a str,
     pub(super) config: &'a Value,
     /// How it is called: what is in its `inbound_nodes`.
     pub(super) call: &'a Value,
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
     pub(super) fn error(&self, reason: impl Into<String>) -> KerasError {
         KerasError::Layer { layer: self.path.into(), class: self.class.into(), reason: reason.into() }
     }
@@ -73,6 +75,18 @@ impl Layer<'_> {
         let value = &self.config["activation"];
         value.as_str().or_else(|| value["config"].as_str()).or_else(|| value["class_name"].as_str()).unwrap_or("linear")
     }
+
+    /// The layer that is the activation, if it is one: `activation=LeakyReLU(0.1)`.
+    pub(super) fn activation_layer(&self) -> Option<Self> {
+        let value = &self.config["activation"];
+        let config = value.get("config").filter(|config| config.is_object())?;
+        Some(Self { class: value["class_name"].as_str()?, config, ..*self })
+    }
+
+    /// The axis of a concatenation, which TensorFlow's own has in its call.
+    pub(super) fn axis(&self) -> &Value {
+        self.config.get("axis").unwrap_or(&self.call[0][3]["axis"])
+    }
 }
 
 /// All numbers in lists within lists.
@@ -88,6 +102,14 @@ pub(super) fn name_of(layer: &Value) -> &str {
     layer["config"]["name"].as_str().or_else(|| layer["name"].as_str()).unwrap_or_default()
 }
 
+/// The name of a class, of which Keras 2 says that it is not its own where it is one of keras.applications.
+pub(super) fn own_class(class: &str) -> &str {
+    match class.strip_prefix("Custom>") {
+        Some(own @ ("CustomScaleLayer" | "LayerScale" | "StochasticDepth")) => own,
+        _ => class,
+    }
+}
+
 /// What arithmetic a layer does, whether it is a layer or an operation that Keras made one.
 pub(super) fn operation<'a>(layer: &Layer<'a>) -> &'a str {
     match (layer.class, layer.config["function"].as_str()) {
@@ -95,6 +117,7 @@ pub(super) fn operation<'a>(layer: &Layer<'a>) -> &'a str {
         ("TFOpLambda", Some("math.subtract")) => "Subtract",
         ("TFOpLambda", Some("math.multiply")) => "Multiply",
         ("TFOpLambda", Some("math.add" | "__operators__.add" | "nn.bias_add")) => "Add",
+        ("TFOpLambda", Some("concat")) => "Concatenate",
         ("SlicingOpLambda", Some("__operators__.getitem")) => "GetItem",
         ("Divide", _) => "TrueDivide",
         (class, _) => class,

@@ -5,23 +5,28 @@
 //! (`block1_se_reduce.silu`), and so are the halves of a separable convolution (`name.depthwise`, `name.pointwise`). What stands at the beginning and
 //! only rescales the images is no layer but the network's mean and deviation.
 
+mod activation;
 mod augmentation;
 mod blocks;
 mod config;
+mod joining;
 mod layers;
 mod rescaling;
+mod shapes;
 
 pub use augmentation::Augmentation;
 pub use rescaling::image_statistics;
 
-use super::file::{Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS};
-use crate::graph::{GraphError, Model};
+use super::file::{Assembly, Entry, GraphAbout, GraphFile, IMAGES, LayerOp, MAX_LAYERS};
+use crate::graph::{Act, GraphError, Model};
 use crate::preprocessing::{Interpolation, Parts, Preprocessing, Resize, Traced};
+use crate::tensor::Shape;
 use crate::text::{message, printable};
 use blocks::block_of;
-use config::{Argument, Layer, arguments, name_of, operation, references};
+use config::{Argument, Layer, arguments, name_of, operation, own_class, references};
 use rescaling::{APPLICATIONS, Rescaling};
 use serde_json::Value;
+use shapes::{Axes, Border, BorderLayer};
 use std::collections::{HashMap, HashSet};
 
 /// What a Keras file says of its network.
@@ -72,10 +77,11 @@ pub enum KerasError {
 }
 
 /// The classes of layers that become part of a network.
-const SUPPORTED: &str = "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, Activation, ReLU, Softmax, \
-                         ZeroPadding2D, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, Add, Multiply, Dropout, \
-                         Flatten and Reshape of pooled features, and at the beginning Rescaling, Normalization, Resizing, \
-                         random augmentation and preprocess_input";
+const SUPPORTED: &str = "Conv2D, DepthwiseConv2D, SeparableConv2D, Dense, BatchNormalization, LayerNormalization, Activation, \
+                         ReLU, LeakyReLU, ELU, Softmax, ZeroPadding2D, MaxPooling2D, AveragePooling2D, \
+                         GlobalAveragePooling2D, GlobalMaxPooling2D, Add, Multiply, Concatenate, Dropout, Flatten, Reshape to \
+                         one row and of pooled features, and at the beginning Rescaling, Normalization, Resizing, random \
+                         augmentation and preprocess_input";
 
 /// Models within models, far more than there are in practice.
 const MAX_DEPTH: usize = 16;
@@ -100,29 +106,23 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
         augmentation: Vec::new(),
         models: Vec::new(),
         position: Vec::new(),
+        assembly: None,
+        shapes: Vec::new(),
+        borders: Vec::new(),
     };
-    let images =
-        Tensor { from: From::Images(Rescaling::NONE), channels: 3, pooled: false, padding: [0; 4], form: Form::Plain };
+    let images = Tensor { from: From::Images(Rescaling::NONE), axes: Axes::Image, border: None, form: Form::Plain };
     let output = importer.model(model.config, "", &[images], 0)?;
-    if output.padding != [0; 4] || matches!(output.form, Form::Plus3 | Form::Clipped { .. }) {
+    let unfinished = output.border.is_some() || matches!(output.form, Form::Plus3 | Form::Clipped { .. });
+    if unfinished || importer.is_flat(output) {
         return Err(KerasError::Model("the model does not end in logits".into()));
     }
-    if let From::Entry(index) = output.from
-        && matches!(importer.entries[index].op, LayerOp::Activation { .. })
-    {
-        let reason = format!(
-            "the model ends in `{}`; logits and softmax are supported. Two classes are two outputs here: in Keras, give the \
-             model Dense(2, activation=\"softmax\") as its last layer",
-            importer.entries[index].name
-        );
-        return Err(KerasError::Model(reason));
-    }
+    let output = importer.logits(output)?;
     importer.forget_gates(output.from);
     let Some(images) = importer.images else {
         return Err(KerasError::Model("the model has no layer that computes anything".into()));
     };
     let name = model.config["config"]["name"].as_str().unwrap_or("keras").chars().filter(|c| !c.is_control()).collect();
-    let size = importer.size.unwrap_or((DEFAULT_SIZE, DEFAULT_SIZE));
+    let size = importer.image_size();
     let application =
         || APPLICATIONS.into_iter().find(|(_, layers, _)| layers.iter().all(|layer| importer.names.contains(*layer)));
     let (images, prepared) = match (images == Rescaling::NONE).then(application) {
@@ -155,11 +155,9 @@ pub fn import(model: KerasConfig<'_>) -> Result<Imported, KerasError> {
 #[derive(Clone, Copy, Debug)]
 struct Tensor {
     from: From,
-    channels: usize,
-    /// Whether it is `[N, 1, 1, C]`, which Keras has as `[N, C]` too.
-    pooled: bool,
-    /// Zeros around it that the next layer adds: top, left, bottom, right.
-    padding: [usize; 4],
+    axes: Axes,
+    /// Zeros around it that the next layer adds.
+    border: Option<Border>,
     form: Form,
 }
 
@@ -192,6 +190,15 @@ enum Arg<'a> {
     Constant(&'a Value),
 }
 
+impl Arg<'_> {
+    fn tensor(&self) -> Option<Tensor> {
+        match self {
+            Self::Tensor(tensor) => Some(*tensor),
+            Self::Constant(_) => None,
+        }
+    }
+}
+
 struct Importer<'a> {
     model: KerasConfig<'a>,
     entries: Vec<Entry>,
@@ -208,6 +215,12 @@ struct Importer<'a> {
     models: Vec<Model>,
     /// The number of the layer in its model's `layers`, behind those of the models around it.
     position: Vec<usize>,
+    /// What tells the shapes of the entries, which follow from the size of the images; none before the first entry.
+    assembly: Option<Assembly>,
+    /// What each entry gives.
+    shapes: Vec<Shape>,
+    /// The layers that add zeros around images.
+    borders: Vec<BorderLayer>,
 }
 
 impl Importer<'_> {
@@ -292,8 +305,11 @@ impl Importer<'_> {
             return Err(failed(format!("it has {} inputs; one, the images, is supported", names.len())));
         }
         let mut tensors: HashMap<&str, Tensor> = names.into_iter().zip(inputs.iter().copied()).collect();
-        // Keras 3 has arithmetic in this list, too, but not in the model's `layers`.
-        let is_layer = |layer: &Value| !layer["module"].as_str().is_some_and(|module| module.contains(".ops."));
+        // Keras 3 has arithmetic and functions in this list, too, but not in the model's `layers`.
+        let is_layer = |layer: &Value| {
+            let module = layer["module"].as_str().unwrap_or_default();
+            !module.contains(".ops.") && !module.contains(".activations.")
+        };
         let mut number = 0;
         for layer in config["layers"].as_array().into_iter().flatten() {
             let name = name_of(layer);
@@ -360,20 +376,23 @@ impl Importer<'_> {
     }
 
     fn layer(&mut self, layer: &Value, prefix: &str, args: &[Arg<'_>], depth: usize) -> Result<Tensor, KerasError> {
-        let class = layer["class_name"].as_str().unwrap_or_default();
+        let class = own_class(layer["class_name"].as_str().unwrap_or_default());
         let path = format!("{prefix}{}", name_of(layer));
         self.names.insert(name_of(layer).to_owned());
         if self.entries.len() >= MAX_LAYERS {
             return Err(KerasError::Model(format!("it has more than {MAX_LAYERS} layers")));
         }
         if layer["config"].get("layers").is_some() {
-            let tensors = args.iter().filter_map(|arg| match arg {
-                Arg::Tensor(tensor) => Some(*tensor),
-                Arg::Constant(_) => None,
-            });
-            return self.model(layer, &format!("{path}/"), &tensors.collect::<Vec<_>>(), depth + 1);
+            let tensors: Vec<Tensor> = args.iter().filter_map(Arg::tensor).collect();
+            return self.model(layer, &format!("{path}/"), &tensors, depth + 1);
         }
-        let layer = Layer { path: &path, class, config: &layer["config"], call: &layer["inbound_nodes"][0] };
+        let layer = Layer {
+            path: &path,
+            class,
+            module: layer["module"].as_str().unwrap_or_default(),
+            config: &layer["config"],
+            call: &layer["inbound_nodes"][0],
+        };
         layer.only("data_format", &["channels_last".into()])?;
         for key in ["kernel_regularizer", "depthwise_regularizer", "pointwise_regularizer", "kernel_constraint"] {
             let note = format!("the {key} of the model's layers is left out: weight decay is --weight-decay here");
@@ -381,16 +400,17 @@ impl Importer<'_> {
                 self.notes.push(note);
             }
         }
+        let tensors: Vec<Tensor> = args.iter().filter_map(Arg::tensor).collect();
         match (operation(&layer), args) {
             ("GetItem", &[Arg::Tensor(x), ..]) => self.subscript(&layer, x),
             ("Stack", &[Arg::Tensor(a), Arg::Tensor(b), Arg::Tensor(c)]) => self.stack(&layer, [a, b, c]),
             (_, &[Arg::Tensor(x)]) => self.of_one(&layer, x),
-            (_, &[Arg::Tensor(a), Arg::Tensor(b)]) => self.of_two(&layer, a, b),
             (_, &[Arg::Tensor(x), Arg::Constant(value)]) => self.with_constant(&layer, x, value),
             ("Add" | "Multiply", &[Arg::Constant(value), Arg::Tensor(x)]) => self.with_constant(&layer, x, value),
             (operation, &[Arg::Constant(value), Arg::Tensor(_)]) => {
                 Err(layer.error(format!("`{operation}` with {value} on its left is not supported")))
             }
+            (_, [_, _, ..]) if tensors.len() == args.len() => self.of_several(&layer, &tensors),
             _ => Err(layer.error(format!("it has {} inputs; {SUPPORTED} are supported", args.len()))),
         }
     }
@@ -402,20 +422,18 @@ impl Importer<'_> {
             Form::Softmax => Err(layer.error("it comes after a softmax, which is supported at the end only")),
             Form::Channel(_) => Err(layer.error("it takes one channel of the images; all three are supported")),
             Form::Plus3 | Form::Clipped { .. } => {
-                Err(layer.error("arithmetic with a number is supported on images, and as part of a hard sigmoid"))
+                Err(layer.error("a number can be added to images only, or as part of a hard sigmoid, relu6(x + 3)/6"))
             }
         }
     }
 
-    /// As [`unformed`](Self::unformed), and refuses padding.
-    fn plain(&self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
-        match x.padding {
-            [0, 0, 0, 0] => self.unformed(layer, x),
-            _ => Err(layer.error("zeros can be added before a convolution or a max pooling only")),
-        }
+    /// As [`unformed`](Self::unformed), with the zeros around it.
+    fn plain(&mut self, layer: &Layer<'_>, x: Tensor) -> Result<Tensor, KerasError> {
+        let x = self.unformed(layer, x)?;
+        self.bordered(layer, x)
     }
 
-    /// Adds a layer of the graph, whose output has as many channels as its first input.
+    /// Adds a layer of the graph. Keras has its output as it has its first input.
     fn push(&mut self, layer: &Layer<'_>, name: &str, op: LayerOp, inputs: &[Tensor]) -> Result<Tensor, KerasError> {
         for input in inputs {
             let From::Images(rescaling) = input.from else { continue };
@@ -426,11 +444,40 @@ impl Importer<'_> {
         let block = block_of(name);
         let inputs_by_name = inputs.iter().map(|&input| self.name_of(input).to_owned()).collect();
         let position = self.position.clone();
-        self.entries.push(Entry { name: name.to_owned(), op, inputs: inputs_by_name, block, alias: None, position });
-        Ok(Tensor { from: From::Entry(self.entries.len() - 1), ..inputs[0] })
+        let entry = Entry { name: name.to_owned(), op, inputs: inputs_by_name, block, alias: None, position };
+        let size = self.image_size();
+        let assembly = match &mut self.assembly {
+            Some(assembly) => assembly,
+            none => none.insert(Assembly::new(1, size)?),
+        };
+        let shape = assembly.add(&entry).map_err(|GraphError { reason, .. }| layer.error(reason))?;
+        self.entries.push(entry);
+        self.shapes.push(shape);
+        let axes = inputs.first().map_or(Axes::Image, |input| input.axes);
+        Ok(Tensor { from: From::Entry(self.entries.len() - 1), axes, border: None, form: Form::Plain })
     }
 
-    /// Takes out the gates of [`smooth`](Self::smooth) that nothing else reads.
+    /// The logits behind the model's output, which is them, or the sigmoid of one.
+    fn logits(&mut self, output: Tensor) -> Result<Tensor, KerasError> {
+        let From::Entry(index) = output.from else { return Ok(output) };
+        let Entry { name, op: LayerOp::Activation { act }, inputs, .. } = &self.entries[index] else {
+            return Ok(output);
+        };
+        let logit = self.entries.iter().position(|entry| entry.name == inputs[0]);
+        match (act, self.channels(output), logit) {
+            (Act::Sigmoid, 1, Some(logit)) => {
+                self.notes
+                    .push(format!("the sigmoid `{name}` is left out: the network gives the logit of the second class"));
+                Ok(Tensor { from: From::Entry(logit), ..output })
+            }
+            _ => Err(KerasError::Model(format!(
+                "the model ends in `{name}`; logits, softmax, and for two classes one sigmoid are supported: in Keras, give the \
+                 model Dense(CLASSES, activation=\"softmax\") as its last layer"
+            ))),
+        }
+    }
+
+    /// Takes out the gates of [`product`](Self::product), and the sigmoid at the end, that nothing reads.
     fn forget_gates(&mut self, output: From) {
         let read: HashSet<String> = self.entries.iter().flat_map(|entry| entry.inputs.iter().cloned()).collect();
         let mut index = 0;

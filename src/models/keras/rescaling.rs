@@ -19,6 +19,13 @@ impl Rescaling {
     /// Less the mean colour of ImageNet.
     pub(super) const CAFFE: Self = Self { scale: [1.0; 3], offset: [-123.68, -116.779, -103.939], bgr: true };
 
+    /// Less the mean of ImageNet's images, over their deviation.
+    pub(super) const TORCH: Self = Self {
+        scale: [1.0 / (255.0 * 0.229), 1.0 / (255.0 * 0.224), 1.0 / (255.0 * 0.225)],
+        offset: [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225],
+        bgr: false,
+    };
+
     /// With numbers for the channels in the order in which they are by now.
     pub(super) fn then(self, scale: [f64; 3], offset: [f64; 3]) -> Self {
         let channels = [0, 1, 2];
@@ -42,11 +49,14 @@ impl Rescaling {
 /// module that has it, and layers at the beginning that no other of these models has together. The names of models would
 /// not do: a model that is built on such a one's layers has another name than the one within a model. The first that
 /// fits counts. Source: `mode` in each of its modules, and `imagenet_utils.py` for what a mode is.
-pub(super) const APPLICATIONS: [(&str, &[&str], Rescaling); 8] = [
+pub(super) const APPLICATIONS: [(&str, &[&str], Rescaling); 11] = [
     ("resnet_v2", &["conv1_conv", "conv2_block1_preact_bn", "conv2_block1_1_conv"], Rescaling::TF),
     ("resnet", &["conv1_conv", "conv1_bn", "conv2_block1_1_conv", "conv2_block1_0_conv"], Rescaling::CAFFE),
     // As Keras called its layers before 2.2.5.
     ("resnet", &["conv1", "bn_conv1", "res2a_branch2a", "res2a_branch1"], Rescaling::CAFFE),
+    ("densenet", &["conv2_block1_0_bn", "conv2_block1_concat", "pool2_conv"], Rescaling::TORCH),
+    ("inception_v3", &["mixed0", "mixed7", "mixed9_0"], Rescaling::TF),
+    ("inception_resnet_v2", &["mixed_5b", "block35_1_mixed", "block8_10_mixed"], Rescaling::TF),
     ("xception", &["block1_conv1", "block1_conv2", "block2_sepconv1"], Rescaling::TF),
     ("vgg19", &["block1_conv1", "block1_conv2", "block2_conv1", "block3_conv4"], Rescaling::CAFFE),
     ("vgg16", &["block1_conv1", "block1_conv2", "block2_conv1"], Rescaling::CAFFE),

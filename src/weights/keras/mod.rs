@@ -7,6 +7,7 @@
 
 mod classes;
 mod container;
+mod flattened;
 mod names;
 mod save;
 
@@ -23,7 +24,7 @@ use super::convert::{Dtype, decode};
 use super::{FileTensor, StateDict, TensorData, WeightsError};
 use crate::text::printable;
 use container::{Container, Kind};
-use names::{Node, Part, Variable, text};
+use names::{Found, Node, Part, Variable, text};
 
 /// What a Keras file says of a network beside its tensors.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -56,7 +57,7 @@ struct Reader {
     container: Container,
     file: File,
     description: Description,
-    variables: Vec<Variable>,
+    found: Found,
 }
 
 /// Whether a file's content is HDF5, or a zip as Keras writes it.
@@ -119,17 +120,20 @@ impl Reader {
             description.version = attribute("keras_version").map(str::to_owned);
         }
         let tree = description.config.as_ref().map(Node::all);
-        let mut variables = names::variables(&root, tree.as_deref())?;
-        let with_bias: HashSet<String> =
-            variables.iter().filter(|v| v.part == Part::Bias).map(|v| v.layer.clone()).collect();
+        let mut found = names::variables(&root, tree.as_deref())?;
+        let flattened = description.config.as_ref().map(flattened::channels).transpose()?.unwrap_or_default();
         let mut limit = MAX_GROWTH_FROM.max(MAX_GROWTH * bytes.len() as u64);
-        for variable in &mut variables {
+        for variable in &mut found.variables {
             let dataset = file.dataset(&variable.dataset).map_err(text)?;
             let rank = dataset.shape().map_err(text)?.len();
             // Files without a configuration call the weights of both kinds `kernel`.
             if variable.part == Part::Conv && rank == 2 {
-                let biased = with_bias.contains(&variable.layer);
-                variable.part = if biased { Part::Dense } else { Part::DenseWithoutBias };
+                variable.part = Part::Dense;
+            }
+            if variable.part == Part::Dense
+                && let Some(&channels) = flattened.get(&variable.layer)
+            {
+                variable.part = Part::Flattened(channels);
             }
             let size = size_in_memory(&dataset, bytes.len() as u64)
                 .map_err(|reason| format!("`{}`: {reason}", variable.dataset))?;
@@ -137,14 +141,14 @@ impl Reader {
                 .checked_sub(size)
                 .ok_or_else(|| format!("its tensors unfold to more than {} times the file", MAX_GROWTH))?;
         }
-        let mut reader = Self { container, file, description, variables };
+        let mut reader = Self { container, file, description, found };
         reader.description.normalizations = reader.normalizations()?;
         Ok(reader)
     }
 
     fn normalizations(&self) -> Result<BTreeMap<String, [Vec<f32>; 2]>, String> {
         let mut found: BTreeMap<String, [Vec<f32>; 2]> = BTreeMap::new();
-        for variable in &self.variables {
+        for variable in &self.found.variables {
             let index = match variable.part {
                 Part::ImageMean => 0,
                 Part::ImageVariance => 1,
@@ -172,7 +176,7 @@ impl Reader {
 
     /// Refuses what is a real file, but of a network that there is none of here.
     fn supported(&self) -> Result<(), String> {
-        for Variable { layer, dataset, .. } in self.variables.iter().filter(|v| v.part == Part::Depthwise) {
+        for Variable { layer, dataset, .. } in self.found.variables.iter().filter(|v| v.part == Part::Depthwise) {
             let shape = self.file.dataset(dataset).and_then(|dataset| dataset.shape()).map_err(text)?;
             if let &[_, _, _, multiplier] = &shape[..]
                 && multiplier != 1
@@ -181,13 +185,47 @@ impl Reader {
                 return Err(format!("layer `{layer}`: depth_multiplier={multiplier} is not supported, only 1"));
             }
         }
-        Ok(())
+        match self.unknown_order()? {
+            Some(layer) if self.found.may_flatten => Err(format!(
+                "layer `{layer}` may take a flattened image, and weights alone do not tell of how many channels: give the \
+                 whole model's file, written by model.save"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Of a file of weights alone, the first Dense layer that takes as many values as no other layer gives.
+    fn unknown_order(&self) -> Result<Option<&str>, String> {
+        if self.description.config.is_some() {
+            return Ok(None);
+        }
+        let mut given: HashMap<u64, HashSet<&str>> = HashMap::new();
+        let mut taken = Vec::new();
+        // Without a convolution there is no image to flatten.
+        let mut has_images = false;
+        for Variable { layer, part, dataset } in &self.found.variables {
+            let shape = self.file.dataset(dataset).and_then(|dataset| dataset.shape()).map_err(text)?;
+            if let Some(&channels) = shape.last() {
+                given.entry(channels).or_default().insert(layer);
+            }
+            if let (Part::Dense, &[inputs, _]) = (part, &shape[..]) {
+                taken.push((layer, inputs));
+            }
+            has_images |= shape.len() == 4;
+        }
+        if !has_images {
+            return Ok(None);
+        }
+        let is_given = |layer: &str, inputs: u64| {
+            given.get(&inputs).is_some_and(|layers| layers.iter().any(|other| *other != layer))
+        };
+        Ok(taken.into_iter().find(|&(layer, inputs)| !is_given(layer, inputs)).map(|(layer, _)| layer.as_str()))
     }
 
     fn state(self) -> Result<StateDict, String> {
         let mut state = StateDict::default();
-        for variable in &self.variables {
-            let Some(name) = tensor_name(variable) else { continue };
+        for variable in &self.found.variables {
+            let Some(name) = variable.tensor() else { continue };
             // Counts and seeds are of no use to a network.
             if matches!(&variable.part, Part::Other(label) if label == "count" || label.contains("seed")) {
                 continue;
@@ -199,7 +237,7 @@ impl Reader {
             }
         }
         // What a batch norm lacks has no effect: gamma is one then, and beta zero.
-        for Variable { layer, .. } in self.variables.iter().filter(|variable| variable.part == Part::Mean) {
+        for Variable { layer, .. } in self.found.variables.iter().filter(|variable| variable.part == Part::Mean) {
             let Some(mean) = state.tensors.get(&format!("{layer}.running_mean")) else { continue };
             let shape = mean.shape.clone();
             let count = mean.data.len();
@@ -208,14 +246,17 @@ impl Reader {
                 state.tensors.entry(format!("{layer}.{part}")).or_insert(absent);
             }
         }
+        let is_dense = |variable: &Variable| variable.part == Part::Dense;
+        if self.description.config.is_none() && self.found.flattens && self.found.variables.iter().any(is_dense) {
+            state.notes.push(
+                "a layer flattens something: features are assumed, since weights alone do not tell; if it is an image, give the \
+                 whole model's file, written by model.save"
+                    .to_owned(),
+            );
+        }
         state.keras = Some(Box::new(self.description));
         Ok(state)
     }
-}
-
-/// The name that a variable's tensor has here, if it is one of the network's.
-fn tensor_name(variable: &Variable) -> Option<String> {
-    variable.part.suffix().map(|suffix| format!("{}.{suffix}", variable.layer))
 }
 
 fn shape(dataset: &Dataset) -> Result<Vec<usize>, String> {
@@ -294,10 +335,11 @@ fn to_ours(tensor: FileTensor, part: &Part) -> Result<FileTensor, String> {
             FileTensor::f32([c, 1, kh, kw], permuted(&values, [kh, kw, c, 1], [2, 3, 0, 1]))
         }
         (Part::Dense, &[cin, cout]) => FileTensor::f32([cout, cin], permuted(&values, [cin, cout, 1, 1], [1, 0, 2, 3])),
-        (Part::DenseWithoutBias, &[cin, cout]) => {
-            FileTensor::f32([cout, cin, 1, 1], permuted(&values, [cin, cout, 1, 1], [1, 0, 2, 3]))
+        (&Part::Flattened(channels), &[cin, cout]) => {
+            let pixels = pixels(cin, channels)?;
+            FileTensor::f32([cout, cin], permuted(&values, [pixels, channels, cout, 1], [2, 1, 0, 3]))
         }
-        (Part::Conv | Part::Depthwise | Part::Dense | Part::DenseWithoutBias, _) => {
+        (Part::Conv | Part::Depthwise | Part::Dense | Part::Flattened(_), _) => {
             return Err(format!("it is {shape:?}, which no kernel is"));
         }
         _ => FileTensor::f32(shape, values),
@@ -313,14 +355,22 @@ fn to_keras(tensor: &FileTensor, part: &Part) -> Result<(Vec<usize>, Vec<f32>), 
             (vec![kh, kw, cin, cout], permuted(values, [cout, cin, kh, kw], [2, 3, 1, 0]))
         }
         (Part::Depthwise, &[c, 1, kh, kw]) => (vec![kh, kw, c, 1], permuted(values, [c, 1, kh, kw], [2, 3, 0, 1])),
-        (Part::Dense, &[cout, cin]) | (Part::DenseWithoutBias, &[cout, cin, 1, 1]) => {
-            (vec![cin, cout], permuted(values, [cout, cin, 1, 1], [1, 0, 2, 3]))
+        (Part::Dense, &[cout, cin]) => (vec![cin, cout], permuted(values, [cout, cin, 1, 1], [1, 0, 2, 3])),
+        (&Part::Flattened(channels), &[cout, cin]) => {
+            let pixels = pixels(cin, channels)?;
+            (vec![cin, cout], permuted(values, [cout, channels, pixels, 1], [2, 1, 0, 3]))
         }
-        (Part::Conv | Part::Depthwise | Part::Dense | Part::DenseWithoutBias, _) => {
+        (Part::Conv | Part::Depthwise | Part::Dense | Part::Flattened(_), _) => {
             return Err(format!("it is {shape:?}, which is no weight of that kind"));
         }
         _ => (shape.to_vec(), values.clone()),
     })
+}
+
+/// How many pixels an image of so many values and channels has.
+fn pixels(values: usize, channels: usize) -> Result<usize, String> {
+    let pixels = values.checked_div(channels).filter(|pixels| pixels * channels == values);
+    pixels.ok_or_else(|| format!("its {values} inputs are no flattened image of {channels} channels"))
 }
 
 /// `values` of the dimensions `from`, with the dimensions in the given order.
@@ -341,7 +391,7 @@ fn permuted(values: &[f32], from: [usize; 4], order: [usize; 4]) -> Vec<f32> {
 
 /// The variables of the network by the names that their tensors have here.
 fn by_tensor(variables: &[Variable]) -> HashMap<String, &Variable> {
-    variables.iter().filter_map(|variable| Some((tensor_name(variable)?, variable))).collect()
+    variables.iter().filter_map(|variable| Some((variable.tensor()?, variable))).collect()
 }
 
 #[cfg(test)]
@@ -357,7 +407,8 @@ mod tests {
                 (Part::Conv, vec![kh, kw, cin, cout]),
                 (Part::Depthwise, vec![kh, kw, cin, 1]),
                 (Part::Dense, vec![cin, cout]),
-                (Part::DenseWithoutBias, vec![cin, cout]),
+                (Part::Flattened(cin), vec![kh * kw * cin, cout]),
+                (Part::Scale, vec![cin]),
                 (Part::Gamma, vec![cin]),
             ] {
                 let values: Vec<f32> = (0..shape.iter().product()).map(|value: usize| value as f32).collect();
@@ -374,5 +425,18 @@ mod tests {
         let ours = to_ours(FileTensor::f32([1, 2, 2, 3], values), &Part::Conv).unwrap();
         assert_eq!(ours.shape, [3, 2, 1, 2]);
         assert_eq!(ours.data, TensorData::F32(vec![0.0, 6.0, 3.0, 9.0, 1.0, 7.0, 4.0, 10.0, 2.0, 8.0, 5.0, 11.0]));
+    }
+
+    #[test]
+    fn a_flattened_image_has_its_channels_first() {
+        // Two pixels of three channels, one output.
+        let values: Vec<f32> = (0u8..6).map(f32::from).collect();
+        let ours = to_ours(FileTensor::f32([6, 1], values), &Part::Flattened(3)).unwrap();
+        assert_eq!(ours.shape, [1, 6]);
+        assert_eq!(ours.data, TensorData::F32(vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]));
+        let odd = FileTensor::f32([5, 1], vec![0.0; 5]);
+        for channels in [0, 3] {
+            assert!(to_ours(odd.clone(), &Part::Flattened(channels)).unwrap_err().contains("no flattened image"));
+        }
     }
 }

@@ -14,21 +14,21 @@ use hdf5_pure::Group;
 use serde_json::Value;
 
 /// Models within models, far more than there are in practice.
-const MAX_DEPTH: usize = 16;
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// Slashes in the name of a variable, and layers of one name within a model: far more than there are in practice.
 const MAX_SLASHES: usize = 64;
 const MAX_NAMESAKES: usize = 64;
 
 /// Bytes of the paths of all layers; EfficientNetB7's take less than 100 kB.
-const MAX_PATHS: usize = 32 << 20;
+pub(super) const MAX_PATHS: usize = 32 << 20;
 
 /// A layer as a configuration lists it.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) name: String,
     pub(super) class: String,
-    /// For a batch norm, whether it has gamma, and beta.
+    /// For a batch norm or a layer norm, whether it has gamma, and beta.
     affine: (bool, bool),
     /// The layers of a model within the model.
     children: Vec<Node>,
@@ -51,9 +51,11 @@ impl Node {
         let config = &layer["config"];
         let name = config["name"].as_str().or_else(|| layer["name"].as_str())?;
         let on = |key: &str| config[key].as_bool().unwrap_or(true);
+        // Of a registered class, Keras 2 says by whom.
+        let class = layer["class_name"].as_str()?.rsplit('>').next()?;
         Some(Self {
             name: name.to_owned(),
-            class: layer["class_name"].as_str()?.to_owned(),
+            class: class.to_owned(),
             affine: (on("scale"), on("center")),
             children: Self::within(layer, depth + 1),
         })
@@ -69,33 +71,20 @@ pub(super) enum Part {
     Depthwise,
     /// `[in, out]`
     Dense,
-    /// `[in, out]` of a layer without bias, which is a convolution here.
-    DenseWithoutBias,
+    /// `[in, out]` where an image of so many channels is flattened before the layer; 0 if the file does not say how many.
+    Flattened(usize),
     Bias,
     Gamma,
     Beta,
     Mean,
     Variance,
+    /// `[C]` of a layer that multiplies each channel, whose tensor has the layer's own name.
+    Scale,
     /// Of a normalisation of the images.
     ImageMean,
     ImageVariance,
     /// Something that no network here has a place for, under Keras's name for it or its number.
     Other(String),
-}
-
-impl Part {
-    /// The end of a tensor's name in a [`StateDict`](crate::weights::StateDict); none for what is not a tensor of the
-    /// network.
-    pub(super) fn suffix(&self) -> Option<&str> {
-        Some(match self {
-            Self::Conv | Self::Depthwise | Self::Dense | Self::DenseWithoutBias | Self::Gamma => "weight",
-            Self::Bias | Self::Beta => "bias",
-            Self::Mean => "running_mean",
-            Self::Variance => "running_var",
-            Self::ImageMean | Self::ImageVariance => return None,
-            Self::Other(name) => name,
-        })
-    }
 }
 
 /// A dataset that holds a tensor.
@@ -107,6 +96,22 @@ pub(super) struct Variable {
     pub(super) part: Part,
     /// Where it is in the HDF5 file.
     pub(super) dataset: String,
+}
+
+impl Variable {
+    /// The name that its tensor has in a [`StateDict`](crate::weights::StateDict), if it is one of the network's.
+    pub(super) fn tensor(&self) -> Option<String> {
+        let part = match &self.part {
+            Part::Conv | Part::Depthwise | Part::Dense | Part::Flattened(_) | Part::Gamma => "weight",
+            Part::Bias | Part::Beta => "bias",
+            Part::Mean => "running_mean",
+            Part::Variance => "running_var",
+            Part::Scale => return Some(self.layer.clone()),
+            Part::ImageMean | Part::ImageVariance => return None,
+            Part::Other(name) => name,
+        };
+        Some(format!("{}.{part}", self.layer))
+    }
 }
 
 /// The layers that are no models by their own names, each with its path.
@@ -125,7 +130,7 @@ fn leaves<'a>(nodes: &'a [Node], prefix: &str, left: &mut usize, out: &mut Leave
     Ok(())
 }
 
-fn charge(left: &mut usize, path: &str) -> Result<(), String> {
+pub(super) fn charge(left: &mut usize, path: &str) -> Result<(), String> {
     *left = left.checked_sub(path.len()).ok_or("the names of its layers are too long")?;
     Ok(())
 }
@@ -135,9 +140,20 @@ fn by_name(nodes: &[Node]) -> HashMap<&str, &Node> {
     nodes.iter().rev().map(|node| (node.name.as_str(), node)).collect()
 }
 
-/// All variables of the layers, in the order of the file.
-pub(super) fn variables(root: &Group, tree: Option<&[Node]>) -> Result<Vec<Variable>, String> {
-    let mut found = Vec::new();
+/// What the layers of a file have.
+#[derive(Default)]
+pub(super) struct Found {
+    /// In the order of the file.
+    pub(super) variables: Vec<Variable>,
+    /// Whether a layer flattens something, by its class or its name.
+    pub(super) flattens: bool,
+    /// Whether one may, for all that is known of their classes.
+    pub(super) may_flatten: bool,
+}
+
+/// All variables of the layers.
+pub(super) fn variables(root: &Group, tree: Option<&[Node]>) -> Result<Found, String> {
+    let mut found = Found::default();
     let groups: HashMap<String, Group> = root.iter_groups().map_err(text)?.collect();
     if groups.contains_key("layers") {
         counted(root, "", "", tree, 0, &mut found)?;
@@ -163,7 +179,7 @@ fn counted(
     prefix: &str,
     tree: Option<&[Node]>,
     depth: usize,
-    found: &mut Vec<Variable>,
+    found: &mut Found,
 ) -> Result<(), String> {
     if depth == MAX_DEPTH {
         return Err(format!("models lie within models more than {MAX_DEPTH} deep"));
@@ -172,6 +188,8 @@ fn counted(
     let by_name = tree.map(by_name);
     let layers = model.group("layers").map_err(text)?;
     for (group, layer) in layers.iter_groups().map_err(text)? {
+        found.flattens |= uncounted(&group) == "flatten";
+        found.may_flatten |= ["flatten", "reshape"].contains(&uncounted(&group));
         let path = format!("{at}layers/{group}/");
         let parts: HashMap<String, Group> = layer.iter_groups().map_err(text)?.collect();
         let vars = parts.get("vars");
@@ -209,7 +227,7 @@ fn counted(
         let affine = node.map(|node| node.affine);
         for (number, (inner, part)) in numbers.iter().zip(parts_in_order(&class, affine, numbers.len())?) {
             let (layer, dataset) = (format!("{prefix}{name}{inner}"), format!("{path}vars/{number}"));
-            found.push(Variable { layer, part, dataset });
+            found.variables.push(Variable { layer, part, dataset });
         }
     }
     Ok(())
@@ -254,7 +272,7 @@ fn snake_case(class: &str) -> String {
 }
 
 /// What the variables of a layer are, in the order in which a layer of that class makes them, each with what it adds to
-/// the layer's name. `affine` says of a batch norm whether it has gamma, and beta, where that is known.
+/// the layer's name. `affine` says of a norm whether it has gamma, and beta, where that is known.
 fn parts_in_order(
     class: &str,
     affine: Option<(bool, bool)>,
@@ -267,8 +285,13 @@ fn parts_in_order(
         "separable_conv2d" => {
             vec![(".depthwise", Part::Depthwise), (".pointwise", Part::Conv), (".pointwise", Part::Bias)]
         }
-        "dense" if count == 1 => plain(vec![Part::DenseWithoutBias]),
         "dense" => plain(vec![Part::Dense, Part::Bias]),
+        "layer_scale" => plain(vec![Part::Scale]),
+        "layer_normalization" => {
+            let (gamma, beta) = affine.unwrap_or((count > 1, count > 1));
+            let kept = [(Part::Gamma, gamma), (Part::Beta, beta)];
+            plain(kept.into_iter().filter_map(|(part, kept)| kept.then_some(part)).collect())
+        }
         "batch_normalization" => {
             let (gamma, beta) = match (affine, count) {
                 (Some(affine), _) => affine,
@@ -292,7 +315,9 @@ fn parts_in_order(
 }
 
 /// The variables below the group of a model, in the older structure. `at` is empty or ends in a slash.
-fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variable>) -> Result<(), String> {
+fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Found) -> Result<(), String> {
+    // The names of layers are anybody's choice.
+    found.may_flatten = true;
     let by_name = tree.map(by_name);
     let mut listed = HashSet::new();
     let mut left = MAX_PATHS;
@@ -300,6 +325,7 @@ fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variabl
         if !listed.insert(name.clone()) {
             return Err(format!("it lists the layer `{name}` twice"));
         }
+        found.flattens |= name.to_ascii_lowercase().contains("flatten");
         let group = model.group(&name).map_err(text)?;
         let weights = list(&group, "weight_names")?;
         let node = match &by_name {
@@ -339,7 +365,8 @@ fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Vec<Variabl
             charge(&mut left, &layer)?;
             let has = |label: &str| labels.get(&inner).is_some_and(|labels| labels.contains(label));
             let (half, part) = part_of(weight, node, has);
-            found.push(Variable { layer: format!("{layer}{half}"), part, dataset: format!("{at}{name}/{weight}") });
+            let (layer, dataset) = (format!("{layer}{half}"), format!("{at}{name}/{weight}"));
+            found.variables.push(Variable { layer, part, dataset });
         }
     }
     Ok(())
@@ -399,7 +426,9 @@ fn part_of(weight: &str, node: Option<&Node>, has: impl Fn(&str) -> bool) -> (&'
     match (label(weight), class.as_deref()) {
         ("depthwise_kernel", _) | ("kernel", Some("depthwise_conv2d")) => (half(".depthwise"), Part::Depthwise),
         ("pointwise_kernel", _) => (".pointwise", Part::Conv),
-        ("kernel", Some("dense")) if !has("bias") => ("", Part::DenseWithoutBias),
+        // Keras 3 calls it `variable`.
+        (_, Some("layer_scale")) | ("variable", None) => ("", Part::Scale),
+        ("gamma", None) if !has("beta") && !has("moving_mean") => ("", Part::Scale),
         ("kernel", Some("dense")) => ("", Part::Dense),
         // Which of the two, the dataset's shape tells where no configuration does.
         ("kernel", _) => ("", Part::Conv),

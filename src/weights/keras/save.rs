@@ -71,11 +71,12 @@ impl Copied {
         let bytes = map_file(source)?;
         let reader = Reader::open(source, &bytes)?;
         let refused = |reason: String| WeightsError::NotCopied { path: source.into(), reason };
+        reader.supported().map_err(refused)?;
         let mut hdf5 = reader.container.hdf5.to_vec();
         let mut changes = Vec::new();
         let mut resized: Vec<Resized> = Vec::new();
         let mut rounded = 0;
-        for (name, variable) in by_tensor(&reader.variables) {
+        for (name, variable) in by_tensor(&reader.found.variables) {
             let tensor = |reason| WeightsError::Tensor { path: source.into(), tensor: name.clone(), reason };
             // What no network has a place for, `state` has not either.
             let new = match state.tensors.get(&name) {
