@@ -18,7 +18,7 @@ params! {
         /// The quads of each pixel of z that are written.
         first: u32,
         quads: u32,
-        /// What happens to the other channels of those quads, and to those that are there: a [`Mode`].
+        /// What happens to the other channels of those quads, and to those that are there: `Fill`, `Keep` or `Add`.
         mode: u32,
     }
 }
