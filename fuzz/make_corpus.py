@@ -598,10 +598,87 @@ def onnx_files():
         del graph.node[:]
         graph.node.extend(nodes)
 
+    def behind(nodes, **constants):
+        """Nodes from `r` to `s` between the activation and the pooling."""
+
+        def change(graph, _):
+            graph.node[2].input[:] = ["s"]
+            all_nodes = [*graph.node[:2], *(helper.make_node(op, i, [o], f"node-{o}", **a) for op, i, o, a in nodes), *graph.node[2:]]
+            del graph.node[:]
+            graph.node.extend(all_nodes)
+            arrays = {name: np.asarray(value, "f4" if isinstance(value, float) else "i8") for name, value in constants.items()}
+            graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in arrays.items())
+
+        return changed(change)
+
+    def computed(*nodes, **constants):
+        """The same, where `k` is the shape of a `Reshape`."""
+        return behind([*nodes, ("Reshape", ["r", "k"], "s", {})], **constants)
+
+    # Shapes that are computed, channels that are shuffled, taken apart and put together, a layer norm, a GELU that is written out.
+    modern = behind(
+        [
+            ("Shape", ["r"], "sizes", {}),
+            ("Slice", ["sizes", "zero", "one"], "n", {}),
+            ("Concat", ["n", "cut"], "groups", {"axis": 0}),
+            ("Reshape", ["r", "groups"], "grouped", {}),
+            ("Transpose", ["grouped"], "turned", {"perm": [0, 2, 1, 3]}),
+            ("Reshape", ["turned", "back"], "shuffled", {}),
+            ("Slice", ["shuffled", "one", "three", "one"], "some", {}),
+            ("Concat", ["some", "r", "some"], "more", {"axis": 1}),
+            ("Transpose", ["more"], "last", {"perm": [0, 2, 3, 1]}),
+            ("Expand", ["half", "eight"], "gamma", {}),
+            ("LayerNormalization", ["last", "gamma", "gamma"], "normed", {"axis": -1}),
+            ("Transpose", ["normed"], "first", {"perm": [0, 3, 1, 2]}),
+            ("Mul", ["first", "root"], "scaled", {}),
+            ("Erf", ["scaled"], "bent", {}),
+            ("Add", ["bent", "unit"], "gate", {}),
+            ("Mul", ["first", "gate"], "product", {}),
+            ("Mul", ["product", "half"], "gelu", {}),
+            ("Split", ["gelu", "halves"], "part", {"axis": 1}),
+            ("Pad", ["part", "pads"], "padded", {}),
+            ("AveragePool", ["padded"], "s", {"kernel_shape": [2, 2], "ceil_mode": 1}),
+        ],
+        zero=[0], one=[1], three=[3], eight=[8], cut=[2, 2, 64], back=[0, 4, 8, 8], half=0.5, unit=1.0, root=0.5**0.5,
+        halves=[4, 4], pads=[0, 0, 1, 0, 0, 0, 0, 1],
+    )
+    modern = onnx.load_from_string(modern)
+    next(node for node in modern.graph.node if node.op_type == "Split").output.append("rest")
+    modern = modern.SerializeToString()
+
     good = network().SerializeToString()
     huge = 2**63 - 1
     files = {
         "good-network": good,
+        "good-modern": modern,
+        "constant-huge": computed(("ConstantOfShape", ["d"], "k", {}), d=[2**20, 2**20]),
+        "constant-large": computed(("ConstantOfShape", ["d"], "k", {}), d=[65536]),
+        "constant-repeated": computed(("Expand", ["one", "d"], "k", {}), one=[1], d=[2**40]),
+        "constants-doubled": computed(
+            ("Concat", ["one", "one"], "k0", {"axis": 0}),
+            *(("Concat", [f"k{i}"] * 2, f"k{i + 1}" if i < 39 else "k", {"axis": 0}) for i in range(40)), one=[1]),
+        "constants-many": computed(
+            ("ConstantOfShape", ["d"], "k0", {}), *(("Abs", [f"k{i}"], f"k{i + 1}" if i < 299 else "k", {}) for i in range(300)),
+            d=[65536]),
+        "range-endless": computed(("Range", ["zero", "end", "zero"], "k", {}), zero=0, end=huge),
+        "range-huge": computed(("Range", ["zero", "end", "one"], "k", {}), zero=0, one=1, end=huge),
+        "step-huge": computed(("Slice", ["d", "from", "to", "axis", "step"], "k", {}),
+                              d=[0, -1], axis=[0], step=[-huge - 1], to=[-huge - 1], **{"from": [huge]}),
+        "divided-by-0": computed(("Div", ["d", "zero"], "k", {}), d=[0, -1], zero=0),
+        "index-huge": computed(("Gather", ["d", "place"], "k", {}), d=[0, -1], place=[huge]),
+        "dimensions-many": behind([("Unsqueeze", ["r", "axes"], "s", {})], axes=[1] * 1500),
+        "dimensions-computed": computed(("Unsqueeze", ["one", "axes"], "k", {}), one=[1], axes=list(range(1500))),
+        "sizes-many": computed(d=[1], k=[1] * 1500),
+        "size-huge": computed(k=[0, huge, huge, 8]),
+        "parts-deep": behind([("Erf", [f"s{i}" if i else "r"], f"s{i + 1}" if i < 299 else "s", {}) for i in range(300)]),
+        "products-deep": behind(
+            [("Mul", [f"s{i}" if i else "r"] * 2, f"s{i + 1}" if i < 199 else "t", {}) for i in range(200)] + [("Erf", ["t"], "s", {})]),
+        "zeros-huge": behind([("Pad", ["r", "d"], "s", {})], d=[0, 0, 2**20, 2**20, 0, 0, 2**20, 2**20]),
+        "slices-many": behind([("SplitToSequence", ["r", "one"], "q", {"axis": 2}), ("SequenceAt", ["q", "one"], "s", {})], one=1),
+        "sequence-huge": behind([("SplitToSequence", ["r", "one"], "q", {"axis": 1}), ("SequenceAt", ["q", "end"], "s", {})],
+                                one=1, end=huge),
+        "place-huge": behind([("Gather", ["r", "end"], "s", {"axis": 1})], end=huge),
+        "axis-below": behind([("Concat", ["r", "r"], "s", {"axis": -huge})]),
         "good-batch-of-any-size": image([0]),
         "good-data-unused": changed(outside_unused),
         "good-metadata-foreign": changed(foreign),

@@ -351,6 +351,21 @@ fn nodes(network: &Graph) -> Result<Vec<NodeProto>, ExportError> {
                     }
                 }
             }
+            // Operator set 17 has norms over the pixels of a channel, of which each group becomes one.
+            Op::GroupNorm { eps, groups, moments: false } => {
+                let Value { name, flat } = operand(0);
+                let [_, h, w, c] = node.shape.0;
+                let mut parts = Parts { nodes: &mut nodes, layer: &layer.name };
+                let cut = parts.reshaped(&name, &[0, groups, c / groups * h * w]);
+                let [ones, zeros] = [1.0, 0.0].map(|value| parts.row(&vec![value; groups]));
+                let attributes = vec![float("epsilon", eps)];
+                let normalised = parts.with("InstanceNormalization", &[&cut, &ones, &zeros], attributes);
+                let sizes = if flat { vec![0, c] } else { vec![0, c, h, w] };
+                let whole = parts.reshaped(&normalised, &sizes);
+                let row = if flat { vec![c] } else { vec![c, 1, 1] };
+                let [gamma, beta] = ["weight", "bias"].map(|tensor| parts.reshaped(&param(tensor), &row));
+                ("Add", vec![parts.of("Mul", &[&whole, &gamma]), beta], vec![], flat)
+            }
             Op::Add { act: Act::Identity, mask: false } | Op::Scale { mean: false } | Op::Multiply => {
                 let (a, mut b) = (operand(0), operand(1));
                 if let (Op::Scale { .. }, false, true) = (&node.op, a.flat, b.flat) {
@@ -429,6 +444,13 @@ impl Parts<'_> {
     fn number(&mut self, value: f32) -> String {
         let name = self.name("Constant");
         self.nodes.push(constant(&name, float("value_float", value)));
+        name
+    }
+
+    fn row(&mut self, values: &[f32]) -> String {
+        let name = self.name("Constant");
+        let floats = AttributeProto { floats: values.to_vec(), ..attribute("value_floats", AttributeType::Floats) };
+        self.nodes.push(constant(&name, floats));
         name
     }
 

@@ -93,7 +93,6 @@ fn factor(value: f32) -> Factor {
 }
 
 #[test]
-#[ignore = "a ReLU before a ReLU6 comes back as one, and group norms are not written"]
 fn every_layer_comes_back() {
     let pixels = Padding::Pixels;
     let conv = |channels| LayerOp::Conv {
@@ -126,6 +125,9 @@ fn every_layer_comes_back() {
     }
     add(LayerOp::Activation { act: Act::LeakyRelu(factor(0.2)) }, &[]);
     add(LayerOp::LayerNorm { eps: 1e-6 }, &[]);
+    for groups in [1, 4, 8] {
+        add(LayerOp::GroupNorm { groups, eps: 1e-4 }, &[]);
+    }
     add(LayerOp::LayerScale { dims: 1 }, &[]);
     add(LayerOp::LayerScale { dims: 3 }, &[]);
     let mixed = add(linear(12, true, Taken::EachPixel), &[]);
@@ -150,6 +152,7 @@ fn every_layer_comes_back() {
     add(LayerOp::Scale {}, &[&padded, &gate]);
     let hidden = add(linear(6, false, Taken::Image([8, 5])), &[]);
     add(LayerOp::LayerScale { dims: 1 }, &[]);
+    add(LayerOp::GroupNorm { groups: 2, eps: 1e-4 }, &[]);
     let normed = add(LayerOp::LayerNorm { eps: 1e-3 }, &[]);
     let product = add(LayerOp::Multiply {}, &[&normed, &hidden]);
     add(LayerOp::Slice { begin: 1, channels: 4 }, &[&product]);

@@ -3,8 +3,7 @@
 use super::constant::{Constant, Kind};
 use super::fold::axis;
 use super::network::{Note, Weights};
-use super::view::Form;
-use super::{Def, Id, Node, Over, Reader};
+use super::{Def, Id, Image, Node, Over, Reader};
 use crate::models::LayerOp;
 use crate::onnx::attributes::{attributes, float, int, size};
 
@@ -40,13 +39,14 @@ impl<'a> Reader<'a> {
     pub(super) fn instance_normalization(&mut self, node: Node<'a>) -> Result<Id, String> {
         attributes(&node, &["epsilon"])?;
         let x = self.operand(node, 0)?;
-        let shape = self.image(x).shape;
-        let run = match self.is(x, Form::Nchw) {
-            true => Some(1),
-            false => self.image(x).view.run_of_channels(0, shape),
+        let Image { shape: shape @ [channels, ..], view, .. } = self.image(x).clone();
+        let groups = match view.run_of_channels(0, shape) {
+            Some(run) => Some(channels / run),
+            // All channels are one group.
+            None => (view.sizes().first() == Some(&1)).then_some(1),
         };
         let wrong = || format!("the second dimension of {} is no group of channels", self.described(x));
-        let groups = shape[0] / run.ok_or_else(wrong)?;
+        let groups = groups.ok_or_else(wrong)?;
         let normalised =
             self.part(node, Def::Normalised(x, Over::Groups(groups), float(&node, "epsilon", 1e-5)?), x)?;
         let (gamma, beta) = (self.constant(node, 1)?, self.constant(node, 2)?);
@@ -56,7 +56,7 @@ impl<'a> Reader<'a> {
         // Those that follow are γ and β of each channel.
         match all_are(&gamma, 1.0)? && all_are(&beta, 0.0)? {
             true => Ok(normalised),
-            false if groups == shape[0] => self.norm(node, normalised, Some(gamma), Some(beta)),
+            false if groups == channels => self.norm(node, normalised, Some(gamma), Some(beta)),
             false => Err("a factor or a sum for each group is not supported; for each channel it is".into()),
         }
     }
