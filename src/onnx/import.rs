@@ -135,24 +135,23 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
 
 /// What to say of a convolution whose bias seems to be what is left of a batch norm.
 fn folded(layer: &str, model: &ModelProto, layers: &[Entry]) -> Option<String> {
-    // What PyTorch calls the biases of modules is known; other programs may have names of their own for them.
-    let of_pytorch = model.producer_name() == "pytorch";
-    let has_norms = layers
-        .iter()
-        .any(|layer| matches!(layer.op, LayerOp::Bn { .. } | LayerOp::LayerNorm { .. } | LayerOp::GroupNorm { .. }));
-    let how = if of_pytorch {
-        "torch.onnx.export keeps them with optimize=False, or with dynamo=False, training=torch.onnx.TrainingMode.PRESERVE and \
-         do_constant_folding=False, of a model in eval()"
-    } else {
-        "export the network again so that it keeps them"
-    };
-    let likely = model.producer_name() != PRODUCER && (of_pytorch || !has_norms);
-    likely.then(|| {
-        format!(
+    let is_norm =
+        |op: &LayerOp| matches!(op, LayerOp::Bn { .. } | LayerOp::LayerNorm { .. } | LayerOp::GroupNorm { .. });
+    match model.producer_name() {
+        PRODUCER => None,
+        "pytorch" => Some(format!(
             "the bias of `{layer}` is no module's: batch norms seem to be folded into convolutions in the file, and cannot be \
-             trained then; {how}"
-        )
-    })
+             trained then; torch.onnx.export keeps them with optimize=False, or with dynamo=False, \
+             training=torch.onnx.TrainingMode.PRESERVE and do_constant_folding=False, of a model in eval()"
+        )),
+        // What other programs call a bias is not known.
+        _ if layers.iter().any(|layer| is_norm(&layer.op)) => None,
+        _ => Some(
+            "it has no batch norms, but convolutions with biases: if the network had some, the file has them folded, and they \
+             cannot be trained; export it again so that they stay"
+                .into(),
+        ),
+    }
 }
 
 pub(super) fn graph_error(error: GraphError) -> String {
