@@ -4,6 +4,7 @@
 //! per-channel vector is `[1][1][rows][C]`. In memory the last dimension is padded with zeros to a multiple of
 //! four, so that every kernel loads whole `vec4<f32>`s.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// Rounds up to a multiple of four: the stored length of a channel dimension.
@@ -86,5 +87,20 @@ pub struct HostTensor {
 impl HostTensor {
     pub fn zeros(shape: Shape) -> Self {
         Self { shape, data: vec![0.0; shape.stored_len()] }
+    }
+
+    /// The values of `count` stored channels from `begin` on.
+    pub(crate) fn channels(&self, begin: usize, count: usize) -> Cow<'_, [f32]> {
+        if count == self.shape.stored_c() {
+            return Cow::Borrowed(&self.data);
+        }
+        self.data.chunks(self.shape.stored_c()).flat_map(|row| &row[begin..][..count]).copied().collect()
+    }
+
+    /// Overwrites these channels.
+    pub(crate) fn set_channels(&mut self, begin: usize, count: usize, values: &[f32]) {
+        for (row, values) in self.data.chunks_mut(self.shape.stored_c()).zip(values.chunks(count)) {
+            row[begin..][..count].copy_from_slice(values);
+        }
     }
 }

@@ -103,9 +103,9 @@ fn few_calls_step_all_parameters_and_none_reaches_a_frozen_one() {
                 for entry in plan.tables[table].chunks(8) {
                     let (first, words) = (entry[2] as usize * 4, entry[1] as usize * 4);
                     let trains = |(index, param): (usize, &Param)| {
-                        let (in_buffer, at) = layout.place(ParamId::new(index));
-                        let update = param.update.filter(|_| in_buffer == buffer)?;
-                        let [begin, end] = update.rows.map(|row| at + row * param.shape.stored_c());
+                        let place = layout.place(ParamId::new(index));
+                        let update = param.update.filter(|_| place.buffer == buffer)?;
+                        let [begin, end] = update.rows.map(|row| place.at + row * param.shape.stored_c());
                         Some((begin, end - begin))
                     };
                     let mut trained = plan.graph.params().iter().enumerate().filter_map(trains);

@@ -5,6 +5,7 @@
 //! lowers call by call: nothing later looks at a policy again.
 
 mod concat;
+mod cut;
 mod differentiate;
 mod eliminate;
 mod fold;
@@ -15,8 +16,8 @@ mod split;
 pub use split::{Split, changing, split};
 
 use crate::graph::{
-    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, Layer, LayerId, LayerKind, NodeId, Op, Output, Phase,
-    Role, Setting, Sgd, StateKind, Stats, StatsUpdate, Update, Variance,
+    AdamW, Affine, BatchNormMode, Domain, Graph, GraphError, Layer, LayerId, LayerKind, MOST_WORDS, NodeId, Op, Output,
+    Phase, Role, Setting, Sgd, StateKind, Stats, StatsUpdate, Update, Variance,
 };
 use crate::tensor::Shape;
 
@@ -67,6 +68,7 @@ impl From<GraphError> for CompileError {
 /// A function from graph to graph.
 #[derive(Clone, Copy, PartialEq)]
 enum Pass {
+    Cut,
     Resolve,
     Drop,
     Loss,
@@ -83,7 +85,8 @@ enum Pass {
 
 impl Pass {
     /// Those of a training step, in order.
-    const TRAINING: [Self; 11] = [
+    const TRAINING: [Self; 12] = [
+        Self::Cut,
         Self::Resolve,
         Self::Drop,
         Self::Loss,
@@ -99,6 +102,7 @@ impl Pass {
 
     const fn name(self) -> &'static str {
         match self {
+            Self::Cut => "cut",
             Self::Resolve => "resolve",
             Self::Drop => "drop",
             Self::Loss => "loss",
@@ -116,6 +120,7 @@ impl Pass {
 
     fn run(self, graph: Graph, options: &Options) -> Result<Graph, GraphError> {
         match self {
+            Self::Cut => cut::cut(graph, MOST_WORDS),
             Self::Resolve => Ok(resolve(graph)),
             Self::Drop => Ok(drop_nothing(graph)),
             Self::Loss => loss(graph, options),

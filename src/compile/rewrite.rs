@@ -1,6 +1,6 @@
 //! A graph written anew, node by node: what the passes share that replace some nodes by others.
 
-use crate::graph::{Graph, GraphError, LayerId, Node, NodeId, Op, Phase};
+use crate::graph::{Graph, GraphError, Layer, LayerId, Node, NodeId, Op, Param, ParamId, Phase};
 
 /// A graph in the making, and where in it the nodes of the old one are.
 pub(super) struct Rewrite<'a> {
@@ -48,6 +48,18 @@ impl<'a> Rewrite<'a> {
         phase: Phase,
     ) -> Result<NodeId, GraphError> {
         self.new.push(op, inputs, layer, phase)
+    }
+
+    /// Has the new graph other parameters than the old one, and its layers those.
+    pub fn set_params(&mut self, params: Vec<Param>, layers: Vec<Layer>) {
+        self.new.params = params;
+        self.new.layers = layers;
+    }
+
+    /// Appends a node that gives a parameter of the new graph.
+    pub fn param(&mut self, param: ParamId) -> NodeId {
+        let shape = self.new.param(param).shape;
+        self.new.source(Op::Param(param), shape)
     }
 
     /// Takes over the old node `id` as it is.

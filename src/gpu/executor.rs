@@ -4,7 +4,7 @@ use super::pipeline::Pipeline;
 use super::texture::{self, Texture};
 use super::wait::ReadBack;
 use super::{Device, Fits, GpuError, block};
-use crate::graph::{Graph, Param, ParamId, Phase};
+use crate::graph::{Graph, MOST_WORDS, Param, ParamId, Phase};
 use crate::kernels::Access;
 use crate::plan::{Call, ParamLayout, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
@@ -35,7 +35,7 @@ impl Parameters {
         assert_eq!(graph.params().len(), tensors.len(), "one tensor a parameter");
         let layout = ParamLayout::of(graph);
         let name = |param: &Param| format!("{:?} of {}", param.role, graph.layers()[param.layer.index()].name);
-        for param in graph.params() {
+        for param in &graph.params_in_parts(MOST_WORDS) {
             // Of no batch.
             fits(device, &name(param), param.shape.bytes()).map_err(|error| error.with_fits(Fits::Nothing))?;
         }
@@ -47,10 +47,9 @@ impl Parameters {
         Ok(parameters)
     }
 
-    /// Where a parameter is: its buffer, and the byte at which it begins.
-    fn place(&self, param: ParamId) -> (&wgpu::Buffer, u64) {
-        let (buffer, word) = self.layout.place(param);
-        (&self.buffers[buffer], word as u64 * 4)
+    /// Where the parameters lie.
+    pub fn layout(&self) -> &ParamLayout {
+        &self.layout
     }
 
     /// Reads one parameter back.
@@ -67,9 +66,13 @@ impl Parameters {
     /// The device failed.
     pub async fn download_async(&self, device: &Device, graph: &Graph, param: ParamId) -> Result<HostTensor, GpuError> {
         let shape = graph.param(param).shape;
-        let (buffer, offset) = self.place(param);
-        let data = device.download_async(buffer, offset, shape.stored_len()).await?;
-        Ok(HostTensor { shape, data })
+        let mut tensor = HostTensor::zeros(shape);
+        for place in self.layout.places(param) {
+            let words = shape.pixels() * place.channels;
+            let data = device.download_async(&self.buffers[place.buffer], place.at as u64 * 4, words).await?;
+            tensor.set_channels(place.part.begin, place.channels, &data);
+        }
+        Ok(tensor)
     }
 
     /// Overwrites one parameter, for every plan that shares it. What a plan has computed [once](Phase::Once) from it
@@ -82,8 +85,11 @@ impl Parameters {
     /// The tensor is not the parameter's.
     pub fn write(&self, device: &Device, graph: &Graph, param: ParamId, tensor: &HostTensor) -> Result<(), GpuError> {
         assert_eq!(graph.param(param).shape, tensor.shape, "the tensor of a parameter has its shape");
-        let (buffer, offset) = self.place(param);
-        upload(device, buffer, offset, bytemuck::cast_slice(&tensor.data))
+        for place in self.layout.places(param) {
+            let values = tensor.channels(place.part.begin, place.channels);
+            upload(device, &self.buffers[place.buffer], place.at as u64 * 4, bytemuck::cast_slice(&values[..]))?;
+        }
+        Ok(())
     }
 }
 

@@ -504,7 +504,7 @@ impl Builder {
 
     fn param(&mut self, layer: LayerId, role: Role, shape: Shape, channels: usize) -> Result<NodeId, GraphError> {
         let id = ParamId(self.graph.params.len() as u32);
-        self.graph.params.push(Param { layer, role, shape, channels, update: None });
+        self.graph.params.push(Param { layer, role, shape, channels, update: None, part: None });
         self.graph.layers[layer.index()].params.push(id);
         self.graph.push(Op::Param(id), Vec::new(), Some(layer), Phase::Forward)
     }

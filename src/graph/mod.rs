@@ -7,6 +7,7 @@
 mod builder;
 mod dump;
 mod op;
+mod parts;
 mod verify;
 
 pub use crate::act::{Act, Factor};
@@ -14,6 +15,8 @@ pub use crate::window::Window;
 pub use builder::{Builder, Taken};
 pub use op::{AdamW, BatchNormApply, Conv2d, Groups, MOMENT_ROWS, Op, Sgd, Update, mask_shape};
 pub(crate) use op::{domains, keeps_bits, places, takes_mean};
+pub(crate) use parts::MOST_WORDS;
+pub use parts::Part;
 
 use crate::tensor::Shape;
 
@@ -337,6 +340,8 @@ pub struct Param {
     pub channels: usize,
     /// How the optimiser changes it; `None` when it is frozen.
     pub update: Option<Update>,
+    /// What it is of a network's parameter, if not all of it: in compiled graphs only.
+    pub part: Option<Part>,
 }
 
 /// What a [`StateId`] holds.

@@ -2,9 +2,9 @@
 //! are laid side by side.
 
 use super::Storage;
-use super::layout::{MOST_WORDS, Row};
-use super::lower::{Lowering, Place, Share, Value};
-use crate::graph::{AdamW, NodeId, Op, Sgd, StatsUpdate, Variance};
+use super::layout::Row;
+use super::lower::{Lowering, Share, Value, Within};
+use crate::graph::{AdamW, MOST_WORDS, NodeId, Op, Sgd, StatsUpdate, Variance};
 use crate::kernels::segments::{Part, Table};
 use crate::kernels::{Access, Dispatch, adamw, batch_norm_update, sgd};
 
@@ -137,7 +137,7 @@ impl Lowering<'_> {
         let mut row = Row::default();
         for &value in values {
             let at = row.push(self.out.values[value].words);
-            self.out.values[value].within = Some(Place { value: all, at });
+            self.out.values[value].within = Some(Within { value: all, at });
         }
         self.out.values[all].words = row.words;
         all

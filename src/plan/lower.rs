@@ -1,7 +1,7 @@
 //! Lowering: each node becomes calls of kernels on values. A value is what later gets a slot.
 
 use super::batch::{Batch, Kind};
-use super::layout::ParamLayout;
+use super::layout::{ParamLayout, Place};
 use super::{Input, Storage};
 use crate::graph::{Act, Graph, Groups, MOMENT_ROWS, Node, NodeId, Op, Phase, domains, keeps_bits, places, takes_mean};
 use crate::kernels::{
@@ -19,12 +19,12 @@ pub(super) struct Value {
     /// The node that computes it.
     pub node: NodeId,
     /// The part of another value that it is.
-    pub within: Option<Place>,
+    pub within: Option<Within>,
 }
 
 /// A place in a value: its first word.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct Within {
     pub value: usize,
     pub at: usize,
 }
@@ -106,11 +106,11 @@ impl Lowering<'_> {
                 }
             };
             if let Op::Param(param) = node.op {
-                let (buffer, at) = layout.place(param);
+                let Place { buffer, at, .. } = layout.place(param);
                 let whole = buffers[buffer]
                     .unwrap_or_else(|| self.value(layout.buffers()[buffer], Some(Storage::Params(buffer)), id));
                 buffers[buffer] = Some(whole);
-                self.out.values[value].within = Some(Place { value: whole, at });
+                self.out.values[value].within = Some(Within { value: whole, at });
             }
             self.out.of_node.push(value);
             // An output computed in place lives in its operand's memory.

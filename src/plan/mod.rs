@@ -11,7 +11,7 @@ mod memory;
 mod roofline;
 
 pub use cost::{Cost, LayerCost, PhaseCost};
-pub use layout::ParamLayout;
+pub use layout::{ParamLayout, Place};
 pub use roofline::Roofline;
 
 use crate::graph::{Graph, LayerId, NodeId, Output, ParamId, Phase, StateId};

@@ -8,7 +8,7 @@ use crate::data::Loader;
 use crate::gpu::{Device, Executor, Parameters, block};
 use crate::graph::{Graph, Output, ParamId, Phase, StateKind, Stats, StatsUpdate};
 use crate::kernels::StepScalars;
-use crate::plan::{Input, Plan, SlotId, Storage};
+use crate::plan::{Input, Place, Plan, SlotId, Storage};
 use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -490,10 +490,25 @@ impl Session {
         let mut gradients = Vec::new();
         for &(output, slot) in &self.plan().outputs {
             if let Output::Gradient(param) = output {
-                gradients.push((param, self.executor.read(slot)?));
+                self.join(&mut gradients, (), param, &self.executor.read(slot)?);
             }
         }
-        Ok(gradients)
+        Ok(gradients.into_iter().map(|((), param, tensor)| (param, tensor.data)).collect())
+    }
+
+    /// Adds values of a parameter of the plan's graph to those of the network's parameter that it is or is a part of.
+    fn join<K: PartialEq>(&self, joined: &mut Vec<(K, ParamId, HostTensor)>, kind: K, param: ParamId, values: &[f32]) {
+        let Place { part, channels, .. } = self.place(param);
+        let known = joined.iter().position(|(other, whole, _)| *other == kind && *whole == part.whole);
+        let at = known.unwrap_or_else(|| {
+            joined.push((kind, part.whole, HostTensor::zeros(self.network.param(part.whole).shape)));
+            joined.len() - 1
+        });
+        joined[at].2.set_channels(part.begin, channels, values);
+    }
+
+    fn place(&self, param: ParamId) -> Place {
+        self.params.layout().place(param)
     }
 
     /// The optimiser's state.
@@ -511,12 +526,10 @@ impl Session {
     pub async fn optimizer_state_async(&self) -> Result<Vec<OptimizerState>, TrainError> {
         let mut states = Vec::new();
         for (slot, kind, param) in self.state_slots() {
-            let mut data = self.executor.read_async(slot).await?;
-            let shape = self.network.param(param).shape;
-            data.truncate(shape.stored_len());
-            states.push(OptimizerState { kind, param, tensor: HostTensor { shape, data } });
+            let data = self.executor.read_async(slot).await?;
+            self.join(&mut states, kind, param, &data);
         }
-        Ok(states)
+        Ok(states.into_iter().map(|(kind, param, tensor)| OptimizerState { kind, param, tensor }).collect())
     }
 
     fn state_slots(&self) -> Vec<(SlotId, StateKind, ParamId)> {
@@ -541,14 +554,22 @@ impl Session {
     pub fn restore(&mut self, steps: u64, states: &[OptimizerState]) -> Result<(), TrainError> {
         let slots = self.state_slots();
         let fits = |s: &OptimizerState| s.tensor.shape == self.network.param(s.param).shape;
-        let found = |kind, param| states.iter().find(|s| s.kind == kind && s.param == param && fits(s));
-        if slots.len() != states.len() || slots.iter().any(|&(_, kind, param)| found(kind, param).is_none()) {
+        let found = |kind, place: Place| {
+            states
+                .iter()
+                .find(|s| s.kind == kind && s.param == place.part.whole && fits(s))
+                .ok_or(TrainError::ForeignState)
+        };
+        // A first part stands for the whole.
+        let wholes = slots.iter().filter(|&&(.., param)| self.place(param).part.begin == 0).count();
+        if wholes != states.len() {
             return Err(TrainError::ForeignState);
         }
-        for (slot, kind, param) in slots {
-            if let Some(state) = found(kind, param) {
-                self.executor.write(slot, bytemuck::cast_slice(&state.tensor.data))?;
-            }
+        let places = slots.into_iter().map(|(slot, kind, param)| (slot, kind, self.place(param)));
+        let found = places.map(|(slot, kind, place)| Ok((slot, place, found(kind, place)?)));
+        for (slot, place, state) in found.collect::<Result<Vec<_>, TrainError>>()? {
+            let values = state.tensor.channels(place.part.begin, place.channels);
+            self.executor.write(slot, bytemuck::cast_slice(&values[..]))?;
         }
         self.steps = steps;
         Ok(())
