@@ -46,7 +46,8 @@
 //! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
 //! [`onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns
-//! weights over to another framework's variant of a network, [`model::Model`] is a file with its network as one,
+//! weights over to another framework's variant of a network, [`model::Model`] is a file with its network as one, [`study`] sets up runs and comparisons from
+//! a few options,
 //! [`check::Checker`] tells which kernels are right on a device.
 //! [`gpu::Device::from_wgpu`] takes a device that the caller already has.
 //!
@@ -79,6 +80,7 @@ pub mod preprocessing;
 pub mod reference;
 pub mod report;
 pub mod rng;
+pub mod study;
 pub mod tensor;
 pub mod text;
 pub mod train;

@@ -75,25 +75,25 @@ impl Fixture {
         self.dir.path().join(name)
     }
 
-    fn bench(&self) -> Bench<'_> {
+    fn bench(&self) -> Bench {
         let spec = models::spec("resnet_tiny").expect("the model");
         let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/resnet_tiny_shapes.safetensors");
         Bench {
-            device: &self.device,
+            device: self.device.clone(),
             network: spec.build(BATCH, (SIZE, SIZE), 10).expect("the network"),
             input: spec.preprocessing.value.into(),
-            images: &self.images,
+            images: self.images.clone().into(),
             data: self.settings.data.clone(),
             weights: Some(StateDict::load(asset).expect("weights")),
         }
     }
 
-    fn start(&self, out: &str, arms: &[&str], cache: u64) -> Result<Lab<'_>, LabError> {
+    fn start(&self, out: &str, arms: &[&str], cache: u64) -> Result<Lab, LabError> {
         let arms = arms.iter().map(|name| arm(name).0).collect();
         Lab::start(self.bench(), &self.out(out), self.settings.clone(), arms, vec![4, 5], Vec::new(), cache)
     }
 
-    fn resume(&self, out: &str) -> Lab<'_> {
+    fn resume(&self, out: &str) -> Lab {
         let setup = lab::setup_of(&self.out(out)).expect("a setup");
         Lab::resume(self.bench(), &self.out(out), setup).expect("it resumes")
     }
@@ -111,7 +111,7 @@ fn arm(name: &str) -> (PolicySettings, Policy) {
 }
 
 /// Runs until the end, or until `stop_at` says so of an event.
-fn go(lab: &mut Lab<'_>, stop_at: impl Fn(&LabEvent<'_>) -> bool) -> Outcome {
+fn go(lab: &mut Lab, stop_at: impl Fn(&LabEvent<'_>) -> bool) -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
     let ended = lab.run(&stop, |event| {
         if stop_at(&event) {
@@ -210,7 +210,7 @@ fn a_comparison_tells_what_it_compared() {
 }
 
 /// A comparison in which each policy finds its own learning rate.
-fn searching<'a>(fixture: &'a Fixture, out: &str) -> Lab<'a> {
+fn searching(fixture: &Fixture, out: &str) -> Lab {
     let settings = Settings { epochs: 4, ..fixture.settings.clone() };
     let arms = ["head", "full"].map(|name| arm(name).0).to_vec();
     let rates = vec![1e-4, 1e-3, 1e-2, 3e38];
@@ -354,7 +354,7 @@ fn a_run_that_diverges_does_not_end_the_comparison() {
 #[test]
 fn what_cannot_be_compared_is_refused() {
     let mut fixture = Fixture::new();
-    let error = |result: Result<Lab<'_>, LabError>| result.err().expect("an error").to_string();
+    let error = |result: Result<Lab, LabError>| result.err().expect("an error").to_string();
     assert!(error(fixture.start("out", &[], 0)).contains("at least one policy"));
     assert!(error(fixture.start("out", &["head", "head"], 0)).contains("two policies are called `head`"));
     assert!(!fixture.out("out").exists(), "nothing was written");
@@ -382,7 +382,7 @@ fn a_comparison_that_loses_its_device_goes_on_to_the_same_results() {
 
     let device = Device::open(&DeviceOptions::default()).expect("a device");
     let device = device.with_variant(fixture.device.variant().expect("a variant")).expect("the device has it");
-    let bench = Bench { device: &device, ..fixture.bench() };
+    let bench = Bench { device: device.clone(), ..fixture.bench() };
     let policies = arms.map(|name| arm(name).0).to_vec();
     let begun = Lab::start(bench, &fixture.out("lost"), fixture.settings.clone(), policies, vec![4, 5], Vec::new(), 0);
     let mut lab = begun.expect("a comparison");

@@ -81,6 +81,26 @@ const LAYERS: &[(&str, &[&str])] = &[
             "train", "weights",
         ],
     ),
+    // What people ask for becomes runs and comparisons here, whichever door they come by.
+    (
+        "study",
+        &[
+            "data",
+            "gpu",
+            "graph",
+            "identify",
+            "lab",
+            "model",
+            "models",
+            "plan",
+            "policy",
+            "preprocessing",
+            "tensor",
+            "text",
+            "train",
+            "weights",
+        ],
+    ),
 ];
 
 /// Crates of the command line, which users of the library do not pay for.

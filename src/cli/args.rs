@@ -290,11 +290,15 @@ impl DecodeArgs {
     /// What was asked for, over what the resumed run was begun with, over the defaults.
     pub fn options(&self, saved: Option<DecodeOptions>) -> DecodeOptions {
         let base = saved.unwrap_or_default();
-        let exif = self.exif.map(|exif| match exif {
+        let (exif, max_pixels) = (self.exif().unwrap_or(base.exif), self.max_pixels.unwrap_or(base.max_pixels));
+        DecodeOptions { exif, max_pixels }
+    }
+
+    pub fn exif(&self) -> Option<Exif> {
+        self.exif.map(|exif| match exif {
             ExifName::Apply => Exif::Apply,
             ExifName::Ignore => Exif::Ignore,
-        });
-        DecodeOptions { exif: exif.unwrap_or(base.exif), max_pixels: self.max_pixels.unwrap_or(base.max_pixels) }
+        })
     }
 }
 

@@ -1,24 +1,23 @@
 //! `thawline compare`: several policies on the same images, from the same weights, with the same budget.
 
-use super::args::{self, policy_help};
-use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c, write_keras};
-use super::progress::{self, Progress};
+use super::args::policy_help;
+use super::finetune::{INTERRUPTED, broken, percent, stop_on_ctrl_c};
+use super::progress;
 use super::source;
-use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
+use super::training::{DataArgs, LrChoice, Told, TrainingArgs, announce_classes};
 use super::{events, output};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use indicatif::{HumanDuration, ProgressBar};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use thawline::identify::{Known, identify};
-use thawline::lab::{self, Bench, Lab, LabError, LabEvent, PAGE_FILE, Setup, WINNER_FILE, in_words};
+use thawline::lab::{self, Lab, LabError, LabEvent, PAGE_FILE, WINNER_FILE};
 use thawline::policy::Policy;
 use thawline::report::{self, Arm, ArmRun, Comparison, LrSearch, Verdict, Winner, mean_and_deviation};
+use thawline::study::{self, Images, Rates};
 use thawline::text::escaped;
-use thawline::train::{Event, OptimizerSettings, Outcome, StepMetrics, TrainError, check_apart};
-use thawline::weights::StateDict;
+use thawline::train::{Event, Outcome, StepMetrics, TrainError, check_apart};
 
 /// Compare policies on your images: accuracy over several seeds, time, memory, and what each does to the batch norms
 ///
@@ -114,43 +113,15 @@ const SETTLED: [&str; 36] = [
 
 pub fn run(args: Args) -> Result<()> {
     events::begin(args.json, "compare")?;
-    let progress = Progress::new("reading weights and images");
-    let (images, weights, setup) = match &args.resume {
-        Some(folder) => {
-            let setup = lab::setup_of(folder)?;
-            let saved = &setup.settings;
-            let data = args.data.data.as_ref().unwrap_or(&saved.data);
-            // Before the images: the folder of the comparison may be among them.
-            check_apart(data, folder)?;
-            let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
-            let weights = weights.map(|name| source::load(name, &args.training.source(saved))).transpose()?;
-            (Images::open(&args.training, Some(saved), data)?, weights, Some(setup))
-        }
-        None => {
-            let data = args.data.data.as_ref().context("--data is missing")?;
-            if let Some(out) = &args.out {
-                check_apart(data, out)?;
-            }
-            (Images::open(&args.training, None, data)?, None, None)
-        }
+    let told = Told::new();
+    let (images, mut lab) = match &args.resume {
+        Some(folder) => resume(&args, folder)?,
+        None => start(&args, &told)?,
     };
-    let device = args.training.device.open()?;
-    let (mut lab, resumed) = match setup {
-        Some(mut setup) => {
-            setup.cache = args.cache.map_or(setup.cache, |mib| mib << 20);
-            setup.settings.skip_broken |= args.training.skip_broken;
-            // Never less than before: images that were shown would be refused.
-            let most = args.training.decode.options(Some(setup.settings.decode)).max_pixels;
-            setup.settings.decode.max_pixels = most.max(setup.settings.decode.max_pixels);
-            let folder = args.resume.as_ref().context("--resume is missing")?;
-            let bench = bench(&setup, &images, &device, weights)?;
-            (Lab::resume(bench, folder, setup)?, true)
-        }
-        None => (start(&args, &images, &device)?, false),
-    };
-    drop(progress);
+    drop(told);
+    let resumed = args.resume.is_some();
     announce(&lab, resumed)?;
-    training::announce_classes(&images.folder, &lab.setup().settings)?;
+    announce_classes(&images.folder, &lab.setup().settings)?;
     if let Some(what) = lab.setup().settings.left_over_in_words() {
         output::status(what)?;
     }
@@ -189,65 +160,51 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn start<'a>(args: &Args, images: &'a Images, device: &'a thawline::gpu::Device) -> Result<Lab<'a>> {
+fn start(args: &Args, told: &Told) -> Result<(Images, Lab)> {
+    let data = args.data.data.as_ref().context("--data is missing")?;
     let out = args.out.as_ref().context("--out is missing")?;
+    check_apart(data, out)?;
+    let options = args.training.options();
+    let images = Images::open(data, &options, None)?;
+    let device = args.training.device.open()?;
     let names: Vec<String> = match &args.policies[..] {
         [] => lab::POLICIES.map(str::to_owned).to_vec(),
         named => named.to_vec(),
     };
     let policies = names.iter().map(|name| Ok(Policy::load(name)?.with_last_rules(&args.rules)?));
-    let arms: Vec<_> = policies.map(|policy: Result<Policy>| policy.map(|p| in_words(&p))).collect::<Result<_>>()?;
+    let policies: Vec<Policy> = policies.collect::<Result<_>>()?;
     let model = args.training.read_model(images.folder.classes.len())?;
-    args.training.check_start(&model, &images.folder.classes, &images.data)?;
-    let size = model.size(args.training.size.size);
-    let first = arms.first().cloned().context("there is no policy")?;
-    let network = model.spec.build(args.training.batch(None), size.pair(), images.folder.classes.len())?;
-    let drop_last = lab::drop_last(&arms, &network)?;
-    let settings = args.training.settings(None, model.origin()?, images, &model.spec, size, first, drop_last)?;
-    let input = model.input();
-    let (data, folder) = (images.data.clone(), &images.folder);
-    let bench = Bench { device, network, input, images: folder, data, weights: model.state };
-    let all = match settings.optimizer {
-        OptimizerSettings::Sgd { .. } => lab::SGD_RATES,
-        OptimizerSettings::AdamW { .. } => lab::ADAMW_RATES,
-    };
     let rates = match &args.training.lr {
-        Some(LrChoice::Rates(rates)) => rates.clone(),
-        Some(LrChoice::Auto) => all.to_vec(),
+        Some(LrChoice::Rates(rates)) => Rates::Given(rates.clone()),
+        Some(LrChoice::Auto) => Rates::Search,
         // Not asked for, so it need not be possible.
-        None => match lab::check_search(&images.folder, &settings, &arms, &all) {
-            Ok(()) => all.to_vec(),
-            Err(error) => {
-                output::warning(format_args!("{error}; all policies have the rate {} now", settings.schedule.lr));
-                Vec::new()
-            }
-        },
+        None => Rates::SearchIfPossible,
     };
-    let seed = settings.seed;
-    let last = seed.checked_add(args.seeds).filter(|last| i64::try_from(*last).is_ok());
-    let Some(last) = last else { bail!("--seed {seed} is too large for {} seeds", args.seeds) };
-    Ok(Lab::start(bench, out, settings, arms, (seed..last).collect(), rates, args.cache.unwrap_or(1024) << 20)?)
+    let cache = args.cache.unwrap_or(1024) << 20;
+    let lab = images.comparison(&device, model, &policies, rates, args.seeds, cache, &options, out, told)?;
+    Ok((images, lab))
 }
 
-fn bench<'a>(
-    setup: &Setup,
-    images: &'a Images,
-    device: &'a thawline::gpu::Device,
-    mut weights: Option<StateDict>,
-) -> Result<Bench<'a>> {
-    let settings = &setup.settings;
-    let spec = training::spec(settings)?;
-    if let Some(state) = &mut weights {
-        let classes = Some(settings.classes.len());
-        identify(state, Known { named: Some(&spec), classes, new_head: true, ..Known::default() })?;
-    }
-    let size = (settings.transform.height as usize, settings.transform.width as usize);
-    let network = spec.build(settings.batch, size, settings.classes.len())?;
-    let input = args::input(&spec);
-    Ok(Bench { device, network, input, images: &images.folder, data: images.data.clone(), weights })
+fn resume(args: &Args, folder: &Path) -> Result<(Images, Lab)> {
+    let mut setup = lab::setup_of(folder)?;
+    let (saved, options) = (&setup.settings, args.training.options());
+    let data = args.data.data.as_ref().unwrap_or(&saved.data);
+    // Before the images: the folder of the comparison may be among them.
+    check_apart(data, folder)?;
+    let weights = args.training.weights.as_ref().or(saved.weights.as_ref());
+    let weights = weights.map(|name| source::load(name, &args.training.source(saved))).transpose()?;
+    let images = Images::open(data, &options, Some(saved))?;
+    let device = args.training.device.open()?;
+    setup.cache = args.cache.map_or(setup.cache, |mib| mib << 20);
+    setup.settings.skip_broken |= options.skip_broken;
+    // Never less than before: images that were shown would be refused.
+    let most = options.decode(Some(&setup.settings)).max_pixels;
+    setup.settings.decode.max_pixels = most.max(setup.settings.decode.max_pixels);
+    let lab = images.resumed_comparison(&device, setup, weights, folder)?;
+    Ok((images, lab))
 }
 
-fn announce(lab: &Lab<'_>, resumed: bool) -> Result<()> {
+fn announce(lab: &Lab, resumed: bool) -> Result<()> {
     let comparison = lab.comparison();
     let Comparison { model, size: [height, width], arms, seeds, train_images, val_images, classes, .. } = comparison;
     let how = if resumed { "goes on with" } else { "compares" };
@@ -333,7 +290,7 @@ struct Display {
 }
 
 impl Display {
-    fn new(lab: &Lab<'_>) -> Self {
+    fn new(lab: &Lab) -> Self {
         let comparison = lab.comparison();
         let all = progress::bars();
         let width = comparison.arms.iter().map(|arm| arm.name.chars().count()).max().unwrap_or(0);
@@ -465,7 +422,7 @@ impl Display {
     }
 }
 
-fn summarise(lab: &Lab<'_>) -> Result<()> {
+fn summarise(lab: &Lab) -> Result<()> {
     let (comparison, timings) = (lab.comparison(), lab.timings());
     let of = |arm: &Arm, accuracy: fn(&ArmRun) -> Option<f64>| -> (usize, f64, f64) {
         let accuracies: Vec<f64> = arm.runs.iter().filter_map(accuracy).collect();
@@ -493,7 +450,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
                 "drift": events::number(drift(arm)),
             })
         });
-        let mut weights = write_keras(&lab.setup().settings, lab.folder(), &[WINNER_FILE])?;
+        let mut weights = study::write_own_format(&lab.setup().settings, lab.folder(), &[WINNER_FILE], &Told::quiet())?;
         if comparison.winner.is_some() {
             weights.insert(0, lab.folder().join(WINNER_FILE));
         }
@@ -547,7 +504,7 @@ fn summarise(lab: &Lab<'_>) -> Result<()> {
         output::line(format_args!("  {}", predict(&weights)))?;
     }
     // Last, since it can fail: the Keras file may be gone by now.
-    for file in write_keras(&lab.setup().settings, lab.folder(), &[WINNER_FILE])? {
+    for file in study::write_own_format(&lab.setup().settings, lab.folder(), &[WINNER_FILE], &Told::quiet())? {
         output::line(format_args!("for Keras: {}", file.display()))?;
     }
     Ok(())

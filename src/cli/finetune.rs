@@ -2,9 +2,9 @@
 
 use super::args::{self, Size, policy_help};
 use super::lr_find::range_test;
-use super::progress::{self, Progress};
+use super::progress;
 use super::source;
-use super::training::{self, DataArgs, Images, LrChoice, TrainingArgs};
+use super::training::{DataArgs, LrChoice, Told, TrainingArgs, announce_classes};
 use super::{events, output};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
@@ -13,22 +13,19 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use thawline::data::{DataError, Transform};
+use thawline::data::DataError;
 use thawline::gpu::Device;
 use thawline::graph::Graph;
-use thawline::identify::{Known, identify};
-use thawline::lab::{in_words, of_words};
-use thawline::model;
-use thawline::models::Spec;
-use thawline::policy::{self, Policy, Rule};
+use thawline::identify::identify;
+use thawline::lab::of_words;
+use thawline::policy::{Policy, Rule};
 use thawline::report::{LrFinding, METRICS_FILE, RunLog, Trained, trained_values};
-use thawline::tensor::HostTensor;
+use thawline::study::{self, Images, Options, Tuning};
 use thawline::train::{
-    BEST_FILE, CHECKPOINT_FILE, EpochMetrics, Event, HeadStart, LAST_FILE, LrRange, Outcome, RECALIBRATED_FILE, Run,
-    Settings, StepMetrics, Then, Totals, TrainError, best, check_apart, takes_batch_statistics,
+    BEST_FILE, EpochMetrics, Event, LAST_FILE, LrRange, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then,
+    Totals, TrainError, best, check_apart,
 };
 use thawline::weights::keras::class_file;
-use thawline::weights::{self, NewHead, StateDict};
 
 /// Fine-tune a network on a folder of images
 ///
@@ -84,20 +81,27 @@ enum ThenName {
     Recalibrate,
 }
 
+impl Args {
+    fn options(&self) -> Options {
+        let then = self.then.map(|ThenName::Recalibrate| Then::Recalibrate);
+        Options { then, ..self.training.options() }
+    }
+}
+
 pub fn run(args: Args) -> Result<()> {
     events::begin(args.json, "finetune")?;
-    let progress = Progress::new("reading weights and images");
+    let told = Told::new();
     let mut run = match &args.resume {
-        None => start(&args)?,
+        None => start(&args, &told)?,
         Some(folder) => {
             let folder = folder.as_ref().or(args.out.as_ref()).context("name the run's folder: --resume DIR")?;
             if args.out.as_ref().is_some_and(|out| out != folder) {
                 bail!("--resume and --out name two folders, but a run goes on in its own");
             }
-            resume(&args, folder)?
+            resume(&args, folder, &told)?
         }
     };
-    drop(progress);
+    drop(told);
     // Not before: until there is a run to save, as while weights are downloaded, Ctrl-C ends the process at once.
     let stop = stop_on_ctrl_c()?;
     let mut log = RunLog::open(run.folder(), run.step())?;
@@ -164,131 +168,68 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 }
 
 /// Begins a run in `--out`.
-fn start(args: &Args) -> Result<Run> {
+fn start(args: &Args, told: &Told) -> Result<Run> {
     let training = &args.training;
     let (data, out) =
         (args.data.data.as_ref().context("--data is missing")?, args.out.as_ref().context("--out is missing")?);
     check_apart(data, out)?;
-    let images = Images::open(training, None, data)?;
+    let options = args.options();
+    let images = Images::open(data, &options, None)?;
     let model = training.read_model(images.folder.classes.len())?;
-    training.check_start(&model, &images.folder.classes, data)?;
     let policy = match &args.policy {
         Some(name) => Policy::load(name)?,
         None => Policy::recipe("full")?,
     };
     let policy = policy.with_last_rules(&args.rules)?;
-    let size = model.size(training.size.size);
-    let stages = stages(&model.spec, &policy, training.batches(None), size, images.folder.classes.len())?;
-    let drop_last = stages.iter().any(takes_batch_statistics);
-    let policy = in_words(&policy);
-    let mut settings = training.settings(None, model.origin()?, &images, &model.spec, size, policy, drop_last)?;
-    settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate);
-    if training.lr.is_none() {
-        settings.schedule.lr = settings.optimizer.default_lr(stages.iter().any(Graph::trains_convolutions));
-    }
-    let network = &stages[0];
-    let device = args.training.device.open()?;
-    let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));
-    let tensors = first_tensors(network, model.state, file, data, &settings)?;
-    check_keras(training, &settings, network, &tensors, out)?;
-    find_rate(training, &images, &model.spec, &stages, &device, &tensors, &mut settings)?;
-    announce(&settings, &stages, &device)?;
-    training::announce_classes(&images.folder, &settings)?;
-    Ok(images.job(&device, stages, &model.spec, settings).start(&tensors, out)?)
+    let tuning = images.tuning(model, &policy, &options, Some(out), told)?;
+    begin(args, tuning, out)
 }
 
-/// Under `--lr auto`, puts the rate that a range test suggests into the settings of a run that begins.
-fn find_rate(
-    training: &TrainingArgs,
-    images: &Images,
-    spec: &Spec,
-    stages: &[Graph],
-    device: &Device,
-    tensors: &[HostTensor],
-    settings: &mut Settings,
-) -> Result<()> {
+/// Begins a run in `folder` with the learning rate that is asked for, or that is looked for.
+fn begin(args: &Args, mut tuning: Tuning, folder: &Path) -> Result<Run> {
+    let training = &args.training;
+    let device = training.device.open()?;
+    if let Some(file) = study::own_file(&tuning.settings, &folder.join(LAST_FILE)) {
+        training.preprocess.warn_of_keras(&file);
+    }
     match &training.lr {
         Some(LrChoice::Rates(rates)) if rates.len() > 1 => {
             bail!("--lr: several rates are for compare; give one, or auto")
         }
-        Some(LrChoice::Auto) => {}
-        _ => return Ok(()),
-    }
-    let job = images.job(device, stages.to_vec(), spec, settings.clone());
-    // Until there is a run to save, Ctrl-C ends the process at once.
-    let test = range_test(job, tensors, &LrRange::default(), &AtomicBool::new(false))?;
-    let Some((test, lr)) = test.and_then(|test| Some((test.clone(), test.suggested?))) else {
-        bail!("--lr auto: no rate that was tried lowers the loss: give one, such as --lr 0.01, and look at the images")
-    };
-    let policy = settings.policy.name.clone();
-    output::status(format_args!("learning rate {}", LrFinding { policy, test }.in_words()))?;
-    settings.schedule.lr = lr;
-    Ok(())
-}
-
-/// The parameters that a run starts from: those of the weights file, or random ones. Says what becomes of a head that is not
-/// for the run's classes.
-pub fn first_tensors(
-    network: &Graph,
-    state: Option<StateDict>,
-    file: &Path,
-    data: &Path,
-    settings: &Settings,
-) -> Result<Vec<HostTensor>> {
-    let Some(state) = state else { return Ok(weights::initialise(network, settings.seed)) };
-    let loaded = weights::from_state_with(network, state, settings.seed, settings.first_head())?;
-    let why = match loaded.new_head {
-        Some(NewHead::OtherClasses { found, asked }) => {
-            format!("{} has {} and {} has {asked}", file.display(), output::quantity(found, "class"), data.display())
+        Some(LrChoice::Auto) => {
+            // Until there is a run to save, Ctrl-C ends the process at once.
+            let test = range_test(&tuning, &device, &LrRange::default(), None, &AtomicBool::new(false))?;
+            if let Some(test) = test {
+                tuning.take_rate(&test)?;
+                let policy = tuning.settings.policy.name.clone();
+                output::status(format_args!("learning rate {}", LrFinding { policy, test }.in_words()))?;
+            }
         }
-        Some(NewHead::Absent) => {
-            format!("{} has no head for {}", file.display(), output::quantity(settings.classes.len(), "class"))
-        }
-        Some(NewHead::Asked) => "--head new".to_owned(),
-        None => return Ok(loaded.tensors),
-    };
-    if settings.head == Some(HeadStart::Keep) {
-        bail!("--head keep: {why}, so there is no head to keep; leave --head out");
+        Some(LrChoice::Rates(_)) | None => {}
     }
-    output::status(format_args!("{why}: the head starts anew"))?;
-    Ok(loaded.tensors)
-}
-
-/// Refuses to begin a run whose results could not be written as the Keras file that its weights come from.
-fn check_keras(
-    training: &TrainingArgs,
-    settings: &Settings,
-    network: &Graph,
-    tensors: &[HostTensor],
-    out: &Path,
-) -> Result<()> {
-    let Some((source, form)) = keras_source(settings) else { return Ok(()) };
-    let file = with_form(&out.join(LAST_FILE), form);
-    model::check(&weights::to_state(network, tensors), Some(source), &file)?;
-    training.preprocess.warn_of_keras(&file);
-    Ok(())
+    announce(&tuning.settings, &tuning.stages, &device)?;
+    announce_classes(&tuning.images().folder, &tuning.settings)?;
+    Ok(tuning.start(&device, folder)?)
 }
 
 /// Goes on with the run in `folder`, or begins it, if it was cut off before it could save anything.
-fn resume(args: &Args, folder: &Path) -> Result<Run> {
+fn resume(args: &Args, folder: &Path, told: &Told) -> Result<Run> {
     let saved = Settings::of_run(folder)?;
-    let training = &args.training;
+    let (training, options) = (&args.training, args.options());
     let data = args.data.data.as_ref().unwrap_or(&saved.data);
     // Before the images: the folder of the run may be among them.
     check_apart(data, folder)?;
-    let images = Images::open(training, Some(&saved), data)?;
-    let begun = folder.join(CHECKPOINT_FILE).exists();
-    if begun && training.device.variant.is_some() {
+    let images = Images::open(data, &options, Some(&saved))?;
+    let is_begun = study::is_begun(folder);
+    if is_begun && training.device.variant.is_some() {
         bail!("--variant: a run goes on with the one that it was begun with; leave it out");
     }
     let mut spec = match &training.model {
         Some(model) if *model != saved.model => args::spec(model)?,
-        _ => training::spec(&saved)?,
+        _ => study::spec_of(&saved)?,
     };
-    // Others than the run's own are refused below, by name.
+    // Others than the run's own are refused, by name.
     spec.preprocessing = spec.preprocessing.with(&training.preprocess.parts(), "the command line");
-    let Transform { height, width, .. } = saved.transform;
-    let size = training.size.size.unwrap_or(Size { height: height as usize, width: width as usize });
     let policy = match &args.policy {
         Some(name) => Policy::load(name)?.with_last_rules(&args.rules)?,
         // Given once more, its own last rules are not added a second time.
@@ -299,59 +240,22 @@ fn resume(args: &Args, folder: &Path) -> Result<Run> {
             if saved.policy.rules.ends_with(&given) { policy } else { policy.with_last_rules(&given)? }
         }
     };
-    let stages = stages(&spec, &policy, training.batches(Some(&saved)), size, images.folder.classes.len())?;
-    // What the run was begun with; if it is another policy now, that is what is refused.
-    let drop_last = if begun { saved.drop_last } else { stages.iter().any(takes_batch_statistics) };
-    let policy = in_words(&policy);
-    let weights = saved.weights.clone();
-    let mut settings = training.settings(Some(&saved), weights, &images, &spec, size, policy, drop_last)?;
-    settings.then = args.then.map(|ThenName::Recalibrate| Then::Recalibrate).or(saved.then);
-    let device = args.training.device.open()?;
-    if !begun {
-        let file = training.weights.as_ref().or(saved.weights.as_ref());
-        let mut state = file.map(|file| source::load(file, &training.source(&saved))).transpose()?;
-        if let Some(state) = &mut state {
-            let classes = Some(settings.classes.len());
-            identify(state, Known { named: Some(&spec), classes, new_head: true, ..Known::default() })?;
-            args::print_notes(state.origin.as_deref(), &state.notes);
-        }
-        settings.weights =
-            state.as_ref().and_then(|state| state.origin.clone()).map(std::path::absolute).transpose()?;
-        let file = file.map_or(Path::new(""), PathBuf::as_path);
-        let tensors = first_tensors(&stages[0], state, file, data, &settings)?;
-        check_keras(training, &settings, &stages[0], &tensors, folder)?;
-        find_rate(training, &images, &spec, &stages, &device, &tensors, &mut settings)?;
-        announce(&settings, &stages, &device)?;
-        training::announce_classes(&images.folder, &settings)?;
-        return Ok(images.job(&device, stages, &spec, settings).start(&tensors, folder)?);
+    let file = training.weights.as_ref().or(saved.weights.as_ref()).filter(|_| !is_begun);
+    let mut state = file.map(|file| source::load(file, &training.source(&saved))).transpose()?;
+    if let Some(state) = &mut state {
+        identify(state, study::known(&spec, &saved))?;
+        args::print_notes(state.origin.as_deref(), &state.notes);
     }
-    let run = images.job(&device, stages.clone(), &spec, settings).resume(folder)?;
+    let tuning = images.resumed(&saved, folder, &spec, &policy, state, &options, told)?;
+    if !is_begun {
+        return begin(args, tuning, folder);
+    }
+    let device = training.device.open()?;
+    let stages = tuning.stages.clone();
+    let run = tuning.start(&device, folder)?;
     announce(run.settings(), &stages, &device)?;
     output::status(format_args!("resumed after step {} of {}", run.step(), run.settings().steps()))?;
     Ok(run)
-}
-
-/// The network for batches of `batch` images, of which `accumulate` make a step, in each stage of its policy. The policy's
-/// warnings go to standard error.
-pub fn stages(
-    spec: &Spec,
-    policy: &Policy,
-    (batch, accumulate): (usize, usize),
-    size: Size,
-    classes: usize,
-) -> Result<Vec<Graph>> {
-    let network = spec.build(batch, size.pair(), classes)?;
-    let stages = policy::resolve_stages(policy, &network)?;
-    stages
-        .into_iter()
-        .map(|(_, resolved)| {
-            for warning in &resolved.warnings {
-                output::warning(warning);
-            }
-            resolved.check_training(accumulate)?;
-            Ok(resolved.graph)
-        })
-        .collect()
 }
 
 /// Says in a few lines what will run.
@@ -499,46 +403,16 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
-/// The Keras file that a run's weights came from, if they came from one, and its form.
-fn keras_source(settings: &Settings) -> Option<(&Path, &'static str)> {
-    let source = settings.weights.as_deref()?;
-    Some((source, model::keras_form(source)?))
-}
-
-/// A file's name with the ending of one of Keras's.
-fn with_form(file: &Path, form: &str) -> PathBuf {
-    file.with_extension(form.trim_start_matches('.'))
-}
-
-/// Beside each of the weights files in `folder` that is there, a copy of the Keras file that it came from, if it did, with
-/// the new weights.
-pub fn write_keras(settings: &Settings, folder: &Path, files: &[&str]) -> Result<Vec<PathBuf>> {
-    let Some((source, form)) = keras_source(settings) else { return Ok(Vec::new()) };
-    files
-        .iter()
-        .map(|name| folder.join(name))
-        .filter(|file| file.exists())
-        .map(|file| {
-            let out = with_form(&file, form);
-            args::save_weights(&StateDict::load(&file)?, Some(source), &out).with_context(|| {
-                format!(
-                    "{} is not written, though {} holds the same weights; resume the run once what is wrong is mended",
-                    out.display(),
-                    file.display()
-                )
-            })?;
-            Ok(out)
-        })
-        .collect()
-}
+/// The weights that a run may leave.
+const WEIGHTS_FILES: [&str; 3] = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE];
 
 /// Accuracy before and after, and where the files are.
 fn summarise(run: &Run) -> Result<()> {
     let history = run.history();
     if events::are_on() {
-        let files = [BEST_FILE, LAST_FILE, RECALIBRATED_FILE].map(|name| run.folder().join(name));
+        let files = WEIGHTS_FILES.map(|name| run.folder().join(name));
         let mut weights: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
-        weights.extend(write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])?);
+        weights.extend(study::write_own_format(run.settings(), run.folder(), &WEIGHTS_FILES, &Told::quiet())?);
         return events::result(&json!({
             "folder": run.folder(),
             "first": history.first().map(events::epoch),
@@ -581,7 +455,7 @@ fn summarise(run: &Run) -> Result<()> {
     let metrics = format!("metrics:      {}", file(METRICS_FILE));
     output::joined(&[metrics, "(and TensorBoard events beside it)".to_owned()], " ")?;
     // Last, since it can fail: the Keras file may be gone by now.
-    for file in write_keras(run.settings(), run.folder(), &[BEST_FILE, LAST_FILE, RECALIBRATED_FILE])? {
+    for file in study::write_own_format(run.settings(), run.folder(), &WEIGHTS_FILES, &Told::quiet())? {
         let (names, file) = (class_file(&file), file.display());
         output::line(format_args!("for Keras:    {file} (class names beside it: {})", names.display()))?;
     }

@@ -1,23 +1,22 @@
 //! `thawline lr-find`: which learning rates suit a policy, by a range test.
 
 use super::args::{ForceArgs, check_output, learning_rate, policy_help};
-use super::finetune::{INTERRUPTED, first_tensors, stages, stop_on_ctrl_c};
-use super::training::{Images, TrainingArgs};
+use super::finetune::{INTERRUPTED, stop_on_ctrl_c};
+use super::training::{Told, TrainingArgs};
 use super::{events, output, progress};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use thawline::files::write_atomically;
-use thawline::graph::Graph;
-use thawline::lab::in_words;
+use thawline::gpu::Device;
 use thawline::policy::Policy;
 use thawline::report::{LrFind, LrFinding, lr_find_page, lr_plot, today};
-use thawline::tensor::HostTensor;
+use thawline::study::{Images, Tuning};
 use thawline::text::escaped;
-use thawline::train::{FeatureCache, Job, LrRange, RangeTest, Settings, takes_batch_statistics};
+use thawline::train::{FeatureCache, LrRange, RangeTest};
 
 /// Look for the learning rate: a range test of each policy
 ///
@@ -76,50 +75,30 @@ pub fn run(args: Args) -> Result<()> {
         check_output(page, args.force)?;
     }
     let range = LrRange { from: args.from, to: args.to, steps: args.steps };
-    let images = Images::open(&args.training, None, &args.data)?;
+    let (training, options) = (&args.training, args.training.options());
+    let images = Images::open(&args.data, &options, None)?;
     let names = if args.policies.is_empty() { vec!["full".to_owned()] } else { args.policies.clone() };
     let policies: Vec<Policy> =
         names.iter().map(|name| Ok(Policy::load(name)?.with_last_rules(&args.rules)?)).collect::<Result<_>>()?;
-
-    let training = &args.training;
-    let classes = images.folder.classes.len();
-    let mut model = training.read_model(classes)?;
-    let size = model.size(training.size.size);
-    let (origin, spec) = (model.origin()?, model.spec.clone());
-    training.check_start(&model, &images.folder.classes, &args.data)?;
-    // They differ by their policies alone.
-    let mut jobs: Vec<(Settings, Vec<Graph>)> = Vec::new();
-    for policy in &policies {
-        let stages = stages(&spec, policy, training.batches(None), size, classes)?;
-        let drop_last = stages.iter().any(takes_batch_statistics);
-        let policy = in_words(policy);
-        let settings = match jobs.first() {
-            Some((first, _)) => Settings { policy, drop_last, ..first.clone() },
-            None => training.settings(None, origin.clone(), &images, &spec, size, policy, drop_last)?,
-        };
-        jobs.push((settings, stages));
-    }
-    let (settings, network) = jobs
-        .first()
-        .and_then(|(settings, stages)| Some((settings.clone(), stages.first()?)))
-        .context("there is no policy")?;
-    let file = training.weights.as_deref().unwrap_or(Path::new("the weights file"));
-    let tensors = first_tensors(network, model.state.take(), file, &args.data, &settings)?;
+    let model = training.read_model(images.folder.classes.len())?;
+    let told = Told::new();
+    let tunings = images.tunings(model, &policies, &options, None, &told)?;
+    drop(told);
 
     let device = training.device.open()?;
     let stop = stop_on_ctrl_c()?;
     let cache = Arc::new(FeatureCache::new(CACHE, Arc::clone(&stop)));
     let mut findings = Vec::new();
-    for (settings, stages) in jobs {
-        let policy = settings.policy.name.clone();
-        let job = Job { cache: Some(Arc::clone(&cache)), ..images.job(&device, stages, &spec, settings) };
-        let Some(test) = range_test(job, &tensors, &range, &stop)? else { std::process::exit(INTERRUPTED) };
-        let finding = LrFinding { policy, test };
+    for tuning in &tunings {
+        let test = range_test(tuning, &device, &range, Some(Arc::clone(&cache)), &stop)?;
+        let Some(test) = test else { std::process::exit(INTERRUPTED) };
+        let finding = LrFinding { policy: tuning.settings.policy.name.clone(), test };
         if !args.json {
             show(&finding)?;
         }
         findings.push(finding);
     }
+    let settings = tunings.into_iter().next().context("there is no policy")?.settings;
     let found = LrFind {
         thawline: settings.thawline.clone(),
         model: settings.model.clone(),
@@ -146,18 +125,19 @@ pub fn run(args: Args) -> Result<()> {
 /// Device memory for what frozen layers give, in bytes.
 const CACHE: u64 = 1 << 30;
 
-/// The range test of a job, followed by a progress bar; none if it was stopped.
+/// The range test of a run, followed by a progress bar; none if it was stopped.
 pub fn range_test(
-    job: Job<'_>,
-    tensors: &[HostTensor],
+    tuning: &Tuning,
+    device: &Device,
     range: &LrRange,
+    cache: Option<Arc<FeatureCache>>,
     stop: &AtomicBool,
 ) -> Result<Option<RangeTest>> {
     let bar = progress::bars().add(ProgressBar::new(range.steps as u64));
     bar.set_style(progress::style("{prefix} {bar:24} {pos} of {len} steps · {msg} · {eta} left"));
-    let policy = job.settings.policy.name.clone();
-    bar.set_prefix(escaped(&policy));
-    let test = job.range_test(tensors, range, stop, |step, point| {
+    let policy = &tuning.settings.policy.name;
+    bar.set_prefix(escaped(policy));
+    let test = tuning.range_test(device, range, cache, stop, |step, point| {
         bar.set_position(step as u64);
         bar.set_message(format!("learning rate {:.1e}, loss {:.3}", point.lr, point.smoothed));
         let (loss, smoothed) = (events::number(point.loss), events::number(point.smoothed));

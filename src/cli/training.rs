@@ -1,26 +1,18 @@
 //! Arguments of what trains: `finetune` and `compare`.
 
-use super::args::{self, DecodeArgs, DeviceArgs, ModelArgs, Size, SizeArgs, positive};
+use super::args::{DecodeArgs, DeviceArgs, ModelArgs, SizeArgs, positive};
 use super::output;
 use super::preprocess::PreprocessArgs;
 use super::progress::Progress;
 use super::source::SourceArgs;
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
-use thawline::data::{Augment, ImageFolder, Sampler, Transform};
-use thawline::gpu::Device;
-use thawline::graph::Graph;
-use thawline::model::{Model, few};
-use thawline::models::keras::Augmentation;
-use thawline::models::{self, GraphFile, Spec};
-use thawline::preprocessing::Traced;
-use thawline::train::{
-    Decay, HeadStart, ImageSet, Job, OptimizerSettings, PolicySettings, Schedule, Settings, UNEVEN, balanced_weights,
-    imbalance, read_weights,
-};
+use thawline::data::{Augment, ImageFolder, Sampler};
+use thawline::model::Model;
+use thawline::study::{ClassWeights, Note, Observer, OptimizerKind, Options, ScheduleKind};
+use thawline::train::{HeadStart, Settings, UNEVEN, imbalance};
 
 /// The folder of images of what can be resumed, and then knows it.
 #[derive(clap::Args)]
@@ -182,6 +174,15 @@ enum OptimizerName {
     Adamw,
 }
 
+impl From<OptimizerName> for OptimizerKind {
+    fn from(name: OptimizerName) -> Self {
+        match name {
+            OptimizerName::Sgd => Self::Sgd,
+            OptimizerName::Adamw => Self::AdamW,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum HeadName {
     Keep,
@@ -203,11 +204,30 @@ enum SamplerName {
     Balanced,
 }
 
+impl From<SamplerName> for Sampler {
+    fn from(name: SamplerName) -> Self {
+        match name {
+            SamplerName::Shuffled => Self::Shuffled,
+            SamplerName::Balanced => Self::Balanced,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScheduleName {
     Constant,
     Cosine,
     Step,
+}
+
+impl From<ScheduleName> for ScheduleKind {
+    fn from(name: ScheduleName) -> Self {
+        match name {
+            ScheduleName::Constant => Self::Constant,
+            ScheduleName::Cosine => Self::Cosine,
+            ScheduleName::Step => Self::Step,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -229,20 +249,39 @@ impl From<AugmentName> for Augment {
     }
 }
 
-/// The run's images, by a little of each file.
-fn image_set(folder: &ImageFolder, data: &Path) -> ImageSet {
-    const STAGE: &str = "reading a little of each image";
-    let progress = Progress::new(STAGE);
-    ImageSet::of_with(folder, data, |done, of| progress.at(STAGE, done as u64, of as u64))
+/// Tells on standard error what happens while a run is set up.
+pub struct Told {
+    progress: Option<Progress>,
 }
 
-/// The network of a run that was begun.
-pub fn spec(settings: &Settings) -> Result<Spec> {
-    let spec = match &settings.graph {
-        Some(graph) => Spec::of_file(GraphFile::parse(graph, "the graph in the run's settings")?),
-        None => models::spec(&settings.model)?.clone(),
-    };
-    Ok(spec.with_preprocessing(Traced::new(settings.transform.preprocessing, "the run's settings")))
+impl Told {
+    const READING: &str = "reading a little of each image";
+
+    pub fn new() -> Self {
+        Self { progress: Some(Progress::new("reading weights and images")) }
+    }
+
+    /// Where nothing is read.
+    pub fn quiet() -> Self {
+        Self { progress: None }
+    }
+}
+
+impl Observer for Told {
+    fn note(&self, note: Note) {
+        match note {
+            Note::Warning(text) => output::warning(text),
+            Note::Note(text) => output::note(format_args!("note: {text}")),
+            // An error shows when the run is summed up.
+            Note::Status(text) => drop(output::status(text)),
+        }
+    }
+
+    fn reading(&self, done: usize, of: usize) {
+        if let Some(progress) = &self.progress {
+            progress.at(Self::READING, done as u64, of as u64);
+        }
+    }
 }
 
 /// Classes whose numbers of images are listed; of more, those of the smallest and the largest.
@@ -287,87 +326,13 @@ pub fn announce_classes(folder: &ImageFolder, settings: &Settings) -> Result<()>
     output::status(made_up)
 }
 
-/// The images, and where they are.
-pub struct Images {
-    pub data: PathBuf,
-    pub folder: ImageFolder,
-}
-
-impl Images {
-    pub fn open(args: &TrainingArgs, saved: Option<&Settings>, data: &Path) -> Result<Self> {
-        // A run may be resumed from another folder than it was begun in.
-        let data = std::path::absolute(data).with_context(|| format!("cannot find {}", data.display()))?;
-        let seed = args.seed(saved);
-        let mut folder = ImageFolder::open(&data, args.val_fraction(saved), seed)?;
-        if let Some(count) = args.train_images(saved) {
-            folder.keep_train(count, seed)?;
-        }
-        let found = folder.classes.len();
-        match args.classes {
-            Some(asked) if asked != found => bail!(
-                "--classes is {asked}, but {} has folders for {}: leave --classes out, or give another \
-                 folder",
-                data.display(),
-                output::quantity(found, "class")
-            ),
-            _ => Ok(Self { data, folder }),
-        }
-    }
-
-    /// What a run of these images works on.
-    pub fn job<'a>(&'a self, device: &'a Device, stages: Vec<Graph>, spec: &Spec, settings: Settings) -> Job<'a> {
-        let input = args::input(spec);
-        Job { device, stages, input, images: &self.folder, settings, cache: None }
-    }
-}
-
 impl TrainingArgs {
     /// The network for images of so many classes, and the weights file if one is named.
     pub fn read_model(&self, classes: usize) -> Result<Model> {
         let Self { model, weights, source, .. } = self;
-        let (model, file, seed) = (model.clone(), weights.clone(), self.seed(None));
+        let (model, file, seed) = (model.clone(), weights.clone(), self.seed.unwrap_or(0));
         let args = ModelArgs { model, weights: file, source: source.clone(), classes: Some(classes), seed };
-        let model = args.read_for_training(self.preprocess.parts(), self.size.size)?;
-        if let (true, Some(weights)) = (model.folded, weights) {
-            // What came out could neither be resumed nor have its batch norms back.
-            bail!(
-                "{} is folded, for inference only: start from the weights that it was folded from",
-                weights.display()
-            );
-        }
-        Ok(model)
-    }
-
-    /// Refuses a head whose classes have other names than those of the images in `data`, unless --head says what becomes of
-    /// it. Says what training without weights means.
-    pub fn check_start(&self, model: &Model, classes: &[String], data: &Path) -> Result<()> {
-        let Some(file) = &self.weights else {
-            output::note(
-                "note: without --weights, training starts from random weights: frozen layers stay random, and the others need \
-                 far more images and epochs than fine-tuning does; --weights takes a file, or hf:OWNER/NAME",
-            );
-            return Ok(());
-        };
-        let other = |names: &&Vec<String>| names[..] != *classes;
-        let Some(names) = model.class_names.as_ref().filter(other).filter(|_| self.head.is_none()) else {
-            return Ok(());
-        };
-        let (file, data) = (file.display(), data.display());
-        let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
-        if sorted(names) == sorted(classes) {
-            bail!(
-                "{file} has the classes of {data} in another order, {} instead of {}: add --head new to start a new head; with \
-                 --head keep, the old one's first output would become your first class, and so on",
-                few(names),
-                few(classes)
-            );
-        }
-        bail!(
-            "{file} was trained on {}, but {data} has {}: the same number of classes with other names. Add --head new to start a \
-             new head, or --head keep to keep the old one (its first output becomes your first class, and so on)",
-            few(names),
-            few(classes)
-        )
+        args.read_for_training(self.preprocess.parts(), self.size.size)
     }
 
     /// The option of those given that shapes the course of the learning rate, or the length of the run.
@@ -384,212 +349,51 @@ impl TrainingArgs {
         given.into_iter().find_map(|(option, given)| given.then_some(option))
     }
 
-    fn val_fraction(&self, saved: Option<&Settings>) -> f64 {
-        self.val_fraction.or(saved.map(|s| s.val_fraction)).unwrap_or(0.2)
-    }
-
-    fn train_images(&self, saved: Option<&Settings>) -> Option<usize> {
-        self.train_images.or(saved.and_then(|s| s.train_images))
-    }
-
-    pub fn batch(&self, saved: Option<&Settings>) -> usize {
-        self.batch.or(saved.map(|s| s.batch)).unwrap_or(32)
-    }
-
-    /// Images per batch, and batches a step.
-    pub fn batches(&self, saved: Option<&Settings>) -> (usize, usize) {
-        (self.batch(saved), self.accumulate.or(saved.map(|s| s.accumulate)).unwrap_or(1))
-    }
-
     /// Where weights come from, and which of a file's sets is meant.
     pub fn source(&self, saved: &Settings) -> SourceArgs {
         let set = self.source.weights_set.as_ref().or(saved.weights_set.as_ref());
         SourceArgs { weights_set: set.cloned(), ..self.source.clone() }
     }
 
-    pub fn seed(&self, saved: Option<&Settings>) -> u64 {
-        self.seed.or(saved.map(|s| s.seed)).unwrap_or(0)
-    }
-
-    /// What was asked for, over what the resumed run was begun with, over the defaults; `weights` is where those come
-    /// from, and `drop_last` is what the policy asks for.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the settings that comes from elsewhere")]
-    pub fn settings(
-        &self,
-        saved: Option<&Settings>,
-        weights: Option<PathBuf>,
-        images: &Images,
-        spec: &Spec,
-        size: Size,
-        policy: PolicySettings,
-        drop_last: bool,
-    ) -> Result<Settings> {
-        let optimizer = self.optimizer(saved.map(|s| s.optimizer))?;
-        // A search puts what it finds in its place, and `finetune` the default for its policy.
-        let lr = match &self.lr {
-            Some(LrChoice::Rates(rates)) if !rates.is_empty() => rates[0],
-            _ => saved.map_or(optimizer.default_lr(true), |s| s.schedule.lr),
-        };
-        let epochs = self.epochs.or(saved.map(|s| s.epochs)).unwrap_or(10);
-        let decay = self.decay(saved.map(|s| s.schedule.decay), epochs)?;
-        let augment = self.augment(saved, spec);
-        let classes = images.folder.classes.clone();
-        let (batch, accumulate) = self.batches(saved);
-        let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
-        let (class_weights, sampler) = self.balance(saved, images)?;
-        let mut settings = Settings {
-            thawline: env!("CARGO_PKG_VERSION").into(),
-            model: spec.name.to_string(),
-            graph: spec.file().map(|_| spec.describe(size.pair(), classes.len())).transpose()?.map(|file| file.json()),
-            weights_set: saved.map_or_else(|| self.source.clone(), |saved| self.source(saved)).weights_set,
-            weights,
-            data: images.data.clone(),
-            classes,
-            batch,
-            accumulate,
-            drop_last,
-            epochs,
-            seed: self.seed(saved),
-            label_smoothing: self.label_smoothing.or(saved.map(|s| s.label_smoothing)).unwrap_or(0.0),
-            class_weights,
-            sampler,
-            patience: self.patience.or(saved.and_then(|s| s.patience)),
-            val_fraction: self.val_fraction(saved),
-            train_images: self.train_images(saved),
-            skip_broken: self.skip_broken || saved.is_some_and(|s| s.skip_broken),
-            then: None,
-            head: self.head.map(HeadStart::from).or(saved.and_then(|s| s.head)),
-            images: image_set(&images.folder, &images.data),
-            policy,
-            optimizer,
-            schedule: Schedule { lr, warmup: 0, decay },
-            decode: self.decode.options(saved.map(|s| s.decode)),
-            transform: Transform::new(pixels(size.height), pixels(size.width), augment, spec.preprocessing.value),
-        };
-        let warmup = self.warmup.or(saved.map(|s| s.schedule.warmup));
-        settings.schedule.warmup = warmup.unwrap_or(settings.steps() / 20);
-        settings.check()?;
-        if settings.schedule.warmup > settings.steps() {
-            output::warning(format_args!(
-                "--warmup {} is longer than the whole run of {}: the learning rate will not reach --lr",
-                settings.schedule.warmup,
-                output::quantity(settings.steps(), "step")
-            ));
-        }
-        Ok(settings)
-    }
-
-    /// The class weights and the sampler.
-    fn balance(&self, saved: Option<&Settings>, images: &Images) -> Result<(Option<Vec<f64>>, Sampler)> {
-        let sampler = match self.sampler {
-            Some(SamplerName::Shuffled) => Sampler::Shuffled,
-            Some(SamplerName::Balanced) => Sampler::Balanced,
-            None => saved.map(|s| s.sampler).unwrap_or_default(),
-        };
-        let counts = images.folder.train_counts();
-        let weights = match &self.class_weights {
-            Some(name) if name.as_os_str() == "balanced" => {
-                if sampler == Sampler::Balanced {
-                    output::warning(
-                        "--class-weights balanced and --sampler balanced each make all classes count the same: together, \
-                         rare classes count for more than the others",
-                    );
-                }
-                Some(balanced_weights(&counts, sampler))
-            }
-            Some(file) => Some(read_weights(file, &images.folder.classes, &counts, sampler)?),
-            None => saved.and_then(|s| s.class_weights.clone()),
-        };
-        Ok((weights, sampler))
-    }
-
-    /// What training varies: `--augment`, else as the run does, or as the layers of a Keras file do. Says what becomes of
-    /// those.
-    fn augment(&self, saved: Option<&Settings>, spec: &Spec) -> Augment {
-        let asked = self.augment.map(Augment::from).or(saved.map(|saved| saved.transform.augment));
-        let layers = |layers: &[&Augmentation]| {
-            let names = layers.iter().map(|Augmentation { layer, class, .. }| format!("`{layer}` ({class})"));
-            format!("the Keras model's {}", names.collect::<Vec<_>>().join(", "))
-        };
-        let all: Vec<&Augmentation> = spec.augmentation.iter().collect();
-        let (done, left_out): (Vec<&Augmentation>, Vec<&Augmentation>) = all.iter().partition(|layer| layer.mirrors);
-        if let Some(augment) = asked {
-            if !all.is_empty() {
-                let name = augment.name();
-                output::note(format_args!("note: {}: left out, since --augment {name} is done instead", layers(&all)));
-            }
-            return augment;
-        }
-        if !left_out.is_empty() {
-            let crops = left_out.iter().any(|layer| layer.crops);
-            let nearest = match (crops, done.is_empty()) {
-                (false, _) => "; there is no --augment like it",
-                (true, true) => "; --augment crop comes nearest",
-                (true, false) => "; --augment crop-flip comes nearest",
-            };
-            output::warning(format_args!("{}: left out{nearest}", layers(&left_out)));
-        }
-        match done.is_empty() {
-            true => Augment::None,
-            false => {
-                output::note(format_args!(
-                    "note: {}: images are mirrored as it does, which is --augment flip; --augment none leaves it out",
-                    layers(&done)
-                ));
-                Augment::Flip
-            }
-        }
-    }
-
-    fn optimizer(&self, saved: Option<OptimizerSettings>) -> Result<OptimizerSettings> {
-        let sgd = OptimizerSettings::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
-        let adamw = OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
-        let base = match (self.optimizer, saved) {
-            (Some(OptimizerName::Sgd), Some(saved @ OptimizerSettings::Sgd { .. })) => saved,
-            (Some(OptimizerName::Adamw), Some(saved @ OptimizerSettings::AdamW { .. })) => saved,
-            (Some(OptimizerName::Sgd), _) => sgd,
-            (Some(OptimizerName::Adamw), _) => adamw,
-            (None, saved) => saved.unwrap_or(sgd),
-        };
-        Ok(match base {
-            OptimizerSettings::Sgd { momentum, nesterov, weight_decay } => OptimizerSettings::Sgd {
-                momentum: self.momentum.unwrap_or(momentum),
-                nesterov: nesterov || self.nesterov,
-                weight_decay: self.weight_decay.unwrap_or(weight_decay),
+    /// What is asked for, in the library's words.
+    pub fn options(&self) -> Options {
+        Options {
+            classes: self.classes,
+            size: self.size.size,
+            preprocessing: self.preprocess.parts(),
+            epochs: self.epochs,
+            batch: self.batch,
+            accumulate: self.accumulate,
+            seed: self.seed,
+            optimizer: self.optimizer.map(OptimizerKind::from),
+            lr: match &self.lr {
+                Some(LrChoice::Rates(rates)) => rates.first().copied(),
+                Some(LrChoice::Auto) | None => None,
             },
-            OptimizerSettings::AdamW { .. } if self.momentum.is_some() || self.nesterov => {
-                bail!("--momentum and --nesterov are for --optimizer sgd")
-            }
-            OptimizerSettings::AdamW { beta1, beta2, eps, weight_decay } => {
-                let weight_decay = self.weight_decay.unwrap_or(weight_decay);
-                OptimizerSettings::AdamW { beta1, beta2, eps, weight_decay }
-            }
-        })
-    }
-
-    fn decay(&self, saved: Option<Decay>, epochs: usize) -> Result<Decay> {
-        let step = Decay::Step { epochs: epochs.div_ceil(3), gamma: 0.1 };
-        let base = match (self.schedule, saved) {
-            (Some(ScheduleName::Constant), _) => Decay::Constant,
-            (Some(ScheduleName::Cosine), Some(saved @ Decay::Cosine { .. })) => saved,
-            (Some(ScheduleName::Step), Some(saved @ Decay::Step { .. })) => saved,
-            (Some(ScheduleName::Step), _) => step,
-            (None, Some(saved)) => saved,
-            (Some(ScheduleName::Cosine) | None, _) => Decay::Cosine { end: 0.0 },
-        };
-        let is_step = matches!(base, Decay::Step { .. });
-        if self.final_lr.is_some() && !matches!(base, Decay::Cosine { .. }) {
-            bail!("--final-lr is for --schedule cosine");
+            momentum: self.momentum,
+            nesterov: self.nesterov,
+            weight_decay: self.weight_decay,
+            label_smoothing: self.label_smoothing,
+            class_weights: self.class_weights.clone().map(|name| match name.as_os_str() == "balanced" {
+                true => ClassWeights::Balanced,
+                false => ClassWeights::File(name),
+            }),
+            sampler: self.sampler.map(Sampler::from),
+            patience: self.patience,
+            schedule: self.schedule.map(ScheduleKind::from),
+            warmup: self.warmup,
+            final_lr: self.final_lr,
+            step_epochs: self.step_epochs,
+            gamma: self.gamma,
+            augment: self.augment.map(Augment::from),
+            train_images: self.train_images,
+            val_fraction: self.val_fraction,
+            skip_broken: self.skip_broken,
+            exif: self.decode.exif(),
+            max_pixels: self.decode.max_pixels,
+            head: self.head.map(HeadStart::from),
+            then: None,
+            weights_set: self.source.weights_set.clone(),
         }
-        if (self.step_epochs.is_some() || self.gamma.is_some()) && !is_step {
-            bail!("--step-epochs and --gamma are for --schedule step");
-        }
-        Ok(match base {
-            Decay::Constant => Decay::Constant,
-            Decay::Cosine { end } => Decay::Cosine { end: self.final_lr.unwrap_or(end) },
-            Decay::Step { epochs, gamma } => {
-                Decay::Step { epochs: self.step_epochs.unwrap_or(epochs), gamma: self.gamma.unwrap_or(gamma) }
-            }
-        })
     }
 }

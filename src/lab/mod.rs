@@ -157,13 +157,13 @@ pub enum LabEvent<'a> {
 }
 
 /// What a comparison works on.
-pub struct Bench<'a> {
-    pub device: &'a Device,
+pub struct Bench {
+    pub device: Device,
     /// The network for batches of [`Settings::batch`], every layer frozen.
     pub network: Graph,
     /// The form of the images; it must be [`Input::Bytes`].
     pub input: Input,
-    pub images: &'a ImageFolder,
+    pub images: Arc<ImageFolder>,
     /// The folder that the images were found below.
     pub data: PathBuf,
     /// The weights to start from; random ones if there are none.
@@ -171,8 +171,8 @@ pub struct Bench<'a> {
 }
 
 /// A comparison with a folder.
-pub struct Lab<'a> {
-    bench: Bench<'a>,
+pub struct Lab {
+    bench: Bench,
     device: Device,
     folder: PathBuf,
     /// Held from the beginning on of whatever writes.
@@ -184,14 +184,14 @@ pub struct Lab<'a> {
     timings: Timings,
 }
 
-impl<'a> Lab<'a> {
+impl Lab {
     /// Begins a comparison that keeps its files in `folder`.
     ///
     /// # Errors
     /// A policy that does not suit the network; a folder that is not empty or cannot be written; settings that make no
     /// sense.
     pub fn start(
-        bench: Bench<'a>,
+        bench: Bench,
         folder: &Path,
         settings: Settings,
         arms: Vec<PolicySettings>,
@@ -220,12 +220,12 @@ impl<'a> Lab<'a> {
     ///
     /// # Errors
     /// The weights or the images are not those that it was begun with; another process works on it.
-    pub fn resume(bench: Bench<'a>, folder: &Path, setup: Setup) -> Result<Self, LabError> {
+    pub fn resume(bench: Bench, folder: &Path, setup: Setup) -> Result<Self, LabError> {
         let changed = |what| LabError::Changed { folder: folder.into(), what };
         if bench.weights.as_ref().map(train::checksum).unwrap_or_default() != setup.weights {
             return Err(changed("the weights file"));
         }
-        if train::ImageSet::of(bench.images, &bench.data) != setup.settings.images {
+        if train::ImageSet::of(&bench.images, &bench.data) != setup.settings.images {
             return Err(changed("the folder of images"));
         }
         train::check_apart(&bench.data, folder)?;
@@ -245,7 +245,7 @@ impl<'a> Lab<'a> {
         Ok(lab)
     }
 
-    fn new(bench: Bench<'a>, folder: &Path, setup: Setup) -> Result<Self, LabError> {
+    fn new(bench: Bench, folder: &Path, setup: Setup) -> Result<Self, LabError> {
         if setup.arms.is_empty() || setup.seeds.is_empty() {
             return Err(LabError::Nothing);
         }
@@ -278,7 +278,7 @@ impl<'a> Lab<'a> {
             cache_bytes: 0,
             cache_budget: setup.cache,
         };
-        check_search(bench.images, &setup.settings, &setup.arms, &setup.rates)?;
+        check_search(&bench.images, &setup.settings, &setup.arms, &setup.rates)?;
         let comparison = comparison(&bench, &setup, arms);
         Ok(Self { bench, device, folder: folder.into(), _lock: None, setup, networks, comparison, timings })
     }
@@ -302,7 +302,7 @@ impl<'a> Lab<'a> {
     /// Optimiser steps of the search for one policy's learning rate; 0 if there is none.
     pub fn search_steps(&self) -> u64 {
         let Setup { rates, settings, .. } = &self.setup;
-        let of_epoch = Trials::new(self.bench.images, settings).steps_per_epoch(settings);
+        let of_epoch = Trials::new(&self.bench.images, settings).steps_per_epoch(settings);
         search_rounds(rates.len(), settings.epochs)
             .into_iter()
             .map(|(count, epochs)| (count * epochs * of_epoch) as u64)
@@ -483,10 +483,10 @@ impl<'a> Lab<'a> {
         cache: Option<Arc<FeatureCache>>,
         folder: &Path,
     ) -> Result<Run, LabError> {
-        let Bench { input, images, .. } = self.bench;
+        let Bench { input, images, .. } = &self.bench;
         let settings = self.arm_settings(arm, seed);
         let stages = self.networks[arm].clone();
-        let job = Job { device: &self.device, stages, input, images, settings, cache };
+        let job = Job { device: &self.device, stages, input: *input, images, settings, cache };
         if folder.join(CHECKPOINT_FILE).exists() {
             return Ok(job.resume(folder)?);
         }
@@ -644,7 +644,7 @@ fn shares(settings: &Settings) -> Vec<f64> {
 }
 
 /// What there is to say of an arm before it runs, and the network in each stage of its policy.
-fn described(arm: &PolicySettings, bench: &Bench<'_>, settings: &Settings) -> Result<(Arm, Vec<Graph>), LabError> {
+fn described(arm: &PolicySettings, bench: &Bench, settings: &Settings) -> Result<(Arm, Vec<Graph>), LabError> {
     let fail = |source| LabError::Policy { policy: arm.name.clone(), source };
     let settings = Settings { policy: arm.clone(), ..settings.clone() };
     settings.check()?;
@@ -715,7 +715,7 @@ fn prefix(plan: &Plan, settings: &Settings) -> Result<Option<Prefix>, LabError> 
     Ok(train::is_worth_keeping(prefix.flops_per_image, prefix.bytes_per_image).then_some(prefix))
 }
 
-fn comparison(bench: &Bench<'_>, setup: &Setup, arms: Vec<Arm>) -> Comparison {
+fn comparison(bench: &Bench, setup: &Setup, arms: Vec<Arm>) -> Comparison {
     let settings = &setup.settings;
     let Transform { height, width, augment, .. } = settings.transform;
     let norms = bench.network.layers().iter().filter(|layer| layer.kind == LayerKind::Bn);

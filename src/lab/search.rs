@@ -109,7 +109,7 @@ pub fn check_search(
     Ok(())
 }
 
-impl Lab<'_> {
+impl Lab {
     /// Finds the rate of every policy that has none yet. False if it was stopped.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl Lab<'_> {
         stop: &AtomicBool,
         observe: &mut impl FnMut(LabEvent<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
     ) -> Result<bool, LabError> {
-        let trials = Trials::new(self.bench.images, &self.setup.settings);
+        let trials = Trials::new(&self.bench.images, &self.setup.settings);
         for arm in 0..self.setup.arms.len() {
             let path = self.folder.join("runs").join(format!("{}-search.toml", self.setup.arms[arm].name));
             let mut search = read_toml::<LrSearch>(&path)?.unwrap_or_else(|| LrSearch {

@@ -225,18 +225,17 @@ fn images(graph: &GraphProto) -> Result<Images<'_>, String> {
         return Err(wrong("has not the four dimensions of images"));
     };
     let size = |dim: &Dimension| match &dim.value {
-        Some(dimension::Value::DimValue(size)) => {
-            usize::try_from(*size).map(Some).map_err(|_| wrong("has a dimension below zero"))
-        }
-        Some(dimension::Value::DimParam(_)) | None => Ok(None),
+        // Paddle has −1 where a dimension is open.
+        Some(dimension::Value::DimValue(size)) => usize::try_from(*size).ok(),
+        Some(dimension::Value::DimParam(_)) | None => None,
     };
-    let (one, two, three) = (size(one)?, size(two)?, size(three)?);
+    let (one, two, three) = (size(one), size(two), size(three));
     let (channels, h, w) = if one != Some(3) && three == Some(3) { (three, one, two) } else { (one, two, three) };
     if channels != Some(3) {
         return Err(wrong("is not of images with three channels, [N, 3, H, W]"));
     }
     let side = |size: Option<usize>| size.filter(|&size| size > 0).unwrap_or(DEFAULT_SIZE);
-    let batch = size(batch)?.filter(|&batch| batch > 0);
+    let batch = size(batch).filter(|&batch| batch > 0);
     Ok(Images { name: input.name(), h: side(h), w: side(w), nhwc: one != Some(3), batch })
 }
 
