@@ -7,10 +7,10 @@ use std::fs;
 use std::path::Path;
 use thawline::data::DecodeOptions;
 use thawline::data::decode::decode;
-use thawline::models::keras::KerasConfig;
-use thawline::models::{self, GraphFile, Spec};
-use thawline::onnx::{self, Imported};
-use thawline::weights::{StateDict, WeightsError};
+use thawline::formats::onnx::{self, Imported};
+use thawline::formats::{self, ModelFile};
+use thawline::models::{GraphFile, Spec};
+use thawline::weights::WeightsError;
 
 pub type Target = fn(&[u8]) -> Result<(), String>;
 
@@ -42,7 +42,7 @@ pub fn image(bytes: &[u8]) -> Result<(), String> {
 
 /// A weights file of any format.
 pub fn weights(bytes: &[u8]) -> Result<(), String> {
-    let state = loaded(bytes).map_err(|error| error.to_string())?;
+    let state = loaded(bytes).map_err(|error| error.to_string())?.tensors;
     for (name, tensor) in &state.tensors {
         let values: usize = tensor.shape.iter().product();
         assert_eq!(values, tensor.data.len(), "the values of {name} do not fill its shape {:?}", tensor.shape);
@@ -57,14 +57,11 @@ pub fn pickle(bytes: &[u8]) -> Result<(), String> {
 
 /// A Keras file, and the network that it describes, if it does.
 pub fn keras(bytes: &[u8]) -> Result<(), String> {
-    let state = loaded(bytes).map_err(|error| error.to_string())?;
-    let Some((keras, config)) = state.keras.as_ref().and_then(|keras| Some((keras, keras.config.as_ref()?))) else {
-        return Ok(());
-    };
-    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
-    let model = KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization };
-    let imported = models::keras::import(model).map_err(|error| error.to_string())?;
-    built(imported.graph)
+    let Some(network) = loaded(bytes).map_err(|error| error.to_string())?.network else { return Ok(()) };
+    match network.import().map_err(|error| error.to_string())? {
+        Some(imported) => built(imported.graph),
+        None => Ok(()),
+    }
 }
 
 /// A graph file, as far as its network.
@@ -86,11 +83,11 @@ fn built(file: GraphFile) -> Result<(), String> {
     spec.build(1, spec.size(), classes).map(drop).map_err(|error| error.to_string())
 }
 
-fn loaded(bytes: &[u8]) -> Result<StateDict, WeightsError> {
+fn loaded(bytes: &[u8]) -> Result<ModelFile, WeightsError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("file");
     fs::write(&path, bytes).expect("a temporary file");
-    StateDict::load(path)
+    formats::open(&path, None)
 }
 
 /// A PyTorch zip with this pickle and one storage of 8 bytes. Checksums are zero, which stands for "none".

@@ -43,9 +43,9 @@
 //! [`train::Session`] does all of it for training batch by batch, [`train::Evaluator`] for inference, and
 //! [`train::Run`] for whole runs with epochs and checkpoints. A [`train::Probe`] shows what batch norms see;
 //! [`train::recalibrate`] estimates their statistics anew; [`train::examine`] and [`report::diagnose`] say what is
-//! wrong with them. [`weights`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
+//! wrong with them. [`formats`] reads and writes files, [`data`] feeds images, [`report`] writes down what happened,
 //! [`lab::Lab`] compares policies, [`lab::Grid`] measures what they take, [`export`] folds batch norms for good,
-//! [`onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns
+//! [`formats::onnx`] reads and writes other programs' networks, [`identify`] says which network a weights file is for, [`convert`] turns
 //! weights over to another framework's variant of a network, [`model::Model`] is a file with its network as one, [`study`] sets up runs and comparisons from
 //! a few options,
 //! [`check::Checker`] tells which kernels are right on a device.
@@ -63,6 +63,7 @@ pub mod convert;
 pub mod data;
 pub mod export;
 pub mod files;
+pub mod formats;
 pub mod gpu;
 pub mod graph;
 #[cfg(feature = "hub")]
@@ -73,7 +74,6 @@ pub mod lab;
 pub mod model;
 pub mod models;
 mod nearest;
-pub mod onnx;
 pub mod plan;
 pub mod policy;
 pub mod preprocessing;

@@ -1,5 +1,5 @@
-//! A model as people have it: a weights file of any format with its network, its preprocessing and its classes, opened as one, and
-//! written back in the format that it came in.
+//! A model as people have it: a weights file of any format with its network, its preprocessing and its classes, opened as
+//! one, and written back in the format that it came in.
 //!
 //! ```no_run
 //! use thawline::model::Model;
@@ -17,17 +17,16 @@
 
 use crate::data::{Augment, ImageFolder, Transform};
 use crate::export::{self, ExportError, Folding};
+use crate::formats::onnx::{self, About};
+use crate::formats::{self, CLASSES, Format, FormatError, ModelFile, Save};
 use crate::graph::Graph;
 use crate::identify::{Identified, IdentifyError, Known, identify};
-use crate::models::keras::{KerasConfig, KerasError, Prepared};
 use crate::models::{self, GRAPH, GraphAbout, GraphFile, GraphFileError, ModelError, Spec, Told};
-use crate::onnx::{self, Imported};
 use crate::plan::Input;
 use crate::preprocessing::{PREPROCESSING, Parts, Traced};
 use crate::tensor::HostTensor;
 use crate::text::quantity;
 use crate::train::PADDING;
-use crate::weights::keras::{Copied, Description};
 use crate::weights::{self, Config, Head, StateDict, WeightsError};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -94,6 +93,8 @@ pub struct Model {
     /// What the user should know of how the file was understood, a sentence each.
     pub notes: Vec<String>,
     pub options: Options,
+    /// The format of the file; none if there is no file.
+    pub format: Option<Format>,
     /// The file, and what its metadata said.
     source: Option<(PathBuf, BTreeMap<String, String>)>,
 }
@@ -125,6 +126,8 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
     Identify(#[from] IdentifyError),
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -136,22 +139,10 @@ pub enum OpenError {
     Network(#[from] crate::graph::GraphError),
     #[error(transparent)]
     Export(#[from] ExportError),
-    #[error("{} cannot be read", path.display())]
-    Keras { path: PathBuf, source: KerasError },
-    #[error("{} cannot be written with other classes", path.display())]
-    OtherClasses { path: PathBuf, source: KerasError },
     #[error("{}: {reason}", path.display())]
     Preprocessing { path: PathBuf, reason: String },
     #[error("neither a weights file nor a network is named")]
     Nothing,
-    #[error("--weights-set: {} is an ONNX file, which holds one set of weights; leave it out", path.display())]
-    OneSet { path: PathBuf },
-    #[error(
-        "cannot write {}: a {form} file can be written only where --weights is one, whose copy it is; give a name that ends in \
-         .safetensors",
-        path.display()
-    )]
-    NoTemplate { path: PathBuf, form: &'static str },
     #[error(
         "{} has folders for {}, but the network tells {classes} apart, and the weights file does not name them: add a folder for \
          each of the others, in the order of the labels; it may be empty",
@@ -168,12 +159,12 @@ pub enum OpenError {
 }
 
 impl Model {
-    /// Opens a weights file: safetensors, PyTorch's, Keras's or ONNX.
+    /// Opens a weights file of any [format](Format).
     ///
     /// # Errors
     /// It cannot be read, or its network is not known.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Self::of(read(path, None)?, Options::default())
+        Self::of(formats::open(path, None)?, Options::default())
     }
 
     /// As [`open`](Self::open), with what the caller knows better.
@@ -181,7 +172,7 @@ impl Model {
     /// # Errors
     /// Those of [`open`](Self::open); what the caller says contradicts the file.
     pub fn open_with(path: &Path, options: Options) -> Result<Self, OpenError> {
-        Self::of(read(path, None)?, options)
+        Self::of(formats::open(path, None)?, options)
     }
 
     /// The network of `options`, with weights that start anew.
@@ -204,26 +195,30 @@ impl Model {
             notes: Vec::new(),
             options,
             source: None,
+            format: None,
         })
     }
 
-    /// The model of a file's content; see [`read`].
+    /// The model of a file's content; see [`formats::open`].
     ///
     /// # Errors
     /// Those of [`open_with`](Self::open_with).
-    pub fn of(mut state: StateDict, options: Options) -> Result<Self, OpenError> {
-        let config = state.origin.as_deref().map(Config::beside).transpose()?.flatten().unwrap_or_default();
+    pub fn of(file: impl Into<ModelFile>, options: Options) -> Result<Self, OpenError> {
+        let file = file.into();
+        let config = file.tensors.origin.as_deref().map(Config::beside).transpose()?.flatten().unwrap_or_default();
         // A network that only takes other images than the one of its name is still meant by that name.
         let named = match options.spec.clone() {
             Some(named) if named.file().is_none() => {
-                of_metadata(&state)?.filter(|told| told.name == named.name).or(Some(named))
+                file.graph()?.filter(|told| told.name == named.name).or(Some(named))
             }
             named => named,
         };
         let described = match &named {
             Some(_) => None,
-            None => described(&state)?,
+            None => file.described()?,
         };
+        let in_file_names = file.classes();
+        let ModelFile { format, tensors: mut state, network } = file;
         let known = Known {
             named: named.as_ref(),
             described: described.as_ref(),
@@ -238,13 +233,13 @@ impl Model {
         let trained_size =
             state.metadata.get("size").and_then(|size| size.parse().ok()).or(config.size.map(Size::from));
         let size = options.size.or(trained_size).map_or(spec.size(), Size::pair);
-        spec.preprocessing = prepared(&spec, &state, &config, &options.preprocessing, size)?;
+        let statistics = network.and_then(|network| network.image_statistics(&spec));
+        spec.preprocessing = prepared(&spec, &state, statistics, &config, &options.preprocessing, size)?;
         let test_size = config.test_size.filter(|_| spec.file().is_none()).map(Size::from);
         if one_output {
             spec = spec.with_one_output()?;
         }
-        let names: Option<Vec<String>> = state.metadata.get("classes").and_then(|json| serde_json::from_str(json).ok());
-        if let (Some(names), Some(outputs)) = (&names, in_file)
+        if let (Some(names), Some(outputs)) = (&in_file_names, in_file)
             && names.len() != outputs
         {
             let named = quantity(names.len(), "class");
@@ -256,12 +251,13 @@ impl Model {
             classes,
             trained_size,
             test_size,
-            class_names: names.filter(|names| names.len() == classes && in_file == Some(classes)),
+            class_names: in_file_names.filter(|names| names.len() == classes && in_file == Some(classes)),
             folded: export::is_folded(&state),
             state: Some(state),
             notes,
             options,
             source,
+            format: Some(format),
         })
     }
 
@@ -275,6 +271,7 @@ impl Model {
             notes: Vec::new(),
             options: self.options.clone(),
             source: None,
+            format: None,
             ..*self
         }
     }
@@ -355,39 +352,38 @@ impl Model {
         Ok(metadata)
     }
 
-    /// Writes the weights `tensors` of `network`, a network of this model: where `path` is named as a Keras file, as a copy of the
-    /// Keras file that was opened; where it ends in `.onnx` as ONNX; else as safetensors that tell of their network.
-    /// Returns what the user should know of the file, a sentence each.
+    /// Writes the weights `tensors` of `network`, a network of this model, in the format that `path` is named after: as a
+    /// copy of the file that was opened where that is how such files [are written](Save), and as safetensors that tell of
+    /// their network where the name is no format's. Returns what the user should know of the file, a sentence each.
     ///
     /// # Errors
-    /// The file cannot be written, and one that was there is unchanged; or a Keras file is asked for and none was opened.
+    /// The file cannot be written, and one that was there is unchanged; or it would be a copy, and no such file was opened.
     ///
     /// # Panics
     /// `tensors` are not the network's.
     pub fn save(&self, network: &Graph, tensors: &[HostTensor], path: &Path) -> Result<Vec<String>, OpenError> {
         let size: Size = network.input_shape().map_or(self.spec.size(), |images| (images.h(), images.w())).into();
-        if has_ending(path, "onnx") {
-            let about = onnx::About {
+        if let Some(Save::Network(save)) = Format::of_name(path).map(|format| &format.facts().save) {
+            let about = About {
                 model: &self.spec.name,
                 preprocessing: self.spec.preprocessing.value,
                 classes: self.class_names.as_deref(),
                 batch: None,
             };
-            onnx::save(path, network, tensors, &about)?;
+            save(path, network, tensors, &about)?;
             return Ok(Vec::new());
         }
         let mut metadata = self.metadata(size)?;
         metadata.insert("model".into(), self.spec.name.to_string());
         metadata.insert("size".into(), size.to_string());
-        metadata.remove("classes");
-        metadata
-            .extend(self.class_names.as_ref().map(|names| ("classes".into(), serde_json::json!(names).to_string())));
+        metadata.remove(CLASSES);
+        metadata.extend(self.class_names.as_ref().map(|names| (CLASSES.into(), serde_json::json!(names).to_string())));
         let state = StateDict { metadata, ..weights::to_state(network, tensors) };
-        save(&state, self.source.as_ref().map(|(path, _)| path.as_path()), path)
+        Ok(formats::save(&state, self.source.as_ref().map(|(path, _)| path.as_path()), path)?)
     }
 
-    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by order; and
-    /// [`PADDING`] for a class that no image has and the network does not know. `dir` is the folder, for messages.
+    /// The network's label of each of the folder's classes: by name, if the weights file names its classes, else by order;
+    /// and [`PADDING`] for a class that no image has and the network does not know. `dir` is the folder, for messages.
     ///
     /// # Errors
     /// The folder's classes are not the network's.
@@ -416,94 +412,26 @@ pub fn few(names: &[String]) -> String {
     if names.len() > SHOWN { format!("{shown}, …") } else { shown }
 }
 
-/// Reads a weights file, of several sets of weights the one called `set`. Of an ONNX file the graph is in the metadata, as it is in
-/// what is saved from one.
-///
-/// # Errors
-/// It cannot be read, or does not hold such a set.
-pub fn read(path: &Path, set: Option<&str>) -> Result<StateDict, OpenError> {
-    if !has_ending(path, "onnx") {
-        return Ok(StateDict::load_set(path, set)?);
-    }
-    if set.is_some() {
-        return Err(OpenError::OneSet { path: path.into() });
-    }
-    let Imported { mut state, notes, .. } = onnx::load(path)?;
-    state.notes = notes;
-    Ok(state)
-}
-
 /// The network called `name`, or that of a graph file or an ONNX file.
 ///
 /// # Errors
 /// There is none of that name, or the file cannot be read.
 pub fn spec(name: &str) -> Result<Spec, OpenError> {
     let path = Path::new(name);
-    if has_ending(path, "json") {
+    if path.extension().is_some_and(|extension| extension == "json") {
         Ok(Spec::of_file(GraphFile::read(path)?))
-    } else if has_ending(path, "onnx") {
+    } else if Format::of_name(path) == Some(Format::Onnx) {
         Ok(Spec::of_file(onnx::load(path)?.file))
     } else {
         Ok(models::spec(name)?.clone())
     }
 }
 
-/// Whether a weights file describes its network.
-pub fn describes(state: &StateDict) -> bool {
-    state.metadata.contains_key(GRAPH) || state.keras.as_ref().is_some_and(|keras| keras.config.is_some())
-}
-
-/// Which of Keras's files a name stands for. A whole model and weights alone are both HDF5, which Keras tells apart by the
-/// name.
-pub fn keras_form(path: &Path) -> Option<&'static str> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    let forms = [(".keras", ".keras"), (".weights.h5", ".weights.h5"), (".h5", ".h5"), (".hdf5", ".h5")];
-    forms.into_iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, form)| form)
-}
-
-/// Refuses to save weights as a Keras file that they do not come from or do not fit, before there is anything to save;
-/// `state` has the network's names and shapes.
-///
-/// # Errors
-/// Those of [`save`], of a Keras file.
-pub fn check(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<(), OpenError> {
-    let Some(form) = keras_form(out) else { return Ok(()) };
-    match source.filter(|source| keras_form(source) == Some(form)) {
-        Some(source) => keras_copy(state, source).map(drop),
-        None => Err(OpenError::NoTemplate { path: out.into(), form }),
-    }
-}
-
-/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
-/// else as safetensors. Returns what the user should know of the file, a sentence each.
-///
-/// # Errors
-/// It cannot be written; what was there stays.
-pub fn save(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<Vec<String>, OpenError> {
-    let Some(form) = keras_form(out) else {
-        state.save(out)?;
-        return Ok(Vec::new());
-    };
-    let source = source.filter(|source| keras_form(source) == Some(form));
-    let Some(source) = source else { return Err(OpenError::NoTemplate { path: out.into(), form }) };
-    let copied = keras_copy(state, source)?;
-    copied.write(out)?;
-    Ok(copied.notes)
-}
-
-/// A copy of the Keras file `source` that has these weights and can be read again.
-fn keras_copy(state: &StateDict, source: &Path) -> Result<Copied, OpenError> {
-    let copied = Copied::of(state, source)?;
-    if let Some(other) = &copied.other {
-        import(other).map_err(|error| OpenError::OtherClasses { path: source.into(), source: error })?;
-    }
-    Ok(copied)
-}
-
 /// How images of `size` are prepared for the weights `state`.
 fn prepared(
     spec: &Spec,
     state: &StateDict,
+    statistics: Option<[[f32; 3]; 2]>,
     config: &Config,
     asked: &Parts,
     size: (usize, usize),
@@ -516,63 +444,12 @@ fn prepared(
             .parts(size, asked)
             .map_err(|reason| OpenError::Preprocessing { path: path.with_file_name("config.json"), reason })?,
     };
-    let in_keras = state.keras.as_ref().map(|keras| keras.normalizations.values().collect::<Vec<_>>());
     let told = Told {
         file_name: path.file_name().and_then(OsStr::to_str).unwrap_or_default(),
         config,
-        normalization: in_keras.as_deref().and_then(|all| if let [one] = all { Some(*one) } else { None }),
+        statistics,
         metadata: state.metadata.get(PREPROCESSING).map(String::as_str),
         asked: *asked,
     };
     spec.prepared(&told).map_err(|reason| OpenError::Preprocessing { path: path.into(), reason })
-}
-
-/// The network that the metadata of a weights file describes.
-fn of_metadata(state: &StateDict) -> Result<Option<Spec>, OpenError> {
-    let Some(text) = state.metadata.get(GRAPH) else { return Ok(None) };
-    let file = state.origin.as_ref().map_or_else(String::new, |path| path.display().to_string());
-    let graph = GraphFile::parse(text, &format!("the graph in the metadata of {file}"))?;
-    let preprocessing = Traced::new(graph.preprocessing(), "the file");
-    Ok(Some(Spec::of_file(graph).with_preprocessing(preprocessing)))
-}
-
-/// The network that a weights file describes, if it is none that has a name.
-fn described(state: &StateDict) -> Result<Option<Spec>, OpenError> {
-    if let Some(told) = of_metadata(state)? {
-        return Ok(Some(told));
-    }
-    let path = state.origin.as_deref().unwrap_or(Path::new("the Keras file"));
-    let imported = state.keras.as_deref().map(import).transpose();
-    let imported = imported.map_err(|source| OpenError::Keras { path: path.into(), source })?;
-    let Some(imported) = imported.flatten() else { return Ok(None) };
-    let file = path.display();
-    for note in imported.notes {
-        log::info!("{file}: {note}");
-    }
-    match imported.images {
-        Prepared::ByModel => {}
-        Prepared::AsApplication(name) => log::warn!(
-            "{file}: the model does not prepare its images, so that is done as the preprocess_input of {name} does; if it \
-             was trained on others, say so by --mean and --std, or, if red comes first, by `bgr` in the graph file that inspect \
-             --graph prints"
-        ),
-        Prepared::Unknown => log::warn!(
-            "{file}: the model does not rescale its images, so it gets values from 0 to 255; if it was trained on others, \
-             save it with a Rescaling layer at the beginning"
-        ),
-    }
-    let spec = Spec::of_file(imported.graph).with_preprocessing(imported.preprocessing);
-    Ok(Some(spec.with_augmentation(imported.augmentation)))
-}
-
-/// The network that a Keras file describes, if it does.
-fn import(keras: &Description) -> Result<Option<models::keras::Imported>, KerasError> {
-    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
-    let config = keras.config.as_ref();
-    let model = config.map(|config| KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization });
-    model.map(models::keras::import).transpose()
-}
-
-fn has_ending(path: &Path, ending: &str) -> bool {
-    path.extension().is_some_and(|extension| extension == ending)
 }

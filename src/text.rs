@@ -62,6 +62,16 @@ pub fn quantity<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> Stri
     }
 }
 
+/// `a, b or c`.
+pub fn alternatives<'a>(of: impl IntoIterator<Item = &'a str>) -> String {
+    let of: Vec<&str> = of.into_iter().collect();
+    match of.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +83,12 @@ mod tests {
         assert_eq!(of("batch"), "1 batch, 2 batches");
         assert_eq!(of("class"), "1 class, 2 classes");
         assert_eq!(of("policy"), "1 policy, 2 policies");
+    }
+
+    #[test]
+    fn the_last_alternative_is_behind_an_or() {
+        assert_eq!(alternatives(["a", "b", "c"]), "a, b or c");
+        assert_eq!(alternatives(["a"]), "a");
     }
 
     #[test]

@@ -734,12 +734,9 @@ fn convert_writes_nothing_that_is_wrong() {
     let to = out.to_str().unwrap();
     let convert = |args: &[&str], expected: &str| fails(&[&["convert", &weights, "--force"], args].concat(), expected);
     convert(&["--out", &outputs.text("out.pth")], "PyTorch's own files are read, not written; write .safetensors");
-    convert(&["--out", &outputs.text("out.bin")], "must end in .safetensors, .keras or .h5");
+    convert(&["--out", &outputs.text("out.bin")], "must end in .safetensors, .keras, .weights.h5 or .h5");
     convert(&["--out", &weights], "are the same file");
-    convert(
-        &["--out", &outputs.text("out.keras")],
-        "a copy of one that Keras wrote; name one with the same ending as --to",
-    );
+    convert(&["--out", &outputs.text("out.keras")], "a copy of another; name one with the same ending as --to");
     convert(&["--out", &outputs.text("out.keras"), "--to", "other.h5"], "with the same ending as --to");
     convert(&["--out", to, "--to", "other.keras"], "only one with the same ending can be written");
     convert(&["--out", to, "--to", "resnet19"], "did you mean `resnet18`?");
@@ -1144,7 +1141,8 @@ fn recalibrate_gives_a_file_other_statistics() {
     let other = |weights: &str, out: &str, expected: &str| {
         fails(&["recalibrate", "--weights", weights, "--data", &data, "--out", out, "--force"], expected);
     };
-    other(&weights, &outputs.text("new.pth"), "must end in .safetensors");
+    other(&weights, &outputs.text("new.pth"), "read, not written; write .safetensors");
+    other(&weights, &outputs.text("new.bin"), "must end in .safetensors");
     other(&weights, &weights, "the same file");
     let folded = outputs.text("folded.safetensors");
     stdout(&["fold", "--weights", &trained_file(), "--out", &folded]);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::{fs, process};
 use tempfile::TempDir;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::formats;
 use thawline::models;
 use thawline::train::Settings;
 use thawline::weights::{FileTensor, StateDict, initialise, to_state};
@@ -158,7 +159,7 @@ fn a_keras_file_of_a_hub_is_written_in_its_own_form() {
         |out: &Path| thawline(&server, home.path(), &["convert", "hf:me/tiny", "--out", out.to_str().unwrap()]);
     let out = home.path().join("out.keras");
     stdout(convert(&out));
-    assert!(StateDict::load(&out).unwrap().keras.is_some());
+    assert!(formats::open(&out, None).unwrap().network.is_some());
     assert!(stderr(convert(&home.path().join("out.h5"))).contains("with the same ending"));
 
     let mut batch = StateDict::default();
@@ -173,7 +174,7 @@ fn a_keras_file_of_a_hub_is_written_in_its_own_form() {
     };
     let out = home.path().join("trained.keras");
     stdout(step(&out));
-    assert!(StateDict::load(&out).unwrap().keras.is_some());
+    assert!(formats::open(&out, None).unwrap().network.is_some());
     assert!(stderr(step(&home.path().join("trained.h5"))).contains("a .h5 file can be written only where"));
 }
 

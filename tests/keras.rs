@@ -8,10 +8,11 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
+use thawline::formats::keras::{self, Imported, KerasConfig, KerasError, import};
+use thawline::formats::{self, ModelFile};
 use thawline::gpu::{Device, DeviceOptions};
 use thawline::graph::{Affine, Graph, LayerId, LayerKind, Variance};
-use thawline::models::GraphFile;
-use thawline::models::keras::{Augmentation, Imported, KerasConfig, KerasError, import};
+use thawline::models::{Augmentation, GraphFile};
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, Rule};
 use thawline::preprocessing::Preprocessing;
@@ -70,8 +71,12 @@ fn record(name: &str) -> Value {
     serde_json::from_slice(&fs::read(golden(&format!("{name}.json"))).unwrap()).unwrap()
 }
 
+fn open(name: &str) -> ModelFile {
+    formats::open(&golden(name), None).unwrap_or_else(|error| panic!("{error}"))
+}
+
 fn load(name: &str) -> StateDict {
-    StateDict::load(golden(name)).unwrap_or_else(|error| panic!("{error}"))
+    open(name).tensors
 }
 
 fn floats(tensor: &FileTensor) -> &[f32] {
@@ -138,11 +143,9 @@ fn every_variable_of_keras_is_found_under_its_layer() {
 }
 
 /// The network of a file that describes one.
-fn imported(state: &StateDict) -> Result<Imported, KerasError> {
-    let keras = state.keras.as_ref().expect("a Keras file");
-    let normalization = |layer: &str| keras.normalizations.get(layer).cloned();
-    let config = keras.config.as_ref().expect("a whole model");
-    import(KerasConfig { config, keras_2: keras.is_keras_2(), normalization: &normalization })
+fn imported(file: &ModelFile) -> Result<Imported, KerasError> {
+    let network = file.network.as_ref().expect("a Keras file");
+    Ok(network.import()?.expect("a whole model"))
 }
 
 /// All numbers in lists within lists.
@@ -158,15 +161,17 @@ fn networks_compute_what_keras_computes() {
     const PIXELS: usize = 12 * 12;
     let device = Device::open(&DeviceOptions::default()).unwrap();
     for (file, known) in FILES {
-        let state = load(file);
-        if state.keras.as_ref().unwrap().config.is_none() {
+        let opened = open(file);
+        if !opened.describes() {
             continue;
         }
-        let graph = imported(&state).unwrap_or_else(|error| panic!("{file}: {error}")).graph;
+        let graph = imported(&opened).unwrap_or_else(|error| panic!("{file}: {error}")).graph;
         assert_eq!((graph.size(), graph.classes()), ((12, 12), 5), "{file}");
         let Preprocessing { mean, std, bgr, .. } = graph.preprocessing();
         let network = graph.build(3, (12, 12), 5).unwrap();
-        let tensors = weights::from_state(&network, state, 0).unwrap_or_else(|error| panic!("{file}: {error}")).tensors;
+        let tensors =
+            weights::from_state(&network, opened.tensors, 0).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let tensors = tensors.tensors;
         let known = record(known);
         let mut images = Vec::with_capacity(3 * PIXELS * 4);
         for pixel in numbers(&known["images"]).chunks_exact(3) {
@@ -189,7 +194,7 @@ fn networks_compute_what_keras_computes() {
 }
 
 fn network(file: &str) -> Graph {
-    imported(&load(file)).unwrap().graph.build(2, (12, 12), 5).unwrap()
+    imported(&open(file)).unwrap().graph.build(2, (12, 12), 5).unwrap()
 }
 
 /// The layers of which something trains, by the names that Keras has for them, each once.
@@ -432,11 +437,11 @@ fn augmentation_is_left_out_and_told() {
         assert_eq!(found, [Augmentation { layer: "flip".into(), class: class.into(), mirrors, crops }]);
     }
     // In the order of the file, and of models within the model, too.
-    let found = imported(&load("sequential.keras")).unwrap().augmentation;
+    let found = imported(&open("sequential.keras")).unwrap().augmentation;
     let classes: Vec<&str> = found.iter().map(|layer| layer.class.as_str()).collect();
     assert_eq!(classes, ["RandomFlip", "RandomRotation"]);
     assert!(found.iter().all(|layer| layer.layer.starts_with("augment/")), "{found:?}");
-    assert!(imported(&load("efficient.keras")).unwrap().augmentation.is_empty());
+    assert!(imported(&open("efficient.keras")).unwrap().augmentation.is_empty());
 }
 
 #[test]
@@ -469,10 +474,10 @@ fn batch_norms_follow_at_the_pace_of_their_file() {
 }
 
 /// The file with another configuration.
-fn reconfigured(file: &str, change: impl Fn(&mut Value)) -> StateDict {
-    let mut state = load(file);
-    change(state.keras.as_mut().unwrap().config.as_mut().unwrap());
-    state
+fn reconfigured(file: &str, change: impl Fn(&mut Value)) -> ModelFile {
+    let mut opened = open(file);
+    change(opened.network.as_mut().unwrap().config.as_mut().unwrap());
+    opened
 }
 
 /// Why the file is refused with another value in the configuration of one layer.
@@ -502,7 +507,7 @@ fn one_sigmoid_is_of_two_classes() {
         assert_eq!(left_out, activation == "sigmoid", "{:?}", imported.notes);
         // The file's head as it would be.
         for (name, shape) in [("predictions.weight", vec![1, 16]), ("predictions.bias", vec![1])] {
-            let tensor = state.tensors.get_mut(name).unwrap_or_else(|| panic!("{name}"));
+            let tensor = state.tensors.tensors.get_mut(name).unwrap_or_else(|| panic!("{name}"));
             let TensorData::F32(values) = &tensor.data else { panic!("{name}") };
             let inputs = tensor.shape.get(1).copied().unwrap_or(1);
             let shape = if shape.len() == 2 { vec![1, inputs] } else { shape };
@@ -614,8 +619,8 @@ fn what_does_not_fit_is_named() {
 }
 
 /// The layers of a file's network, each as its name, its operation, and what it takes.
-fn operations(state: &StateDict) -> Vec<String> {
-    let text = imported(state).unwrap().graph.json();
+fn operations(file: &ModelFile) -> Vec<String> {
+    let text = imported(file).unwrap().graph.json();
     let graph: Value = serde_json::from_str(&text).unwrap();
     let line = |layer: &Value| {
         let fields = layer.as_object().unwrap().iter();
@@ -630,7 +635,7 @@ fn operations(state: &StateDict) -> Vec<String> {
 
 #[test]
 fn layers_become_operations() {
-    let flat = operations(&load("flat_tf.h5"));
+    let flat = operations(&open("flat_tf.h5"));
     assert!(flat.contains(&"fc1 = linear channels=8 bias=false flatten=[3,3](dropout)".to_owned()), "{flat:#?}");
     let expected = [
         // Its maximum may be a zero of the border, which the mean counts.
@@ -650,7 +655,7 @@ fn layers_become_operations() {
         "predictions = linear channels=5 bias=false(features)",
     ];
     for file in ["joined.keras", "joined_tf.h5"] {
-        let found = operations(&load(file));
+        let found = operations(&open(file));
         for expected in expected {
             assert!(found.contains(&expected.to_owned()), "{file}: {expected} in {found:#?}");
         }
@@ -663,7 +668,7 @@ fn layers_become_operations() {
         "head_dense = linear channels=5(head_layernorm)",
     ];
     for file in ["convnext.keras", "convnext.h5", "convnext_tf.h5"] {
-        let found = operations(&load(file));
+        let found = operations(&open(file));
         for expected in expected {
             assert!(found.contains(&expected.to_owned()), "{file}: {expected} in {found:#?}");
         }
@@ -672,10 +677,10 @@ fn layers_become_operations() {
 
 #[test]
 fn what_is_taken_by_its_name_is_told() {
-    let notes = |state: &StateDict| imported(state).unwrap().notes.join("; ");
-    assert!(!notes(&load("convnext.keras")).contains("taken for"));
+    let notes = |file: &ModelFile| imported(file).unwrap().notes.join("; ");
+    assert!(!notes(&open("convnext.keras")).contains("taken for"));
     // Without the module that a class is in.
-    let told = notes(&load("convnext_tf.h5"));
+    let told = notes(&open("convnext_tf.h5"));
     assert!(told.contains("the layers of the class LayerScale are taken for those of keras.applications"), "{told}");
     assert!(told.contains("class StochasticDepth"), "{told}");
     // As older versions of InceptionResNetV2 have it: a function, whose code is not read.
@@ -705,7 +710,7 @@ fn weights_alone_do_not_tell_how_an_image_was_flattened() {
     let (path, out) = (golden("flat.weights.h5"), folder.path().join("out.weights.h5"));
     let message = StateDict::load(&path).unwrap_err().to_string();
     assert!(message.contains("layer `fc1` may take a flattened image") && message.contains("model.save"), "{message}");
-    let message = weights::keras::save(&load("flat.keras"), &path, &out).unwrap_err().to_string();
+    let message = keras::save(&load("flat.keras"), &path, &out).unwrap_err().to_string();
     assert!(message.contains("layer `fc1` may take a flattened image") && !out.exists(), "{message}");
 }
 
@@ -713,22 +718,22 @@ fn weights_alone_do_not_tell_how_an_image_was_flattened() {
 fn weights_of_another_network_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.keras");
-    let other = weights::keras::save(&load("resnet.keras"), &golden("efficient.keras"), &out).unwrap_err().to_string();
+    let other = keras::save(&load("resnet.keras"), &golden("efficient.keras"), &out).unwrap_err().to_string();
     assert!(other.contains("the network has no tensor `"), "{other}");
     let mut state = load("resnet.keras");
     state.tensors.insert("block1_1_conv.weight".into(), FileTensor::f32([8, 8, 1, 1], vec![0.0; 64]));
     state.tensors.insert("block1_0_conv.bias".into(), FileTensor::f32([4], vec![0.0; 4]));
-    let shapes = weights::keras::save(&state, &golden("resnet.keras"), &out).unwrap_err().to_string();
+    let shapes = keras::save(&state, &golden("resnet.keras"), &out).unwrap_err().to_string();
     assert!(shapes.contains("and the network's is"), "{shapes}");
     let mut wider = load("resnet.keras");
     wider.tensors.insert("predictions.weight".into(), FileTensor::f32([5, 9], vec![0.0; 45]));
-    let inputs = weights::keras::save(&wider, &golden("resnet.keras"), &out).unwrap_err().to_string();
+    let inputs = keras::save(&wider, &golden("resnet.keras"), &out).unwrap_err().to_string();
     assert!(inputs.contains("is [8, 5], and the network's is [9, 5]"), "{inputs}");
     let torch = golden("resnet.json");
-    assert!(weights::keras::save(&state, &torch, &out).is_err());
+    assert!(keras::save(&state, &torch, &out).is_err());
     let mut state = load("half.keras");
     state.tensors.insert("conv_preds.bias".into(), FileTensor::f32([5], vec![1e6; 5]));
-    let huge = weights::keras::save(&state, &golden("half.keras"), &out).unwrap_err().to_string();
+    let huge = keras::save(&state, &golden("half.keras"), &out).unwrap_err().to_string();
     assert!(huge.contains("1e6 does not fit into float16"), "{huge}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is half written");
 }
@@ -757,16 +762,16 @@ fn a_head_for_other_classes_changes_the_configuration() {
         shape[0] = 3;
         state.tensors.insert(format!("{head}.weight"), FileTensor::f32(shape, (0..24).map(|v| v as f32).collect()));
         state.tensors.insert(format!("{head}.bias"), FileTensor::f32([3], vec![1.0, 2.0, 3.0]));
-        let notes = weights::keras::save(&state, &golden(file), &out).unwrap();
+        let notes = keras::save(&state, &golden(file), &out).unwrap();
         assert!(notes[0].contains("has 3 outputs"), "{notes:?}");
         // Only what was compiled and trained has an optimizer.
         let expected = file.starts_with("resnet") || file == "half.keras";
         assert_eq!(notes.len() == 2, expected, "{notes:?}");
-        let read = StateDict::load(&out).unwrap();
-        assert_eq!(read.tensors, state.tensors, "{file}");
+        let read = formats::open(&out, None).unwrap();
+        assert_eq!(read.tensors.tensors, state.tensors, "{file}");
         assert_eq!(imported(&read).unwrap_or_else(|error| panic!("{file}: {error}")).graph.classes(), 3, "{file}");
         if file.starts_with("mobilenet") {
-            let config = read.keras.as_ref().unwrap().config.as_ref().unwrap();
+            let config = read.network.as_ref().unwrap().config.as_ref().unwrap();
             let layers = config["config"]["layers"].as_array().unwrap();
             let reshape = layers.iter().find(|layer| layer["class_name"] == "Reshape").unwrap();
             assert_eq!(reshape["config"]["target_shape"], json!([3]));
@@ -776,7 +781,7 @@ fn a_head_for_other_classes_changes_the_configuration() {
             }
         }
         let again = folder.path().join(format!("again-{file}"));
-        let notes = weights::keras::save(&read, &out, &again).unwrap();
+        let notes = keras::save(&read.tensors, &out, &again).unwrap();
         assert!(notes.is_empty(), "{file}: {notes:?}");
     }
     let leftovers = fs::read_dir(folder.path())
@@ -806,7 +811,7 @@ fn compressed_tensors_are_written_as_they_were() {
     let out = folder.path().join("out.h5");
     let (before, source) = (load("compressed.h5"), golden("compressed.h5"));
     let after = moved(&before);
-    weights::keras::save(&after, &source, &out).unwrap();
+    keras::save(&after, &source, &out).unwrap();
     assert_eq!(StateDict::load(&out).unwrap().tensors, after.tensors);
     let [old, new] = [&source, &out].map(|path| File::open(path).unwrap());
     let dataset = "model_weights/dense/sequential/dense/kernel";
@@ -823,7 +828,7 @@ fn halves_stay_halves() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.keras");
     let after = moved(&load("half.keras"));
-    let notes = weights::keras::save(&after, &golden("half.keras"), &out).unwrap();
+    let notes = keras::save(&after, &golden("half.keras"), &out).unwrap();
     assert!(notes[0].contains("float16"), "{notes:?}");
     let read = StateDict::load(&out).unwrap();
     for (name, tensor) in &after.tensors {
@@ -834,7 +839,7 @@ fn halves_stay_halves() {
     }
     // What was rounded is written as it is.
     let again = folder.path().join("again.keras");
-    assert!(weights::keras::save(&read, &out, &again).unwrap().is_empty());
+    assert!(keras::save(&read, &out, &again).unwrap().is_empty());
     assert!(contents(&out) == contents(&again));
 }
 
@@ -881,7 +886,7 @@ fn what_does_not_change_keeps_every_byte() {
     let folder = tempfile::tempdir().unwrap();
     for (file, _) in FILES {
         let out = folder.path().join(file);
-        weights::keras::save(&load(file), &golden(file), &out).unwrap();
+        keras::save(&load(file), &golden(file), &out).unwrap();
         assert!(contents(&out) == contents(&golden(file)), "{file}");
     }
 }
@@ -891,13 +896,13 @@ fn what_changes_is_all_that_changes() {
     let folder = tempfile::tempdir().unwrap();
     // Compressed anew, values take another number of bytes.
     for (file, _) in FILES.into_iter().filter(|(file, _)| *file != "compressed.h5") {
-        let before = load(file);
+        let before = open(file);
         let out = folder.path().join(file);
-        let after = moved(&before);
-        weights::keras::save(&after, &golden(file), &out).unwrap();
-        let read = StateDict::load(&out).unwrap();
-        assert_eq!(read.tensors, after.tensors, "{file}");
-        assert_eq!(read.keras, before.keras, "{file}");
+        let after = moved(&before.tensors);
+        keras::save(&after, &golden(file), &out).unwrap();
+        let read = formats::open(&out, None).unwrap();
+        assert_eq!(read.tensors.tensors, after.tensors, "{file}");
+        assert_eq!(read.network, before.network, "{file}");
         let (old, new) = (contents(&golden(file)), contents(&out));
         for (entry, content) in &old {
             let differing = content.iter().zip(&new[entry]).filter(|(a, b)| a != b).count();
@@ -941,8 +946,9 @@ fn a_file_is_trained_and_written_in_its_own_form() {
             thawline(&["step", "--weights", &weights, "--inputs", &inputs, "--policy", policy, "--out", &at(out)])
         };
         step(file).unwrap();
-        let (before, after) = (load(file), StateDict::load(at(file)).unwrap());
-        assert_eq!(before.keras, after.keras);
+        let (before, after) = (open(file), formats::open(Path::new(&at(file)), None).unwrap());
+        assert_eq!(before.network, after.network);
+        let (before, after) = (before.tensors, after.tensors);
         let changed: Vec<&str> = after
             .tensors
             .iter()

@@ -26,20 +26,23 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("gpu", &["graph", "kernels", "plan", "tensor"]),
     ("check", &["act", "gpu", "kernels", "rng", "tensor"]),
     ("weights", &["files", "graph", "preprocessing", "rng", "tensor", "text"]),
-    ("hub", &["files", "text", "weights"]),
     // Not the compiler: what is exported is the network, never a plan.
     ("export", &["graph", "tensor", "weights"]),
-    ("onnx", &["export", "graph", "models", "preprocessing", "tensor", "text", "weights"]),
+    // What files are, from tensors to networks; nothing below it knows a format.
+    ("formats", &["export", "files", "graph", "models", "preprocessing", "tensor", "text", "weights"]),
+    ("hub", &["files", "formats", "text", "weights"]),
     // Between files and networks: neither of the two knows the other.
     ("identify", &["graph", "models", "text", "weights"]),
     ("data", &["files", "preprocessing", "rng", "tensor", "text"]),
-    // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph.
+    // Not the policy: a session takes a graph that has its settings. Not the models: it takes any graph. Of the formats it has the
+    // methods of `StateDict`, for checkpoints.
     (
         "train",
         &[
             "compile",
             "data",
             "files",
+            "formats",
             "gpu",
             "graph",
             "kernels",
@@ -58,10 +61,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "data",
             "export",
+            "formats",
             "graph",
             "identify",
             "models",
-            "onnx",
             "plan",
             "preprocessing",
             "tensor",
@@ -86,6 +89,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "study",
         &[
             "data",
+            "formats",
             "gpu",
             "graph",
             "identify",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tempfile::TempDir;
 use thawline::compile;
+use thawline::formats::FormatError;
 use thawline::graph::Graph;
 use thawline::kernels::conv2d::Variant;
 use thawline::model::{self, Model, OpenError, Options, Size};
@@ -121,7 +122,7 @@ fn a_keras_file_comes_back_as_one() {
     let model = Model::open(&saved(&folder, 10)).unwrap();
     let network = model.network(1, SIZE).unwrap();
     let error = model.save(&network, &initialise(&network, 0), &folder.path().join("new.keras")).unwrap_err();
-    assert!(matches!(error, OpenError::NoTemplate { form: ".keras", .. }), "{error}");
+    assert!(matches!(error, OpenError::Format(FormatError::NoTemplate { form: ".keras", .. })), "{error}");
     assert!(!folder.path().join("new.keras").exists());
 }
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use thawline::data::sample::{SampleOptions, SampleSet, write_sample_data};
 use thawline::data::{Augment, Image, Resizer, Transform};
-use thawline::models::keras::{KerasConfig, Prepared, import};
+use thawline::formats::keras::{KerasConfig, Prepared, import};
 use thawline::models::{self, MODELS, torchvision};
 use thawline::preprocessing::{Interpolation, Preprocessing, Resize};
 use thawline::rng::Rng;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use thawline::compile::{Optimizer, Options};
 use thawline::data::decode::MAX_SIDE;
 use thawline::data::{Augment, DecodeOptions, Exif, ImageFolder, Sample, Transform};
+use thawline::formats::{self, FORMATS, Format, ModelFile, Save};
 use thawline::gpu::{Backend, Device, DeviceOptions};
 use thawline::graph::{AdamW, Graph, LayerKind, Sgd};
 use thawline::kernels::conv2d::Variant;
@@ -18,6 +19,7 @@ use thawline::models::Spec;
 use thawline::plan::Input;
 use thawline::policy::{self, Policy, PolicyError, RECIPES, Resolved};
 use thawline::preprocessing::Parts;
+use thawline::text::alternatives;
 use thawline::weights::{Head, StateDict};
 
 /// For counts of which there must be at least one.
@@ -368,21 +370,21 @@ impl ModelArgs {
 
     /// As [`read`](Self::read), for images that are prepared as `asked`, and are of `size`; otherwise as the file says.
     pub fn read_for(&self, asked: Parts, size: Option<Size>) -> Result<Model> {
-        self.of(self.state()?, Head::Required, asked, size)
+        self.of(self.file()?, Head::Required, asked, size)
     }
 
     /// As [`read_for`](Self::read_for), of a file whose head may be missing, or have several layers: it starts anew then.
     pub fn read_for_training(&self, asked: Parts, size: Option<Size>) -> Result<Model> {
-        self.of(self.state()?, Head::Optional, asked, size)
+        self.of(self.file()?, Head::Optional, asked, size)
     }
 
-    fn state(&self) -> Result<Option<StateDict>> {
-        self.weights.as_ref().map(|name| source::load(name, &self.source)).transpose()
+    fn file(&self) -> Result<Option<ModelFile>> {
+        self.weights.as_ref().map(|name| source::open(name, &self.source)).transpose()
     }
 
     /// As [`read_for`](Self::read_for), with the weights file's content, which may lack a head if `head` says so. Prints what
     /// the user should know of the file.
-    pub fn of(&self, state: Option<StateDict>, head: Head, asked: Parts, size: Option<Size>) -> Result<Model> {
+    pub fn of(&self, file: Option<ModelFile>, head: Head, asked: Parts, size: Option<Size>) -> Result<Model> {
         let options = model::Options {
             spec: self.model.as_deref().map(spec).transpose()?,
             classes: self.classes,
@@ -391,7 +393,7 @@ impl ModelArgs {
             head,
             seed: self.seed,
         };
-        let Some(state) = state else {
+        let Some(file) = file else {
             if let Some(set) = &self.source.weights_set {
                 bail!("--weights-set {set}: there is no weights file to choose from");
             }
@@ -400,8 +402,8 @@ impl ModelArgs {
             }
             return Ok(Model::anew(options)?);
         };
-        let origin = state.origin.clone();
-        let model = Model::of(state, options)?;
+        let origin = file.tensors.origin.clone();
+        let model = Model::of(file, options)?;
         print_notes(origin.as_deref(), &model.notes);
         Ok(model)
     }
@@ -455,10 +457,24 @@ pub fn check_output(path: &Path, ForceArgs { force }: ForceArgs) -> Result<()> {
     Ok(())
 }
 
-/// Writes weights that come from the file `source`: into a copy of that file where `out` is named as Keras's files are,
-/// else as safetensors.
+/// Refuses a name for a file that is to be written which is no format's, or one's whose files are not written in a way that is
+/// `taken`.
+pub fn check_format(out: &Path, taken: impl Fn(&Save) -> bool) -> Result<Format> {
+    let format = Format::of_name(out);
+    if let Some(Save::Never(instead)) = format.map(|format| &format.facts().save) {
+        bail!("--out {}: {instead}", out.display());
+    }
+    let written = |save: &Save| !matches!(save, Save::Never(_)) && taken(save);
+    if let Some(format) = format.filter(|format| written(&format.facts().save)) {
+        return Ok(format);
+    }
+    let endings = FORMATS.iter().filter(|facts| written(&facts.save)).map(|facts| facts.format.ending());
+    bail!("--out {}: the name must end in {}", out.display(), alternatives(endings))
+}
+
+/// Writes weights that come from the file `source`: see [`formats::save`].
 pub fn save_weights(state: &StateDict, source: Option<&Path>, out: &Path) -> Result<()> {
-    for note in model::save(state, source, out)? {
+    for note in formats::save(state, source, out)? {
         output::note(format_args!("note: {}: {note}", out.display()));
     }
     Ok(())

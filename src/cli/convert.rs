@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use thawline::convert::{Converted, Remark, Variant, convert};
+use thawline::formats::{Format, Save};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
-use thawline::model::{self, Model};
+use thawline::model::Model;
 use thawline::models::{GRAPH, Spec};
 use thawline::plan::Input;
 use thawline::preprocessing::{PREPROCESSING, Preprocessing};
@@ -59,38 +60,17 @@ pub struct Args {
 /// Images that are compared.
 const IMAGES: usize = 2;
 
-/// What the output is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Safetensors,
-    Keras,
-}
-
-impl Format {
-    fn of(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => Ok(Self::Safetensors),
-            _ if model::keras_form(path).is_some() => Ok(Self::Keras),
-            Some("pth" | "pt") => bail!(
-                "--out {}: PyTorch's own files are read, not written; write .safetensors, which \
-                 safetensors.torch.load_file reads",
-                path.display()
-            ),
-            _ => bail!("--out {}: the name must end in .safetensors, .keras or .h5", path.display()),
-        }
-    }
-}
-
 pub fn run(args: Args) -> Result<()> {
     let (file, out) = (args.file.display(), args.out.display());
-    let format = Format::of(&args.out)?;
+    let format = args::check_format(&args.out, is_taken)?;
     args::check_distinct(("--out", &args.out), ("the file to convert", &args.file))?;
-    let template = match format {
-        Format::Safetensors if args.to.as_deref().is_some_and(|to| Format::of(Path::new(to)).is_ok()) => {
+    let is_file = |to: &str| Format::of_name(Path::new(to)).is_some_and(|format| is_taken(&format.facts().save));
+    let template = match format.is_copied() {
+        false if args.to.as_deref().is_some_and(is_file) => {
             bail!("--out {out}: --to names a file, of which only one with the same ending can be written")
         }
-        Format::Safetensors => None,
-        Format::Keras => Some(template(&args)?),
+        false => None,
+        true => Some(template(&args)?),
     };
     args::check_output(&args.out, args.force)?;
 
@@ -119,7 +99,6 @@ pub fn run(args: Args) -> Result<()> {
     to.folded = from.folded;
     let size = from.size(args.size.size);
     let [before, after] = [from.network(IMAGES, size)?, to.network(IMAGES, size)?];
-    let from_keras = from.state.as_ref().is_some_and(|state| state.keras.is_some());
     let metadata = from.state.as_ref().map(|state| state.metadata.clone()).unwrap_or_default();
     let tensors = from.tensors(&before)?;
     let converted =
@@ -148,13 +127,19 @@ pub fn run(args: Args) -> Result<()> {
     let origin = to.origin()?.filter(|_| template.is_some());
     args::save_weights(&state, origin.as_deref(), &args.out)?;
     drop(progress);
-    let is_keras = [from_keras, template.is_some()];
+    let written = if template.is_some() { to.format } else { None };
+    let as_keras = [from.format, written].map(|format| format.is_some_and(|format| format.facts().as_keras));
     let [from_name, to_name] = [&from, &to].map(|model| model.spec.name.to_string());
-    let found = Found { from: from_name, to: to_name, classes: from.classes, converted, difference, is_keras };
+    let found = Found { from: from_name, to: to_name, classes: from.classes, converted, difference, as_keras };
     report(&args, &found)
 }
 
-/// The Keras file that the output is a copy of, or its name in a hub.
+/// Whether files that are written so can be converted to.
+fn is_taken(save: &Save) -> bool {
+    matches!(save, Save::Tensors(_) | Save::Copy(_))
+}
+
+/// The file that the output is a copy of, or its name in a hub.
 fn template(args: &Args) -> Result<PathBuf> {
     let template = args.to.as_ref().map_or_else(|| args.file.clone(), PathBuf::from);
     if !source::is_reference(&template) {
@@ -165,9 +150,9 @@ fn template(args: &Args) -> Result<PathBuf> {
 }
 
 fn check_template(template: Option<&Path>, out: &Path) -> Result<()> {
-    if template.and_then(model::keras_form) != model::keras_form(out) {
+    if template.and_then(Format::of_name) != Format::of_name(out) {
         bail!(
-            "--out {}: such a file is written as a copy of one that Keras wrote; name one with the same ending as --to",
+            "--out {}: such a file is written as a copy of another; name one with the same ending as --to",
             out.display()
         );
     }
@@ -195,7 +180,7 @@ fn logits(device: &Device, network: &Graph, tensors: &[HostTensor], bgr: bool) -
 
 /// Says what became of names and layouts, and of what the variants differ in.
 fn report(args: &Args, found: &Found) -> Result<()> {
-    let Found { from, to, classes, converted, difference, is_keras } = found;
+    let Found { from, to, classes, converted, difference, as_keras } = found;
     let layers = &converted.layers;
     let mut done = Vec::new();
     let mut left = Vec::new();
@@ -203,8 +188,8 @@ fn report(args: &Args, found: &Found) -> Result<()> {
         let renamed = layers.iter().filter(|(old, new)| old != new).count();
         done.push(format!("names: {old} is {new} now, and so on for {renamed} of {} layers", layers.len()));
     }
-    if is_keras[0] != is_keras[1] {
-        let [old, new] = is_keras.map(|is_keras| if is_keras { "HWIO" } else { "OIHW" });
+    if as_keras[0] != as_keras[1] {
+        let [old, new] = as_keras.map(|as_keras| if as_keras { "HWIO" } else { "OIHW" });
         done.push(format!("the layout of weights: {new}, and was {old}"));
         left.push("how often running statistics were updated, which Keras does not count".to_owned());
     }
@@ -246,6 +231,6 @@ struct Found {
     classes: usize,
     converted: Converted,
     difference: f32,
-    /// Whether the file that was read is Keras's, and the one that was written.
-    is_keras: [bool; 2],
+    /// Whether the file that was read keeps layouts as Keras does, and the one that was written.
+    as_keras: [bool; 2],
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thawline::data::DataError;
+use thawline::formats::class_file;
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::identify::identify;
@@ -25,7 +26,6 @@ use thawline::train::{
     BEST_FILE, EpochMetrics, Event, LAST_FILE, LrRange, Outcome, RECALIBRATED_FILE, Run, Settings, StepMetrics, Then,
     Totals, TrainError, best, check_apart,
 };
-use thawline::weights::keras::class_file;
 
 /// Fine-tune a network on a folder of images
 ///
@@ -190,7 +190,7 @@ fn begin(args: &Args, mut tuning: Tuning, folder: &Path) -> Result<Run> {
     let training = &args.training;
     let device = training.device.open()?;
     if let Some(file) = study::own_file(&tuning.settings, &folder.join(LAST_FILE)) {
-        training.preprocess.warn_of_keras(&file);
+        training.preprocess.warn_of_copy(&file);
     }
     match &training.lr {
         Some(LrChoice::Rates(rates)) if rates.len() > 1 => {

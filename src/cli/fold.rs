@@ -5,11 +5,12 @@ use super::source::SourceArgs;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use thawline::export::{FOLDED, Folded, Folding, Kept};
+use thawline::formats::Save;
+use thawline::formats::onnx::About;
 use thawline::gpu::{Device, Parameters};
 use thawline::graph::{Graph, Stats};
-use thawline::onnx::{self, About};
 use thawline::plan::Input;
 use thawline::rng::Rng;
 use thawline::tensor::HostTensor;
@@ -58,22 +59,6 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Safetensors,
-    Onnx,
-}
-
-impl Format {
-    fn of(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => Ok(Self::Safetensors),
-            Some("onnx") => Ok(Self::Onnx),
-            _ => bail!("--out {}: the name must end in .safetensors or .onnx", path.display()),
-        }
-    }
-}
-
 /// How far folding may move the logits, as a share of the largest of them. Rounding moves them by about 1e-6; a thousand
 /// times that is a broken file.
 pub(super) const TOLERANCE: f32 = 1e-3;
@@ -83,11 +68,13 @@ const IMAGES: usize = 4;
 
 pub fn run(args: Args) -> Result<()> {
     let (file, out) = (args.weights.display(), args.out.display());
-    let format = Format::of(&args.out)?;
-    if format == Format::Safetensors && args.no_fold {
+    // A copy has the layers of its original.
+    let save = &args::check_format(&args.out, |save| !matches!(save, Save::Copy(_)))?.facts().save;
+    let as_tensors = matches!(save, Save::Tensors(_));
+    if as_tensors && args.no_fold {
         bail!("--no-fold is for ONNX: as safetensors, {file} is the unfolded network already");
     }
-    if format == Format::Safetensors && args.batch.is_some() {
+    if as_tensors && args.batch.is_some() {
         bail!("--batch is for ONNX: a safetensors file has no batch");
     }
     args::check_distinct(("--out", &args.out), ("--weights", &args.weights))?;
@@ -101,7 +88,7 @@ pub fn run(args: Args) -> Result<()> {
         seed: 0,
     };
     let mut model = model.read()?;
-    if model.folded && (args.no_fold || format == Format::Safetensors) {
+    if model.folded && (args.no_fold || as_tensors) {
         bail!("{file} is folded already");
     }
     let size = model.size(args.size.size);
@@ -116,23 +103,24 @@ pub fn run(args: Args) -> Result<()> {
         false => folded(&args.device.open()?, network, &tensors).with_context(|| file.to_string())?,
     };
 
-    match format {
-        Format::Safetensors => {
+    match save {
+        Save::Tensors(save) => {
             let mut state = weights::to_state(&result.network, &result.tensors);
             metadata
                 .extend([("model", &*model.spec.name), (FOLDED, "true")].map(|(k, v)| (k.to_owned(), v.to_owned())));
             state.metadata = metadata;
-            state.save(&args.out)?;
+            save(&state, &args.out)?;
         }
-        Format::Onnx => {
+        Save::Network(save) => {
             let about = About {
                 model: &model.spec.name,
                 preprocessing: model.spec.preprocessing.value,
                 classes: model.class_names.as_deref(),
                 batch: args.batch,
             };
-            onnx::save(&args.out, &result.network, &result.tensors, &about)?;
+            save(&args.out, &result.network, &result.tensors, &about)?;
         }
+        Save::Copy(_) | Save::Never(_) => unreachable!("refused before anything was read"),
     }
     drop(progress);
     let bytes = fs::metadata(&args.out).with_context(|| format!("cannot read {out}"))?.len();

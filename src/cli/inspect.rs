@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use thawline::formats::CLASSES;
 use thawline::graph::{Graph, LayerId, Model};
 use thawline::identify;
-use thawline::model;
 use thawline::models::GRAPH;
 use thawline::preprocessing::{PREPROCESSING, Traced};
 use thawline::text::printable;
@@ -73,13 +73,14 @@ struct LayerRow {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let state = args.file.as_ref().map(|name| source::load(name, &args.source)).transpose()?;
-    let file = state.as_ref().map(FileFacts::of);
+    let opened = args.file.as_ref().map(|name| source::open(name, &args.source)).transpose()?;
+    let file = opened.as_ref().map(|opened| FileFacts::of(&opened.tensors));
     // A file of an unknown network is still worth showing.
-    if let (Some(state), Some(file), None) = (&state, &file, &args.model)
-        && !identify::is_known(state)
-        && !model::describes(state)
+    if let (Some(opened), Some(file), None) = (&opened, &file, &args.model)
+        && !identify::is_known(&opened.tensors)
+        && !opened.describes()
     {
+        let state = &opened.tensors;
         if args.graph {
             bail!("{}: no network that is known has these weights", file.path);
         }
@@ -88,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let model =
         ModelArgs { model: args.model, weights: args.file, source: args.source, classes: args.classes, seed: 0 };
-    let model = model.of(state, Head::Optional, args.preprocess.parts(), args.size)?;
+    let model = model.of(opened, Head::Optional, args.preprocess.parts(), args.size)?;
     let size = model.size(args.size);
     let graph = model.network(1, size)?;
     if args.graph {
@@ -246,7 +247,7 @@ impl FileFacts {
                 GRAPH => output::line("  graph: the network's own; --graph prints it")?,
                 // In words below.
                 PREPROCESSING => {}
-                "classes" => match serde_json::from_str::<Vec<String>>(value).as_deref() {
+                CLASSES => match serde_json::from_str::<Vec<String>>(value).as_deref() {
                     Ok([first, rest @ ..]) => {
                         let names = [&[format!("  classes: {first}")], rest].concat();
                         output::joined(&names, ", ")?;

@@ -2,7 +2,7 @@
 
 use super::output;
 use std::path::Path;
-use thawline::model;
+use thawline::formats::Format;
 use thawline::preprocessing::{Interpolation, Parts, Resize};
 
 /// `--resize`, `--crop`, `--interpolation`, `--mean`, `--std`.
@@ -39,11 +39,11 @@ impl PreprocessArgs {
         Parts { resize, crop, interpolation, mean, std, bgr: None }
     }
 
-    /// Warns where a Keras file is to be written, in which what was asked for has no place.
-    pub fn warn_of_keras(&self, out: &Path) {
+    /// Warns where a copy of a file is to be written, in which what was asked for has no place.
+    pub fn warn_of_copy(&self, out: &Path) {
         let given: Vec<String> =
             self.given().into_iter().filter_map(|(name, value)| Some(format!("--{name} {}", value?))).collect();
-        if !given.is_empty() && model::keras_form(out).is_some() {
+        if !given.is_empty() && Format::of_name(out).is_some_and(Format::is_copied) {
             output::warning(format_args!(
                 "{} has no place for {}: give that to whatever reads the file, too",
                 out.display(),

@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
 use thawline::data::Loader;
+use thawline::formats::{self, Save};
 use thawline::graph::{LayerKind, Variance};
-use thawline::model;
 use thawline::policy;
 use thawline::tensor::HostTensor;
 use thawline::train::{self, Method, Recalibration, Totals, TrainError, drifts};
@@ -90,18 +90,15 @@ struct State {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    if args.out.extension().is_none_or(|extension| extension != "safetensors") && model::keras_form(&args.out).is_none()
-    {
-        bail!("--out {}: the name must end in .safetensors, or as that of a Keras file", args.out.display());
-    }
+    args::check_format(&args.out, |save| !matches!(save, Save::Network(_)))?;
     args::check_distinct(("--out", &args.out), ("--weights", &args.subject.weights))?;
     train::check_apart(&args.subject.data.data, &args.out)?;
     args::check_output(&args.out, args.force)?;
     events::begin(args.json, "recalibrate")?;
     let progress = Progress::new("reading weights and images");
     let mut subject = args.subject.open()?;
-    model::check(&subject.file, subject.file.origin.as_deref(), &args.out)?;
-    args.subject.preprocess.warn_of_keras(&args.out);
+    formats::check(&subject.file, subject.file.origin.as_deref(), &args.out)?;
+    args.subject.preprocess.warn_of_copy(&args.out);
     if !args::has_batch_norms(&subject.network) {
         bail!(
             "{}: the network has no batch norms; if its weights were folded, give the file that they were folded from",

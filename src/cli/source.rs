@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
-use thawline::model;
+use thawline::formats::{self, Format, ModelFile};
 use thawline::models;
 use thawline::weights::StateDict;
 
@@ -18,15 +18,20 @@ pub struct SourceArgs {
     pub weights_set: Option<String>,
 }
 
-/// Reads weights by the name of their file, or by hf:owner/name[@revision][:file]. A file may have a name that begins like
-/// this; `./hf:…` is always a file.
+/// The tensors of the file that [`open`] opens.
 pub fn load(name: &Path, source: &SourceArgs) -> Result<StateDict> {
+    Ok(open(name, source)?.tensors)
+}
+
+/// Opens weights by the name of their file, or by hf:owner/name[@revision][:file]. A file may have a name that begins like
+/// this; `./hf:…` is always a file.
+pub fn open(name: &Path, source: &SourceArgs) -> Result<ModelFile> {
     let set = source.weights_set.as_deref();
     match reference(name) {
-        Some(reference) => Ok(model::read(&fetched(reference, source.offline)?, set)?),
+        Some(reference) => Ok(formats::open(&fetched(reference, source.offline)?, set)?),
         None => match hint(name) {
             Some(hint) => bail!("cannot read {}: there is no such file; {hint}", name.display()),
-            None => Ok(model::read(name, set)?),
+            None => Ok(formats::open(name, set)?),
         },
     }
 }
@@ -43,10 +48,7 @@ fn hint(name: &Path) -> Option<String> {
     let is_plain =
         |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
     let (owner, rest) = text.split_once('/')?;
-    let is_file = model::keras_form(name).is_some()
-        || name
-            .extension()
-            .is_some_and(|ending| ["safetensors", "pth", "pt", "onnx"].iter().any(|known| ending == *known));
+    let is_file = Format::of_name(name).is_some();
     let is_name =
         is_plain(owner) && is_plain(rest) && !owner.starts_with('.') && !Path::new(owner).is_dir() && !is_file;
     is_name.then(|| format!("weights of a Hugging Face hub have hf: before their name: hf:{text}"))

@@ -5,8 +5,8 @@ use super::{events, output};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::PathBuf;
+use thawline::formats;
 use thawline::graph::Role;
-use thawline::model;
 use thawline::plan::Input;
 use thawline::preprocessing::Parts;
 use thawline::train::{self, Images, Session};
@@ -73,7 +73,7 @@ pub fn run(args: Args) -> Result<()> {
     resolved.check_training(options.accumulate)?;
     let (metadata, origin) = (model.metadata(Size { height, width })?, model.origin()?);
     let tensors = model.tensors(&resolved.graph)?;
-    model::check(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;
+    formats::check(&weights::to_state(&resolved.graph, &tensors), origin.as_deref(), &args.out)?;
 
     let progress = Progress::new("opening the device");
     let device = args.device.open()?;

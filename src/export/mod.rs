@@ -2,7 +2,7 @@
 //!
 //! [`Folding`] is the post-training freeze. The network that comes out is an ordinary one, of convolutions with a bias
 //! and fewer layers, which an [`Evaluator`](crate::train::Evaluator) runs and [`to_state`](crate::weights::to_state)
-//! writes; [`onnx`](crate::onnx) writes it for other programs.
+//! writes; [`onnx`](crate::formats::onnx) writes it for other programs.
 //!
 //! It starts from a network as [`models`](crate::models) and [`Builder`](crate::graph::Builder) give it, and never from
 //! a plan: what training does with a batch norm has no say in what is exported.

@@ -3,12 +3,12 @@
 
 use super::*;
 use crate::compile;
+use crate::formats::onnx::proto::tensor_shape_proto::dimension;
+use crate::formats::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
+use crate::formats::onnx::{self, About, proto};
 use crate::gpu::{Device, DeviceOptions};
 use crate::graph::{Act, Affine, Averaging, Builder, LayerKind, Role, Variance, Window};
 use crate::models;
-use crate::onnx::proto::tensor_shape_proto::dimension;
-use crate::onnx::proto::{ModelProto, NodeProto, ValueInfoProto};
-use crate::onnx::{self, About, proto};
 use crate::plan::Input;
 use crate::preprocessing::Preprocessing;
 use crate::rng::Rng;

@@ -15,6 +15,7 @@ mod reference;
 mod tests;
 
 use crate::files::read_text;
+use crate::formats::Format;
 use cache::{MAX_TEXT, Repository, make_parent, unusable};
 pub use error::HubError;
 use http::{Client, Deadline, Facts, Failure, Pace, in_words, what};
@@ -31,9 +32,6 @@ use ureq::BodyReader;
 
 /// What weights are called when a library of the hub writes them, in order of preference.
 const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
-
-/// Endings of other files that weights may be in.
-const ENDINGS: [&str; 5] = [".safetensors", ".keras", ".h5", ".pth", ".pt"];
 
 /// What describes the weights.
 const CONFIG: &str = "config.json";
@@ -142,10 +140,11 @@ impl Hub {
 
     /// The file that `reference` stands for, downloaded unless the cache has it.
     ///
-    /// Where the reference names no file, it is `model.safetensors`, else `pytorch_model.bin`, else the only file whose
-    /// name ends in .safetensors, .keras, .h5, .pth or .pt. When the hub cannot be reached, the commit that the cache
-    /// knows is used, with a warning. A download that was broken off goes on where it ended. The content is verified
-    /// where the hub names it by its SHA-256, as it does large files, or its Git hash, as it does small ones.
+    /// Where the reference names no file, it is `model.safetensors`, else `pytorch_model.bin`, else the only file that is
+    /// by its name in a format whose files are weights by themselves, such as .keras or .pth. When the hub cannot be
+    /// reached, the commit that the cache knows is used, with a warning. A download that was broken off goes on where it
+    /// ended. The content is verified where the hub names it by its SHA-256, as it does large files, or its Git hash, as it
+    /// does small ones.
     ///
     /// A config.json too large to be one is left out, with a warning.
     ///
@@ -423,7 +422,8 @@ fn choose(reference: &Reference, files: &[String]) -> Result<String, HubError> {
     if let Some(file) = WEIGHTS.into_iter().find(|file| has(file)) {
         return Ok(file.into());
     }
-    let mut candidates = files.iter().filter(|file| ENDINGS.iter().any(|ending| file.ends_with(ending)));
+    let mut candidates =
+        files.iter().filter(|file| Format::of_name(Path::new(file)).is_some_and(|format| format.facts().alone));
     match (candidates.next(), candidates.next()) {
         (Some(file), None) => Ok(file.clone()),
         (None, _) => Err(HubError::NoWeights { repository, files: named(&mut files.iter()) }),

@@ -3,7 +3,6 @@
 mod efficientnet;
 mod file;
 mod inverted;
-pub mod keras;
 mod look_alikes;
 mod mobilenet;
 mod resnet;
@@ -20,7 +19,6 @@ use crate::preprocessing::{
     IMAGENET_MEAN, IMAGENET_STD, Interpolation, PREPROCESSING, Parts, Preprocessing, Resize, Traced,
 };
 use crate::text::printable;
-use keras::Augmentation;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -417,6 +415,19 @@ impl Network {
     }
 }
 
+/// A layer of a Keras model that changes images at random in training.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Augmentation {
+    /// The layer's name, behind those of the models that it lies in.
+    pub layer: String,
+    /// Such as `RandomFlip`.
+    pub class: String,
+    /// Whether all that it does is to mirror every other image left to right.
+    pub mirrors: bool,
+    /// Whether it shows a part of the image, or the image in another place.
+    pub crops: bool,
+}
+
 /// What is known of the images that weights were trained on, beside the network.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Told<'a> {
@@ -424,8 +435,8 @@ pub struct Told<'a> {
     pub file_name: &'a str,
     /// What the config.json beside the file says.
     pub config: Parts,
-    /// Mean and variance of the one `Normalization` layer in a Keras file.
-    pub normalization: Option<&'a [Vec<f32>; 2]>,
+    /// Mean and deviation that the file has, as values from 0 to 1.
+    pub statistics: Option<[[f32; 3]; 2]>,
     /// The file's metadata under [`PREPROCESSING`].
     pub metadata: Option<&'a str>,
     /// What the caller asks for.
@@ -445,7 +456,7 @@ impl Spec {
                 found = set;
             }
             found = found.with(&told.config, "config.json");
-            if let Some([mean, std]) = told.normalization.and_then(|one| keras::image_statistics(self, one)) {
+            if let Some([mean, std]) = told.statistics {
                 found = found.with(&Parts { mean: Some(mean), std: Some(std), ..Parts::default() }, "the file");
             }
             if let Some(text) = told.metadata {

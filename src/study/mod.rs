@@ -26,6 +26,7 @@ mod options;
 pub use options::{ClassWeights, OptimizerKind, Options, ScheduleKind};
 
 use crate::data::{DataError, ImageFolder};
+use crate::formats::{self, Format, FormatError};
 use crate::gpu::{Device, GpuError};
 use crate::graph::{Graph, GraphError};
 use crate::identify::{IdentifyError, Known, identify};
@@ -120,7 +121,7 @@ pub enum StudyError {
         out.display(),
         weights.display()
     )]
-    OwnFormat { out: PathBuf, weights: PathBuf, source: Box<OpenError> },
+    OwnFormat { out: PathBuf, weights: PathBuf, source: Box<FormatError> },
 }
 
 macro_rules! via {
@@ -133,7 +134,7 @@ macro_rules! via {
     )*};
 }
 via!(Train: DataError, GpuError);
-via!(Open: ModelError, GraphError, WeightsError);
+via!(Open: ModelError, GraphError, WeightsError, FormatError);
 
 /// A folder of images, divided into those for training and those for validation.
 #[derive(Clone)]
@@ -538,7 +539,7 @@ pub fn write_own_format(
         .map(|file| {
             let out = with_form(&file, form);
             let saved =
-                || -> Result<Vec<String>, OpenError> { model::save(&StateDict::load(&file)?, Some(source), &out) };
+                || -> Result<Vec<String>, FormatError> { formats::save(&StateDict::load(&file)?, Some(source), &out) };
             match saved() {
                 Ok(notes) => {
                     notes.iter().for_each(|note| observer.note(Note::Note(format!("{}: {note}", out.display()))));
@@ -564,13 +565,14 @@ fn check_own_format(
 ) -> Result<(), StudyError> {
     let Some((source, form)) = own_format(settings) else { return Ok(()) };
     let file = with_form(&out.join(LAST_FILE), form);
-    Ok(model::check(&weights::to_state(network, tensors), Some(source), &file)?)
+    Ok(formats::check(&weights::to_state(network, tensors), Some(source), &file)?)
 }
 
 /// The file that a run's weights came from, if a copy of it has its network, too; and the ending of its format.
 fn own_format(settings: &Settings) -> Option<(&Path, &'static str)> {
     let source = settings.weights.as_deref()?;
-    Some((source, model::keras_form(source)?))
+    let format = Format::of_name(source).filter(|format| format.is_copied())?;
+    Some((source, format.ending()))
 }
 
 fn with_form(file: &Path, form: &str) -> PathBuf {

@@ -3,8 +3,8 @@
 use super::{Images, Note, Observer, StudyError};
 use crate::data::{Augment, DecodeOptions, Exif, Sampler, Transform};
 use crate::model::Size;
+use crate::models::Augmentation;
 use crate::models::Spec;
-use crate::models::keras::Augmentation;
 use crate::preprocessing::Parts;
 use crate::text::quantity;
 use crate::train::{

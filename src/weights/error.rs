@@ -26,6 +26,8 @@ pub enum WeightsError {
         if found.is_empty() { "it holds one set, without a name".to_owned() } else { format!("there are: {}", found.join(", ")) }
     )]
     NoSet { path: PathBuf, set: String, found: Vec<String> },
+    #[error("--weights-set: {path} is of {format}, which holds one set of weights; leave it out", path = path.display())]
+    OneSet { path: PathBuf, format: &'static str },
     #[error(
         "{path} is quantised ({how}), and such weights cannot be trained or turned back exactly: give the file of floats that it \
          was made from",
