@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
-"""Writes assets/graphs.zip: networks of torchvision and timm as graph files, traced from the frameworks themselves.
+"""Writes assets/graphs.zip: networks of torchvision, timm and Keras as graph files, traced from the frameworks themselves.
 
-    python scripts/graphs/generate.py                # all of LISTS, needs torchvision and timm
+    python scripts/graphs/generate.py                # those of torchvision and timm, which it needs; Keras's stay as they are
+    python scripts/graphs/generate.py --keras THAWLINE    # those of Keras, which it needs with torch; the others stay as they are
     python scripts/graphs/generate.py --try NAME…    # says of each network (timm/NAME or torchvision/NAME) what stands in its way
 
 A network is traced by torch.fx, module by module, so that every layer has the name that its tensors have in a state dict. It is traced
 in `eval()`, at its own size and without values. What a graph file cannot say is refused, never approximated. Beside the graph stand the
-size and the preprocessing of the framework's default weights.
+size and the preprocessing of the framework's default weights. Keras tells its networks itself, in `.keras` files: THAWLINE is the
+program, whose reader of these makes the graph files.
 """
 
+import functools
 import inspect
 import json
 import math
 import operator
+import os
+import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +80,17 @@ hgnet_tiny hgnet_small hgnet_base hgnetv2_b4 hgnetv2_b5 hgnetv2_b6 starnet_s1 st
 convnext_atto convnext_femto convnext_pico convnext_nano convnext_atto_ols convnext_femto_ols convnext_pico_ols convnext_nano_ols
 convnext_tiny convnext_tiny_hnf convnext_small convnext_base convnext_large convnext_large_mlp
 """.split()
+
+# Of keras.applications, by the names that they have here. Those that are not there have tables in src/models.
+KERAS = {
+    "mobilenet": "MobileNet", "mobilenet_v3_small": "MobileNetV3Small", "vgg16": "VGG16", "vgg19": "VGG19",
+    "resnet50_v2": "ResNet50V2", "resnet101_v2": "ResNet101V2", "resnet152_v2": "ResNet152V2", "inception_v3": "InceptionV3",
+    "inception_resnet_v2": "InceptionResNetV2", "xception": "Xception", "densenet121": "DenseNet121", "densenet169": "DenseNet169",
+    "densenet201": "DenseNet201", "efficientnet_v2_b0": "EfficientNetV2B0", "efficientnet_v2_b1": "EfficientNetV2B1",
+    "efficientnet_v2_b2": "EfficientNetV2B2", "efficientnet_v2_b3": "EfficientNetV2B3", "efficientnet_v2_m": "EfficientNetV2M",
+    "efficientnet_v2_l": "EfficientNetV2L", "convnext_tiny": "ConvNeXtTiny", "convnext_small": "ConvNeXtSmall",
+    "convnext_base": "ConvNeXtBase", "convnext_large": "ConvNeXtLarge",
+}  # fmt: skip
 
 # Modules and functions that are activations, but for those with parameters.
 ACTIVATIONS = {
@@ -819,8 +836,20 @@ def of_timm(name):
     return graph(ours, network, preprocessing)
 
 
-PARTS = ["resize", "crop", "interpolation", "mean", "std"]
+PARTS = ["resize", "crop", "interpolation", "mean", "std", "bgr"]
 MAKERS = {"torchvision": of_torchvision, "timm": of_timm}
+
+
+def by_keras(program, name):
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    keras.backend.clear_session()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.keras"
+        getattr(keras.applications, KERAS[name])(weights=None).save(file)
+        told = subprocess.run([program, "--quiet", "inspect", "--graph", file], check=True, capture_output=True, text=True)
+    return json.loads(told.stdout) | {"name": f"keras_{name}"}
 
 
 def main(arguments):
@@ -835,19 +864,29 @@ def main(arguments):
         return
     out = ROOT / "assets" / "graphs.zip"
     unfinished = out.with_suffix(".new")
+    made_by = {"torchvision": (MAKERS["torchvision"], TORCHVISION), "timm": (MAKERS["timm"], TIMM)}
+    if arguments[:1] == ["--keras"]:
+        made_by = {"keras": (functools.partial(by_keras, Path(arguments[1]).resolve()), KERAS)}
     index = []
-    with zipfile.ZipFile(unfinished, "w") as archive:
+    with zipfile.ZipFile(unfinished, "w") as archive, zipfile.ZipFile(out) as old:
 
         def write(name, value):
             # A fixed date, so that the same networks give the same file.
             entry = zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0))
             archive.writestr(entry, json.dumps(value, separators=(",", ":")), zipfile.ZIP_DEFLATED, 9)
 
-        for library, names in (("torchvision", TORCHVISION), ("timm", TIMM)):
+        before = json.loads(old.read("index.json"))
+        for library in ("torchvision", "timm", "keras"):
+            if library not in made_by:
+                for entry in (entry for entry in before if entry["library"] == library):
+                    write(f"{entry['name']}.json", json.loads(old.read(f"{entry['name']}.json")))
+                    index.append(entry)
+                continue
+            make, names = made_by[library]
             for name in names:
-                made = MAKERS[library](name)
+                made = make(name)
                 write(f"{made['name']}.json", made)
-                preprocessing = {part: made[part] for part in PARTS}
+                preprocessing = {part: made[part] for part in PARTS if part in made}
                 index.append(dict(name=made["name"], library=library, size=made["size"][0], preprocessing=preprocessing))
         write("index.json", index)
     unfinished.replace(out)

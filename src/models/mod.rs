@@ -13,14 +13,14 @@ pub(crate) use file::{Assembly, IMAGES, MAX_LAYERS};
 pub use file::{Entry, GRAPH, GraphAbout, GraphFile, GraphFileError, LayerOp, Padding};
 pub use look_alikes::{LookAlike, look_alikes, of_timm};
 
-use crate::graph::{Averaging, Builder, Graph, GraphError, Role};
+use crate::graph::{Averaging, Builder, Graph, GraphError, Param, Role};
 use crate::nearest::suggestion;
 use crate::preprocessing::{
     IMAGENET_MEAN, IMAGENET_STD, Interpolation, PREPROCESSING, Parts, Preprocessing, Resize, Traced,
 };
 use crate::text::printable;
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
@@ -523,7 +523,8 @@ const MAX_PREFIXES: usize = 16;
 pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Option<Recognised> {
     // Weights of convolutions and linear layers have two or more dimensions, nearly all other tensors fewer.
     let tensors: Vec<_> = tensors.into_iter().filter(|(name, _)| !is_auxiliary(name)).collect();
-    let has_statistics = tensors.iter().any(|(name, _)| name.ends_with(".running_mean"));
+    let statistics: Vec<&str> =
+        tensors.iter().map(|(name, _)| *name).filter(|name| name.ends_with(".running_mean")).collect();
     let file: HashMap<&str, &[usize]> = tensors.into_iter().filter(|(_, shape)| shape.len() >= 2).collect();
     static NETWORKS: LazyLock<Vec<Candidate>> = LazyLock::new(|| MODELS.iter().filter_map(Candidate::of).collect());
     let networks = &*NETWORKS;
@@ -551,12 +552,15 @@ pub fn recognise<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>) 
         scored.iter().min_by_key(|&&(differences, .., prefix)| (differences, prefix))?;
     let best = || scored.iter().filter(|&&(differences, ..)| differences == fewest);
     let mut models: Vec<&str> = best().filter(|&&(.., prefix)| prefix == first).map(|&(_, name, ..)| name).collect();
-    // Group norms have the weights of batch norms, and no statistics.
-    let agrees =
-        |name: &str| networks.iter().any(|network| network.name == name && network.has_statistics == has_statistics);
-    if models.iter().any(|name| agrees(name)) {
-        models.retain(|name| agrees(name));
-    }
+    // Some have the same convolutions and differ in their batch norms, or have none.
+    let statistics: HashSet<&str> = statistics.into_iter().filter_map(|name| name.strip_prefix(first)).collect();
+    let differences = |name: &str| {
+        let of = networks.iter().find(|network| network.name == name).map(|network| &network.statistics)?;
+        let shared = of.iter().filter(|name| statistics.contains(name.as_str())).count();
+        Some(of.len() + statistics.len() - 2 * shared)
+    };
+    let fewest = models.iter().filter_map(|name| differences(name)).min();
+    models.retain(|name| differences(name) == fewest);
     let mut prefixes: Vec<String> = best().map(|&(.., prefix)| prefix.to_owned()).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
@@ -594,8 +598,8 @@ struct Weight {
 struct Candidate {
     name: &'static str,
     weights: Vec<Weight>,
-    /// Whether it has batch norms.
-    has_statistics: bool,
+    /// The names of its batch norms' means.
+    statistics: Vec<String>,
 }
 
 impl Candidate {
@@ -613,8 +617,9 @@ impl Candidate {
             let head = (graph.head() == Some(param.layer)).then(|| layer.clone());
             Some(Weight { name: format!("{layer}.weight"), shape, head })
         });
-        let has_statistics = graph.params().iter().any(|param| param.role == Role::Moments);
-        Some(Self { name: spec.name.as_ref(), weights: weights.collect(), has_statistics })
+        let moments = graph.params().iter().filter(|param| param.role == Role::Moments);
+        let mean = |param: &Param| format!("{}.running_mean", graph.layers()[param.layer.index()].name);
+        Some(Self { name: spec.name.as_ref(), weights: weights.collect(), statistics: moments.map(mean).collect() })
     }
 }
 

@@ -1,7 +1,7 @@
-//! Networks whose graph files are part of the library: traced from torchvision and timm by `scripts/graphs/generate.py`, which says
-//! more.
+//! Networks whose graph files are part of the library: of torchvision, timm and Keras, made by `scripts/graphs/generate.py`, which
+//! says more.
 
-use super::{BY_TIMM, GraphFile, Network, Spec, torchvision};
+use super::{BY_KERAS, BY_TIMM, GraphFile, Network, Spec, torchvision};
 use crate::graph::{Graph, GraphError};
 use crate::preprocessing::{Preprocessing, Traced};
 use std::borrow::Cow;
@@ -31,6 +31,7 @@ struct Entry {
 enum Library {
     Torchvision,
     Timm,
+    Keras,
 }
 
 /// All of them, in the order of the index.
@@ -43,6 +44,7 @@ pub(super) fn specs() -> impl Iterator<Item = Spec> {
         let origin = match library {
             Library::Torchvision => torchvision::DEFAULT,
             Library::Timm => BY_TIMM,
+            Library::Keras => BY_KERAS,
         };
         Spec {
             name: Cow::Owned(name.clone()),

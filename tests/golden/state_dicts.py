@@ -22,7 +22,10 @@ TIMM = [*(f"efficientnet_b{i}" for i in range(8)), *(f"tf_efficientnet_b{i}" for
         "mobilenetv2_100", "mobilenetv3_large_100", "tf_mobilenetv3_large_100", *shipped("timm")]
 KERAS = {**{f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}, "efficientnet_v2_s": "EfficientNetV2S",
          "mobilenet_v2": "MobileNetV2", "mobilenet_v3_large": "MobileNetV3Large",
-         **{f"resnet{n}": f"ResNet{n}" for n in (50, 101, 152)}}
+         **{f"resnet{n}": f"ResNet{n}" for n in (50, 101, 152)},
+         **{f"resnet{n}_v2": f"ResNet{n}V2" for n in (50, 101, 152)}, **{f"densenet{n}": f"DenseNet{n}" for n in (121, 169, 201)},
+         **{f"efficientnet_v2_{v}": f"EfficientNetV2{v.upper()}" for v in ("b0", "b1", "b2", "b3", "m", "l")},
+         "mobilenet": "MobileNet", "mobilenet_v3_small": "MobileNetV3Small", "vgg16": "VGG16", "vgg19": "VGG19"}
 LISTED = {"resnet18", "resnext50_32x4d", "efficientnet_b0", "efficientnet_v2_s", "tf_efficientnetv2_s",
           "mobilenet_v2", "mobilenet_v3_large", "mobilenetv2_100", "mobilenetv3_large_100", "resnet50"}
 
