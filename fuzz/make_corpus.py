@@ -910,6 +910,125 @@ def images():
     } | cut("jpg", jpegs["common-420"]) | cut("webp", others["lossy.webp"]) | cut("png", png()[:-16])
 
 
+# TensorFlow.js: https://github.com/tensorflow/tfjs/blob/master/tfjs-core/src/io/types.ts
+
+
+def layers_model(change=lambda model: None, data=None):
+    """`model.json`, a zero byte, and what lies beside it as `weights.bin`: see the target."""
+
+    def weight(name, shape):
+        return {"name": name, "shape": shape, "dtype": "float32"}
+
+    def of(class_name, name, **config):
+        return {"class_name": class_name, "config": {"name": name, **config}}
+
+    layers = [
+        of("Conv2D", "conv", filters=2, kernel_size=[1, 1], batch_input_shape=[None, 4, 4, 3], use_bias=True),
+        of("BatchNormalization", "bn"),
+        of("GlobalAveragePooling2D", "pool"),
+        of("Dense", "dense", units=2, activation="softmax"),
+    ]
+    weights = [weight("conv/kernel", [1, 1, 3, 2]), weight("conv/bias", [2])]
+    weights += [weight(f"bn/{part}", [2]) for part in ["gamma", "beta", "moving_mean", "moving_variance"]]
+    weights += [weight("dense/kernel", [2, 2]), weight("dense/bias", [2])]
+    model = {
+        "format": "layers-model",
+        "modelTopology": {**of("Sequential", "m", layers=layers), "keras_version": "tfjs-layers 4.22.0"},
+        "weightsManifest": [{"paths": ["weights.bin"], "weights": weights}],
+    }
+    model = change(model) or model
+    text = model if isinstance(model, bytes) else json.dumps(model).encode()
+    return text + b"\0" + (bytes(88) if data is None else data)
+
+
+def tfjs_files():
+    def weights(change):
+        def of(model):
+            change(model["weightsManifest"][0]["weights"])
+
+        return of
+
+    def first(**more):
+        return layers_model(weights(lambda weights: weights[0].update(more)))
+
+    def group(**more):
+        return layers_model(lambda model: model["weightsManifest"][0].update(more))
+
+    def top(**more):
+        return layers_model(lambda model: model.update(more))
+
+    def quantised(data, **quantization):
+        return layers_model(weights(lambda weights: weights[0].update(quantization=quantization)), data)
+
+    def converted(model):
+        model["modelTopology"] = {"keras_version": "2.15.0", "model_config": model["modelTopology"]}
+
+    def nested(model):
+        for _ in range(60):
+            topology = model["modelTopology"]
+            inner = {"class_name": "Sequential", "config": {"name": "m", "layers": [topology]}}
+            model["modelTopology"] = inner
+
+    def doubled(weights):
+        weights.append(dict(weights[0]))
+
+    good = layers_model()
+    huge = 2**63 - 1
+    return {
+        "good-model": good,
+        "good-converted": layers_model(converted),
+        "good-uint8": quantised(bytes(70), dtype="uint8", scale=0.5, min=-1.0),
+        "good-uint16": quantised(bytes(76), dtype="uint16", scale=0.5, min=-1.0),
+        "good-float16": quantised(bytes(76), dtype="float16"),
+        "graph-model": top(format="graph-model"),
+        "graph-model-unnamed": top(modelTopology={"node": [], "library": {}}),
+        "no-topology": top(modelTopology=None),
+        "topology-list": top(modelTopology=[]),
+        "no-manifest": top(weightsManifest=None),
+        "manifest-empty": top(weightsManifest=[]),
+        "manifest-of-numbers": top(weightsManifest=[1, 2]),
+        "path-up": group(paths=["../weights.bin"]),
+        "path-up-later": group(paths=["a/../../weights.bin"]),
+        "path-absolute": group(paths=["/etc/passwd"]),
+        "path-drive": group(paths=["C:/weights.bin"]),
+        "path-backslash": group(paths=["..\\weights.bin"]),
+        "path-url": group(paths=["https://example.com/weights.bin"]),
+        "path-missing": group(paths=["group1-shard1of1.bin"]),
+        "path-empty": group(paths=[""]),
+        "path-folder": group(paths=["."]),
+        "path-number": group(paths=[7]),
+        "path-twice": group(paths=["weights.bin"] * 1000),
+        "path-itself": group(paths=["model.json"]),
+        "no-paths": group(paths=[]),
+        "data-short": layers_model(data=bytes(87)),
+        "data-long": layers_model(data=bytes(89)),
+        "data-empty": layers_model(data=b""),
+        "shape-huge": first(shape=[huge]),
+        "shape-overflows": first(shape=[2**32] * 4),
+        "shape-negative": first(shape=[-1]),
+        "shape-fraction": first(shape=[1.5]),
+        "shape-large": first(shape=[1, 1, 3, 2**40]),
+        "shape-other": first(shape=[6]),
+        "shape-long": first(shape=[1] * 1000 + [6]),
+        "shape-missing": first(shape=None),
+        "dtype-string": first(dtype="string"),
+        "dtype-missing": first(dtype=None),
+        "name-twice": layers_model(weights(doubled), bytes(112)),
+        "name-missing": first(name=None),
+        "name-unknown": first(name="nowhere/kernel"),
+        "name-bare": first(name="kernel"),
+        "name-long": first(name="conv/" * 2000 + "kernel"),
+        "quantised-unknown": quantised(bytes(70), dtype="uint4", scale=1.0, min=0.0),
+        "quantised-no-scale": quantised(bytes(70), dtype="uint8", min=0.0),
+        "quantised-text": quantised(bytes(70), dtype="uint8", scale="1", min=0.0),
+        "models-in-models": layers_model(nested),
+        "brackets": layers_model(lambda model: b'{"modelTopology":' + b"[" * 15000),
+        "not-json": layers_model(lambda model: b'{"modelTopology":'),
+        "two-values": layers_model(lambda model: json.dumps(model).encode() + b"{}"),
+        "no-separator": good.split(b"\0")[0],
+    } | cut("model", good)
+
+
 TARGETS = {
     "graph": graphs,
     "pickle": pickles,
@@ -919,6 +1038,7 @@ TARGETS = {
     "image": images,
     "keras": keras_archives,
     "onnx": onnx_files,
+    "tfjs": tfjs_files,
 }
 for name in sys.argv[1:] or TARGETS:
     write(name, TARGETS[name]())

@@ -23,6 +23,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("onnx", onnx),
     ("pickle", pickle),
     ("safetensors", weights),
+    ("tfjs", tfjs),
     ("zip", weights),
 ];
 
@@ -57,11 +58,27 @@ pub fn pickle(bytes: &[u8]) -> Result<(), String> {
 
 /// A Keras file, and the network that it describes, if it does.
 pub fn keras(bytes: &[u8]) -> Result<(), String> {
-    let Some(network) = loaded(bytes).map_err(|error| error.to_string())?.network else { return Ok(()) };
+    described(loaded(bytes).map_err(|error| error.to_string())?)
+}
+
+/// The network that a Keras configuration describes, if the file has one.
+fn described(file: ModelFile) -> Result<(), String> {
+    let Some(network) = file.network else { return Ok(()) };
     match network.import().map_err(|error| error.to_string())? {
         Some(imported) => built(imported.graph),
         None => Ok(()),
     }
+}
+
+/// A TensorFlow.js model, and its network: up to the first zero byte `model.json`, in which none can be, and then `weights.bin`
+/// beside it.
+pub fn tfjs(bytes: &[u8]) -> Result<(), String> {
+    let (json, weights) = bytes.split_at(bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len()));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.json");
+    fs::write(&path, json).expect("a temporary file");
+    fs::write(path.with_file_name("weights.bin"), weights.get(1..).unwrap_or_default()).expect("a temporary file");
+    described(formats::open(&path, None).map_err(|error| error.to_string())?)
 }
 
 /// A graph file, as far as its network.

@@ -1467,7 +1467,7 @@ fn bad_weights_are_named_and_nothing_is_overwritten() {
     };
     for (file, expected) in [
         ("truncated", "truncated"),
-        ("text", "its content is none of safetensors, PyTorch, Keras or ONNX"),
+        ("text", "its content is none of safetensors, PyTorch, Keras, TensorFlow.js or ONNX"),
         ("hostile", "hostile"),
         ("empty", "it is empty"),
         ("missing", "cannot read"),

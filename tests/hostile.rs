@@ -314,6 +314,11 @@ fn changed_safetensors_are_survived() {
 }
 
 #[test]
+fn changed_tensorflow_js_models_are_survived() {
+    survives_changes("tfjs");
+}
+
+#[test]
 fn changed_zips_are_survived() {
     survives_changes("zip");
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use thawline::formats::Format;
 use thawline::lab::{self, Lab, LabError, LabEvent, PAGE_FILE, WINNER_FILE};
 use thawline::policy::Policy;
 use thawline::report::{self, Arm, ArmRun, Comparison, LrSearch, Verdict, Winner, mean_and_deviation};
@@ -505,7 +506,8 @@ fn summarise(lab: &Lab) -> Result<()> {
     }
     // Last, since it can fail: the Keras file may be gone by now.
     for file in study::write_own_format(&lab.setup().settings, lab.folder(), &[WINNER_FILE], &Told::quiet())? {
-        output::line(format_args!("for Keras: {}", file.display()))?;
+        let whom = Format::of_name(&file).map_or("", |format| format.facts().name);
+        output::line(format_args!("for {whom}: {}", file.display()))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use thawline::formats::{Format, Save};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::model::Model;
-use thawline::models::{GRAPH, Spec};
+use thawline::models::{GRAPH, GraphFile, Spec};
 use thawline::plan::Input;
 use thawline::preprocessing::{PREPROCESSING, Preprocessing};
 use thawline::tensor::HostTensor;
@@ -23,7 +23,8 @@ use thawline::weights;
 /// converted, so that the same values before the first layer give the same logits; what no file can say, such as another
 /// padding or other preprocessing, is listed.
 ///
-/// Safetensors can be of any model. A Keras file is written as a copy of one that Keras wrote, with these weights in it.
+/// Safetensors can be of any model. A file of Keras or TensorFlow.js is written as a copy of one that they wrote, with these
+/// weights in it.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   thawline convert resnet18.pth --out resnet18.safetensors
@@ -32,17 +33,17 @@ use thawline::weights;
   thawline convert tf_efficientnet_b0.safetensors \\
     --to EfficientNetB0.keras --out tuned.keras")]
 pub struct Args {
-    /// The weights: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
+    /// The weights: a safetensors, PyTorch, Keras, TensorFlow.js or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     file: PathBuf,
     #[command(flatten)]
     source: SourceArgs,
     /// The network's name, if the file does not tell
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// What to convert to: a model's name, or a Keras file to be copied [default: what the file holds]
+    /// What to convert to: a model's name, or a file of Keras or TensorFlow.js to be copied [default: what the file holds]
     #[arg(long, value_name = "NAME|FILE")]
     to: Option<String>,
-    /// Where the result goes: FILE.safetensors, FILE.keras or FILE.h5
+    /// Where the result goes: FILE.safetensors, FILE.keras, FILE.h5, or FILE.json for TensorFlow.js
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
@@ -64,7 +65,11 @@ pub fn run(args: Args) -> Result<()> {
     let (file, out) = (args.file.display(), args.out.display());
     let format = args::check_format(&args.out, is_taken)?;
     args::check_distinct(("--out", &args.out), ("the file to convert", &args.file))?;
-    let is_file = |to: &str| Format::of_name(Path::new(to)).is_some_and(|format| is_taken(&format.facts().save));
+    // A graph file is a network, though some weights are in files that end like it.
+    let is_file = |to: &str| {
+        let path = Path::new(to);
+        Format::of_name(path).is_some_and(|format| is_taken(&format.facts().save)) && GraphFile::read(path).is_err()
+    };
     let template = match format.is_copied() {
         false if args.to.as_deref().is_some_and(is_file) => {
             bail!("--out {out}: --to names a file, of which only one with the same ending can be written")

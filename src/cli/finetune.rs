@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thawline::data::DataError;
-use thawline::formats::class_file;
+use thawline::formats::{Format, class_file};
 use thawline::gpu::Device;
 use thawline::graph::Graph;
 use thawline::identify::identify;
@@ -456,8 +456,9 @@ fn summarise(run: &Run) -> Result<()> {
     output::joined(&[metrics, "(and TensorBoard events beside it)".to_owned()], " ")?;
     // Last, since it can fail: the Keras file may be gone by now.
     for file in study::write_own_format(run.settings(), run.folder(), &WEIGHTS_FILES, &Told::quiet())? {
+        let whom = format!("for {}:", Format::of_name(&file).map_or("", |format| format.facts().name));
         let (names, file) = (class_file(&file), file.display());
-        output::line(format_args!("for Keras:    {file} (class names beside it: {})", names.display()))?;
+        output::line(format_args!("{whom:<13} {file} (class names beside it: {})", names.display()))?;
     }
     Ok(())
 }

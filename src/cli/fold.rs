@@ -31,7 +31,7 @@ use thawline::weights::{self, layout};
   thawline fold --weights run/best.safetensors --out folded.safetensors
   thawline fold --weights resnet18.pth --out resnet18.onnx --batch 1")]
 pub struct Args {
-    /// The trained network: a safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub
+    /// The trained network: a safetensors, PyTorch, Keras, TensorFlow.js or ONNX file, or one of a Hugging Face hub
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     weights: PathBuf,
     #[command(flatten)]

@@ -25,7 +25,7 @@ use thawline::weights::{self, Head, StateDict, TensorData};
   thawline inspect --model resnet50 --size 192x256 --json
   thawline inspect --model resnet18 --classes 10 --graph > mine.json")]
 pub struct Args {
-    /// A safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
+    /// A safetensors, PyTorch, Keras, TensorFlow.js or ONNX file, or one of a Hugging Face hub: hf:OWNER/NAME
     #[arg(required_unless_present = "model")]
     file: Option<PathBuf>,
     #[command(flatten)]
@@ -41,10 +41,10 @@ pub struct Args {
     size: Option<Size>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
-    /// Print JSON: {model, classes, size, preprocessing: {resize, crop, interpolation, mean, std, bgr, from: where each comes
-    /// from}, parameters, layers: [{index, number, name, alias, kind, block, shape,
-    /// parameters, tensors}], blocks: their names in order, models: [{name, index, layers}], those that are layers of a Keras model},
-    /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
+    /// Print JSON: {model, classes, size, preprocessing: {resize, crop, interpolation, mean, std, bgr, from: where each
+    /// comes from}, parameters, layers: [{index, number, name, alias, kind, block, shape, parameters, tensors}], blocks:
+    /// their names in order, models: [{name, index, layers}], those that are layers of a Keras model}, and for a file
+    /// {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
     json: bool,
     /// Print the network as a graph file, JSON that every --model takes: to be edited, or to see every number in it

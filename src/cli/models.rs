@@ -7,7 +7,7 @@ use thawline::models::{MODELS, Spec};
 
 /// List the networks that --model takes by name.
 ///
-/// Other networks are described by a graph file, or imported from Keras or ONNX files.
+/// Other networks are described by a graph file, or imported from files of Keras, TensorFlow.js or ONNX.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  thawline models\n  thawline models regnet --json")]
 pub struct Args {

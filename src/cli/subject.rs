@@ -17,7 +17,7 @@ use thawline::weights::StateDict;
 
 #[derive(clap::Args)]
 pub struct SubjectArgs {
-    /// A safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub
+    /// A safetensors, PyTorch, Keras, TensorFlow.js or ONNX file, or one of a Hugging Face hub
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: PathBuf,
     #[command(flatten)]

@@ -30,8 +30,8 @@ pub struct TrainingArgs {
     /// what the weights file holds]
     #[arg(long, value_name = "NAME|FILE")]
     pub model: Option<String>,
-    /// Start from this safetensors, PyTorch, Keras or ONNX file, or one of a Hugging Face hub; a head for another number of
-    /// classes starts anew [default: random weights]
+    /// Start from this safetensors, PyTorch, Keras, TensorFlow.js or ONNX file, or one of a Hugging Face hub; a head for
+    /// another number of classes starts anew [default: random weights]
     #[arg(long, value_name = "FILE|hf:OWNER/NAME")]
     pub weights: Option<PathBuf>,
     #[command(flatten)]
@@ -68,9 +68,9 @@ pub struct TrainingArgs {
     /// The optimiser [default: sgd, the more robust for batch-norm networks]
     #[arg(long, value_enum)]
     optimizer: Option<OptimizerName>,
-    /// Learning rate. `auto` looks for it: finetune by a range test, as lr-find does; compare for each policy apart, by short
-    /// runs on the training images alone. For compare, several rates with commas between are those to choose from [default:
-    /// for finetune 0.01 with sgd; with adamw 0.003, or 0.02 where no convolution trains; for compare auto]
+    /// Learning rate. `auto` looks for it: finetune by a range test, as lr-find does; compare for each policy apart, by
+    /// short runs on the training images alone. For compare, several rates with commas between are those to choose from
+    /// [default: for finetune 0.01 with sgd; with adamw 0.003, or 0.02 where no convolution trains; for compare auto]
     #[arg(long, value_name = "X|auto")]
     pub lr: Option<LrChoice>,
     /// Momentum of sgd [default: 0.9]

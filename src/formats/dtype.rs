@@ -29,6 +29,16 @@ pub(super) enum Dtype {
 }
 
 impl Dtype {
+    /// Bytes of one value in a file.
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::I8 | Self::U8 => 1,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F64 | Self::I64 | Self::U64 => 8,
+        }
+    }
+
     /// Bytes of one value after [`decode`].
     pub(super) fn decoded_size(self) -> usize {
         match self {

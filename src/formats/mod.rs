@@ -16,6 +16,7 @@ mod pytorch;
 mod safetensors;
 #[cfg(test)]
 mod tests;
+mod tfjs;
 
 pub use classes::class_file;
 pub use file::{CLASSES, ModelFile};
@@ -42,6 +43,8 @@ pub enum Format {
     KerasWeights,
     /// HDF5 with a whole model.
     KerasHdf5,
+    /// `model.json` of a layers model of TensorFlow.js, with files of weights beside it.
+    Tfjs,
     Onnx,
 }
 
@@ -75,7 +78,7 @@ pub enum Save {
 }
 
 /// Every format; of two whose endings a name has, the first counts.
-pub static FORMATS: [Facts; 6] = [
+pub static FORMATS: [Facts; 7] = [
     Facts {
         format: Format::Safetensors,
         name: "safetensors",
@@ -127,6 +130,16 @@ pub static FORMATS: [Facts; 6] = [
         is: Some(keras::is_hdf5),
         open: keras::open,
         save: Save::Copy(keras::copied),
+    },
+    Facts {
+        format: Format::Tfjs,
+        name: "TensorFlow.js",
+        endings: &[".json"],
+        alone: false,
+        as_keras: true,
+        is: Some(tfjs::is_tfjs),
+        open: tfjs::open,
+        save: Save::Copy(tfjs::copied),
     },
     Facts {
         format: Format::Onnx,
@@ -252,6 +265,9 @@ fn unknown(bytes: &[u8]) -> String {
         "it is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`".into()
     } else if start.trim_ascii_start().starts_with(b"<") {
         "it is an HTML or XML page, perhaps an error message saved by a download; download it again".into()
+    } else if start.trim_ascii_start().starts_with(b"{") {
+        "it is JSON, but no model.json of TensorFlow.js; a graph file, which holds no weights, is named with --model"
+            .into()
     } else if start.starts_with(b"\x80") {
         "it is a plain pickle without tensors; write it with torch.save(model.state_dict(), …)".into()
     } else {

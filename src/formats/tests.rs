@@ -168,7 +168,7 @@ fn other_files_are_recognised() {
     tar[257..262].copy_from_slice(b"ustar");
     for (bytes, part) in [
         (&b""[..], "it is empty"),
-        (b"not weights at all", "its content is none of safetensors, PyTorch, Keras or ONNX"),
+        (b"not weights at all", "its content is none of safetensors, PyTorch, Keras, TensorFlow.js or ONNX"),
         (&tar, "tar archive"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\n<!DOCTYPE html>", "download it again"),

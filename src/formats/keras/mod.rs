@@ -3,7 +3,8 @@
 //! A file's tensors take the names and layouts that every other file's have here: `stem_conv.weight` OIHW,
 //! `stem_bn.running_var`; a layer of a model within the model has that model's name before its own, as in
 //! `efficientnetb0/stem_bn`. What the file says of the network beside its tensors is in a [`Description`]. [`save`] puts
-//! tensors back into a copy of the file that they came from. Names of classes are in a file beside it, [`class_file`](super::class_file).
+//! tensors back into a copy of the file that they came from. Names of classes are in a file beside it,
+//! [`class_file`](super::class_file).
 
 mod container;
 mod flattened;
@@ -18,9 +19,10 @@ use hdf5_pure::{DType, Dataset, Datatype, DatatypeByteOrder, File, FloatingPoint
 use serde_json::Value;
 
 pub(super) use container::is_archive;
+pub(super) use names::{Node, Part, Variable, listed};
 pub use network::{Imported, KerasConfig, KerasError, Prepared, image_statistics, import};
-pub(super) use save::copied;
 pub use save::save;
+pub(super) use save::{Resized, copied, head, is_same, resize};
 
 use super::dtype::{Dtype, decode};
 use super::{ModelFile, Opening, classes};
@@ -28,7 +30,7 @@ use crate::models::Spec;
 use crate::text::printable;
 use crate::weights::{FileTensor, StateDict, TensorData, WeightsError};
 use container::{Container, Kind};
-use names::{Found, Node, Part, Variable, text};
+use names::{Found, text};
 
 /// What a Keras file says of a network beside its tensors.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -48,7 +50,8 @@ impl Description {
         self.version.as_deref().is_some_and(|version| version.starts_with("2."))
     }
 
-    /// Mean and deviation of the images in the network `spec`, if one `Normalization` layer has them; see [`image_statistics`].
+    /// Mean and deviation of the images in the network `spec`, if one `Normalization` layer has them; see
+    /// [`image_statistics`].
     pub fn image_statistics(&self, spec: &Spec) -> Option<[[f32; 3]; 2]> {
         let mut all = self.normalizations.values();
         let one = all.next().filter(|_| all.next().is_none())?;
@@ -69,7 +72,7 @@ impl Description {
 }
 
 /// What is more than a Keras file is cut off at: the dimensions of a tensor.
-const MAX_RANK: usize = 8;
+pub(super) const MAX_RANK: usize = 8;
 
 /// A dataset may be compressed, so a file's size alone does not bound what it unfolds to.
 const MAX_GROWTH: u64 = 8;
@@ -99,8 +102,8 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<ModelFile, WeightsError> {
     ModelFile::read(opening, state, Some(description))
 }
 
-/// How a model's layers are quantised, if some are: by `Model.quantize`, whose layers then have such a policy for the type of
-/// their values, or by layers of tfmot around them.
+/// How a model's layers are quantised, if some are: by `Model.quantize`, whose layers then have such a policy for the type
+/// of their values, or by layers of tfmot around them.
 fn quantised(config: &Value) -> Option<String> {
     match config {
         Value::Object(entries) => {
@@ -144,7 +147,6 @@ impl Reader {
         }
         let tree = description.config.as_ref().map(Node::all);
         let mut found = names::variables(&root, tree.as_deref())?;
-        let flattened = description.config.as_ref().map(flattened::channels).transpose()?.unwrap_or_default();
         let mut limit = MAX_GROWTH_FROM.max(MAX_GROWTH * bytes.len() as u64);
         for variable in &mut found.variables {
             let dataset = file.dataset(&variable.dataset).map_err(text)?;
@@ -153,36 +155,19 @@ impl Reader {
             if variable.part == Part::Conv && rank == 2 {
                 variable.part = Part::Dense;
             }
-            if variable.part == Part::Dense
-                && let Some(&channels) = flattened.get(&variable.layer)
-            {
-                variable.part = Part::Flattened(channels);
-            }
             let size = size_in_memory(&dataset, bytes.len() as u64)
                 .map_err(|reason| format!("`{}`: {reason}", variable.dataset))?;
             limit = limit
                 .checked_sub(size)
                 .ok_or_else(|| format!("its tensors unfold to more than {} times the file", MAX_GROWTH))?;
         }
-        let mut reader = Self { container, file, description, found };
-        reader.description.normalizations = reader.normalizations()?;
-        Ok(reader)
-    }
-
-    fn normalizations(&self) -> Result<BTreeMap<String, [Vec<f32>; 2]>, String> {
-        let mut found: BTreeMap<String, [Vec<f32>; 2]> = BTreeMap::new();
-        for variable in &self.found.variables {
-            let index = match variable.part {
-                Part::ImageMean => 0,
-                Part::ImageVariance => 1,
-                _ => continue,
-            };
-            let TensorData::F32(values) = self.tensor(variable)?.data else {
-                return Err(format!("`{}` holds integers", variable.dataset));
-            };
-            found.entry(variable.layer.clone()).or_default()[index] = values;
+        if let Some(config) = &description.config {
+            find_flattened(&mut found.variables, config)?;
         }
-        Ok(found)
+        let mut reader = Self { container, file, description, found };
+        reader.description.normalizations =
+            normalizations(&reader.found.variables, |variable| reader.tensor(variable))?;
+        Ok(reader)
     }
 
     /// A variable's values in the file's own layout.
@@ -246,29 +231,7 @@ impl Reader {
     }
 
     fn state(self) -> Result<(StateDict, Description), String> {
-        let mut state = StateDict::default();
-        for variable in &self.found.variables {
-            let Some(name) = variable.tensor() else { continue };
-            // Counts and seeds are of no use to a network.
-            if matches!(&variable.part, Part::Other(label) if label == "count" || label.contains("seed")) {
-                continue;
-            }
-            let tensor = to_ours(self.tensor(variable)?, &variable.part)
-                .map_err(|reason| format!("`{}`: {reason}", variable.dataset))?;
-            if state.tensors.insert(name.clone(), tensor).is_some() {
-                return Err(format!("it has two tensors for `{name}`"));
-            }
-        }
-        // What a batch norm lacks has no effect: gamma is one then, and beta zero.
-        for Variable { layer, .. } in self.found.variables.iter().filter(|variable| variable.part == Part::Mean) {
-            let Some(mean) = state.tensors.get(&format!("{layer}.running_mean")) else { continue };
-            let shape = mean.shape.clone();
-            let count = mean.data.len();
-            for (part, value) in [("weight", 1.0), ("bias", 0.0)] {
-                let absent = FileTensor::f32(shape.clone(), vec![value; count]);
-                state.tensors.entry(format!("{layer}.{part}")).or_insert(absent);
-            }
-        }
+        let mut state = state(&self.found.variables, |variable| self.tensor(variable))?;
         let is_dense = |variable: &Variable| variable.part == Part::Dense;
         if self.description.config.is_none() && self.found.flattens && self.found.variables.iter().any(is_dense) {
             state.notes.push(
@@ -279,6 +242,68 @@ impl Reader {
         }
         Ok((state, self.description))
     }
+}
+
+/// The tensors of variables that have the values `tensor`, in the layouts that tensors have here.
+pub(super) fn state(
+    variables: &[Variable],
+    tensor: impl Fn(&Variable) -> Result<FileTensor, String>,
+) -> Result<StateDict, String> {
+    let mut state = StateDict::default();
+    for variable in variables {
+        let Some(name) = variable.tensor() else { continue };
+        // Counts and seeds are of no use to a network.
+        if matches!(&variable.part, Part::Other(label) if label == "count" || label.contains("seed")) {
+            continue;
+        }
+        let tensor =
+            to_ours(tensor(variable)?, &variable.part).map_err(|reason| format!("`{}`: {reason}", variable.dataset))?;
+        if state.tensors.insert(name.clone(), tensor).is_some() {
+            return Err(format!("it has two tensors for `{name}`"));
+        }
+    }
+    // What a batch norm lacks has no effect: gamma is one then, and beta zero.
+    for Variable { layer, .. } in variables.iter().filter(|variable| variable.part == Part::Mean) {
+        let Some(mean) = state.tensors.get(&format!("{layer}.running_mean")) else { continue };
+        let shape = mean.shape.clone();
+        let count = mean.data.len();
+        for (part, value) in [("weight", 1.0), ("bias", 0.0)] {
+            let absent = FileTensor::f32(shape.clone(), vec![value; count]);
+            state.tensors.entry(format!("{layer}.{part}")).or_insert(absent);
+        }
+    }
+    Ok(state)
+}
+
+/// Mean and variance of each layer that normalises images and keeps them as variables, which have the values `tensor`.
+pub(super) fn normalizations(
+    variables: &[Variable],
+    tensor: impl Fn(&Variable) -> Result<FileTensor, String>,
+) -> Result<BTreeMap<String, [Vec<f32>; 2]>, String> {
+    let mut found: BTreeMap<String, [Vec<f32>; 2]> = BTreeMap::new();
+    for variable in variables {
+        let index = match variable.part {
+            Part::ImageMean => 0,
+            Part::ImageVariance => 1,
+            _ => continue,
+        };
+        let TensorData::F32(values) = tensor(variable)?.data else {
+            return Err(format!("`{}` holds integers", variable.dataset));
+        };
+        found.entry(variable.layer.clone()).or_default()[index] = values;
+    }
+    Ok(found)
+}
+
+/// Says of the Dense layers that take a flattened image how many channels it has.
+pub(super) fn find_flattened(variables: &mut [Variable], config: &Value) -> Result<(), String> {
+    let flattened = flattened::channels(config)?;
+    for variable in variables.iter_mut().filter(|variable| variable.part == Part::Dense) {
+        if let Some(&channels) = flattened.get(&variable.layer) {
+            variable.part = Part::Flattened(channels);
+        }
+    }
+    Ok(())
 }
 
 fn shape(dataset: &Dataset) -> Result<Vec<usize>, String> {
@@ -361,6 +386,9 @@ fn to_ours(tensor: FileTensor, part: &Part) -> Result<FileTensor, String> {
             let pixels = pixels(cin, channels)?;
             FileTensor::f32([cout, cin], permuted(&values, [pixels, channels, cout, 1], [2, 1, 0, 3]))
         }
+        (Part::Depthwise, &[_, _, _, multiplier]) => {
+            return Err(format!("depth_multiplier={multiplier} is not supported, only 1"));
+        }
         (Part::Conv | Part::Depthwise | Part::Dense | Part::Flattened(_), _) => {
             return Err(format!("it is {shape:?}, which no kernel is"));
         }
@@ -369,7 +397,7 @@ fn to_ours(tensor: FileTensor, part: &Part) -> Result<FileTensor, String> {
 }
 
 /// The inverse of [`to_ours`], for a tensor of the network's.
-fn to_keras(tensor: &FileTensor, part: &Part) -> Result<(Vec<usize>, Vec<f32>), String> {
+pub(super) fn to_keras(tensor: &FileTensor, part: &Part) -> Result<(Vec<usize>, Vec<f32>), String> {
     let TensorData::F32(values) = &tensor.data else { return Err("it holds integers".to_owned()) };
     let shape = &tensor.shape[..];
     Ok(match (part, shape) {

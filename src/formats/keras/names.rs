@@ -25,7 +25,7 @@ pub(super) const MAX_PATHS: usize = 32 << 20;
 
 /// A layer as a configuration lists it.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(in crate::formats) struct Node {
     pub(super) name: String,
     pub(super) class: String,
     /// For a batch norm or a layer norm, whether it has gamma, and beta.
@@ -36,7 +36,7 @@ pub(super) struct Node {
 
 impl Node {
     /// The layers that a model's configuration lists.
-    pub(super) fn all(config: &Value) -> Vec<Self> {
+    pub(in crate::formats) fn all(config: &Value) -> Vec<Self> {
         Self::within(config, 0)
     }
 
@@ -64,7 +64,7 @@ impl Node {
 
 /// What a dataset holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Part {
+pub(in crate::formats) enum Part {
     /// `[KH, KW, Cin, Cout]`
     Conv,
     /// `[KH, KW, C, 1]`
@@ -89,18 +89,18 @@ pub(super) enum Part {
 
 /// A dataset that holds a tensor.
 #[derive(Clone, Debug)]
-pub(super) struct Variable {
+pub(in crate::formats) struct Variable {
     /// The layer, with the models that it is in before it: `base/stem_bn`. The two halves of a separable convolution are
     /// layers of their own, `name.depthwise` and `name.pointwise`.
-    pub(super) layer: String,
-    pub(super) part: Part,
-    /// Where it is in the HDF5 file.
-    pub(super) dataset: String,
+    pub(in crate::formats) layer: String,
+    pub(in crate::formats) part: Part,
+    /// Where it is in the HDF5 file, or what else it is called.
+    pub(in crate::formats) dataset: String,
 }
 
 impl Variable {
     /// The name that its tensor has in a [`StateDict`](crate::weights::StateDict), if it is one of the network's.
-    pub(super) fn tensor(&self) -> Option<String> {
+    pub(in crate::formats) fn tensor(&self) -> Option<String> {
         let part = match &self.part {
             Part::Conv | Part::Depthwise | Part::Dense | Part::Flattened(_) | Part::Gamma => "weight",
             Part::Bias | Part::Beta => "bias",
@@ -370,6 +370,28 @@ fn named(model: &Group, at: &str, tree: Option<&[Node]>, found: &mut Found) -> R
         }
     }
     Ok(())
+}
+
+/// The variables of a list of names, `stem_bn/gamma`. Those of a model within the model may have its name before their own.
+pub(in crate::formats) fn listed(names: &[&str], tree: &[Node]) -> Result<Vec<Variable>, String> {
+    let mut left = MAX_PATHS;
+    let mut within = Leaves::new();
+    leaves(tree, "", &mut left, &mut within)?;
+    let mut labels: HashMap<Option<&str>, HashSet<&str>> = HashMap::new();
+    for name in names {
+        labels.entry(owner(name)).or_default().insert(label(name));
+    }
+    let mut variables = Vec::new();
+    for name in names {
+        let of = owner(name);
+        let (layer, node) = descendant(&within, of.unwrap_or_default())
+            .map_err(|reason| format!("it has a weight `{name}`, but {reason}"))?;
+        charge(&mut left, &layer)?;
+        let (half, part) =
+            part_of(name, Some(node), |label| labels.get(&of).is_some_and(|labels| labels.contains(label)));
+        variables.push(Variable { layer: format!("{layer}{half}"), part, dataset: (*name).to_owned() });
+    }
+    Ok(variables)
 }
 
 /// The strings of an attribute, which Keras cuts into `name0`, `name1`, … where it is too long.

@@ -112,18 +112,7 @@ impl Copied {
         changes.sort_by(|a, b| a.dataset.cmp(&b.dataset));
         resized.sort_by(|a, b| a.dataset.cmp(&b.dataset));
 
-        let head = match &resized[..] {
-            [] => None,
-            [Resized { layer, old, new, .. }, ..]
-                if resized.iter().all(|other| other.layer == *layer && other.keeps_inputs()) =>
-            {
-                Some((layer.as_str(), [old, new].map(|shape| shape.last().copied().unwrap_or(0))))
-            }
-            [Resized { dataset, old, new, .. }, ..] => {
-                let dataset = printable(dataset);
-                return Err(refused(format!("`{dataset}` is {old:?}, and the network's is {new:?}")));
-            }
-        };
+        let head = head(&resized).map_err(refused)?;
         let mut notes = notes(reader.has_optimizer(), head);
         if rounded > 0 {
             notes.push(format!("{} in float16, to which new values are rounded", quantity(rounded, "tensor")));
@@ -216,11 +205,11 @@ impl formats::Copied for Copied {
 }
 
 /// A tensor whose shape changes.
-struct Resized {
-    dataset: String,
-    layer: String,
-    old: Vec<usize>,
-    new: Vec<usize>,
+pub(in crate::formats) struct Resized {
+    pub(in crate::formats) dataset: String,
+    pub(in crate::formats) layer: String,
+    pub(in crate::formats) old: Vec<usize>,
+    pub(in crate::formats) new: Vec<usize>,
 }
 
 impl Resized {
@@ -228,6 +217,25 @@ impl Resized {
     fn keeps_inputs(&self) -> bool {
         let [old, new] = [&self.old, &self.new].map(|shape| shape.split_last().map(|(_, inputs)| inputs));
         old == new
+    }
+}
+
+/// The layer that has another number of outputs, and the numbers, old and new; none if no tensor changes its shape.
+///
+/// # Errors
+/// Another shape changes.
+pub(in crate::formats) fn head(resized: &[Resized]) -> Result<Option<(&str, [usize; 2])>, String> {
+    match resized {
+        [] => Ok(None),
+        [Resized { layer, old, new, .. }, ..]
+            if resized.iter().all(|other| other.layer == *layer && other.keeps_inputs()) =>
+        {
+            Ok(Some((layer, [old, new].map(|shape| shape.last().copied().unwrap_or(0)))))
+        }
+        [Resized { dataset, old, new, .. }, ..] => {
+            let dataset = printable(dataset);
+            Err(format!("`{dataset}` is {old:?}, and the network's is {new:?}"))
+        }
     }
 }
 
@@ -318,7 +326,7 @@ fn notes(trained: bool, head: Option<(&str, [usize; 2])>) -> Vec<String> {
 }
 
 /// Whether the values are those that the file has, bit by bit.
-fn is_same(old: &FileTensor, shape: &[usize], values: &[f32]) -> bool {
+pub(in crate::formats) fn is_same(old: &FileTensor, shape: &[usize], values: &[f32]) -> bool {
     let same = |old: &[f32]| old.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits());
     old.shape == shape && matches!(&old.data, TensorData::F32(old) if old.len() == values.len() && same(old))
 }
@@ -343,7 +351,7 @@ impl Reader {
 const OPTIMIZERS: [&str; 2] = ["optimizer", "optimizer_weights"];
 
 /// Gives the layer `path` another number of outputs in a configuration, and those behind it that many inputs.
-fn resize(config: &mut Value, path: &str, outputs: [usize; 2]) -> Result<(), String> {
+pub(in crate::formats) fn resize(config: &mut Value, path: &str, outputs: [usize; 2]) -> Result<(), String> {
     let unknown = || {
         let layer = printable(path);
         format!("its configuration has no layer `{layer}`, whose number of outputs would have to change")
