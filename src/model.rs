@@ -206,6 +206,19 @@ impl Model {
     pub fn of(file: impl Into<ModelFile>, options: Options) -> Result<Self, OpenError> {
         let file = file.into();
         let config = file.tensors.origin.as_deref().map(Config::beside).transpose()?.flatten().unwrap_or_default();
+        Self::of_configured(file, options, config)
+    }
+
+    /// As [`of`](Self::of), of weights that lie beside no `config.json`: with what one would say.
+    ///
+    /// # Errors
+    /// Those of [`open_with`](Self::open_with).
+    pub fn of_configured(
+        file: impl Into<ModelFile>,
+        options: Options,
+        config: Config,
+    ) -> Result<Self, OpenError> {
+        let file = file.into();
         // A network that only takes other images than the one of its name is still meant by that name.
         let named = match options.spec.clone() {
             Some(named) if named.file().is_none() => {

@@ -97,13 +97,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn layers(price: &Price, kernels: bool) -> Result<()> {
-    let row = |number: String, name: &str, axes: &str, runs: String, phases: &Phases| {
+    let row = |number: String, name: &str, mode: String, runs: String, phases: &Phases| {
         let backward = phases.backward;
         let moved = phases.forward.moved_bytes + backward.moved_bytes + phases.update.moved_bytes;
         vec![
             number,
             name.to_owned(),
-            notable(axes),
+            mode,
             runs,
             output::or_blank(phases.forward.flops, output::flops),
             output::or_blank(backward.flops, output::flops),
@@ -115,19 +115,12 @@ fn layers(price: &Price, kernels: bool) -> Result<()> {
     // What has nothing to set and runs nothing is a part of the layer above.
     let shown = layers.filter(|l| !l.axes.is_empty() || !l.phases.kernels.is_empty());
     let runs = |names: &[&str]| if kernels { output::counted(names) } else { roles(names) };
-    let rows = shown.map(|l: &LayerPrice| row(l.number.clone(), &l.name, &l.axes, runs(&l.phases.kernels), &l.phases));
+    let rows = shown.map(|l: &LayerPrice| row(l.number.clone(), &l.name, l.mode(), runs(&l.phases.kernels), &l.phases));
     let runs = if kernels { output::counted(&price.rest.kernels) } else { String::new() };
-    let rest = row(String::new(), "input and loss", "", runs, &price.rest);
+    let rest = row(String::new(), "input and loss", String::new(), runs, &price.rest);
     let titles = [">#", "layer", "axes", "runs", ">forward", ">backward", ">moved", ">kept"];
     let spare = ["runs", "moved", "#", "backward", "kept", "forward"];
     output::table(&titles, &spare, rows.chain([rest]))
-}
-
-/// The axes that are not at their frozen values, or `frozen`.
-fn notable(axes: &str) -> String {
-    const FROZEN: [&str; 5] = ["weights=frozen", "stats=running", "update=off", "affine=none", "var=unbiased"];
-    let words: Vec<&str> = axes.split(", ").filter(|word| !FROZEN.contains(word)).collect();
-    if words.is_empty() { "frozen".into() } else { words.join(", ") }
 }
 
 /// What kernels are for, in a word each: without the layer's kind, and without the second passes of reductions.
@@ -180,10 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn axes_and_kernels_in_short() {
-        assert_eq!(notable("weights=frozen"), "frozen");
-        assert_eq!(notable("stats=running, update=off, affine=gamma, var=unbiased"), "affine=gamma");
-        assert_eq!(notable(""), "");
+    fn kernels_in_short() {
         let kernels = ["conv2d_forward", "conv2d_weight_grad", "sum_partials", "sgd_step", "sgd_step"];
         assert_eq!(roles(&kernels), "forward, weight grad, sgd");
         let kernels = ["batch_norm_stats", "batch_norm_stats_merge", "batch_norm_grad_reduce", "batch_norm_grad_batch"];

@@ -46,6 +46,15 @@ pub struct LayerPrice {
     pub phases: Phases,
 }
 
+impl LayerPrice {
+    /// The axes that are not at their frozen values, or `frozen`; in short what the policy does with the layer.
+    pub fn mode(&self) -> String {
+        const FROZEN: [&str; 5] = ["weights=frozen", "stats=running", "update=off", "affine=none", "var=unbiased"];
+        let words: Vec<&str> = self.axes.split(", ").filter(|word| !FROZEN.contains(word)).collect();
+        if words.is_empty() { "frozen".into() } else { words.join(", ") }
+    }
+}
+
 /// The phases of a step.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Phases {
@@ -220,4 +229,28 @@ fn layers(graph: &Graph, cost: &Cost) -> Vec<LayerPrice> {
             phases: Phases::of(cost),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mode_is_what_is_not_frozen() {
+        let nothing = || Phases {
+            forward: Amount::default(),
+            backward: Amount::default(),
+            update: Amount::default(),
+            kept_bytes: 0,
+            kernels: Vec::new(),
+        };
+        let mode = |axes: &str| {
+            let (number, name) = ("0".to_owned(), "bn1".to_owned());
+            LayerPrice { index: 0, number, name, kind: "bn", shape: [1; 4], axes: axes.into(), phases: nothing() }
+                .mode()
+        };
+        assert_eq!(mode("weights=frozen"), "frozen");
+        assert_eq!(mode("stats=running, update=off, affine=gamma, var=unbiased"), "affine=gamma");
+        assert_eq!(mode(""), "");
+    }
 }

@@ -61,7 +61,8 @@ impl Config {
         }
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    /// What the text of a config.json says; nothing if it is not one of timm's.
+    pub fn parse(text: &[u8]) -> Option<Self> {
         let Json { architecture, pretrained_cfg } = serde_json::from_slice(text).ok()?;
         let size = |of: fn(&Pretrained) -> Option<[usize; 3]>| {
             let [_, height, width] = pretrained_cfg.as_ref().and_then(of)?;
