@@ -254,6 +254,36 @@ fn mobilenet_v3_large() {
 }
 
 #[test]
+fn mobilenet_v3_small() {
+    check("mobilenet_v3_small");
+}
+
+#[test]
+fn densenet121() {
+    check("densenet121");
+}
+
+#[test]
+fn regnet_y_400mf() {
+    check("regnet_y_400mf");
+}
+
+#[test]
+fn shufflenet_v2_x1_0() {
+    check("shufflenet_v2_x1_0");
+}
+
+#[test]
+fn inception_v3() {
+    check("inception_v3");
+}
+
+#[test]
+fn convnext_tiny() {
+    check("convnext_tiny");
+}
+
+#[test]
 fn keras_efficientnet_b0() {
     check("keras_efficientnet_b0");
 }

@@ -47,13 +47,14 @@ pub struct Case {
     pub loss: Losses,
     pub logits_before: Logits,
     pub logits_after: Logits,
-    /// Gradients of the last step, before weight decay: every trainable parameter.
+    /// Gradients of the last step, before weight decay: every trainable parameter, or those of some layers where the file
+    /// has `part`.
     pub grads: BTreeMap<String, Summary>,
     /// The same parameters after the last step.
     pub params: BTreeMap<String, Summary>,
     /// Running means and variances that move, after the last step; their layers' `num_batches_tracked` is `steps`.
     pub stats: BTreeMap<String, Summary>,
-    /// Everything else in the file: must not have changed by a bit.
+    /// Everything else in the file, or what some layers have of it: must not have changed by a bit.
     pub frozen: Vec<String>,
 }
 
@@ -319,6 +320,12 @@ mod tests {
             "efficientnet_b0",
             "mobilenet_v2",
             "mobilenet_v3_large",
+            "mobilenet_v3_small",
+            "densenet121",
+            "regnet_y_400mf",
+            "shufflenet_v2_x1_0",
+            "inception_v3",
+            "convnext_tiny",
             "keras_efficientnet_b0",
         ] {
             let golden: Golden = load(model);

@@ -179,13 +179,33 @@ def logits_summary(truth, single):
     return {"f64": [digits(x, 10) for x in flat(truth)], "err32": digits(distance(single, truth), 3)}
 
 
+def layer_of(name):
+    return name.rsplit(".", 1)[0]
+
+
+def listed_layers(case, run):
+    """The layers whose tensors the file has where it has only a part: every so many, and the first and the last that
+    train. None where it has all."""
+    if "part" not in case:
+        return None
+    first, every = case["part"]
+    trained = list(dict.fromkeys(map(layer_of, run.params)))
+    layers = list(dict.fromkeys([*trained, *map(layer_of, [*run.stats, *run.frozen])]))
+    return {trained[0], trained[-1], *layers[first::every]}
+
+
 def record(case, stream, truth, single, least):
     """A case as the files hold it. `least` is the margin to the nearest kink, infinite where there is none."""
 
-    def summaries(t64, t32):
-        return {name: summary(t64[name], t32[name], norm_of(t64[name])) for name in t64}
+    listed = listed_layers(case, truth)
 
-    norms = {name: gradient_norm(name, truth.grads) for name in truth.grads}
+    def kept(names):
+        return [name for name in names if listed is None or layer_of(name) in listed]
+
+    def summaries(t64, t32):
+        return {name: summary(t64[name], t32[name], norm_of(t64[name])) for name in kept(t64)}
+
+    norms = {name: gradient_norm(name, truth.grads) for name in kept(truth.grads)}
     return {
         **case,
         "images": stream,
@@ -197,7 +217,7 @@ def record(case, stream, truth, single, least):
         "grads": {name: summary(truth.grads[name], single.grads[name], norm) for name, norm in norms.items()},
         "params": summaries(truth.params, single.params),
         "stats": summaries(truth.stats, single.stats),
-        "frozen": truth.frozen,
+        "frozen": kept(truth.frozen),
     }
 
 
@@ -236,7 +256,20 @@ def sgd(lr=0.05, momentum=0.9, nesterov=False, weight_decay=1e-3):
 
 
 def case(
-    model, classes, n, h, w, policy, steps, sets=(), values=(), optimizer=None, tag=None, smoothing=0.0, accumulate=1
+    model,
+    classes,
+    n,
+    h,
+    w,
+    policy,
+    steps,
+    sets=(),
+    values=(),
+    optimizer=None,
+    tag=None,
+    smoothing=0.0,
+    accumulate=1,
+    part=None,
 ):
     optimizer = optimizer or sgd()
     name = "-".join([policy] + ([tag] if tag else []) + [optimizer["kind"], str(steps)])
@@ -255,4 +288,5 @@ def case(
         "accumulate": accumulate,
         "label_smoothing": smoothing,
         "optional": accumulate > 1,  # PyTorch itself has no word on how a window's statistics are committed
+        **({"part": list(part)} if part else {}),
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the PyTorch parity goldens, one JSON file a model, beside this script.
 
-Usage: generate.py [--only SUBSTRING | --missing]    (README.md says what is in the files, and how to read them)
+Usage: generate.py [--models NAMES] [--only SUBSTRING | --missing]    (README.md says what is in the files)
 
 Each case is trained three times from the same f32 values: in f64 (the truth), in f32 as PyTorch does it (the
 yardstick), and in f32 with other kernels and another memory layout (a stand-in for a foreign implementation, see
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import StochasticDepth
@@ -32,7 +33,7 @@ from common import case, distance, estimated_distance, results, sgd
 # than this many times the f32 error around it may fall on either side of it in another f32 implementation. One such
 # element moves a gradient by far more than rounding does, so the images are chosen to keep clear of it.
 MARGIN = 6.0
-KINKS = {nn.ReLU: [0.0], nn.ReLU6: [0.0, 6.0], nn.Hardswish: [-3.0, 3.0], nn.Hardsigmoid: [-3.0, 3.0]}
+KINKS = {F.relu: [0.0], F.hardtanh: [0.0, 6.0], F.hardswish: [-3.0, 3.0], F.hardsigmoid: [-3.0, 3.0]}
 IMAGE_STREAMS = 2000
 
 
@@ -142,7 +143,8 @@ class ResNetTiny(nn.Module):
 
 def make(model, classes, norm_layer):
     """The network with `norm_layer` for its batch norms, and with nothing that drops at random."""
-    net = ResNetTiny(classes) if model == "resnet_tiny" else getattr(models, model)(num_classes=classes)
+    options = {"aux_logits": False, "init_weights": False} if model == "inception_v3" else {}
+    net = ResNetTiny(classes) if model == "resnet_tiny" else getattr(models, model)(num_classes=classes, **options)
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
@@ -205,10 +207,24 @@ def layers_of(net):
         nn.Linear: "linear",
         PolicyBatchNorm: "bn",
         nn.BatchNorm2d: "bn",
+        nn.LayerNorm: "layer_norm",
         nn.Dropout: "dropout",
         StochasticDepth: "stochastic_depth",
     }
-    return {name: kind for name, m in net.named_modules() for cls, kind in kinds.items() if isinstance(m, cls)}
+    layers = {}
+    for name, module in net.named_modules():
+        # ConvNeXt's blocks have one as a parameter of their own, which acts before their stochastic depth.
+        if isinstance(module, StochasticDepth) and hasattr(net.get_submodule(name.rpartition(".")[0]), "layer_scale"):
+            layers[f"{name.rpartition('.')[0]}.layer_scale"] = "layer_scale"
+        layers |= {name: kind for cls, kind in kinds.items() if isinstance(module, cls)}
+    return layers
+
+
+def parameters_of(net, layer, kind):
+    """Role and parameter."""
+    if kind == "layer_scale":
+        return [("layer_scale", net.get_parameter(layer))]
+    return net.get_submodule(layer).named_parameters()
 
 
 def selected(selector, layers):
@@ -258,6 +274,22 @@ def resolve(policy, sets, layers):
 # ---- One training run ------------------------------------------------------------------------------------------------
 
 
+class Watch(TorchFunctionMode):
+    """Shows `run` what goes into activations and max pools, be they modules or functions."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in KINKS:
+            self.run.watch_activation(args[0], KINKS[function])
+        elif function in (F.max_pool2d, torch.max_pool2d):
+            self.run.watch_max_pool(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
 class Run:
     """A case in training: `step` as often as wanted, then `finish`, then read the results."""
 
@@ -268,20 +300,22 @@ class Run:
         images = torch.from_numpy(common.images(stream, case["n"], case["h"], case["w"]))
         self.images = images.to(dtype=dtype, memory_format=layout)
         self.labels = torch.from_numpy(common.labels(case["n"], case["classes"]))
-        self.axes = resolve(case["policy"], case["sets"], layers_of(self.net))
+        layers = layers_of(self.net)
+        self.axes = resolve(case["policy"], case["sets"], layers)
         self.losses, self.kinks = [], []
         groups = []
         for name, axes in self.axes.items():
-            module = self.net.get_submodule(name)
             if "affine" in axes:
+                module = self.net.get_submodule(name)
                 module.axes = axes
                 module.weight.requires_grad = axes["affine"] in ("gamma", "both")
                 module.bias.requires_grad = axes["affine"] in ("beta", "both")
-            for role, p in module.named_parameters():
+            decays = layers[name] in ("conv", "linear")
+            for role, p in parameters_of(self.net, name, layers[name]):
                 if "weights" in axes:
                     p.requires_grad = axes["weights"] == "train"
                 if p.requires_grad:
-                    decay = case["optimizer"]["weight_decay"] if "weights" in axes and role == "weight" else 0.0
+                    decay = case["optimizer"]["weight_decay"] if decays and role == "weight" else 0.0
                     rate = case["optimizer"]["lr"] * float(axes.get("lr", 1))
                     groups.append({"params": [p], "weight_decay": decay, "lr": rate})
         o = case["optimizer"]
@@ -298,23 +332,16 @@ class Run:
     def forward(self):
         """The loss of each micro-batch; leaves in `kinks` what decides which way a gradient flows."""
         self.kinks = []
-        hooks = []
         for module in self.net.modules():
-            if type(module) in KINKS:
-                hooks.append(module.register_forward_pre_hook(self.watch_activation))
-            elif isinstance(module, nn.MaxPool2d):
-                hooks.append(module.register_forward_pre_hook(self.watch_max_pool))
-            elif isinstance(module, PolicyBatchNorm):
+            if isinstance(module, PolicyBatchNorm):
                 module.window = []
         self.net.train()
         parts = self.case["accumulate"]
-        with torch.backends.mkldnn.flags(enabled=not self.other):
+        with torch.backends.mkldnn.flags(enabled=not self.other), Watch(self):
             losses = [
                 F.cross_entropy(self.net(x), y, label_smoothing=self.case["label_smoothing"]) / parts
                 for x, y in zip(self.images.chunk(parts), self.labels.chunk(parts))
             ]
-        for hook in hooks:
-            hook.remove()
         return losses
 
     def step(self):
@@ -338,16 +365,17 @@ class Run:
         shape = (self.case["model"], self.case["classes"], values, self.case["accumulate"], tuple(self.images.shape))
         return (*shape, trainable, tuple((a["stats"], a["domain"]) for a in self.axes.values() if "stats" in a))
 
-    def watch_activation(self, activation, inputs):
-        if inputs[0].requires_grad:
-            self.kinks.extend(inputs[0].detach().double() - kink for kink in KINKS[type(activation)])
+    def watch_activation(self, inputs, kinks):
+        if inputs.requires_grad:
+            self.kinks.extend(inputs.detach().double() - kink for kink in kinks)
 
-    def watch_max_pool(self, pool, inputs):
+    def watch_max_pool(self, inputs, kernel_size, stride, padding=0, dilation=1, ceil_mode=False, **_):
         """The gap between the two largest values of each window; windows of zeros pass no gradient below the ReLU."""
-        x = inputs[0].detach()
-        if inputs[0].requires_grad:
-            padded = F.pad(x, [pool.padding] * 4, value=-1.0)
-            windows = padded.unfold(2, pool.kernel_size, pool.stride).unfold(3, pool.kernel_size, pool.stride)
+        assert dilation == 1 and not ceil_mode
+        x = inputs.detach()
+        if inputs.requires_grad:
+            padded = F.pad(x, [padding] * 4, value=-1.0)
+            windows = padded.unfold(2, kernel_size, stride).unfold(3, kernel_size, stride)
             top = windows.flatten(4).topk(2).values
             gap = torch.where(top[..., 0] > 0, top[..., 0] - top[..., 1], torch.ones_like(top[..., 0]))
             self.kinks.append(gap)
@@ -503,6 +531,19 @@ def small(model, policy, n, sets, values, lr):
     return case(model, 10, n, 32, 36, policy, 5, sets=sets, values=values, optimizer=sgd(lr=lr))
 
 
+def parts(model, every, *runs, late=None):
+    """Cases of one and of three steps, of which the file has every so many layers, others in each case. A run is a
+    policy, the images' shape, rules, initial values, an optimiser and perhaps a tag. Three steps bring thrice as many
+    activations near to their kinks as one: where that is too many, nothing before `late` trains."""
+    runs = [(run, steps) for run in runs for steps in (1, 3)]
+    for i, ((policy, (n, h, w), sets, values, optimizer, *tag), steps) in enumerate(runs):
+        tag = tag[0] if tag else None
+        if late and steps > 1 and not tag:
+            sets, tag = [*sets, f"!from:{late} -> weights=frozen, affine=none"], "late"
+        rest = {"sets": sets, "values": values, "optimizer": optimizer, "tag": tag}
+        yield case(model, 10, n, h, w, policy, steps, part=(i % every, every), **rest)
+
+
 # What the initial values must do. Under running statistics, which are not the network's own, the signal must neither
 # die out nor blow up on its way: gamma is about 1 where nothing is added, and less at the end of a residual branch, and
 # gates are three quarters open. ReLU6 has two kinks and a million inputs a step: where batch norms normalise by the
@@ -551,6 +592,65 @@ MOBILENET_V3 = [
     ["features.*.1.weight", 0.87, 0.2],
 ]
 RESNEXT = [["fc.weight", 0.0, 0.1], ["*.bn3.weight", 0.5, 0.05]]
+
+# Where batch norms normalise by the batch, a beta of one or two keeps ReLU's inputs clear of zero, as above; but not in
+# front of a max pool or a transition that leads straight to further batch norms: they take away again what gamma and
+# beta do, unless the ReLU clamps much of it, and leave gradients of rounding.
+DENSENET = [
+    ["classifier.weight", 0.0, 0.1],
+    ["features.norm0.bias", -0.2, 0.3],
+    ["*.denseblock1.*.norm1.bias", 1.2, 0.7],
+    ["*.denseblock*.norm?.bias", 2.0, 0.7],
+    ["*.transition1.norm.bias", 0.5, 0.5],
+    ["*.transition[23].norm.bias", 1.5, 0.7],
+]
+DENSENET_RUNNING = [["classifier.weight", 0.0, 0.2], ["*norm?.weight", 1.0, 0.2]]
+REGNET = [
+    ["fc.weight", 0.0, 0.1],
+    ["*.se.fc2.bias", 1.0, 0.5],
+    ["*.f.[ab].1.bias", 2.0, 0.7],
+    ["*.proj.1.bias", 2.0, 0.7],
+    ["*.f.c.1.weight", 0.3, 0.1],
+]
+REGNET_RUNNING = [
+    ["fc.weight", 0.0, 0.1],
+    ["*.se.fc2.bias", 1.0, 0.5],
+    ["*.f.[ab].1.weight", 1.1, 0.2],
+    ["*.f.c.1.weight", 0.5, 0.1],
+    ["*.1.weight", 1.0, 0.2],
+]
+MOBILENET_V3_SMALL = [
+    ["classifier.3.weight", 0.0, 0.3],
+    ["features.[1-3].block.?.1.bias", 1.0, 0.5],
+    ["features.*.fc2.bias", 1.0, 0.5],
+    ["features.*.1.weight", 0.87, 0.2],
+]
+INCEPTION = [["fc.weight", 0.0, 0.1], ["Mixed_7?.*.bn.bias", 1.5, 0.7], ["*.bn.bias", 1.0, 0.7]]
+INCEPTION_RUNNING = [["fc.weight", 0.0, 0.1], ["*.bn.weight", 1.0, 0.2]]
+SHUFFLENET = [
+    ["fc.weight", 0.0, 0.1],
+    ["stage?.*.branch1.3.bias", 1.2, 0.6],
+    ["stage?.*.branch2.[16].bias", 1.2, 0.6],
+    ["conv5.1.bias", 1.2, 0.6],
+]
+SHUFFLENET_RUNNING = [
+    ["fc.weight", 0.0, 0.1],
+    ["*.branch1.[13].weight", 1.0, 0.2],
+    ["*.branch2.[146].weight", 1.0, 0.2],
+]
+# Inception's max pools have too many windows with two values that are nearly equal.
+FROM_MIXED_7A = ["!from:Mixed_7a -> weights=frozen, affine=none"]
+# Layer norms and layer scales have no values of their own in `common.initial`.
+CONVNEXT = [
+    ["*.layer_scale", 1.0, 0.5],
+    ["features.0.1.weight", 1.0, 0.2],
+    ["features.[246].0.weight", 1.0, 0.2],
+    ["features.*.block.2.weight", 1.0, 0.2],
+    ["classifier.0.weight", 1.0, 0.2],
+]
+NO_DEPTH = ["kind:stochastic_depth -> dropout=off"]
+THAW_FEATURES_6 = ["from:features.6 -> weights=train"]
+NORMS = ["kind:layer_norm -> weights=train", "kind:layer_scale -> weights=train"]
 
 FROZEN_LAYER1 = [
     "name:layer1.* -> weights=frozen",
@@ -618,6 +718,50 @@ CASES = [
     small("mobilenet_v3_large", "full", 8, NO_DROPOUT + KEEP_99, MOBILENET_V3, 0.001),
     small("mobilenet_v3_large", "keras-guide", 4, NO_DROPOUT, MOBILENET_V3, 0.0005),
     small("mobilenet_v3_large", "bn-only", 8, NO_DROPOUT + KEEP_99, MOBILENET_V3, 0.005),
+    *parts(
+        "densenet121",
+        5,
+        ("full", (4, 32, 64), [], DENSENET, sgd(lr=0.002)),
+        ("keras-guide", (2, 32, 36), [], DENSENET_RUNNING, sgd(lr=0.002)),
+        ("bn-only", (4, 32, 64), [], DENSENET, sgd(lr=0.005)),
+        late="features.denseblock3",
+    ),
+    *parts(
+        "regnet_y_400mf",
+        3,
+        ("full", (4, 32, 64), [], REGNET, sgd(lr=0.002)),
+        ("keras-guide", (2, 32, 40), [], REGNET_RUNNING, sgd(lr=0.002)),
+        ("bn-only", (4, 32, 64), [], REGNET, sgd(lr=0.005)),
+    ),
+    *parts(
+        "mobilenet_v3_small",
+        3,
+        ("full", (4, 32, 64), NO_DROPOUT + KEEP_99, MOBILENET_V3_SMALL, sgd(lr=0.001)),
+        ("keras-guide", (2, 32, 40), NO_DROPOUT, MOBILENET_V3_SMALL, sgd(lr=0.0005)),
+        ("bn-only", (4, 32, 64), NO_DROPOUT + KEEP_99, MOBILENET_V3_SMALL, sgd(lr=0.005)),
+    ),
+    *parts(
+        "convnext_tiny",
+        3,
+        ("full", (3, 32, 64), NO_DEPTH, CONVNEXT, sgd(lr=0.002)),
+        ("head", (3, 32, 64), NO_DEPTH + NORMS, CONVNEXT, sgd(lr=0.005), "norms"),
+        ("head", (3, 32, 64), NO_DEPTH + THAW_FEATURES_6, CONVNEXT, adamw(lr=1e-4), "thaw-features.6"),
+    ),
+    *parts(
+        "inception_v3",
+        5,
+        ("full", (4, 75, 107), NO_DROPOUT + FROM_MIXED_7A, INCEPTION, sgd(lr=0.002), "late"),
+        ("keras-guide", (2, 75, 83), NO_DROPOUT, INCEPTION_RUNNING, sgd(lr=0.002)),
+        ("bn-only", (4, 75, 107), NO_DROPOUT + FROM_MIXED_7A, INCEPTION, sgd(lr=0.005), "late"),
+        late="Mixed_7a",
+    ),
+    *parts(
+        "shufflenet_v2_x1_0",
+        3,
+        ("full", (4, 32, 64), [], SHUFFLENET, sgd(lr=0.0005)),
+        ("keras-guide", (2, 32, 40), [], SHUFFLENET_RUNNING, sgd(lr=0.0002)),
+        ("bn-only", (4, 32, 64), [], SHUFFLENET, sgd(lr=0.005)),
+    ),
 ]
 
 INFERENCE = [  # model, initial values
@@ -635,12 +779,16 @@ TRAINED = list(dict.fromkeys(c["model"] for c in CASES))  # a file each
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", help="only these models' files, separated by commas; leaves the others as they are")
     parser.add_argument("--only", default="", help="only cases whose 'model/name' contains this; writes nothing")
     parser.add_argument("--missing", action="store_true", help="only cases that the present files lack; adds them")
     only, missing = (args := parser.parse_args()).only, args.missing
+    wanted = args.models.split(",") if args.models else TRAINED
+    if unknown := set(wanted) - set(TRAINED):
+        sys.exit(f"no cases of {', '.join(unknown)}")
     header = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
     present = {}  # the images that the present files use are tried first: finding them took most of the time
-    for model in TRAINED:
+    for model in wanted:
         path = Path(__file__).with_name(f"{model}.json")
         if path.exists():
             golden = json.loads(path.read_text())
@@ -651,11 +799,11 @@ def main():
     check_against_the_plain_modes()
     print("PolicyBatchNorm agrees with nn.BatchNorm2d", flush=True)
 
-    records = {model: [] for model in TRAINED}
+    records = {model: [] for model in wanted}
     ratios = []
     for c in CASES:
         label = f"{c['model']}/{c['name']}"
-        if only not in label:
+        if only not in label or c["model"] not in wanted:
             continue
         if missing and label in present:
             records[c["model"]].append(present[label])
@@ -681,7 +829,9 @@ def main():
             f"{time.time() - start:.0f} s",
             flush=True,
         )
-    inference = [infer(model, values) for model, values in INFERENCE if only in f"inference/{model}"]
+    inference = []
+    if not args.models:
+        inference = [infer(model, values) for model, values in INFERENCE if only in f"inference/{model}"]
     if ratios:
         r = np.array(ratios)
         print(
@@ -692,7 +842,8 @@ def main():
     if not only:
         for model, rows in records.items():
             common.write(Path(__file__).with_name(f"{model}.json"), {"model": model, **header}, rows)
-        common.write(Path(__file__).with_name("inference.json"), header, inference)
+        if inference:
+            common.write(Path(__file__).with_name("inference.json"), header, inference)
 
 
 if __name__ == "__main__":
