@@ -425,32 +425,7 @@ impl Display {
 
 fn summarise(lab: &Lab) -> Result<()> {
     let (comparison, timings) = (lab.comparison(), lab.timings());
-    let of = |arm: &Arm, accuracy: fn(&ArmRun) -> Option<f64>| -> (usize, f64, f64) {
-        let accuracies: Vec<f64> = arm.runs.iter().filter_map(accuracy).collect();
-        let (mean, deviation) = mean_and_deviation(&accuracies);
-        (accuracies.len(), mean, deviation)
-    };
-    let drift = |arm: &Arm| {
-        let mean = |drift: &[f64]| drift.iter().sum::<f64>() / drift.len() as f64;
-        mean_and_deviation(&arm.runs.iter().map(|run| mean(&run.end.drift)).collect::<Vec<_>>()).0
-    };
     if events::are_on() {
-        let policies = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
-            let (_, mean, deviation) = of(arm, ArmRun::last_accuracy);
-            json!({
-                "policy": arm.name,
-                "runs": arm.runs.len(),
-                "lr": events::number(arm.lr(comparison)),
-                "diverged": arm.diverged().count(),
-                "val_top1": events::number(mean),
-                "deviation": events::number(deviation),
-                "best_val_top1": events::number(of(arm, ArmRun::best_accuracy).1),
-                "step_ms": events::number(took.step_ms),
-                "flops": arm.step.amount.flops,
-                "kept_bytes": arm.step.kept_bytes,
-                "drift": events::number(drift(arm)),
-            })
-        });
         let mut weights = study::write_own_format(&lab.setup().settings, lab.folder(), &[WINNER_FILE], &Told::quiet())?;
         if comparison.winner.is_some() {
             weights.insert(0, lab.folder().join(WINNER_FILE));
@@ -460,22 +435,22 @@ fn summarise(lab: &Lab) -> Result<()> {
             "weights": weights,
             "folder": lab.folder(),
             "report": lab.folder().join(PAGE_FILE),
-            "policies": policies.collect::<Vec<_>>(),
+            "policies": report::events::policies(comparison, timings),
             "conclusion": report::conclusion(comparison),
         }));
     }
     let rows = comparison.arms.iter().zip(&timings.arms).map(|(arm, took)| {
-        let (runs, mean, deviation) = of(arm, ArmRun::last_accuracy);
+        let (runs, mean, deviation) = arm.spread(ArmRun::last_accuracy);
         vec![
             arm.name.clone(),
             arm.lr(comparison).to_string(),
             if arm.diverged().next().is_some() { "diverged".to_owned() } else { percent(mean) },
             if runs > 1 { format!("± {:.2}", 100.0 * deviation) } else { String::new() },
-            percent(of(arm, ArmRun::best_accuracy).1),
+            percent(arm.spread(ArmRun::best_accuracy).1),
             output::ms(took.step_ms),
             output::flops(arm.step.amount.flops),
             output::bytes(arm.step.kept_bytes),
-            format!("{:.3}", drift(arm)),
+            format!("{:.3}", arm.drift()),
         ]
     });
     let titles = ["policy", ">lr", ">val top-1", ">spread", ">best epoch", ">step", ">arithmetic", ">kept", ">drift"];

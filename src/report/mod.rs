@@ -9,6 +9,7 @@ mod comparison;
 mod conclusion;
 mod doctor;
 mod evaluation;
+pub mod events;
 mod lr_find;
 mod metrics;
 mod page;

@@ -6,10 +6,15 @@ use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard};
 use thawline::compile::CompileError;
+use thawline::data::DataError;
+use thawline::formats::FormatError;
 use thawline::gpu::GpuError;
 use thawline::identify::IdentifyError;
+use thawline::lab::LabError;
 use thawline::model::OpenError;
 use thawline::policy::PolicyError;
+use thawline::report::ReportError;
+use thawline::study::StudyError;
 use thawline::train::TrainError;
 
 /// The exceptions, which are defined in Python.
@@ -128,14 +133,11 @@ impl From<OpenError> for Error {
             | OpenError::Graph(_)
             | OpenError::Network(_)
             | OpenError::Export(_)
-            | OpenError::Keras { .. }
+            | OpenError::Format(FormatError::Graph(_) | FormatError::Keras { .. })
             | OpenError::Nothing => Kind::Model,
-            OpenError::Identify(_)
-            | OpenError::Weights(_)
-            | OpenError::OtherClasses { .. }
-            | OpenError::Preprocessing { .. }
-            | OpenError::OneSet { .. }
-            | OpenError::NoTemplate { .. } => Kind::Weights,
+            OpenError::Identify(_) | OpenError::Weights(_) | OpenError::Format(_) | OpenError::Preprocessing { .. } => {
+                Kind::Weights
+            }
             OpenError::OtherFolders { .. } | OpenError::UnknownClass { .. } => Kind::Image,
         };
         Self::of(kind, &error)
@@ -157,6 +159,52 @@ impl From<TrainError> for Error {
             _ => Kind::Other,
         };
         Self::of(kind, &error)
+    }
+}
+
+impl From<DataError> for Error {
+    fn from(error: DataError) -> Self {
+        Self::of(Kind::Image, &error)
+    }
+}
+
+impl From<LabError> for Error {
+    fn from(error: LabError) -> Self {
+        match error {
+            LabError::Train(error) => error.into(),
+            LabError::Policy { .. } | LabError::SameName { .. } => Self::of(Kind::Policy, &error),
+            LabError::NoValidation | LabError::NothingToSearchOn => Self::of(Kind::Image, &error),
+            _ => Self::of(Kind::Other, &error),
+        }
+    }
+}
+
+impl From<ReportError> for Error {
+    fn from(error: ReportError) -> Self {
+        Self::of(Kind::Other, &error)
+    }
+}
+
+impl From<StudyError> for Error {
+    fn from(error: StudyError) -> Self {
+        match error {
+            StudyError::Train(error) => error.into(),
+            StudyError::Lab(error) => error.into(),
+            StudyError::Open(error) => error.into(),
+            StudyError::Policy(error) => error.into(),
+            StudyError::Option(_) | StudyError::NoHead { .. } | StudyError::Seeds { .. } => {
+                Self::of(Kind::Argument, &error)
+            }
+            StudyError::Classes { .. } => Self::of(Kind::Image, &error),
+            StudyError::Identify(_)
+            | StudyError::GraphFile(_)
+            | StudyError::Folded { .. }
+            | StudyError::OtherOrder { .. }
+            | StudyError::OtherNames { .. } => Self::of(Kind::Weights, &error),
+            StudyError::Path { .. } | StudyError::NoRate | StudyError::OwnFormat { .. } => {
+                Self::of(Kind::Other, &error)
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod model;
 mod plan;
 mod policy;
 mod session;
+mod study;
 mod training;
 
 use pyo3::prelude::*;
@@ -25,6 +26,9 @@ fn _thawline(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<plan::Plan>()?;
     module.add_class::<policy::Policy>()?;
     module.add_class::<session::Session>()?;
+    module.add_class::<study::Comparison>()?;
+    module.add_function(wrap_pyfunction!(study::finetune, module)?)?;
+    module.add_function(wrap_pyfunction!(study::compare, module)?)?;
     module.add_function(wrap_pyfunction!(device::devices, module)?)?;
     module.add_function(wrap_pyfunction!(model::models, module)?)?;
     module.add_function(wrap_pyfunction!(policy::recipes, module)?)

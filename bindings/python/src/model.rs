@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use thawline::formats;
 use thawline::gpu;
 use thawline::graph::{Graph, LayerId, Role};
 use thawline::model::{self, Options, Size};
@@ -210,7 +211,7 @@ impl Model {
         let size = size.map(Size::from);
         let keywords = Keywords { model, classes, size, head, seed, class_names, preprocessing };
         detached(py, || {
-            let inner = model::Model::of(model::read(&path, weights_set)?, keywords.options()?)?;
+            let inner = model::Model::of(formats::open(&path, weights_set)?, keywords.options()?)?;
             keywords.finish(inner, _file)
         })
     }
@@ -509,6 +510,14 @@ impl Model {
 
     pub fn weights(&self) -> &Arc<Vec<HostTensor>> {
         &self.weights
+    }
+
+    /// The library's model with these weights, for a run to start from.
+    pub fn to_start(&self) -> Result<model::Model, Error> {
+        let inner = &self.network.inner;
+        let network = self.network.build(1, self.size)?;
+        let state = Some(weights::to_state(&network, &self.weights));
+        Ok(model::Model { state, class_names: inner.class_names.clone(), ..inner.without_weights() })
     }
 
     /// The size asked for, or the model's own.

@@ -1,6 +1,7 @@
 """The Python of README.md and docs/python.md runs as it stands there."""
 
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -24,11 +25,12 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert "step / full" in capsys.readouterr().out
 
 
-def test_the_guide_runs(tmp_path, monkeypatch, capsys):
+def test_the_guide_runs(tmp_path, photos, monkeypatch, capsys):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
     pytest.importorskip("keras", reason="Keras is not installed")
     # The files that the guide opens.
+    shutil.copytree(photos, tmp_path / "photos")
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     run(ROOT / "docs/python.md", tmp_path, monkeypatch)
     assert (tmp_path / "tuned.safetensors").exists()

@@ -8,7 +8,20 @@
 >>> session.save("tuned.safetensors")
 """
 
-from thawline._thawline import Device, Model, Plan, Policy, Session, __version__, devices, models, recipes
+from thawline._thawline import (
+    Comparison,
+    Device,
+    Model,
+    Plan,
+    Policy,
+    Session,
+    __version__,
+    compare,
+    devices,
+    finetune,
+    models,
+    recipes,
+)
 from thawline.bridges import from_keras, from_torch
 from thawline.errors import (
     DeviceError,
@@ -21,6 +34,7 @@ from thawline.errors import (
 )
 
 __all__ = [
+    "Comparison",
     "Device",
     "DeviceError",
     "ImageError",
@@ -34,7 +48,9 @@ __all__ = [
     "ThawlineError",
     "WeightsError",
     "__version__",
+    "compare",
     "devices",
+    "finetune",
     "from_keras",
     "from_torch",
     "models",

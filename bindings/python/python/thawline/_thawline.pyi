@@ -1,6 +1,9 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, Union
+
+from typing_extensions import Unpack
 
 import keras
 import numpy as np
@@ -258,6 +261,86 @@ class Session:
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Goes on where another session of the same model, policy and optimiser was."""
+
+class Comparison:
+    """What a comparison of policies found."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def report(self) -> Path: ...
+    @property
+    def weights(self) -> list[Path]: ...
+    @property
+    def rows(self) -> list[dict[str, Any]]: ...
+    @property
+    def conclusion(self) -> list[str]: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def _repr_html_(self) -> str: ...
+
+class _Options(TypedDict, total=False):
+    classes: int
+    size: _Size
+    epochs: int
+    batch: int
+    accumulate: int
+    seed: int
+    optimizer: _Optimizer
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    label_smoothing: float
+    class_weights: _Path
+    sampler: Literal["shuffled", "balanced"]
+    patience: int
+    schedule: Literal["constant", "cosine", "step"]
+    warmup: int
+    final_lr: float
+    step_epochs: int
+    gamma: float
+    augment: Literal["none", "flip", "crop", "crop-flip"]
+    train_images: int
+    val_fraction: float
+    skip_broken: bool
+    exif: Literal["apply", "ignore"]
+    max_pixels: int
+    head: Literal["keep", "new"]
+    then: Literal["recalibrate"]
+    weights_set: str
+
+def finetune(
+    weights: Model | _Path | None,
+    data: _Path,
+    out: _Path,
+    policy: _Policy | None = None,
+    *,
+    model: str | None = None,
+    lr: float | Literal["auto"] | None = None,
+    device: _Device | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+    resume: bool = False,
+    **options: Unpack[_Options],
+) -> dict[str, Any]:
+    """Fine-tunes a network on a folder of images: `thawline finetune`."""
+
+def compare(
+    weights: Model | _Path | None,
+    data: _Path,
+    out: _Path,
+    policies: Sequence[_Policy] | None = None,
+    *,
+    model: str | None = None,
+    seeds: int = 3,
+    lr: float | Sequence[float] | Literal["auto"] | None = None,
+    cache_mib: int = 1024,
+    device: _Device | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+    resume: bool = False,
+    **options: Unpack[_Options],
+) -> Comparison:
+    """Compares policies on the same images, from the same weights, with the same budget: `thawline compare`."""
 
 class Device:
     """A GPU, or a driver that computes on the CPU."""
