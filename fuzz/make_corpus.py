@@ -713,7 +713,7 @@ def onnx_files():
         "dims-short": dims([4, 3, 3]),
         "image-huge": image([1, 3, 2**40, 2**40]),
         "image-large": image([1, 3, 2**31, 2**31]),
-        "image-negative": image([1, 3, -8, -8]),
+        "good-image-open": image([-1, 3, -8, -8]),
         "image-of-5-colours": image([1, 5, 8, 8]),
         "data-up": outside("../../../../etc/passwd"),
         "data-absolute": outside("/etc/passwd"),
@@ -923,7 +923,7 @@ def layers_model(change=lambda model: None, data=None):
         return {"class_name": class_name, "config": {"name": name, **config}}
 
     layers = [
-        of("Conv2D", "conv", filters=2, kernel_size=[1, 1], batch_input_shape=[None, 4, 4, 3], use_bias=True),
+        of("Conv2D", "conv", filters=2, kernel_size=[1, 1], strides=[1, 1], padding="valid", batch_input_shape=[None, 4, 4, 3], use_bias=True),
         of("BatchNormalization", "bn"),
         of("GlobalAveragePooling2D", "pool"),
         of("Dense", "dense", units=2, activation="softmax"),

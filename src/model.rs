@@ -213,11 +213,7 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`open_with`](Self::open_with).
-    pub fn of_configured(
-        file: impl Into<ModelFile>,
-        options: Options,
-        config: Config,
-    ) -> Result<Self, OpenError> {
+    pub fn of_configured(file: impl Into<ModelFile>, options: Options, config: Config) -> Result<Self, OpenError> {
         let file = file.into();
         // A network that only takes other images than the one of its name is still meant by that name.
         let named = match options.spec.clone() {

@@ -734,7 +734,7 @@ fn convert_writes_nothing_that_is_wrong() {
     let to = out.to_str().unwrap();
     let convert = |args: &[&str], expected: &str| fails(&[&["convert", &weights, "--force"], args].concat(), expected);
     convert(&["--out", &outputs.text("out.pth")], "PyTorch's own files are read, not written; write .safetensors");
-    convert(&["--out", &outputs.text("out.bin")], "must end in .safetensors, .keras, .weights.h5 or .h5");
+    convert(&["--out", &outputs.text("out.bin")], "must end in .safetensors, .keras, .weights.h5, .h5 or .json");
     convert(&["--out", &weights], "are the same file");
     convert(&["--out", &outputs.text("out.keras")], "a copy of another; name one with the same ending as --to");
     convert(&["--out", &outputs.text("out.keras"), "--to", "other.h5"], "with the same ending as --to");
@@ -758,7 +758,7 @@ fn fold_writes_nothing_that_is_wrong() {
     };
     fs::write(&out, "precious").unwrap();
     let out = out.to_str().unwrap();
-    fold(&weights, &outputs.text("out.pth"), &[], ".safetensors or .onnx");
+    fold(&weights, &outputs.text("out.pth"), &[], "PyTorch's own files are read, not written; write .safetensors");
     fold(&weights, &outputs.text("out"), &[], ".safetensors or .onnx");
     fold(&weights, out, &["--no-fold"], "--no-fold is for ONNX");
     fold(&weights, out, &["--batch", "2"], "--batch is for ONNX");

@@ -383,8 +383,8 @@ impl ModelArgs {
         self.weights.as_ref().map(|name| source::open(name, &self.source)).transpose()
     }
 
-    /// As [`read_for`](Self::read_for), with the weights file's content, which may lack a head if `head` says so. Prints
-    /// what the user should know of the file.
+    /// As [`read_for`](Self::read_for), with the weights file's content, which may lack a head if `head` says so. Prints what
+    /// the user should know of the file.
     pub fn of(&self, file: Option<ModelFile>, head: Head, asked: Parts, size: Option<Size>) -> Result<Model> {
         let options = model::Options {
             spec: self.model.as_deref().map(spec).transpose()?,
@@ -458,8 +458,8 @@ pub fn check_output(path: &Path, ForceArgs { force }: ForceArgs) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a name for a file that is to be written which is no format's, or one's whose files are not written in a way that
-/// is `taken`.
+/// Refuses a name for a file that is to be written which is no format's, or one's whose files are not written in a way that is
+/// `taken`.
 pub fn check_format(out: &Path, taken: impl Fn(&Save) -> bool) -> Result<Format> {
     let format = Format::of_name(out);
     if let Some(Save::Never(instead)) = format.map(|format| &format.facts().save) {

@@ -41,10 +41,10 @@ pub struct Args {
     size: Option<Size>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
-    /// Print JSON: {model, classes, size, preprocessing: {resize, crop, interpolation, mean, std, bgr, from: where each
-    /// comes from}, parameters, layers: [{index, number, name, alias, kind, block, shape, parameters, tensors}], blocks:
-    /// their names in order, models: [{name, index, layers}], those that are layers of a Keras model}, and for a file
-    /// {file: {path, tensors, values, batches_tracked, metadata}}
+    /// Print JSON: {model, classes, size, preprocessing: {resize, crop, interpolation, mean, std, bgr, from: where each comes
+    /// from}, parameters, layers: [{index, number, name, alias, kind, block, shape,
+    /// parameters, tensors}], blocks: their names in order, models: [{name, index, layers}], those that are layers of a Keras model},
+    /// and for a file {file: {path, tensors, values, batches_tracked, metadata}}
     #[arg(long)]
     json: bool,
     /// Print the network as a graph file, JSON that every --model takes: to be edited, or to see every number in it

@@ -190,10 +190,13 @@ fn activations_are_operators() {
     assert_eq!(between(&sloped), only(Act::LeakyRelu(factor(0.3))));
     assert_eq!(between(&read(with_float(node("LeakyRelu"), "alpha", 0.0)).unwrap()), only(Act::Relu));
     assert_eq!(between(&read(with_text(node("Gelu"), "approximate", "tanh")).unwrap()), only(Act::GeluTanh));
+    let steep = read(node("HardSigmoid")).unwrap();
+    let acts = [Act::ScaleBy(factor(1.2)), Act::HardSigmoid].map(|act| LayerOp::Activation { act });
+    assert_eq!(between(&steep), acts);
     for (node, expected) in [
         (with_float(node("LeakyRelu"), "alpha", -0.3), "alpha -0.3 is not supported"),
         (with_float(node("Elu"), "alpha", 0.5), "alpha 0.5 is not supported; 1 is"),
-        (node("HardSigmoid"), "alpha 0.2 and beta 0.5 are not supported; 1/6 and 1/2 are"),
+        (with_float(node("HardSigmoid"), "beta", 0.4), "alpha 0.2 and beta 0.4 are not supported; a positive alpha"),
         (with_text(node("Gelu"), "approximate", "fast"), "the approximation `fast` is not supported"),
         (node("Selu"), "(Selu): the operator is not supported"),
     ] {

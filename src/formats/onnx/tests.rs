@@ -75,7 +75,8 @@ fn described(network: &Graph) -> Vec<Entry> {
     };
     let mut layers = GraphFile::of(about, only).unwrap().layers().to_vec();
     for layer in &mut layers {
-        // ONNX has no word for it.
+        // ONNX has no word for either.
+        layer.position.clear();
         if let LayerOp::Bn { var, .. } = &mut layer.op {
             *var = Averaging::PYTORCH.var;
         }

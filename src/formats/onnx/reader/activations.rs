@@ -22,10 +22,17 @@ impl<'a> Reader<'a> {
             "HardSigmoid" => {
                 attributes(&node, &["alpha", "beta"])?;
                 let (alpha, beta) = (float(&node, "alpha", 0.2)?, float(&node, "beta", 0.5)?);
-                if !near(alpha, 1.0 / 6.0) || !near(beta, 0.5) {
-                    return Err(format!("alpha {alpha} and beta {beta} are not supported; 1/6 and 1/2 are"));
+                let stretch = Factor::new(6.0 * alpha).filter(|_| alpha > 0.0);
+                let (Some(stretch), true) = (stretch, near(beta, 0.5)) else {
+                    return Err(format!(
+                        "alpha {alpha} and beta {beta} are not supported; a positive alpha with a beta of 1/2 is"
+                    ));
+                };
+                let mut x = self.operand(node, 0)?;
+                // Of another slope, as Paddle's and Keras 2's, it is that of a multiple.
+                if !near(alpha, 1.0 / 6.0) {
+                    x = self.pointwise(node, LayerOp::Activation { act: Act::ScaleBy(stretch) }, x)?;
                 }
-                let x = self.operand(node, 0)?;
                 return self.activate(node, Act::HardSigmoid, x).map(Some);
             }
             "HardSwish" => Act::HardSwish,
