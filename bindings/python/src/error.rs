@@ -16,6 +16,7 @@ use thawline::policy::PolicyError;
 use thawline::report::ReportError;
 use thawline::study::StudyError;
 use thawline::train::TrainError;
+use thawline::weights::WeightsError;
 
 /// The exceptions, which are defined in Python.
 mod exceptions {
@@ -159,6 +160,18 @@ impl From<TrainError> for Error {
             _ => Kind::Other,
         };
         Self::of(kind, &error)
+    }
+}
+
+impl From<WeightsError> for Error {
+    fn from(error: WeightsError) -> Self {
+        Self::of(Kind::Weights, &error)
+    }
+}
+
+impl From<FormatError> for Error {
+    fn from(error: FormatError) -> Self {
+        OpenError::from(error).into()
     }
 }
 

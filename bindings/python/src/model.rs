@@ -395,7 +395,7 @@ impl Model {
     fn _save_copy(&self, py: Python<'_>, template: PathBuf, path: PathBuf) -> PyResult<Vec<String>> {
         detached(py, || {
             let state = weights::to_state(&self.network.build(1, self.size)?, &self.weights);
-            Ok(model::save(&state, Some(&template), &path)?)
+            Ok(formats::save(&state, Some(&template), &path)?)
         })
     }
 
@@ -516,8 +516,10 @@ impl Model {
     pub fn to_start(&self) -> Result<model::Model, Error> {
         let inner = &self.network.inner;
         let network = self.network.build(1, self.size)?;
-        let state = Some(weights::to_state(&network, &self.weights));
-        Ok(model::Model { state, class_names: inner.class_names.clone(), ..inner.without_weights() })
+        let mut start = inner.without_weights();
+        start.state = Some(weights::to_state(&network, &self.weights));
+        start.class_names.clone_from(&inner.class_names);
+        Ok(start)
     }
 
     /// The size asked for, or the model's own.
