@@ -120,7 +120,7 @@ def main(folder):
         print(f"{name}: a step, of loss {loss:.4f}; {written} {'has the trained weights' if same else 'DIFFERS'}", flush=True)
         worst = worst if same else 1.0
     print(f"at most {worst:.1e} apart")
-    sys.exit(worst > MOST)
+    sys.exit(bool(worst > MOST))
 
 
 def is_norm(layer):

@@ -348,7 +348,7 @@ impl Images {
             return Err(StudyError::Folded { file });
         }
         let classes = &self.folder.classes;
-        let other = |names: &&Vec<String>| *names != classes;
+        let other = |names: &&Vec<String>| names.len() == classes.len() && *names != classes;
         let Some(names) = model.class_names.as_ref().filter(other).filter(|_| options.head.is_none()) else {
             return Ok(());
         };

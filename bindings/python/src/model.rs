@@ -290,7 +290,8 @@ impl Model {
         self.network.name()
     }
 
-    /// The framework that has the network and calls it so: "torchvision", "timm" or "Keras"; None of others.
+    /// The framework whose network it is, with the preprocessing that it has there: "torchvision", "timm" or "Keras"; None of
+    /// others.
     #[getter]
     fn library(&self) -> Option<&'static str> {
         self.network.inner.spec.library()

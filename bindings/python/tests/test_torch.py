@@ -140,7 +140,7 @@ def test_a_timm_module_tells_its_network_and_preprocessing(images):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     module = timm.create_model("resnet18.a1_in1k", pretrained=False, num_classes=5).eval()
     model = thawline.from_torch(module)
-    assert (model.name, model.library, model.classes) == ("timm_resnet18", "timm", 5)
+    assert (model.name, model.classes) == ("resnet18", 5)
     data = timm.data.resolve_model_data_config(module)
     found = model.preprocessing
     assert found["mean"] == pytest.approx(data["mean"]) and found["crop"] == pytest.approx(data["crop_pct"])

@@ -107,7 +107,12 @@ fn imported(model: &ModelProto, name: &str, folder: Option<&Path>) -> Result<Imp
     }
 
     let nodes = needed(graph, logits.name())?;
-    let mut reader = Reader::new(graph, &nodes, images, folder, logits.name())?;
+    // Paddle ends with one.
+    let logits = nodes.iter().rev().fold(logits.name(), |name, node| match &node.proto.input[..] {
+        [from] if node.op_type() == "Identity" && node.output() == name => from.as_str(),
+        _ => name,
+    });
+    let mut reader = Reader::new(graph, &nodes, images, folder, logits)?;
     for node in nodes {
         reader.read(node)?;
     }

@@ -93,6 +93,23 @@ fn factor(value: f32) -> Factor {
 }
 
 #[test]
+fn an_identity_behind_the_softmax_is_nothing() {
+    let mut model = behind_conv(vec![node_of("Relu", &["x"], "y", &[])], &[]);
+    let graph = model.graph.as_mut().unwrap();
+    let end = graph.output[0].name().to_owned();
+    graph.node.push(node_of("Softmax", &[&end], "probabilities", &[]));
+    graph.node.push(node_of("Identity", &["probabilities"], "result", &[]));
+    graph.output[0].name = Some("result".into());
+    let imported = imported(&model).unwrap();
+    assert_eq!(between(&imported), only(Act::Relu));
+    assert!(
+        imported.notes.iter().any(|note| note.contains("the Softmax at the end is left out")),
+        "{:?}",
+        imported.notes
+    );
+}
+
+#[test]
 fn every_layer_comes_back() {
     let pixels = Padding::Pixels;
     let conv = |channels| LayerOp::Conv {

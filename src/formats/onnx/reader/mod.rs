@@ -72,7 +72,7 @@ impl<'a> Node<'a> {
     }
 
     /// What it gives, which others may read.
-    fn output(self) -> &'a str {
+    pub(super) fn output(self) -> &'a str {
         self.proto.output.first().map_or("", String::as_str)
     }
 
