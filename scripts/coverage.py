@@ -200,7 +200,7 @@ def measure(program, kind, name, folder, result):
     ours, result["recognised"] = steps_of_thawline(program, network.file, batch, lr, names_of(program, kind, name))
     theirs, _ = network.steps(images, labels, torch.float32, lr)
     (loss, change), (own_loss, own_change) = apart(ours, exact), apart(theirs, exact)
-    good = loss <= LOSS and change <= max(CHANGE, 2 * own_change)
+    good = loss <= max(LOSS, own_loss) and change <= max(CHANGE, 2 * own_change)
     result |= {"losses": exact, "lr": lr, "loss": loss, "change": change, "own_loss": own_loss, "own_change": own_change}
     if kind == "keras":
         result["round_trip"] = network.round_trip(program, folder / "back.keras", images)
@@ -431,7 +431,7 @@ def page(program, build):
 save it: state dicts, `.keras` files, and ONNX exports of PyTorch's older exporter with batch norms apart. Thawline opens the file,
 without `--model` where it can, and takes a step of SGD under `full`, without dropout, on {IMAGES} images ({IMAGES_OF_LARGE} for
 networks of more than {LARGE / 1e6:.0f} M parameters) of {SIZE}×{SIZE} pixels, or what the network takes; its length is such that the
-loss changes by about {STEP:.0%}. The loss before it must be that of the framework in 64 bits to {LOSS:.0e}, and the change of the loss
+loss changes by about {STEP:.0%}. The loss before it must be that of the framework in 64 bits to {LOSS:.0e}, or to what its own 32 bits are apart, and the change of the loss
 to {CHANGE:.0%}, or to twice what the framework's own 32 bits are apart: a value that rounds to the other side of a ReLU moves that by
 one or two percent, a wrong gradient by more. `.keras` files are also written back by `convert`: Keras opens the copy, and its logits
 must not move by more than {ROUND_TRIP:.0e} of the largest.""",
